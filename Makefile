@@ -1,0 +1,43 @@
+# The command set, the same for people and for CI. `make` alone lists it.
+# Each target makes `.venv` on first use: with uv where it is installed, else with venv and pip.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: help demo test lint format lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## database, simulator and daemon on this machine, live (ARGS="--duration 60 --rate 2000")
+	@$(BIN)/ingestor demo $(ARGS)
+
+test: $(STAMP) ## all tests, against a real PostgreSQL that is started for them (ARGS="-k coverage -x")
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(STAMP) ## ruff (rules and format) and mypy in strict mode
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the project's format
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+lock: ## choose the newest versions that pyproject.toml allows (needs uv)
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet pyproject.toml --output-file requirements.lock
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev \
+		--output-file requirements-dev.lock
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Exact versions with hashes; the project itself is installed in place, without fetching anything more.
+$(STAMP): requirements-dev.lock pyproject.toml
+	@scripts/make-venv $(VENV) requirements-dev.lock
+	@touch $@

@@ -1,0 +1,178 @@
+"""The batch: numbers repeated ticks and packs each one into a row of PostgreSQL's binary COPY format.
+
+Pure: no I/O, and every instant is passed in. A batch is a run of COPY rows from here to the database; nothing
+is encoded again on the way.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from datetime import UTC, date, datetime, timedelta
+
+from ingestor.model import (
+    DAY,
+    RAW_LIMIT,
+    SECOND,
+    Batch,
+    Micros,
+    Reason,
+    Rejection,
+    Session,
+    SessionEnd,
+    Tick,
+)
+
+# https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format".
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
+COPY_TRAILER = struct.pack("!h", -1)
+
+COLUMNS = ("time", "received_at", "price", "volume", "occurrence", "symbol")
+"""The columns of a packed row, in the order of `market.ticks`."""
+
+MAX_BYTES = 4 * 2**20
+"""A batch of unusually large rejections leaves at this size, whatever its number of rows."""
+
+POSTGRES_EPOCH: Micros = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * SECOND
+"""PostgreSQL counts `timestamptz` in microseconds from here."""
+
+# The number of fields, then each field behind its length; the symbol's bytes follow.
+_ROW = struct.Struct("!h iq iq id iq ii i")
+_KEY = struct.Struct("!qdq")
+
+
+class Numbering:
+    """Counts equal ticks (symbol, time, price, volume) of one session: the `occurrence` of each.
+
+    Remembers the `capacity` keys most recently seen, in order of arrival. No clock decides, so that one tick
+    with a wild time can't empty it. A tick equal to one that was forgotten gets a low number again, and is
+    taken for a copy by the unique key.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._counts: OrderedDict[bytes, int] = OrderedDict()
+
+    def next(self, tick: Tick, symbol: bytes) -> int:
+        """Return how many ticks equal to this one there were, this one included."""
+        key = _KEY.pack(tick.time, tick.price, tick.volume) + symbol
+        counts = self._counts
+        count = counts.get(key, 0) + 1
+        counts[key] = count
+        if count > 1:
+            counts.move_to_end(key)
+        elif len(counts) > self._capacity:
+            counts.popitem(last=False)
+        return count
+
+
+class Batcher:
+    """Collects what one session hears and closes it into numbered batches.
+
+    A batch is full at `max_rows` messages or `MAX_BYTES`; the age limit is the caller's, who has the clock.
+    Coverage given to `cover` must be proved: all that arrived before that instant has been added already.
+    """
+
+    def __init__(self, session: Session, *, max_rows: int, occurrence_keys: int) -> None:
+        self.session = session
+        self._max_rows = max_rows
+        self._numbering = Numbering(occurrence_keys)
+        self._number = 0
+        self._authenticated_at: Micros | None = None
+        self._covered_until: Micros | None = None
+        self._last_message_at: Micros | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._rows = bytearray()
+        self._count = 0
+        self._bytes = 0
+        self._rejections: list[Rejection] = []
+        self._months: set[date] = set()
+        self._month: tuple[Micros, Micros] = (0, 0)  # from and until, of the month entered last
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no message waits to be handed on."""
+        return not self._count and not self._rejections
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the batch must leave now."""
+        return self._count + len(self._rejections) >= self._max_rows or self._bytes >= MAX_BYTES
+
+    def add(self, tick: Tick, received_at: Micros) -> None:
+        """Pack a tick, numbered. It arrived at `received_at`, not earlier than the one before it."""
+        symbol = tick.symbol.encode()
+        occurrence = self._numbering.next(tick, symbol)
+        self._rows += _ROW.pack(
+            6,
+            8, tick.time - POSTGRES_EPOCH,
+            8, received_at - POSTGRES_EPOCH,
+            8, tick.price,
+            8, tick.volume,
+            4, occurrence,
+            len(symbol),
+        )  # fmt: skip
+        self._rows += symbol
+        self._bytes += _ROW.size + len(symbol)
+        self._count += 1
+        if not self._month[0] <= tick.time < self._month[1]:
+            self._enter_month(tick.time)
+        self._last_message_at = received_at
+
+    def _enter_month(self, time: Micros) -> None:
+        moment = datetime.fromtimestamp(time // SECOND, UTC)
+        first = moment.date().replace(day=1)
+        following = (first + timedelta(days=31)).replace(day=1)
+        self._month = (_midnight(first), _midnight(following))
+        self._months.add(first)
+
+    def reject(self, frame: bytes, reason: Reason, received_at: Micros) -> None:
+        """Keep a message that could not become a tick."""
+        position = self._count + len(self._rejections) + 1
+        raw = bytes(frame[:RAW_LIMIT])
+        self._rejections.append(Rejection(position, received_at, reason, raw, len(frame)))
+        self._bytes += len(raw)
+        self._last_message_at = received_at
+
+    def authenticated(self, at: Micros) -> None:
+        """Begin the session's coverage."""
+        self._authenticated_at = at
+        self._covered_until = at
+
+    def cover(self, until: Micros) -> None:
+        """Vouch for the time up to `until`. Never taken back: an earlier instant changes nothing.
+
+        Before authentication there is nothing to vouch for.
+        """
+        if self._covered_until is not None:
+            self._covered_until = max(until, self._covered_until)
+
+    def close(self, end: SessionEnd | None = None) -> Batch:
+        """Return what was collected as the next batch, and start a new one.
+
+        Without messages it is a heartbeat. Coverage reaches at least to the arrival of the last message, once
+        the session is authenticated.
+        """
+        if self._last_message_at is not None:
+            self.cover(self._last_message_at)
+        self._number += 1
+        batch = Batch(
+            session=self.session,
+            number=self._number,
+            rows=bytes(self._rows),
+            count=self._count,
+            months=frozenset(self._months),
+            rejections=tuple(self._rejections),
+            authenticated_at=self._authenticated_at,
+            covered_until=self._covered_until,
+            last_message_at=self._last_message_at,
+            end=end,
+        )
+        self._start()
+        return batch
+
+
+def _midnight(day: date) -> Micros:
+    return (day - date(1970, 1, 1)).days * DAY

@@ -1,0 +1,58 @@
+"""The command line: one file for each command; the only place that prints."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from ingestor import __version__
+from ingestor.cli.check import check
+from ingestor.cli.demo import demo
+from ingestor.cli.migrate import migrate
+from ingestor.cli.replay import replay
+from ingestor.cli.run import run
+from ingestor.cli.simulate import simulate
+from ingestor.errors import IngestorError
+from ingestor.telemetry import scrub
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 78 configuration. "
+    "Settings are environment variables that begin with INGESTOR_; see .env.example.",
+)
+for command in (run, demo, simulate, migrate, check, replay):
+    app.command()(command)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"ingestor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Keep a Financefeast stream alive and put every tick into PostgreSQL, exactly once.
+
+    New here? `ingestor demo` shows everything on this machine, without an account.
+    """
+
+
+def main() -> None:
+    """Run the command line; an expected error is one line for each problem, never a traceback."""
+    try:
+        app()
+    except IngestorError as error:
+        for line in str(error).splitlines():
+            print(f"ingestor: {scrub(line)}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,33 @@
+"""`ingestor run`: the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ingestor import settings as configuration
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import handled
+from ingestor.telemetry import configure, hide
+
+
+def run() -> None:
+    """Record the stream into the database, until SIGTERM or Ctrl-C.
+
+    Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL** (or each as a file: …_FILE), and a database that
+    `ingestor migrate` has prepared. While the database is away, ticks wait in memory; while the stream is away,
+    it reconnects. Ends with 0 after an orderly stop, 1 when ticks could not be written in time, and 78 when a
+    setting is wrong or the token is refused: then a person must act.
+    """
+    settings = configuration.load()
+    hide(settings.read_token())
+    hide(settings.read_database_url())
+    configure(settings.log_level, settings.log_format)
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: configuration.Settings) -> None:
+    with handled() as request:
+        daemon = Daemon(settings)
+        for name in configuration.unknown_variables():
+            daemon.telemetry.warned("unknown_variable", variable=name, note="no setting has this name")
+        await daemon.run(request)

@@ -1,0 +1,1 @@
+"""Coverage: when the market trades, and what of that time was heard."""

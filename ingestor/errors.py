@@ -1,0 +1,68 @@
+"""The tree of errors. Facts are attributes; `hint` says what a person can do about it.
+
+Errors of drivers and libraries are translated where they appear, with ``raise … from exc``. Which of them
+are worth another try is decided in two places only: `ingestor.stream.judge` and `ingestor.store.judge`.
+"""
+
+from __future__ import annotations
+
+from ingestor.model import EndReason
+
+EXIT_CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h: a person must act; a service manager must not restart."""
+
+
+class IngestorError(Exception):
+    """Everything this package raises on purpose."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return the message and the hint in one line."""
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class ConfigurationError(IngestorError):
+    """Something was wrong from the start. `problems` holds one line for each thing to mend."""
+
+    exit_code = EXIT_CONFIGURATION
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class StreamError(IngestorError):
+    """The stream ended, or never began. `reason` is what the session's record will say."""
+
+    def __init__(self, message: str, *, reason: EndReason, close_code: int | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        self.close_code = close_code
+
+
+class StoreError(IngestorError):
+    """The database did not take a batch, and may take it later.
+
+    `sqlstate` and the name of the `constraint` where it said one.
+    """
+
+    def __init__(
+        self, message: str, *, sqlstate: str | None = None, constraint: str | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.sqlstate = sqlstate
+        self.constraint = constraint
+
+
+class SchemaError(StoreError):
+    """The database has no schema of ours, an older one, or one that asks for a newer daemon."""
+
+
+class EmbeddedServerError(IngestorError):
+    """The embedded PostgreSQL could not be found or started."""

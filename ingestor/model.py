@@ -1,0 +1,148 @@
+"""The values that travel between the stages: frozen, slotted, without behaviour.
+
+Every instant in the pipeline is an integer: microseconds since 1970-01-01T00:00:00Z (`Micros`), the
+resolution of PostgreSQL's `timestamptz`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from typing import Literal, TypeAlias
+from uuid import UUID
+
+import msgspec
+
+Micros: TypeAlias = int
+"""An instant: microseconds since the Unix epoch, UTC."""
+
+SECOND: Micros = 1_000_000
+DAY: Micros = 86_400 * SECOND
+
+RAW_LIMIT = 64 * 1024
+"""How much of a rejected message is kept, in bytes."""
+
+
+class Tick(msgspec.Struct, frozen=True, gc=False):
+    """One trade print as the exchange sent it. A struct, because one is made for every message."""
+
+    symbol: str
+    time: Micros
+    price: float
+    volume: int
+
+
+class Reason(StrEnum):
+    """Why a message was not stored as a tick: the fixed list behind `ingest.rejected_messages.reason`."""
+
+    BINARY_FRAME = "binary_frame"
+    MESSAGE_TOO_BIG = "message_too_big"  # in a replay; the stream's session ends instead
+    INVALID_UTF8 = "invalid_utf8"
+    NOT_JSON = "not_json"
+    NOT_AN_OBJECT = "not_an_object"
+    UNKNOWN_TYPE = "unknown_type"
+    MISSING_FIELD = "missing_field"
+    WRONG_TYPE = "wrong_type"
+    PRICE_INVALID = "price_invalid"
+    PRICE_NOT_FINITE = "price_not_finite"
+    VOLUME_INVALID = "volume_invalid"
+    VOLUME_FRACTIONAL = "volume_fractional"
+    VOLUME_NEGATIVE = "volume_negative"
+    VOLUME_TOO_LARGE = "volume_too_large"
+    SYMBOL_INVALID = "symbol_invalid"
+    DATE_INVALID = "date_invalid"
+    DATE_NONEXISTENT = "date_nonexistent"
+    DATE_OUT_OF_RANGE = "date_out_of_range"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A message that could not be stored as a tick, kept with its reason.
+
+    `position` is the message's place in its batch, counted from 1 over ticks and rejections alike.
+    `raw` holds the first `RAW_LIMIT` bytes; `raw_bytes` is the full size.
+    """
+
+    position: int
+    received_at: Micros
+    reason: str
+    raw: bytes
+    raw_bytes: int
+
+
+class EndReason(StrEnum):
+    """Why a session ended: the fixed list behind `ingest.stream_sessions.end_reason`."""
+
+    STOPPED = "stopped"  # we were asked to stop
+    FINISHED = "finished"  # a replay came to the end of its file
+    CLOSED = "closed"  # the server closed the connection, or the network did
+    KEEPALIVE = "keepalive"  # a ping was not answered in time
+    STALL = "stall"  # alive, but mute in trading hours
+    CLOCK_STEP = "clock_step"  # this machine's wall clock was set
+    MESSAGE_TOO_BIG = "message_too_big"
+    PROTOCOL_ERROR = "protocol_error"  # the peer broke RFC 6455
+    BUFFER_FULL = "buffer_full"  # there was no room for more
+    AUTHENTICATION_TIMEOUT = "authentication_timeout"
+    STREAM_LIMIT = "stream_limit"
+    NOT_AUTHORISED = "not_authorised"
+    NO_ACCESS = "no_access"
+    SERVER_ERROR = "server_error"  # an error message with any other text
+    INTERNAL_ERROR = "internal_error"  # our own fault
+    CRASHED = "crashed"  # the process ended without a word; said by its successor
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One connection to the feed (`stream`), or one replay of a file (`replay`).
+
+    The id is a UUIDv7 made here, so that a session can begin while the database is away. Only sessions
+    of kind `stream` count as coverage.
+    """
+
+    id: UUID
+    instance: str
+    endpoint: str
+    connected_at: Micros
+    kind: Literal["stream", "replay"] = "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnd:
+    """When and why a session ended. `close_code` is the WebSocket's, where there was one."""
+
+    at: Micros
+    reason: EndReason
+    close_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What is committed as one: ticks, rejections, and what they prove about coverage.
+
+    `number` counts 1, 2, 3 … in its session; a number once committed is never written again. `rows` are
+    `count` rows of PostgreSQL's binary COPY format for `market.ticks`, without header and trailer, so that
+    batches can be joined. `months` are the first days of the UTC months in which the ticks lie.
+    `covered_until` is None until the session is authenticated.
+    """
+
+    session: Session
+    number: int
+    rows: bytes = b""
+    count: int = 0
+    months: frozenset[date] = frozenset()
+    rejections: tuple[Rejection, ...] = ()
+    authenticated_at: Micros | None = None
+    covered_until: Micros | None = None
+    last_message_at: Micros | None = None
+    end: SessionEnd | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that this batch holds in memory, with an allowance for Python's objects."""
+        return 1024 + len(self.rows) + sum(256 + len(rejection.raw) for rejection in self.rejections)
+
+    @property
+    def is_heartbeat(self) -> bool:
+        """Whether it carries coverage only, so that a newer heartbeat may take its place."""
+        return not self.count and not self.rejections and self.end is None and self.number > 1

@@ -1,0 +1,1 @@
+"""The service: where the stages meet."""

@@ -1,0 +1,156 @@
+"""The checks behind `ingestor check`: each is a name, a verdict, and what was found or what to do."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from urllib.parse import urlsplit
+
+from ingestor import settings as configuration
+from ingestor.errors import ConfigurationError, IngestorError, SchemaError
+from ingestor.service.daemon import prepare_state_directory
+from ingestor.settings import Settings, variable
+from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect
+from ingestor.store.judge import MIGRATE
+from ingestor.store.postgres import check_revision
+from ingestor.stream.connection import open_connection
+from ingestor.stream.judge import check_token, judge
+
+CALENDAR_DAYS_LEFT = 30
+FREE_BYTES = 2 * 2**30
+
+
+class Verdict(Enum):
+    """How a check came out. A warning does not fail the command."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    check: str
+    verdict: Verdict
+    text: str
+
+
+async def check(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield the findings, one after the other; later checks run even where earlier ones failed."""
+    yield _variables()
+    yield _token(settings)
+    yield await _endpoint(settings)
+    yield _disk(settings)
+    try:
+        facts = await inspect(settings.read_database_url())
+    except IngestorError as error:
+        yield Finding("database", Verdict.PROBLEM, str(error))
+        return
+    yield _database(facts)
+    yield _schema(facts.schema)
+    if facts.schema is not None:
+        yield _agreement(settings, facts.schema)
+        yield _calendar(facts.schema)
+
+
+def _variables() -> Finding:
+    unknown = configuration.unknown_variables()
+    if unknown:
+        text = f"No setting has this name, so it does nothing: {', '.join(unknown)}."
+        return Finding("settings", Verdict.WARNING, text)
+    return Finding("settings", Verdict.OK, "every variable is known and well formed")
+
+
+def _token(settings: Settings) -> Finding:
+    try:
+        token = settings.read_token()
+        check_token(urlsplit(settings.stream_url).hostname or "", token)
+    except ConfigurationError as error:
+        return Finding("token", Verdict.PROBLEM, str(error))
+    if not re.fullmatch(r"(pk|tk)_.{17}", token):
+        text = "does not look like a Financefeast token: 20 characters that begin with pk_ or tk_"
+        return Finding("token", Verdict.WARNING, text)
+    return Finding(
+        "token", Verdict.OK, f"{token[:3]}… of the right shape (only a connection can tell if it is valid)"
+    )
+
+
+async def _endpoint(settings: Settings) -> Finding:
+    """Open a connection without sending the token, so that no stream of the plan is used up."""
+    try:
+        async with open_connection(settings.stream_url):
+            return Finding("endpoint", Verdict.OK, f"{settings.stream_url} answers as a WebSocket")
+    except Exception as error:  # noqa: BLE001 - whatever it is, `judge` has a line on it
+        text = judge(error, accepted_before=False).message
+        return Finding("endpoint", Verdict.PROBLEM, f"{settings.stream_url}: {text}")
+
+
+def _disk(settings: Settings) -> Finding:
+    try:
+        prepare_state_directory(settings)
+    except ConfigurationError as error:
+        return Finding("disk", Verdict.PROBLEM, str(error))
+    directory = settings.state_path("")
+    free = shutil.disk_usage(directory).free
+    text = f"{directory} has {free / 2**30:.1f} GiB free"
+    return Finding("disk", Verdict.OK if free >= FREE_BYTES else Verdict.WARNING, text)
+
+
+def _database(facts: DatabaseFacts) -> Finding:
+    text = f"PostgreSQL {facts.version} {facts.edition}"
+    if facts.major < MINIMUM_SERVER:
+        return Finding("database", Verdict.PROBLEM, f"{text}; PostgreSQL {MINIMUM_SERVER} or newer is needed")
+    if facts.encoding != "UTF8":
+        return Finding("database", Verdict.PROBLEM, f"{text} has the encoding {facts.encoding}; UTF8 is needed")
+    if facts.standby:
+        return Finding("database", Verdict.PROBLEM, f"{text} is a standby: name the primary in the URL too")
+    return Finding("database", Verdict.OK, text)
+
+
+def _schema(facts: SchemaFacts | None) -> Finding:
+    if facts is None:
+        return Finding("schema", Verdict.PROBLEM, f"The database has no schema of ingestor yet. {MIGRATE}")
+    try:
+        check_revision(facts.revision, facts.minimum_version)
+    except SchemaError as error:
+        return Finding("schema", Verdict.PROBLEM, str(error))
+    if facts.missing_privileges:
+        missing = ", ".join(facts.missing_privileges)
+        return Finding("schema", Verdict.PROBLEM, f"this role lacks {missing}: GRANT market_write TO it")
+    return Finding("schema", Verdict.OK, f"revision {facts.revision}, and this role may write")
+
+
+def _agreement(settings: Settings, facts: SchemaFacts) -> Finding:
+    """Compare the environment with what the views in the database were told."""
+    theirs = {
+        "exchange_calendar": facts.calendar,
+        "exchange_timezone": facts.exchange_timezone,
+        "coverage_lead": facts.coverage_lead.total_seconds(),
+        "coverage_tail": facts.coverage_tail.total_seconds(),
+        "coverage_margin": facts.coverage_margin.total_seconds(),
+        "stall_timeout": facts.stall_timeout.total_seconds(),
+    }
+    differing = [
+        f"{variable(name)} is {getattr(settings, name)} here and {value} in the database"
+        for name, value in theirs.items()
+        if getattr(settings, name) != value
+    ]
+    if differing:
+        return Finding("agreement", Verdict.WARNING, "; ".join(differing))
+    return Finding("agreement", Verdict.OK, "environment and database agree on calendar, time zone and coverage")
+
+
+def _calendar(facts: SchemaFacts) -> Finding:
+    if facts.last_trading_day is None:
+        return Finding("calendar", Verdict.PROBLEM, f"no trading sessions of {facts.calendar}. {MIGRATE}")
+    left = (facts.last_trading_day - datetime.now(UTC).date()).days
+    text = f"{facts.calendar} is known until {facts.last_trading_day}, {left} days ahead"
+    if left < CALENDAR_DAYS_LEFT:
+        return Finding("calendar", Verdict.WARNING, f"{text}: upgrade ingestor and run `ingestor migrate`")
+    return Finding("calendar", Verdict.OK, text)

@@ -1,0 +1,108 @@
+"""Feeds recorded messages through the same decoder, batcher, buffer and store as the stream's."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Callable, Iterator
+from io import BufferedIOBase
+from pathlib import Path
+
+from ingestor.batch import Batcher
+from ingestor.buffer.memory import MemoryBuffer
+from ingestor.clock import Clock, SessionClock, SystemClock
+from ingestor.errors import IngestorError
+from ingestor.model import EndReason, Session
+from ingestor.service.listener import new_session_id
+from ingestor.service.recorder import Recorder
+from ingestor.service.writer import Writer
+from ingestor.settings import Settings
+from ingestor.store.postgres import Store
+from ingestor.stream.protocol import MAX_MESSAGE_BYTES, Decoder
+from ingestor.telemetry import Counts, Telemetry
+
+LINES_AT_A_TIME = 1000
+Progress = Callable[[int], None]
+"""Told how many bytes of the file (as it lies on disk) have been read."""
+
+
+async def replay(path: Path, settings: Settings, *, progress: Progress, clock: Clock | None = None) -> Counts:
+    """Write a file's messages to the database, and return what was done.
+
+    The session has the kind `replay`, which never counts as coverage. The messages arrive now, whatever their
+    date. Raises StoreError where the database can't be written to at the start, and IngestorError where the file
+    can't be read; what was read before is written then.
+    """
+    clock = clock or SystemClock()
+    telemetry = Telemetry()
+    buffer = MemoryBuffer(settings.memory_max_bytes)
+    store = Store(settings.read_database_url(), write_timeout=settings.write_timeout, clock=clock)
+    await store.open()
+    writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance=settings.instance)
+    writing = asyncio.create_task(writer.run(), name="writer")
+    recorder = _recorder(path, settings, buffer, clock, telemetry)
+    try:
+        for frames in _chunks(path, progress):
+            for frame in frames:
+                recorder.frame(frame)
+            await asyncio.sleep(0)  # let the writer take its turn
+            if buffer.size > settings.memory_max_bytes / 2:
+                await _written(buffer, writing)
+    finally:
+        recorder.end(EndReason.FINISHED)
+        await _written(buffer, writing)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await store.close()
+    return telemetry.counts
+
+
+async def _written(buffer: MemoryBuffer, writing: asyncio.Task[None]) -> None:
+    """Wait until the buffer is empty, or the writer failed for good."""
+    empty = asyncio.create_task(buffer.wait_until_empty(), name="empty")
+    await asyncio.wait({empty, writing}, return_when=asyncio.FIRST_COMPLETED)
+    empty.cancel()
+    if writing.done():
+        writing.result()
+
+
+def _recorder(
+    path: Path, settings: Settings, buffer: MemoryBuffer, clock: Clock, telemetry: Telemetry
+) -> Recorder:
+    session_clock = SessionClock(clock)
+    now = session_clock.now()
+    session = Session(new_session_id(now), settings.instance, path.name, now, kind="replay")
+    batcher = Batcher(session, max_rows=settings.batch_max_rows, occurrence_keys=settings.occurrence_keys)
+    return Recorder(
+        session,
+        clock=session_clock,
+        decoder=Decoder(settings.exchange_timezone),
+        batcher=batcher,
+        buffer=buffer,
+        telemetry=telemetry,
+        max_delay=settings.batch_max_delay,
+    )
+
+
+def _chunks(path: Path, progress: Progress) -> Iterator[list[bytes]]:
+    """Yield the file's lines, many at a time, without line ends and empty lines."""
+    try:
+        with path.open("rb") as raw:
+            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            while lines := _read(stream):
+                yield [line for line in lines if line]
+                progress(raw.tell())
+    except (OSError, EOFError, zlib.error) as error:
+        raise IngestorError(f"{path} cannot be read: {error}") from error
+
+
+def _read(stream: BufferedIOBase) -> list[bytes]:
+    """Return the next lines. A line longer than a message may be is cut just above that size, and rejected."""
+    lines: list[bytes] = []
+    while len(lines) < LINES_AT_A_TIME and (line := stream.readline(MAX_MESSAGE_BYTES + 1)):
+        rest = line
+        while not rest.endswith(b"\n") and (rest := stream.readline(MAX_MESSAGE_BYTES)):
+            pass
+        lines.append(line.rstrip(b"\r\n"))
+    return lines

@@ -1,0 +1,91 @@
+"""Takes batches from the buffer and commits them, however long it takes."""
+
+from __future__ import annotations
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_fixed,
+    wait_random_exponential,
+)
+
+from ingestor.buffer import Buffer
+from ingestor.clock import Clock
+from ingestor.errors import StoreError
+from ingestor.model import SECOND, Batch, Micros
+from ingestor.store.judge import Remedy, judge
+from ingestor.store.postgres import Store, Written
+from ingestor.telemetry import Telemetry
+
+MAX_WAIT = 5.0
+"""Seconds between two tries at most, and between two looks at a schema that is not there."""
+
+
+class Writer:
+    """The one who empties the buffer. A batch leaves it after its commit, never before."""
+
+    def __init__(self, store: Store, *, buffer: Buffer, clock: Clock, telemetry: Telemetry, instance: str) -> None:
+        self._store = store
+        self._buffer = buffer
+        self._clock = clock
+        self._telemetry = telemetry
+        self._instance = instance
+        self._soon = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
+        self._slowly = wait_fixed(MAX_WAIT)
+
+    async def end_crashed_sessions(self, before: Micros) -> None:
+        """Say of this instance's earlier sessions that they crashed, as soon as the database answers."""
+        async for attempt in self._retrying():
+            with attempt:
+                count = await self._store.end_crashed_sessions(self._instance, before)
+                self._telemetry.crashed_sessions_ended(count)
+
+    async def run(self) -> None:
+        """Write for ever; ends by being cancelled."""
+        while True:
+            batches = await self._buffer.take()
+            async for attempt in self._retrying():
+                with attempt:
+                    began = self._clock.monotonic()
+                    written = await self._store.write(batches)
+                    self._count(batches, written, self._clock.monotonic() - began)
+            self._buffer.done()
+
+    def _retrying(self) -> AsyncRetrying:
+        return AsyncRetrying(
+            retry=retry_if_exception_type(StoreError),
+            wait=self._wait,
+            sleep=self._clock.sleep,
+            before_sleep=self._say,
+        )
+
+    def _wait(self, state: RetryCallState) -> float:
+        match judge(_error(state)):
+            case Remedy.RETRY_SLOWLY:
+                return self._slowly(state)
+            case Remedy.MAKE_PARTITION:
+                return 0.0
+            case _:
+                return self._soon(state)
+
+    def _say(self, state: RetryCallState) -> None:
+        self._telemetry.write_failed(str(_error(state)), self._clock.monotonic(), waiting_bytes=self._buffer.size)
+
+    def _count(self, batches: tuple[Batch, ...], written: Written, seconds: float) -> None:
+        newest = batches[-1].last_message_at
+        self._telemetry.committed(
+            batches=written.batches,
+            ticks=written.ticks,
+            duplicates=written.duplicates,
+            rejected=written.rejected,
+            seconds=seconds,
+            lag=None if newest is None else (self._clock.wall() - newest) / SECOND,
+        )
+
+
+def _error(state: RetryCallState) -> StoreError:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert isinstance(error, StoreError)
+    return error

@@ -1,0 +1,246 @@
+"""The settings: typed values, made once. The only module that reads the environment.
+
+Every setting is an environment variable with the prefix `INGESTOR_`; a `.env` file in the working directory
+is read too, and the environment wins. Each secret can be given as a file instead (`INGESTOR_TOKEN_FILE`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import zoneinfo
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ingestor.errors import ConfigurationError
+
+PREFIX = "INGESTOR_"
+SECRETS = ("token", "database_url")
+CALENDARS = ("XNZE", "always")
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?", re.ASCII | re.IGNORECASE)
+_SIZE_UNITS = {None: 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds from `50ms`, `10s`, `5m`, `2h`, `14d`, or a plain number of seconds."""
+    match = _DURATION.fullmatch(str(value).strip())
+    if not match:
+        raise ValueError("not a duration; write seconds, or 50ms, 10s, 5m, 2h, 14d")
+    return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_size(value: object) -> int:
+    """Return bytes from `65536`, `64KiB`, `64MiB` or `1GiB`."""
+    match = _SIZE.fullmatch(str(value).strip())
+    if not match:
+        raise ValueError("not a size; write bytes, or 512KiB, 64MiB, 1GiB")
+    return int(match[1]) * _SIZE_UNITS[match[2].lower() if match[2] else None]
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name or address stays on this machine."""
+    if host is None:
+        return False
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_stream_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        valid = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, valid = urlsplit(""), False
+    if not valid or parts.scheme not in {"ws", "wss"} or not parts.hostname:
+        raise ValueError("not a WebSocket address; write wss://HOST[:PORT]/PATH")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("must not contain a user, a password, a query or a fragment: it is recorded")
+    if parts.scheme == "ws" and not is_loopback(parts.hostname):
+        raise ValueError("would send the token unencrypted; use wss:// (ws:// is for this machine only)")
+    return value
+
+
+def _check_database_url(value: SecretStr) -> SecretStr:
+    if not re.match(r"postgres(ql)?(\+asyncpg)?://", value.get_secret_value()):
+        raise ValueError("not a PostgreSQL address; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return value
+
+
+def _check_timezone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("not a time zone of the IANA database, such as Pacific/Auckland") from None
+    return value
+
+
+def _check_token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[\x21-\x7e]{1,256}", value.get_secret_value()):
+        raise ValueError("must be 1 to 256 visible ASCII characters")
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+Bytes = Annotated[int, BeforeValidator(parse_size)]
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _setting(default: str | int | None, description: str, **bounds: Any) -> Any:
+    """Declare a setting by its default as one would write it (`50ms`), its meaning and its bounds."""
+    return Field(default, description=description, **bounds)
+
+
+class Settings(BaseSettings):
+    """Every setting with its default and one line on it. Durations are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+    )
+
+    token: Annotated[SecretStr, AfterValidator(_check_token)] | None = _setting(
+        None, "Financefeast token; only commands that talk to Financefeast need it"
+    )
+    token_file: Path | None = _setting(None, "file with the token, read again at every connection")
+    stream_url: Annotated[str, AfterValidator(_check_stream_url)] = _setting(
+        "wss://stream.financefeast.io/ws", "Stream API endpoint; wss:// only, except on this machine"
+    )
+    database_url: Annotated[SecretStr, AfterValidator(_check_database_url)] | None = _setting(
+        None,
+        "PostgreSQL 15+ or TimescaleDB: postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full",
+    )
+    database_url_file: Path | None = _setting(None, "file with the database URL")
+
+    exchange_timezone: Annotated[str, AfterValidator(_check_timezone)] = _setting(
+        "Pacific/Auckland", "time zone of dates that carry no offset"
+    )
+    exchange_calendar: Literal["XNZE", "always"] = _setting(
+        "XNZE", "trading calendar: XNZE, or always (every minute of every day)"
+    )
+    coverage_lead: Seconds = _setting("1h", "time before the opening that counts as trading time", ge=0, le=43200)
+    coverage_tail: Seconds = _setting("30m", "time after the close that counts as trading time", ge=0, le=43200)
+    coverage_margin: Seconds = _setting(
+        "5s", "doubt between the exchange's clock and ours, at both ends of a gap", ge=0, le=60
+    )
+
+    batch_max_rows: int = _setting(5000, "a batch leaves at this many ticks", ge=1, le=100_000)
+    batch_max_delay: Seconds = _setting("50ms", "a batch leaves at this age", ge=0.001, le=10)
+    heartbeat: Seconds = _setting("5s", "how often a quiet session is put on record", ge=0.05, le=30)
+    occurrence_keys: int = _setting(
+        200_000, "ticks remembered to tell equal trades from copies", ge=1, le=10_000_000
+    )
+    memory_max_bytes: Bytes = _setting("64MiB", "ticks held in memory while the database is away", ge=2**20)
+    spool_dir: Path = _setting("~/.local/state/ingestor", "directory for what the daemon keeps on this machine")
+    write_timeout: Seconds = _setting(
+        "10s", "a write that takes longer is given up and done again", ge=0.1, le=600
+    )
+
+    ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)
+    ping_timeout: Seconds = _setting("8s", "how long a pong may take", ge=0.01, le=300)
+    stall_timeout: Seconds = _setting(
+        "5m", "silence in trading hours after which the stream is reconnected", ge=0.05, le=86400
+    )
+    reconnect_max_delay: Seconds = _setting("60s", "longest wait between two tries to connect", ge=0.01, le=3600)
+    stop_timeout: Seconds = _setting("20s", "time to write what is left when stopping", ge=1, le=600)
+    instance: Text = Field(
+        default_factory=socket.gethostname,
+        description="name of this instance in the records (default: the host's name)",
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "debug, info, warning or error")
+    log_format: Literal["auto", "json", "console"] = _setting(
+        "auto", "json, console, or auto: console on a terminal, else json"
+    )
+
+    @model_validator(mode="after")
+    def _each_secret_once(self) -> Settings:
+        for name in SECRETS:
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
+                raise ValueError(f"{variable(name)} and {variable(name)}_FILE are both set; keep one")
+        return self
+
+    def read_token(self) -> str:
+        """Return the token, from its file where it has one (read again at every call, so it can be rotated).
+
+        Raises ConfigurationError, without the token in it, where there is none or it is malformed.
+        """
+        return self._secret("token", _check_token, "the Financefeast token")
+
+    def read_database_url(self) -> str:
+        """Return the database URL, from its file where it has one. Raises ConfigurationError."""
+        return self._secret("database_url", _check_database_url, "postgresql://USER:PASSWORD@HOST/DATABASE")
+
+    def state_path(self, name: str) -> Path:
+        """Return the path of one of the daemon's own files in `spool_dir`."""
+        return self.spool_dir.expanduser() / name
+
+    def _secret(self, name: str, check: Any, what: str) -> str:
+        value, file = getattr(self, name), getattr(self, f"{name}_file")
+        if file is None:
+            if value is None:
+                raise ConfigurationError(
+                    f"{variable(name)} is not set. Set it to {what}, "
+                    f"or set {variable(name)}_FILE to a file with it."
+                )
+            return str(value.get_secret_value())
+        try:
+            text = Path(file).expanduser().read_text(encoding="utf-8").strip()
+            return str(check(SecretStr(text)).get_secret_value())
+        except (OSError, UnicodeDecodeError) as exc:
+            why = getattr(exc, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigurationError(f"{variable(name)}_FILE: {file} cannot be read: {why}") from None
+        except ValueError as exc:
+            raise ConfigurationError(f"{variable(name)}_FILE: the content of {file}: {exc}") from None
+
+
+def variable(field: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the environment and `.env`. Raises ConfigurationError with one line for each problem."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as exc:
+        raise ConfigurationError(*(_problem(error) for error in exc.errors(include_input=False))) from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f".env cannot be read: {exc}") from None
+
+
+def _problem(error: Any) -> str:
+    message = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
+    if not error["loc"]:
+        return str(message)
+    return f"{variable(str(error['loc'][0]))}: {message[:1].lower()}{message[1:]}"
+
+
+def unknown_variables() -> list[str]:
+    """Return the set variables with our prefix that no setting reads: most likely typing mistakes."""
+    known = {variable(name) for name in Settings.model_fields}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def written_default(field: str) -> str:
+    """Return a setting's default as one would write it; empty where there is none."""
+    info = Settings.model_fields[field]
+    return "" if info.default_factory or info.default is None else str(info.default)

@@ -1,0 +1,89 @@
+"""Connections to the database: one URL for asyncpg and for SQLAlchemy, and no secret in any error."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from ingestor.errors import StoreError
+from ingestor.store.judge import hint
+from ingestor.telemetry import hide, scrub
+
+CONNECT_TIMEOUT = 10.0
+
+
+def driver_url(url: str) -> str:
+    """Return the URL as asyncpg wants it: SQLAlchemy's `postgresql+asyncpg://` is accepted too."""
+    return re.sub(r"^postgres(ql)?(\+asyncpg)?://", "postgresql://", url)
+
+
+def redact(url: str) -> str:
+    """Return the URL without its password, for people and logs."""
+    parts = urlsplit(driver_url(url))
+    user, at, hosts = parts.netloc.rpartition("@")
+    query = urlencode(
+        [(key, value) for key, value in parse_qsl(parts.query) if key not in {"password", "passfile"}],
+        safe="/",
+        quote_via=quote,
+    )
+    return urlunsplit((parts.scheme, user.partition(":")[0] + at + hosts, parts.path, query, ""))
+
+
+async def connect(
+    url: str,
+    *,
+    timeout: float = CONNECT_TIMEOUT,
+    application_name: str = "ingestor",
+    read_write: bool = False,
+) -> asyncpg.Connection:
+    """Connect within `timeout` seconds. With `read_write`, of several hosts only one that takes writes will do.
+
+    Raises StoreError, with what a person can do about it and without the password.
+    """
+    _hide_password(url)
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(
+            driver_url(url),
+            timeout=timeout,
+            server_settings={"application_name": application_name, "timezone": "UTC"},
+            target_session_attrs="read-write" if read_write else None,
+        )
+    except asyncpg.PostgresError as exc:
+        raise StoreError(
+            f"The database refused the connection: {scrub(str(exc))}.",
+            sqlstate=exc.sqlstate,
+            hint=hint(exc.sqlstate),
+        ) from None
+    except (OSError, asyncpg.InterfaceError, ValueError) as exc:
+        why = "it did not answer in time" if isinstance(exc, TimeoutError) else scrub(str(exc)) or repr(exc)
+        raise StoreError(f"The database at {redact(url)} cannot be reached: {why}.") from None
+    return connection
+
+
+def create_engine(url: str) -> AsyncEngine:
+    """Return a SQLAlchemy engine that connects by the same URL in the same way.
+
+    SQLAlchemy's own reading of a URL knows neither `sslmode` nor several hosts.
+    """
+
+    async def creator() -> asyncpg.Connection:
+        return await connect(url, application_name="ingestor migrate", read_write=True)
+
+    return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)
+
+
+def _hide_password(url: str) -> None:
+    """Keep the password out of the logs, as it is written in the URL and as it is meant."""
+    parts = urlsplit(driver_url(url))
+    password = parts.netloc.rpartition("@")[0].partition(":")[2]
+    passwords = [
+        password,
+        unquote(password),
+        *(value for key, value in parse_qsl(parts.query) if key == "password"),
+    ]
+    for text in passwords:
+        hide(text)

@@ -1,0 +1,104 @@
+"""What `ingestor check` and the demo want to know of a database, in one look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import asyncpg
+
+from ingestor.errors import StoreError
+from ingestor.store.connect import connect
+
+MINIMUM_SERVER = 15
+
+_SERVER = """
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,
+       current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby,
+       (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS timescaledb,
+       (SELECT setting FROM pg_settings WHERE name = 'timescaledb.license') AS license,
+       to_regclass('ingest.alembic_version') IS NOT NULL AS migrated
+"""
+_SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
+_LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
+_PRIVILEGES = """
+SELECT format('%s ON %s', privilege, relation) AS missing
+FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 'ingest.stream_sessions'),
+             ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'))
+     AS needed (privilege, relation)
+WHERE NOT has_table_privilege(relation, privilege)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaFacts:
+    """What `ingestor migrate` has left in a database."""
+
+    revision: str
+    minimum_version: str | None
+    calendar: str
+    exchange_timezone: str
+    coverage_lead: timedelta
+    coverage_tail: timedelta
+    coverage_margin: timedelta
+    stall_timeout: timedelta
+    last_trading_day: date | None
+    missing_privileges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """A server and a database on it. `schema` is None where nothing was migrated yet."""
+
+    version: str
+    major: int
+    encoding: str
+    standby: bool
+    edition: str
+    schema: SchemaFacts | None
+
+
+async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
+    """Look at a database. Raises StoreError where that can't be done."""
+    connection = await connect(url, timeout=timeout, application_name="ingestor check")
+    try:
+        server = await connection.fetchrow(_SERVER)
+        schema = await _schema(connection) if server["migrated"] else None
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        raise StoreError(f"The database could not be read: {exc}") from exc
+    finally:
+        await connection.close()
+    return DatabaseFacts(
+        server["version"],
+        server["major"],
+        server["encoding"],
+        server["standby"],
+        _edition(server["timescaledb"], server["license"]),
+        schema,
+    )
+
+
+def _edition(timescaledb: str | None, license_name: str | None) -> str:
+    if timescaledb is None:
+        return "without TimescaleDB"
+    edition = "Apache-2" if license_name == "apache" else "Community"
+    return f"with TimescaleDB {timescaledb} ({edition})"
+
+
+async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
+    row = await connection.fetchrow(_SCHEMA)
+    if row is None:
+        return None
+    missing = await connection.fetch(_PRIVILEGES)
+    return SchemaFacts(
+        revision=row["revision"],
+        minimum_version=row["minimum_version"],
+        calendar=row["calendar"],
+        exchange_timezone=row["exchange_timezone"],
+        coverage_lead=row["coverage_lead"],
+        coverage_tail=row["coverage_tail"],
+        coverage_margin=row["coverage_margin"],
+        stall_timeout=row["stall_timeout"],
+        last_trading_day=await connection.fetchval(_LAST_DAY, row["calendar"]),
+        missing_privileges=tuple(record["missing"] for record in missing),
+    )

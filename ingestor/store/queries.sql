@@ -1,0 +1,63 @@
+-- The SQL of the daemon, in named blocks. `ingestor.store.queries` reads them by name.
+
+-- name: schema_revision
+-- What `ingestor migrate` has done to this database.
+SELECT version_num FROM ingest.alembic_version
+
+-- name: minimum_version
+-- The oldest ingestor that may write to this schema; null where any may.
+SELECT minimum_version FROM ingest.settings
+
+-- name: commit_for_sure
+-- A server that acknowledges before it has written would break the promise; anything stronger is left alone.
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+
+-- name: lock_session
+-- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before.
+SELECT last_batch FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
+
+-- name: begin_session
+INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, kind)
+VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (id) DO NOTHING
+
+-- name: advance_session
+-- Coverage is never taken back. A session that was taken for crashed but goes on writing is open again.
+UPDATE ingest.stream_sessions SET
+    authenticated_at = coalesce(authenticated_at, $2),
+    covered_until = greatest(covered_until, $3),
+    last_message_at = greatest(last_message_at, $4),
+    last_batch = $5,
+    ended_at = $6,
+    end_reason = $7,
+    close_code = $8,
+    ticks = ticks + $9,
+    duplicates = duplicates + $10,
+    rejected = rejected + $11
+WHERE id = $1
+
+-- name: reject
+INSERT INTO ingest.rejected_messages (session_id, batch, position, received_at, reason, raw, raw_bytes)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (session_id, batch, position) DO NOTHING
+
+-- name: end_crashed_sessions
+-- A process that died said nothing: its successor of the same name says it, with the last sign of life.
+UPDATE ingest.stream_sessions
+SET ended_at = greatest(connected_at, authenticated_at, covered_until, last_message_at), end_reason = 'crashed'
+WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND connected_at < $2
+
+-- name: ensure_partition
+-- Makes the month's partition where there is none; does nothing on a hypertable.
+SELECT ingest.ensure_partition($1)
+
+-- name: make_staging
+-- One for each connection, emptied by each commit.
+CREATE TEMPORARY TABLE IF NOT EXISTS ticks_staged (LIKE market.ticks) ON COMMIT DELETE ROWS
+
+-- name: insert_staged
+-- In the order of the key, so that two writers of the same ticks wait for each other and never in a circle.
+INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
+SELECT time, received_at, price, volume, occurrence, symbol FROM pg_temp.ticks_staged
+ORDER BY symbol, time, price, volume, occurrence
+ON CONFLICT (symbol, time, price, volume, occurrence) DO NOTHING

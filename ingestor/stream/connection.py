@@ -1,0 +1,168 @@
+"""One WebSocket connection to the feed: opened without redirects, read by frame, kept alive by pings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode, Frame, Opcode
+
+from ingestor import __version__
+from ingestor.clock import Clock
+from ingestor.errors import StreamError
+from ingestor.model import EndReason, Micros
+from ingestor.stream.protocol import MAX_MESSAGE_BYTES
+
+OPEN_TIMEOUT = 10.0
+"""Seconds for DNS, TCP, TLS and the opening handshake together."""
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds for the closing handshake: a provider that does not answer must not hold up our stop."""
+
+FrameHandler = Callable[[bytes, bool], None]
+"""Takes a message's payload, and whether it came in a binary frame."""
+
+
+class FeedConnection(ClientConnection):
+    """Hands each message on the moment it is read, in the order of the wire.
+
+    The library's own way, `recv`, is a queue and a task switch for each message; it closes the connection on
+    text that is not UTF-8, and it can't tell a text frame from a binary one without decoding it. Here nothing
+    waits between the socket and the batch, so when a pong resolves, every message before it has been handled.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._handler: FrameHandler | None = None
+        self._early: list[tuple[bytes, bool]] = []
+        self._fragments = bytearray()
+        self._binary = False
+
+    def attach(self, handler: FrameHandler) -> None:
+        """Hand all messages to `handler` from now on, first those that came with the handshake's answer."""
+        self._handler = handler
+        for payload, binary in self._early:
+            handler(payload, binary)
+        self._early.clear()
+
+    def process_event(self, event: Any) -> None:
+        """Handle one frame. Called by the library for each, in order, within `data_received`."""
+        if not isinstance(event, Frame) or event.opcode not in {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}:
+            super().process_event(event)
+            return
+        if event.opcode is not Opcode.CONT:
+            self._binary = event.opcode is Opcode.BINARY
+            if event.fin:
+                self._deliver(bytes(event.data))
+                return
+        self._fragments += event.data
+        if event.fin:
+            payload, self._fragments = bytes(self._fragments), bytearray()
+            self._deliver(payload)
+
+    def _deliver(self, payload: bytes) -> None:
+        if self._handler is None:
+            self._early.append((payload, self._binary))
+        else:
+            self._handler(payload, self._binary)
+
+
+class _Connect(connect):
+    """`connect` that follows no redirect: our first message is the token, and only the endpoint gets it."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+@contextlib.asynccontextmanager
+async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
+    """Open a connection and close it at the end, at once if it was cut.
+
+    Raises what the library and the operating system raise; `ingestor.stream.judge` knows them.
+    """
+    connection = await _Connect(
+        url,
+        create_connection=FeedConnection,
+        open_timeout=OPEN_TIMEOUT,
+        close_timeout=CLOSE_TIMEOUT,
+        ping_interval=None,  # `keep_alive` does it, because it must know when each ping was sent
+        max_size=MAX_MESSAGE_BYTES,
+        user_agent_header=f"ingestor/{__version__}",
+        # Unencrypted is for this machine only, so it must not leave by a proxy of the environment either.
+        proxy=None if urlsplit(url).scheme == "ws" else True,
+    )
+    assert isinstance(connection, FeedConnection)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def send(connection: FeedConnection, message: bytes) -> None:
+    """Send one text message. Raises StreamError where the connection is closed already."""
+    try:
+        await connection.send(message, text=True)
+    except ConnectionClosed:
+        raise closing_error(connection) from None
+
+
+async def closed(connection: FeedConnection) -> None:
+    """Wait until the connection is closed, then raise a StreamError that says by whom and why."""
+    await connection.wait_closed()
+    raise closing_error(connection)
+
+
+def closing_error(connection: FeedConnection) -> StreamError:
+    """Return why a closed connection was closed."""
+    sent, received = connection.protocol.close_sent, connection.protocol.close_rcvd
+    if sent is not None and not connection.protocol.close_rcvd_then_sent:
+        if sent.code == CloseCode.MESSAGE_TOO_BIG:
+            return StreamError(
+                f"The server sent a message over {MAX_MESSAGE_BYTES} bytes.",
+                reason=EndReason.MESSAGE_TOO_BIG,
+                close_code=sent.code,
+            )
+        if sent.code in {CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA}:
+            return StreamError(
+                f"The server broke the WebSocket protocol: {sent.reason or 'no reason given'}.",
+                reason=EndReason.PROTOCOL_ERROR,
+                close_code=sent.code,
+            )
+    if received is not None:
+        text = f"The server closed the connection with code {received.code}."
+        return StreamError(text, reason=EndReason.CLOSED, close_code=received.code)
+    return StreamError("The connection was cut.", reason=EndReason.CLOSED)
+
+
+async def keep_alive(
+    connection: FeedConnection,
+    *,
+    interval: float,
+    timeout: float,
+    clock: Clock,
+    now: Callable[[], Micros],
+    on_pong: Callable[[Micros], None],
+) -> None:
+    """Send a ping every `interval` seconds; raise StreamError when a pong takes longer than `timeout`.
+
+    `on_pong` gets the moment at which the answered ping was *sent*: that the server lived then is proved, and
+    what it had sent until then has been handled.
+    """
+    while True:
+        sent_at = now()
+        try:
+            async with asyncio.timeout(timeout):
+                await (await connection.ping())
+        except TimeoutError:
+            raise StreamError(
+                f"A ping was not answered within {timeout:g} s.", reason=EndReason.KEEPALIVE
+            ) from None
+        except ConnectionClosed:
+            raise closing_error(connection) from None
+        on_pong(sent_at)
+        await clock.sleep(interval)

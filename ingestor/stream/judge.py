@@ -1,0 +1,112 @@
+"""Retry or give up: one function for all that can go wrong with the stream, held by a table in the tests.
+
+Fatal means: wrong from the start, so a person must act. Where this endpoint and token were accepted before, the
+same signs are the other side's fault, and are retried every minute: a hiccup must not end a recorder.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+
+from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI, ProxyError
+
+from ingestor.errors import ConfigurationError, StreamError
+from ingestor.model import EndReason
+from ingestor.stream.protocol import ServerError
+
+_CERTIFICATE_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID: our own clock may be wrong after a boot
+
+
+class Pace(Enum):
+    """How soon to try again."""
+
+    BACKOFF = "backoff"  # exponential with full jitter, the first within a second
+    SLOW = "slow"  # from 15 s: our own dead session may still be counted
+    LOUD = "loud"  # every minute, with an error in the log: it should work, and a person should know
+    NEVER = "never"  # exit 78
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What to do, and one line on what happened and what helps."""
+
+    pace: Pace
+    message: str
+
+
+_FATAL_REASONS = {
+    EndReason.NOT_AUTHORISED: "Check INGESTOR_TOKEN, and that it is for the region of INGESTOR_STREAM_URL.",
+    EndReason.NO_ACCESS: "The plan behind this token has no stream access: change the plan or the token.",
+}
+
+
+def judge(error: BaseException, *, accepted_before: bool) -> Judgement:
+    """Return what to do about the end of a session, or about one that could not begin."""
+    pace, message = _judge(error)
+    if pace is Pace.NEVER and accepted_before:
+        return Judgement(Pace.LOUD, f"{message} It was accepted before, so it is tried again every minute.")
+    return Judgement(pace, message)
+
+
+def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911 - a table, one line a sign
+    match error:
+        case StreamError(reason=EndReason.STREAM_LIMIT):
+            return Pace.SLOW, f"{error} Another stream may use this token, or ours is still counted."
+        case StreamError(reason=reason) if reason in _FATAL_REASONS:
+            return Pace.NEVER, f"{error} {_FATAL_REASONS[reason]}"
+        case StreamError():
+            return Pace.BACKOFF, str(error)
+        case ConfigurationError() | InvalidURI():
+            return Pace.NEVER, str(error)
+        case InvalidStatus():
+            return _judge_status(error.response.status_code)
+        case ssl.SSLCertVerificationError() if error.verify_code != _CERTIFICATE_NOT_YET_VALID:
+            return Pace.NEVER, f"The server's certificate is not valid: {error.verify_message}."
+        case ProxyError() | InvalidMessage():
+            return Pace.BACKOFF, f"The connection was cut during the handshake: {error}."
+        case InvalidHandshake():
+            return Pace.NEVER, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {error}."
+        case TimeoutError():
+            return Pace.BACKOFF, "The server did not answer in time."
+        case OSError():
+            return Pace.BACKOFF, f"The server cannot be reached: {error.strerror or error}."
+        case _:
+            return Pace.BACKOFF, f"The session failed: {type(error).__name__}: {error}"
+
+
+def _judge_status(status: int) -> tuple[Pace, str]:
+    """Judge the HTTP status of a refused handshake."""
+    answer = f"The server answered the handshake with HTTP {status}."
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return Pace.NEVER, f"{answer} {_FATAL_REASONS[EndReason.NOT_AUTHORISED]}"
+    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Pace.BACKOFF, answer
+    if 300 <= status < 400:
+        return Pace.NEVER, f"{answer} Redirects are refused: set INGESTOR_STREAM_URL to the real endpoint."
+    return Pace.NEVER, f"{answer} INGESTOR_STREAM_URL is not a WebSocket endpoint."
+
+
+def server_error(error: ServerError) -> StreamError:
+    """Return the error behind a message of the server; the documented ones differ only in their text."""
+    text = error.text.lower()
+    for reason, words in (
+        (EndReason.STREAM_LIMIT, "stream limit"),
+        (EndReason.NO_ACCESS, "no access"),
+        (EndReason.NOT_AUTHORISED, "not authorised"),
+        (EndReason.NOT_AUTHORISED, "not authorized"),
+    ):
+        if words in text:
+            return StreamError(f"The server refused: {error.text[:200]!r}.", reason=reason)
+    return StreamError(f"The server reported an error: {error.text[:200]!r}.", reason=EndReason.SERVER_ERROR)
+
+
+def check_token(endpoint_host: str, token: str) -> None:
+    """Raise ConfigurationError where the token's prefix can't be right for a Financefeast host."""
+    expected = {"stream.financefeast.io": "pk_", "stream.test.financefeast.io": "tk_"}.get(endpoint_host)
+    if expected is not None and not token.startswith(expected):
+        raise ConfigurationError(
+            f"INGESTOR_TOKEN: a token for {endpoint_host} begins with {expected}, and this one does not."
+        )

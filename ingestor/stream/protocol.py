@@ -1,0 +1,265 @@
+"""The feed's messages: bytes in, a tick or a reason out. No I/O, no clock, no logging.
+
+Decoding has two ways. The fast one is msgspec's typed decoder, which takes what the feed really sends. What
+it refuses, or could not represent exactly, is read again by the slow one, which is written for completeness:
+it names the reason from the fixed list, and it alone reads rare numbers such as `9007199254740993.0`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import Any, TypeAlias
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from ingestor.model import DAY, SECOND, Micros, Reason, Tick
+
+MAX_MESSAGE_BYTES = 2**20
+MAX_VOLUME = 2**63 - 1
+MAX_SYMBOL_LENGTH = 32
+EARLIEST: Micros = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * SECOND
+"""No tick is older: a stray date must not make partitions."""
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_DATE = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d)?)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)?",
+    re.ASCII,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CACHE_SIZE = 4096
+
+
+class Authenticated(msgspec.Struct, frozen=True):
+    """The server accepted our token; prices flow from here on."""
+
+
+class ServerError(msgspec.Struct, frozen=True):
+    """The server's error message; it closes the connection after it."""
+
+    text: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A message that is not stored as a tick, and why."""
+
+    reason: Reason
+
+
+Message: TypeAlias = Tick | Authenticated | ServerError | Refused
+
+
+class _PriceData(msgspec.Struct):
+    date: str
+    price: int | float | str
+    volume: int | float | str
+    symbol: str
+
+
+class _Price(msgspec.Struct, tag_field="type", tag="price"):
+    data: _PriceData
+
+
+class _Text(msgspec.Struct):
+    message: str = ""
+
+
+class _Authenticated(msgspec.Struct, tag_field="type", tag="authenticated"):
+    data: _Text | None = None
+
+
+class _Error(msgspec.Struct, tag_field="type", tag="error"):
+    data: _Text | None = None
+
+
+_decode = msgspec.json.Decoder(_Price | _Authenticated | _Error).decode
+
+
+class _Number(str):
+    """The digits of a JSON number as they were sent, told apart from a JSON string."""
+
+    __slots__ = ()
+
+
+class _RefusedError(Exception):
+    """Carries a reason out of the depth of the slow way."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def authenticate(token: str) -> bytes:
+    """Return the first message of the dialogue."""
+    return msgspec.json.encode({"type": "authenticate", "data": {"token": token}})
+
+
+class Decoder:
+    """Turns frames into messages. Never raises, whatever the frame holds.
+
+    `timezone` is the exchange's: a date without an offset is wall time there. The instance keeps two small
+    caches (dates of the current seconds, symbols), both bounded.
+    """
+
+    def __init__(self, timezone: str) -> None:
+        self._timezone = ZoneInfo(timezone)
+        self._seconds: dict[str, Micros] = {}
+        self._symbols: set[str] = set()
+
+    def decode(self, frame: bytes, received_at: Micros, *, binary: bool = False) -> Message:
+        """Return what a frame says. `received_at` bounds the date: at most a day later is accepted."""
+        if binary or len(frame) > MAX_MESSAGE_BYTES:
+            return Refused(Reason.BINARY_FRAME if binary else Reason.MESSAGE_TOO_BIG)
+        try:
+            # msgspec does not look into fields that it skips, so anything not ASCII is checked here.
+            if not frame.isascii():
+                str(frame, "utf-8")
+            message = _decode(frame)
+            if type(message) is _Price:
+                return self._tick(message.data, received_at)
+            text = message.data.message if message.data else ""
+            return Authenticated() if type(message) is _Authenticated else ServerError(text)
+        except UnicodeDecodeError:
+            return Refused(Reason.INVALID_UTF8)
+        except _RefusedError as refused:
+            return Refused(refused.reason)
+        except (msgspec.MsgspecError, RecursionError):
+            return self._decode_slowly(frame, received_at)
+
+    def _tick(self, data: _PriceData, received_at: Micros) -> Tick:
+        price, volume = data.price, data.volume
+        if type(price) is not float:
+            price = _price(price)
+        if type(volume) is not int or not 0 <= volume <= MAX_VOLUME:
+            if type(volume) is float:
+                raise msgspec.ValidationError  # it may have been rounded; the slow way has every digit
+            volume = _volume(volume)
+        if data.symbol not in self._symbols:
+            self._check_symbol(data.symbol)
+        time = self._seconds.get(data.date) or self._time(data.date)
+        if not EARLIEST <= time <= received_at + DAY:
+            raise _RefusedError(Reason.DATE_OUT_OF_RANGE)
+        return Tick(data.symbol, time, price + 0.0, volume)  # + 0.0 turns -0.0 into 0.0
+
+    def _decode_slowly(self, frame: bytes, received_at: Micros) -> Message:
+        try:
+            message = json.loads(str(frame, "utf-8"), parse_float=_Number, parse_int=_Number)
+            return self._interpret(message, received_at)
+        except _RefusedError as refused:
+            return Refused(refused.reason)
+        except (ValueError, RecursionError):
+            return Refused(Reason.NOT_JSON)
+
+    def _interpret(self, message: Any, received_at: Micros) -> Message:
+        if not isinstance(message, dict):
+            raise _RefusedError(Reason.NOT_AN_OBJECT)
+        if "type" not in message:
+            raise _RefusedError(Reason.MISSING_FIELD)
+        data = message.get("data")
+        match message["type"]:
+            case "price":
+                return self._tick(_price_data(data), received_at)
+            case "authenticated":
+                return Authenticated()
+            case "error":
+                return ServerError(str(data.get("message", "")) if isinstance(data, dict) else "")
+            case other:
+                raise _RefusedError(Reason.UNKNOWN_TYPE if type(other) is str else Reason.WRONG_TYPE)
+
+    def _check_symbol(self, symbol: str) -> None:
+        if not symbol or len(symbol) > MAX_SYMBOL_LENGTH or symbol != symbol.strip():
+            raise _RefusedError(Reason.SYMBOL_INVALID)
+        if any(_is_control(character) for character in symbol):
+            raise _RefusedError(Reason.SYMBOL_INVALID)
+        if len(self._symbols) >= _CACHE_SIZE:
+            self._symbols.clear()
+        self._symbols.add(symbol)
+
+    def _time(self, text: str) -> Micros:
+        """Return the instant of an RFC 3339 date, or of one without offset in the exchange's time zone."""
+        match = _DATE.fullmatch(text)
+        if match is None:
+            raise _RefusedError(Reason.DATE_INVALID)
+        day, clock, fraction, offset = match.groups()
+        second = f"{day}T{clock}{offset.upper() if offset else ''}"
+        time = self._seconds.get(second)
+        if time is None:
+            time = self._whole_second(second)
+            if len(self._seconds) >= _CACHE_SIZE:
+                self._seconds.clear()
+            self._seconds[second] = time
+        return time + (int(fraction[:6].ljust(6, "0")) if fraction else 0)
+
+    def _whole_second(self, text: str) -> Micros:
+        try:
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is None:
+                # fold=0: of an hour that occurs twice, the first is meant.
+                moment = moment.replace(tzinfo=self._timezone)
+                wall_time = moment.astimezone(UTC).astimezone(self._timezone)
+                if wall_time.replace(tzinfo=None) != moment.replace(tzinfo=None):
+                    raise _RefusedError(Reason.DATE_NONEXISTENT)
+            return (moment - _EPOCH) // timedelta(seconds=1) * SECOND
+        except (ValueError, OverflowError):
+            raise _RefusedError(Reason.DATE_INVALID) from None
+
+
+def _price_data(data: object) -> _PriceData:
+    """Check the fields of a price one by one, for the reason's sake."""
+    if data is None:
+        raise _RefusedError(Reason.MISSING_FIELD)
+    if not isinstance(data, dict):
+        raise _RefusedError(Reason.WRONG_TYPE)
+    if not {"date", "price", "volume", "symbol"} <= data.keys():
+        raise _RefusedError(Reason.MISSING_FIELD)
+    date, price, volume, symbol = data["date"], data["price"], data["volume"], data["symbol"]
+    if type(date) is not str or type(symbol) is not str:
+        raise _RefusedError(Reason.WRONG_TYPE)
+    if isinstance(price, float):  # only the words NaN and Infinity arrive as one
+        raise _RefusedError(Reason.PRICE_NOT_FINITE)
+    if isinstance(volume, float):
+        raise _RefusedError(Reason.VOLUME_INVALID)
+    if not isinstance(price, str) or not isinstance(volume, str):
+        raise _RefusedError(Reason.WRONG_TYPE)
+    return _PriceData(date, str(price), str(volume), symbol)
+
+
+def _price(value: float | str) -> float:
+    """Return a price as the nearest float; a text must be a JSON number."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise _RefusedError(Reason.PRICE_INVALID)
+    try:
+        price = float(value)
+    except OverflowError:
+        price = math.inf
+    if not math.isfinite(price):
+        raise _RefusedError(Reason.PRICE_NOT_FINITE)
+    return price
+
+
+def _volume(value: float | str) -> int:
+    """Return a volume as a whole number, exactly; a text must be a JSON number."""
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        raise _RefusedError(Reason.VOLUME_INVALID)
+    try:
+        number = Decimal(value)
+    except InvalidOperation:  # an exponent beyond all reason
+        raise _RefusedError(Reason.VOLUME_INVALID) from None
+    if number == 0:
+        return 0
+    if number < 0:
+        raise _RefusedError(Reason.VOLUME_NEGATIVE)
+    if number > MAX_VOLUME:  # before anything is expanded: 1e999999 is short to write
+        raise _RefusedError(Reason.VOLUME_TOO_LARGE)
+    if number != int(number):
+        raise _RefusedError(Reason.VOLUME_FRACTIONAL)
+    return int(number)
+
+
+def _is_control(character: str) -> bool:
+    """Whether it is a control character (C0, DEL, C1) or half of a surrogate pair, which UTF-8 can't hold."""
+    return character < " " or "\x7f" <= character <= "\x9f" or "\ud800" <= character <= "\udfff"

@@ -1,0 +1,181 @@
+"""What happens, said once: a function for each event writes the log line and moves the counter.
+
+Event names are constants of the interface, facts are keys. Secrets that were registered with `hide` never reach
+a log line, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import structlog
+
+from ingestor.model import Batch, Session, SessionEnd
+
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_REPEAT_AFTER = 60.0  # seconds: the same trouble is said again only then
+
+_secrets: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """Keep a secret out of every log line from now on."""
+    if secret:
+        _secrets.add(secret)
+
+
+def scrub(text: str) -> str:
+    """Return text without the secrets that were registered."""
+    for secret in _secrets:
+        text = text.replace(secret, "[hidden]")
+    return text
+
+
+def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
+    """Send log lines to standard error: readable on a terminal, JSON elsewhere."""
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if console
+        else structlog.processors.JSONRenderer(ensure_ascii=False)
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            _scrub_event,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _scrub_event(_: Any, __: str, event: Any) -> Any:
+    return {key: scrub(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this process has done so far."""
+
+    messages: int = 0
+    ticks_written: int = 0
+    duplicates: int = 0
+    sessions: int = 0
+    batches_written: int = 0
+    write_failures: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    last_batch_rows: int = 0
+    last_commit_seconds: float = 0.0
+    last_lag_seconds: float = 0.0
+    """From the arrival of the newest message of the last batch to its commit."""
+
+
+class Telemetry:
+    """One function for each event. `counts` is what they have moved."""
+
+    def __init__(self, log: Any = None) -> None:
+        self.counts = Counts()
+        self._log = log or structlog.get_logger()
+        self._trouble = ("", 0.0)
+
+    def started(self, **facts: Any) -> None:
+        """Log that the daemon runs."""
+        self._log.info("started", **facts)
+
+    def stopped(self, **facts: Any) -> None:
+        """Log that the daemon ends, and how."""
+        self._log.info("stopped", **facts)
+
+    def warned(self, event: str, **facts: Any) -> None:
+        """Log what a person should look at, though everything goes on."""
+        self._log.warning(event, **facts)
+
+    def stopping(self, **facts: Any) -> None:
+        """Log that a stop was asked for."""
+        self._log.info("stopping", **facts)
+
+    def connected(self, session: Session) -> None:
+        """Log that a connection is open."""
+        self.counts.sessions += 1
+        self._log.info("connected", session=str(session.id), endpoint=session.endpoint)
+
+    def authenticated(self, session: Session) -> None:
+        """Log that prices flow from here on."""
+        self._log.info("authenticated", session=str(session.id))
+
+    def session_ended(self, session: Session, end: SessionEnd, message: str) -> None:
+        """Log why a session ended, and count it."""
+        self.counts.ends[end.reason] += 1
+        level = self._log.info if end.reason == "stopped" else self._log.warning
+        level(
+            "session_ended",
+            session=str(session.id),
+            reason=str(end.reason),
+            close_code=end.close_code,
+            detail=message,
+        )
+
+    def reconnecting(self, message: str, seconds: float, *, loud: bool) -> None:
+        """Log that the stream is down, why, and when it is tried again."""
+        (self._log.error if loud else self._log.warning)(
+            "reconnecting", detail=message, in_seconds=round(seconds, 2)
+        )
+
+    def rejected(self, reason: str, raw_bytes: int) -> None:
+        """Count a message that was not stored as a tick; its text goes to the database, not to the log."""
+        self.counts.rejected[reason] += 1
+        if self.counts.rejected[reason] == 1:
+            self._log.warning("message_rejected", reason=reason, bytes=raw_bytes, note="first of its kind")
+
+    def batch_closed(self, batch: Batch) -> None:
+        """Count the messages of a batch."""
+        self.counts.messages += batch.count + len(batch.rejections)
+
+    def committed(
+        self, *, batches: int, ticks: int, duplicates: int, rejected: int, seconds: float, lag: float | None
+    ) -> None:
+        """Count a commit. `seconds` is its length, `lag` that from the newest message's arrival to the commit."""
+        counts = self.counts
+        counts.batches_written += batches
+        counts.ticks_written += ticks
+        counts.duplicates += duplicates
+        counts.last_commit_seconds = seconds
+        if ticks:
+            counts.last_batch_rows = ticks
+            counts.last_lag_seconds = lag or 0.0
+        if self._trouble[0]:
+            self._trouble = ("", 0.0)
+            self._log.info("database_back")
+        self._log.debug("committed", batches=batches, ticks=ticks, duplicates=duplicates, rejected=rejected)
+
+    def write_failed(self, message: str, now: float, *, waiting_bytes: int) -> None:
+        """Log that the database does not take ticks: once for each kind of trouble, and then every minute."""
+        self.counts.write_failures += 1
+        last, at = self._trouble
+        if message == last and now - at < _REPEAT_AFTER:
+            return
+        self._trouble = (message, now)
+        self._log.warning("database_trouble", detail=message, waiting_bytes=waiting_bytes)
+
+    def buffer_full(self, size: int) -> None:
+        """Log that there is no room for more, so the stream is closed until there is."""
+        self._log.error("buffer_full", bytes=size)
+
+    def crashed_sessions_ended(self, count: int) -> None:
+        """Log that sessions of an earlier process were found open."""
+        if count:
+            self._log.warning("crashed_sessions_ended", count=count)
+
+    def abandoned(self, *, batches: int, ticks: int) -> None:
+        """Log what could not be written before the process had to end."""
+        self._log.error("abandoned", batches=batches, ticks=ticks)

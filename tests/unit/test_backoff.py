@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
+
+from ingestor.errors import StreamError
+from ingestor.model import EndReason
+from ingestor.stream.backoff import Backoff
+from ingestor.stream.judge import judge
+
+
+async def waits(
+    reason: EndReason, attempts: int, *, lived: float = 0.0, accepted_before: bool = False
+) -> list[float]:
+    """Fail `attempts` times in the same way; return the waits between, without waiting."""
+    slept: list[float] = []
+    backoff = Backoff(lambda error: judge(error, accepted_before=accepted_before), max_delay=60)
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async def session() -> Any:
+        backoff.lived = lived
+        raise StreamError("x", reason=reason)
+
+    retrying = AsyncRetrying(
+        wait=backoff,
+        sleep=sleep,
+        stop=stop_after_attempt(attempts + 1),
+        retry=retry_if_exception_type(StreamError),
+        reraise=True,
+    )
+    with pytest.raises(StreamError):
+        await retrying(session)
+    return slept
+
+
+async def test_full_jitter_up_to_the_cap() -> None:
+    """The first try comes within a second, the bound doubles up to 60 s, and every wait is drawn below it."""
+    runs = [await waits(EndReason.CLOSED, 12) for _ in range(200)]
+    for attempt, slept in enumerate(zip(*runs, strict=True)):
+        bound = min(60, 2**attempt)
+        assert all(0 <= seconds <= bound for seconds in slept)
+        assert max(slept) > bound * 0.9
+        assert min(slept) < bound * 0.1
+
+
+async def test_only_a_healthy_session_resets_it() -> None:
+    """A server that accepts and then closes is not hammered; one that held for a minute is reconnected at once."""
+    assert max(max(await waits(EndReason.CLOSED, 10, lived=59.9)) for _ in range(20)) > 10
+    assert max(max(await waits(EndReason.CLOSED, 10, lived=60)) for _ in range(20)) <= 1
+
+
+async def test_stream_limit_waits_longer() -> None:
+    """Our own dead session may still be counted by the server: from 15 s on, to 60 s."""
+    slept = await waits(EndReason.STREAM_LIMIT, 12)
+    assert min(slept) >= 15
+    assert max(slept) <= 60
+
+
+async def test_loud_means_every_minute() -> None:
+    """What was accepted before is tried again every minute."""
+    slept = await waits(EndReason.NOT_AUTHORISED, 5, accepted_before=True)
+    assert all(60 <= seconds <= 65 for seconds in slept)

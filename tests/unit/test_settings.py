@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ingestor import settings
+from ingestor.errors import ConfigurationError
+from ingestor.settings import Settings, load, parse_duration, parse_size, variable, written_default
+
+ROOT = Path(__file__).parents[2]
+SECRET = "tk_secret_1234567890"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("50ms", 0.05),
+        ("10s", 10),
+        ("5m", 300),
+        ("2h", 7200),
+        ("14d", 1209600),
+        ("7", 7),
+        ("0.5", 0.5),
+        (" 1.5 s ", 1.5),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    """Durations are seconds, or a number with a unit."""
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "s", "-1s", "1x", "1 m 5 s", "inf", "nan", "1e3", "١s"])
+def test_bad_durations(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="not a duration"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("65536", 65536), ("64MiB", 2**26), ("1gib", 2**30), ("512 KiB", 2**19)]
+)
+def test_sizes(text: str, size: int) -> None:
+    """Sizes are bytes, or a number with a binary unit."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["64MB", "-1", "1.5GiB", "", "x"])
+def test_bad_sizes(text: str) -> None:
+    """Decimal units would be off by a few per cent, so they are refused."""
+    with pytest.raises(ValueError, match="not a size"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("BATCH_MAX_ROWS", "many", "integer"),
+        ("BATCH_MAX_ROWS", "0", "greater than or equal to 1"),
+        ("PING_INTERVAL", "1 minute", "not a duration"),
+        ("MEMORY_MAX_BYTES", "64MB", "not a size"),
+        ("STREAM_URL", "https://stream.financefeast.io/ws", "wss://"),
+        ("STREAM_URL", "ws://stream.financefeast.io/ws", "unencrypted"),
+        ("STREAM_URL", "ws://127.0.0.1.example.com/ws", "unencrypted"),
+        ("STREAM_URL", "ws://10.0.0.1/ws", "unencrypted"),
+        ("STREAM_URL", f"wss://user:{SECRET}@host/ws", "must not contain"),
+        ("STREAM_URL", f"wss://host/ws?token={SECRET}", "must not contain"),
+        ("STREAM_URL", "wss://host:port/ws", "not a WebSocket address"),
+        ("DATABASE_URL", f"mysql://user:{SECRET}@host/db", "not a PostgreSQL address"),
+        ("TOKEN", f"{SECRET} ", "visible ASCII"),
+        ("EXCHANGE_TIMEZONE", "Auckland", "IANA"),
+        ("EXCHANGE_CALENDAR", "XNYS", "XNZE"),
+        ("LOG_LEVEL", "loud", "debug"),
+    ],
+)
+def test_a_problem_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
+    """One line, with the variable and what is wrong, and never the value of a secret."""
+    monkeypatch.setenv(f"INGESTOR_{name}", value)
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"INGESTOR_{name}: ")
+    assert words in problem
+    assert SECRET not in problem
+    assert caught.value.exit_code == 78
+
+
+def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All problems at once, one line for each."""
+    monkeypatch.setenv("INGESTOR_HEARTBEAT", "x")
+    monkeypatch.setenv("INGESTOR_LOG_LEVEL", "x")
+    with pytest.raises(ConfigurationError) as caught:
+        load()
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "INGESTOR_HEARTBEAT",
+        "INGESTOR_LOG_LEVEL",
+    ]
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://localhost:5005/ws", "ws://127.0.0.1/ws", "ws://[::1]:5/ws", "ws://127.8.8.8/ws"]
+)
+def test_loopback_may_be_unencrypted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The simulator on this machine needs no certificate."""
+    monkeypatch.setenv("INGESTOR_STREAM_URL", url)
+    assert load().stream_url == url
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither repr nor str nor a dump shows a secret."""
+    monkeypatch.setenv("INGESTOR_TOKEN", SECRET)
+    monkeypatch.setenv("INGESTOR_DATABASE_URL", f"postgresql://u:{SECRET}@h/d")
+    loaded = load()
+    assert SECRET not in f"{loaded!r} {loaded} {loaded.model_dump()} {loaded.model_dump_json()}"
+    assert loaded.read_token() == SECRET
+
+
+def test_missing_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only who needs a secret asks for it, and the answer says how to give it."""
+    loaded = load()
+    for read, name in ((loaded.read_token, "INGESTOR_TOKEN"), (loaded.read_database_url, "INGESTOR_DATABASE_URL")):
+        with pytest.raises(ConfigurationError, match=f"{name} is not set.*{name}_FILE"):
+            read()
+
+
+def test_token_file_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A token can be rotated while the daemon runs."""
+    file = tmp_path / "token"
+    file.write_text("first\n")
+    monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
+    loaded = load()
+    assert loaded.read_token() == "first"
+    file.write_text("second")
+    assert loaded.read_token() == "second"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"two words", b"\xff\xfe"])
+def test_bad_token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None) -> None:
+    """A file that is missing, empty or malformed is named; its content is not shown."""
+    file = tmp_path / "token"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
+    with pytest.raises(ConfigurationError, match="INGESTOR_TOKEN_FILE") as caught:
+        load().read_token()
+    assert "two words" not in str(caught.value)
+
+
+def test_a_secret_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value and a file at once would leave open which one counts."""
+    monkeypatch.setenv("INGESTOR_TOKEN", SECRET)
+    monkeypatch.setenv("INGESTOR_TOKEN_FILE", "/run/secrets/token")
+    with pytest.raises(ConfigurationError, match="INGESTOR_TOKEN and INGESTOR_TOKEN_FILE are both set"):
+        load()
+
+
+def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A `.env` in the working directory is read, and the environment wins over it."""
+    (tmp_path / ".env").write_text("INGESTOR_HEARTBEAT=3s\nINGESTOR_INSTANCE=here\nOTHER=1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INGESTOR_INSTANCE", "there")
+    assert (load().heartbeat, load().instance) == (3, "there")
+
+
+def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typing mistake is found."""
+    monkeypatch.setenv("INGESTOR_TOKN", "x")
+    monkeypatch.setenv("INGESTOR_HEARTBEAT", "5")
+    assert "INGESTOR_TOKN" in settings.unknown_variables()
+    assert "INGESTOR_HEARTBEAT" not in settings.unknown_variables()
+
+
+def test_env_example_holds_every_variable() -> None:
+    """`.env.example` has each variable once, with its default, behind its own line of explanation."""
+    lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
+    found = [(lines[i - 1], line) for i, line in enumerate(lines) if re.match(r"#? ?INGESTOR_", line)]
+    expected = [
+        (f"# {_sentence(name)}", f"#INGESTOR_{name.upper()}={written_default(name)}")
+        for name in Settings.model_fields
+    ]
+    assert found == expected
+
+
+def test_reference_page_holds_every_variable() -> None:
+    """The reference page has a row for each variable, with its default and the same line on it."""
+    text = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `INGESTOR_")]
+    assert rows == [
+        f"| `{variable(name)}` | {f'`{written_default(name)}`' if written_default(name) else ''} | {_sentence(name)} |"
+        for name in Settings.model_fields
+    ]
+
+
+def _sentence(name: str) -> str:
+    description = Settings.model_fields[name].description
+    assert description is not None
+    return description[0].upper() + description[1:] + "."
