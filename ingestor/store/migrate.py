@@ -1,0 +1,157 @@
+"""Brings a database to the newest schema, and fills what SQL must know. Idempotent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ingestor import coverage
+from ingestor.coverage.calendar import CalendarName, sessions
+from ingestor.errors import ConfigurationError, StoreError
+from ingestor.model import SECOND
+from ingestor.settings import Settings
+from ingestor.store import schema
+from ingestor.store.connect import create_engine
+from ingestor.store.judge import hint
+from ingestor.store.postgres import months_ahead
+
+YEARS_BACK = 10
+YEARS_AHEAD = 2
+_CALENDARS: tuple[CalendarName, ...] = ("XNZE", "always")
+
+
+def configuration() -> Config:
+    """Return Alembic's configuration, in a checkout and in an installed package alike."""
+    package = Path(coverage.__file__).parents[1]
+    places = (package / "migrations", package.parent / "migrations")
+    for place in places:
+        if (place / "env.py").exists():
+            config = Config()
+            config.set_main_option("script_location", str(place).replace("%", "%%"))
+            config.set_main_option("path_separator", "os")
+            return config
+    raise ConfigurationError(f"The migrations are missing from this installation: looked at {places[0]}.")
+
+
+def head_revision() -> str:
+    """Return the newest revision that this package can migrate to."""
+    head = ScriptDirectory.from_config(configuration()).get_current_head()
+    assert head is not None
+    return head
+
+
+async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -> None:
+    """Bring the schema to head, then write settings, trading sessions and partitions that are missing.
+
+    `report` is told each step in a sentence. Raises StoreError.
+    """
+    logging.getLogger("ingestor.migrations").addHandler(_Reporter(report))
+    engine = create_engine(url)
+    try:
+        async with engine.connect() as connection:
+            before = await _revision(connection)
+            await connection.run_sync(_upgrade)
+            after = await _revision(connection)
+            if before == after:
+                report(f"The schema is at revision {after} already.")
+            else:
+                report(f"The schema went from {before or 'nothing'} to revision {after}.")
+            await _fill(connection, settings, report)
+    except sa.exc.DBAPIError as error:
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        raise StoreError(f"The migration failed: {error.orig}", sqlstate=sqlstate, hint=hint(sqlstate)) from error
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    config = configuration()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def _revision(connection: AsyncConnection) -> str | None:
+    found = await connection.scalar(sa.text("SELECT to_regclass('ingest.alembic_version')::text"))
+    revision: str | None = (
+        await connection.scalar(sa.text("SELECT version_num FROM ingest.alembic_version")) if found else None
+    )
+    await connection.rollback()
+    return revision
+
+
+async def _fill(connection: AsyncConnection, settings: Settings, report: Callable[[str], None]) -> None:
+    today = datetime.now(UTC).date()
+    async with connection.begin():
+        values = {
+            "calendar": settings.exchange_calendar,
+            "exchange_timezone": settings.exchange_timezone,
+            "coverage_lead": timedelta(seconds=settings.coverage_lead),
+            "coverage_tail": timedelta(seconds=settings.coverage_tail),
+            "coverage_margin": timedelta(seconds=settings.coverage_margin),
+            "stall_timeout": timedelta(seconds=settings.stall_timeout),
+        }
+        written = await connection.execute(insert(schema.settings).values(values).on_conflict_do_nothing())
+        if written.rowcount:
+            report(f"The calendar in force is {settings.exchange_calendar}, in {settings.exchange_timezone}.")
+        for name in _CALENDARS:
+            await _fill_calendar(connection, name, settings.exchange_timezone, today)
+        made = [
+            month
+            for month in months_ahead(today)
+            if await connection.scalar(sa.text("SELECT ingest.ensure_partition(:month)"), {"month": month})
+        ]
+    if made:
+        report(f"Partitions were made for {', '.join(f'{month:%Y-%m}' for month in made)}.")
+    last = await connection.scalar(
+        sa.select(sa.func.max(schema.trading_sessions.c.trading_day)).where(
+            schema.trading_sessions.c.calendar == settings.exchange_calendar
+        )
+    )
+    report(f"Trading sessions are known until {last}.")
+
+
+async def _fill_calendar(connection: AsyncConnection, name: CalendarName, timezone: str, today: date) -> None:
+    """Insert the sessions from ten years back on, and correct those that have changed."""
+    last = date.max if name == "XNZE" else today.replace(year=today.year + YEARS_AHEAD, month=12, day=31)
+    rows = [
+        {
+            "calendar": name,
+            "trading_day": session.trading_day,
+            "opens_at": datetime.fromtimestamp(session.opens_at / SECOND, UTC),
+            "closes_at": datetime.fromtimestamp(session.closes_at / SECOND, UTC),
+        }
+        for session in sessions(name, timezone, today.replace(year=today.year - YEARS_BACK, month=1, day=1), last)
+    ]
+    statement = insert(schema.trading_sessions)
+    new = statement.excluded
+    changed = sa.tuple_(schema.trading_sessions.c.opens_at, schema.trading_sessions.c.closes_at) != sa.tuple_(
+        new.opens_at, new.closes_at
+    )
+    await connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["calendar", "trading_day"],
+            set_={"opens_at": new.opens_at, "closes_at": new.closes_at},
+            where=changed,
+        ),
+        rows,
+    )
+
+
+class _Reporter(logging.Handler):
+    """Passes on what a migration has to say."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report(record.getMessage())

@@ -1,0 +1,188 @@
+"""The tables as SQLAlchemy Core metadata: what the migrations must arrive at, held by `alembic check`.
+
+How `market.ticks` is cut into pieces (a hypertable, or monthly partitions) is the migrations' affair.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Index,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import (
+    BIGINT,
+    BOOLEAN,
+    BYTEA,
+    DATE,
+    DOUBLE_PRECISION,
+    INTEGER,
+    INTERVAL,
+    TEXT,
+    TIMESTAMP,
+    UUID,
+)
+
+SCHEMAS = ("market", "ingest")
+TIME = TIMESTAMP(timezone=True)
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+
+def column(name: str, kind: Any, comment: str, *, null: bool = False, default: str | None = None) -> Column[Any]:
+    """Return a column; the default is an SQL expression."""
+    return Column(
+        name, kind, nullable=null, comment=comment, server_default=text(default) if default is not None else None
+    )
+
+
+ticks = Table(
+    "ticks",
+    metadata,
+    column("time", TIME, "When the trade happened, by the exchange's clock, which has whole seconds."),
+    column("received_at", TIME, "When the message arrived here; orders the trades within a second."),
+    column("price", DOUBLE_PRECISION, "Price of one unit, in the symbol's currency, as it was sent."),
+    column("volume", BIGINT, "Units traded."),
+    column("occurrence", INTEGER, "1 for the first, 2 for the second … of equal trades in the same second."),
+    column("symbol", TEXT, "The exchange's symbol with its suffix, such as AIR.NZ."),
+    UniqueConstraint("symbol", "time", "price", "volume", "occurrence"),
+    schema="market",
+    comment="Every trade print that was heard, exactly once.",
+)
+
+instruments = Table(
+    "instruments",
+    metadata,
+    column("symbol", TEXT, "The exchange's symbol with its suffix."),
+    column("exchange", TEXT, "The exchange, such as nzx."),
+    column("company_name", TEXT, "Name of the issuer.", null=True),
+    column("industry", TEXT, "Industry, in the provider's words.", null=True),
+    column("uuid", UUID, "The provider's id of the instrument.", null=True),
+    column("active", BOOLEAN, "Whether the provider lists it as active.", null=True),
+    column("first_seen", TIME, "Time of the first tick.", null=True),
+    column("last_seen", TIME, "Time of the last tick.", null=True),
+    PrimaryKeyConstraint("symbol"),
+    schema="market",
+    comment="What is traded.",
+)
+
+bars = Table(
+    "bars",
+    metadata,
+    column("symbol", TEXT, "The exchange's symbol with its suffix."),
+    column("time", TIME, "Start of the bar."),
+    column("resolution", INTERVAL, "Length of the bar."),
+    column("open", DOUBLE_PRECISION, "First price."),
+    column("high", DOUBLE_PRECISION, "Highest price."),
+    column("low", DOUBLE_PRECISION, "Lowest price."),
+    column("close", DOUBLE_PRECISION, "Last price."),
+    column("volume", BIGINT, "Units traded."),
+    column("source", TEXT, "Where the bar was fetched from."),
+    column("fetched_at", TIME, "When it was fetched.", default="now()"),
+    PrimaryKeyConstraint("symbol", "resolution", "time"),
+    schema="market",
+    comment="Bars fetched from the provider's REST API, for the minutes that were not heard.",
+)
+
+stream_sessions = Table(
+    "stream_sessions",
+    metadata,
+    column("id", UUID, "Made by the daemon (UUIDv7), so that a session can begin while the database is away."),
+    column("instance", TEXT, "Which daemon it was."),
+    column("endpoint", TEXT, "The stream's address; of a replay, the file's name."),
+    column("connected_at", TIME, "When the connection was open."),
+    column("kind", TEXT, "stream or replay; only a stream covers.", default="'stream'"),
+    column("authenticated_at", TIME, "When the server accepted the token; coverage begins here.", null=True),
+    column("covered_until", TIME, "Until when it is proved that everything was heard.", null=True),
+    column("last_message_at", TIME, "Arrival of the last message.", null=True),
+    column("last_batch", BIGINT, "Number of the last committed batch: it makes each one count once.", default="0"),
+    column("ended_at", TIME, "When it ended; null while it lives.", null=True),
+    column("end_reason", TEXT, "Why it ended, from a fixed list.", null=True),
+    column("close_code", INTEGER, "The WebSocket's close code, where there was one.", null=True),
+    column("ticks", BIGINT, "Ticks committed, duplicates included.", default="0"),
+    column("rejected", BIGINT, "Messages kept in ingest.rejected_messages.", default="0"),
+    column("duplicates", BIGINT, "Ticks that were in the table already.", default="0"),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint("kind IN ('stream', 'replay')", name="kind"),
+    Index(None, "connected_at"),
+    schema="ingest",
+    comment="Each connection to the feed and each replay: what was heard is what these vouch for.",
+)
+
+rejected_messages = Table(
+    "rejected_messages",
+    metadata,
+    column("session_id", UUID, "The session that heard it."),
+    column("batch", BIGINT, "The batch that brought it."),
+    column("position", INTEGER, "Its place among the batch's messages, from 1."),
+    column("received_at", TIME, "When it arrived."),
+    column("reason", TEXT, "Why it is not a tick, from a fixed list."),
+    column("raw", BYTEA, "Its first 64 KiB."),
+    column("raw_bytes", INTEGER, "Its full size in bytes."),
+    PrimaryKeyConstraint("session_id", "batch", "position"),
+    Index(None, "received_at"),
+    schema="ingest",
+    comment="Messages that could not be stored as ticks: nothing is dropped in silence.",
+)
+
+trading_sessions = Table(
+    "trading_sessions",
+    metadata,
+    column("calendar", TEXT, "XNZE, or always."),
+    column("trading_day", DATE, "The exchange's day."),
+    column("opens_at", TIME, "Opening."),
+    column("closes_at", TIME, "Close."),
+    PrimaryKeyConstraint("calendar", "trading_day"),
+    CheckConstraint("opens_at < closes_at", name="order"),
+    schema="ingest",
+    comment="When the exchange trades: what of it was not heard is a gap.",
+)
+
+backfills = Table(
+    "backfills",
+    metadata,
+    column("gap_from", TIME, "Start of the gap."),
+    column("gap_until", TIME, "End of the gap."),
+    column("symbol", TEXT, "The symbol that was asked for."),
+    column("status", TEXT, "How it stands."),
+    column("bars", INTEGER, "Bars received.", default="0"),
+    column("attempts", INTEGER, "How often it was tried.", default="0"),
+    column("error", TEXT, "What the last attempt failed with.", null=True),
+    column("started_at", TIME, "First attempt.", default="now()"),
+    column("finished_at", TIME, "When it was settled.", null=True),
+    PrimaryKeyConstraint("gap_from", "gap_until", "symbol"),
+    schema="ingest",
+    comment="What was done to fill each gap, by symbol.",
+)
+
+settings = Table(
+    "settings",
+    metadata,
+    column("singleton", BOOLEAN, "There is one row.", default="true"),
+    column("calendar", TEXT, "The trading calendar in force."),
+    column("exchange_timezone", TEXT, "The exchange's time zone."),
+    column("coverage_lead", INTERVAL, "Time before the opening that counts as trading time."),
+    column("coverage_tail", INTERVAL, "Time after the close that counts as trading time."),
+    column("coverage_margin", INTERVAL, "Doubt between the exchange's clock and ours."),
+    column("stall_timeout", INTERVAL, "Silence in trading hours after which a stream counts as dead."),
+    column("coverage_since", TIME, "Where the ledger begins; null: with the first session.", null=True),
+    column("minimum_version", TEXT, "Oldest ingestor that may write here; null: any.", null=True),
+    PrimaryKeyConstraint("singleton"),
+    CheckConstraint("singleton", name="singleton"),
+    schema="ingest",
+    comment="What SQL must know of the environment. Written by the first migration, then changed on purpose only.",
+)

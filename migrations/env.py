@@ -1,0 +1,60 @@
+"""Runs the migrations: by the `alembic` command with INGESTOR_DATABASE_URL, or by `ingestor migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection, text
+
+from ingestor import settings
+from ingestor.store.connect import create_engine
+from ingestor.store.schema import SCHEMAS, metadata
+
+LOCK = 7_306_354_014  # any number, the same for all: instances that start at once migrate one after the other
+TABLES = {table.fullname for table in metadata.tables.values()}
+
+
+def include_name(name: str | None, kind: str, parents: Mapping[str, Any]) -> bool:
+    """Look at our own tables only: not at partitions, chunks, or anybody else's schemas."""
+    if kind == "schema":
+        return name in SCHEMAS
+    if kind == "table":
+        return f"{parents['schema_name']}.{name}" in TABLES
+    return True
+
+
+def migrate(connection: Connection) -> None:
+    """Run what was asked for, in one transaction for each migration."""
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+    connection.execute(text("CREATE SCHEMA IF NOT EXISTS ingest"))
+    connection.commit()
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        version_table_schema="ingest",
+        include_schemas=True,
+        include_name=include_name,
+        compare_server_default=True,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def main() -> None:
+    """Migrate by the URL of the environment."""
+    engine = create_engine(settings.load().read_database_url())
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+
+if context.is_offline_mode():
+    raise SystemExit("ingestor: the migrations look at the database to find its edition: run them without --sql.")
+if (given := context.config.attributes.get("connection")) is not None:
+    migrate(given)
+else:
+    asyncio.run(main())

@@ -1,0 +1,73 @@
+"""Fixtures of all tests: a clean environment, and real databases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import TestServer, plain_server
+
+EDITIONS = ["plain", *(["timescale"] if "INGESTOR_TEST_TIMESCALE_URL" in os.environ else [])]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No setting of the person who runs the tests reaches them, and no `.env`."""
+    for name in list(os.environ):
+        if name.startswith("INGESTOR_") and not name.startswith("INGESTOR_TEST_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("INGESTOR_SPOOL_DIR", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+
+
+def _prepared(url: str, edition: str) -> Iterator[TestServer]:
+    server = TestServer(url, edition)
+    asyncio.run(server.prepare())
+    yield server
+    asyncio.run(server.close())
+
+
+@pytest.fixture(scope="session")
+def plain() -> Iterator[TestServer]:
+    """PostgreSQL without the extension (unless the named server has it)."""
+    with plain_server() as url:
+        yield from _prepared(url, "plain")
+
+
+@pytest.fixture(scope="session")
+def timescale() -> Iterator[TestServer]:
+    """The server of INGESTOR_TEST_TIMESCALE_URL."""
+    yield from _prepared(os.environ["INGESTOR_TEST_TIMESCALE_URL"], "timescale")
+
+
+@pytest.fixture(params=EDITIONS)
+def server(request: pytest.FixtureRequest) -> TestServer:
+    """Each edition in turn."""
+    found: TestServer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+async def database(server: TestServer) -> AsyncIterator[str]:
+    """A migrated database of its own; the URL is its owner's."""
+    name = server.new_name()
+    yield await server.create(name, server.template)
+    await server.drop(name)
+
+
+@pytest.fixture
+async def empty_database(server: TestServer) -> AsyncIterator[str]:
+    """A database of its own with nothing in it."""
+    name = server.new_name()
+    yield await server.create(name)
+    await server.drop(name)
+
+
+@pytest.fixture
+def writer_url(server: TestServer, database: str) -> str:
+    """The same database for the daemon's login, which owns nothing."""
+    return server.writer_url(database)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from ingestor.batch import Batcher
+from ingestor.errors import SchemaError, StoreError
+from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, SessionEnd, Tick
+from ingestor.store.connect import connect
+from ingestor.store.migrate import head_revision
+from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
+
+T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+
+
+def session(**changes: Any) -> Session:
+    return Session(**{"id": uuid4(), "instance": "test", "endpoint": "ws://x/ws", "connected_at": T0, **changes})
+
+
+def batcher(of: Session | None = None) -> Batcher:
+    return Batcher(of or session(), max_rows=5000, occurrence_keys=1000)
+
+
+def filled(instance: Batcher, *ticks: Tick, rejected: int = 0) -> Batch:
+    for number, tick in enumerate(ticks):
+        instance.add(tick, T0 + number)
+    for number in range(rejected):
+        instance.reject(b"\0\xff{", Reason.NOT_JSON, T0 + number)
+    return instance.close()
+
+
+def tick(symbol: str = "AIR.NZ", time: Micros = T0, price: float = 1.5, volume: int = 10) -> Tick:
+    return Tick(symbol, time, price, volume)
+
+
+async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
+    connection = await connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def store(writer_url: str) -> Any:
+    """A store as the daemon's login."""
+    store = Store(writer_url, write_timeout=10)
+    yield store
+    await store.close()
+
+
+async def test_a_batch_arrives_whole(store: Store, database: str) -> None:
+    """Ticks, rejections, coverage and counts are committed together."""
+    instance = batcher()
+    instance.authenticated(T0)
+    batch = filled(instance, tick(), tick(), tick("Ω.NZ", T0 + 1, 1e300, 2**63 - 1), rejected=2)
+    assert await store.write([batch]) == Written(batches=1, ticks=3, duplicates=0, rejected=2)
+    rows = await query(database, "SELECT symbol, price, volume, occurrence FROM market.ticks ORDER BY received_at")
+    assert rows == [
+        ("AIR.NZ", 1.5, 10, 1),
+        ("AIR.NZ", 1.5, 10, 2),
+        ("Ω.NZ", 1e300, 2**63 - 1, 1),
+    ]
+    (found,) = await query(
+        database,
+        "SELECT ticks, rejected, duplicates, last_batch, authenticated_at, covered_until, last_message_at, ended_at "
+        "FROM ingest.stream_sessions",
+    )
+    start = datetime.fromtimestamp(T0 / SECOND, UTC)
+    assert found == (3, 2, 0, 1, start, start.replace(microsecond=2), start.replace(microsecond=1), None)
+    assert await query(database, "SELECT position, reason, raw, raw_bytes FROM ingest.rejected_messages") == [
+        (4, "not_json", b"\0\xff{", 3),
+        (5, "not_json", b"\0\xff{", 3),
+    ]
+
+
+async def test_the_same_batch_again_changes_nothing(store: Store, database: str) -> None:
+    """An unknown outcome of a commit is resolved by writing again."""
+    instance = batcher()
+    batches = [filled(instance, tick(), rejected=1), filled(instance, tick("SPK.NZ"))]
+    await store.write(batches[:1])
+    before = await query(database, "SELECT s.*, s.xmin::text FROM ingest.stream_sessions s")
+    assert await store.write(batches[:1]) == Written()
+    assert await query(database, "SELECT s.*, s.xmin::text FROM ingest.stream_sessions s") == before
+    assert await store.write(batches) == Written(1, 1, 0, 0)
+    assert await store.write(batches) == Written()
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(2,)]
+    assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(1,)]
+    assert await query(database, "SELECT ticks, rejected FROM ingest.stream_sessions") == [(2, 1)]
+
+
+async def test_another_session_adds_no_copies(store: Store, database: str) -> None:
+    """The union of two recordings holds each tick the larger number of times that either heard it."""
+    await store.write([filled(batcher(), tick(), tick(), tick("SPK.NZ"))])
+    written = await store.write([filled(batcher(), tick(), tick(), tick(), tick("NEW.NZ"))])
+    assert written == Written(1, 4, 2, 0)
+    rows = await query(database, "SELECT symbol, count(*) FROM market.ticks GROUP BY symbol ORDER BY symbol")
+    assert rows == [("AIR.NZ", 3), ("NEW.NZ", 1), ("SPK.NZ", 1)]
+
+
+async def test_sessions_are_joined_in_one_transaction(store: Store, database: str) -> None:
+    """Batches of several sessions are written in order; counts stay with their session."""
+    one, two = batcher(), batcher()
+    batches = [
+        filled(one, tick()),
+        filled(one, tick("B")),
+        filled(two, tick()),
+        filled(two, tick("C"), rejected=1),
+    ]
+    assert await store.write(batches) == Written(4, 4, 1, 1)
+    rows = await query(
+        database, "SELECT ticks, duplicates, rejected FROM ingest.stream_sessions ORDER BY rejected"
+    )
+    assert rows == [(2, 0, 0), (2, 1, 1)]
+
+
+async def test_months_are_made_on_demand(store: Store, database: str) -> None:
+    """A tick of any month since 1990 finds its place, as a role that owns nothing."""
+    times = [datetime(1990, 1, 1, tzinfo=UTC), datetime(2001, 12, 31, 23, 59, 59, tzinfo=UTC), datetime.now(UTC)]
+    ticks = [tick(time=int(time.timestamp()) * SECOND) for time in times]
+    await store.write([filled(batcher(), *ticks)])
+    rows = await query(database, "SELECT time FROM market.ticks ORDER BY time")
+    assert [row[0] for row in rows] == [time.replace(microsecond=0) for time in times]
+
+
+async def test_a_partition_that_went_away_is_made_again(store: Store, database: str, server: Any) -> None:
+    """Retention may drop a month while the daemon runs; the next write fails once and then makes it."""
+    if server.edition != "plain":
+        assert server.edition == "timescale"  # chunks come by themselves
+        return
+    instance = batcher()
+    await store.write([filled(instance, tick())])
+    connection = await connect(database)
+    await connection.execute("DROP TABLE market.ticks_2026_03")
+    await connection.close()
+    batch = filled(instance, tick("B"))
+    with pytest.raises(StoreError) as caught:
+        await store.write([batch])
+    assert (caught.value.sqlstate, caught.value.constraint) == ("23514", None)
+    assert (await store.write([batch])).ticks == 1
+
+
+async def test_the_end_of_a_session(store: Store, database: str) -> None:
+    """The last batch closes the session with its reason; a session that writes again is open again."""
+    instance = batcher()
+    await store.write([filled(instance, tick())])
+    await store.write([instance.close(SessionEnd(T0 + 5, EndReason.CLOSED, 1001))])
+    sql = "SELECT end_reason, close_code, ended_at IS NULL FROM ingest.stream_sessions"
+    assert await query(database, sql) == [("closed", 1001, False)]
+    await store.write([filled(instance, tick("B"))])
+    assert await query(database, sql) == [(None, None, True)]
+
+
+async def test_crashed_sessions(store: Store, database: str) -> None:
+    """A successor ends its own older sessions, with their last sign of life, and nobody else's."""
+    old, mine, other = batcher(), batcher(session(connected_at=T0 + 10)), batcher(session(instance="other"))
+    old.authenticated(T0)
+    await store.write(
+        [filled(old, tick(), tick()), filled(mine), filled(other), filled(batcher(session(kind="replay")))]
+    )
+    assert await store.end_crashed_sessions("test", T0 + 10) == 1
+    rows = await query(
+        database, "SELECT id, end_reason, ended_at FROM ingest.stream_sessions WHERE ended_at IS NOT NULL"
+    )
+    assert rows == [(old.session.id, "crashed", datetime.fromtimestamp(T0 / SECOND, UTC).replace(microsecond=1))]
+    assert await store.end_crashed_sessions("test", T0 + 10) == 0
+
+
+async def test_no_schema(empty_database: str) -> None:
+    """A database without our schema is said to need `ingestor migrate`."""
+    store = Store(empty_database, write_timeout=10)
+    with pytest.raises(SchemaError, match="ingestor migrate"):
+        await store.write([filled(batcher(), tick())])
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("UPDATE ingest.alembic_version SET version_num = '0000'", "0000.*ingestor migrate"),
+        ("UPDATE ingest.settings SET minimum_version = '99.0'", "99.0"),
+        ("DELETE FROM ingest.alembic_version", "ingestor migrate"),
+    ],
+)
+async def test_unfit_schema(database: str, writer_url: str, change: str, words: str) -> None:
+    """An older schema, and a newer one that asks for a newer daemon, are refused with the remedy."""
+    connection = await connect(database)
+    await connection.execute(change)
+    await connection.close()
+    with pytest.raises(SchemaError, match=words):
+        await Store(writer_url, write_timeout=10).open()
+
+
+async def test_a_newer_schema_is_accepted(database: str, writer_url: str) -> None:
+    """Migrations are made so that the daemon before them can go on."""
+    connection = await connect(database)
+    await connection.execute("UPDATE ingest.alembic_version SET version_num = '9999'")
+    await connection.close()
+    store = Store(writer_url, write_timeout=10)
+    await store.write([filled(batcher(), tick())])
+    await store.close()
+
+
+async def test_a_server_that_hangs_is_given_up(writer_url: str, database: str) -> None:
+    """A write that waits for a lock longer than the timeout fails, and the next one connects anew."""
+    store = Store(writer_url, write_timeout=0.3)
+    instance = batcher()
+    batch = filled(instance, tick())
+    await store.write([batch])
+    blocker = await connect(database)
+    async with blocker.transaction():
+        await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreError):
+            await store.write([filled(instance, tick("B"))])
+    await blocker.close()
+    store._write_timeout = 10
+    assert (await store.write([batch, filled(instance, tick("C"))])).ticks == 1
+    await store.close()
+
+
+async def test_a_terminated_connection_is_made_again(store: Store, database: str) -> None:
+    """The server's restart costs one failed write, and no tick."""
+    instance = batcher()
+    await store.write([filled(instance, tick())])
+    connection = await connect(database)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name = 'ingestor'"
+    )
+    await connection.close()
+    batch = filled(instance, tick("B"))
+    with pytest.raises(StoreError):
+        await store.write([batch])
+    assert (await store.write([batch])).ticks == 1
+
+
+async def test_the_writer_owns_nothing(writer_url: str) -> None:
+    """The daemon's login can neither change nor remove what was recorded."""
+    connection = await connect(writer_url)
+    for statement in (
+        "DELETE FROM market.ticks",
+        "UPDATE market.ticks SET price = 0",
+        "TRUNCATE market.ticks",
+        "DROP TABLE market.ticks",
+        "CREATE TABLE market.mine (x int)",
+        "DELETE FROM ingest.stream_sessions",
+        "DELETE FROM ingest.rejected_messages",
+        "UPDATE ingest.settings SET calendar = 'x'",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(statement)
+    await connection.close()
+
+
+def test_revision_is_the_migrations_head() -> None:
+    """The store's constant moves with the migrations."""
+    assert head_revision() == SCHEMA_REVISION

@@ -1,0 +1,113 @@
+"""Real PostgreSQL servers for the tests, one database for each test, cloned from a migrated template."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from ingestor.embedded import EmbeddedServer
+from ingestor.settings import load
+from ingestor.store.connect import connect, driver_url
+from ingestor.store.migrate import migrate
+
+MINIMUM = 15
+_numbers = count(1)
+
+
+def with_parts(url: str, *, database: str, user: str | None = None, password: str = "") -> str:
+    """Return the URL of another database on the same server, for another user if one is named."""
+    parts = urlsplit(driver_url(url))
+    host = parts.netloc.rpartition("@")[2]
+    netloc = parts.netloc if user is None else f"{user}:{password}@{host}"
+    return urlunsplit((parts.scheme, netloc, f"/{database}", parts.query, ""))
+
+
+def local_binaries() -> Path | None:
+    """Return the newest installed PostgreSQL of a sufficient version, on the PATH or where Debian keeps it."""
+    places = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "postgres").exists()]
+    if found := shutil.which("postgres"):
+        places.append(Path(found).resolve().parent)
+    versions = {int(path.parent.name): path for path in places if path.parent.name.isdigit()}
+    newest = max(versions, default=0)
+    return versions[newest] if newest >= MINIMUM else None
+
+
+@contextmanager
+def plain_server() -> Iterator[str]:
+    """Yield the URL of a server: the one that is named, else a local one, else the embedded one."""
+    if url := os.environ.get("INGESTOR_TEST_DATABASE_URL"):
+        yield url
+        return
+    with EmbeddedServer(local_binaries()) as server:
+        yield server.url()
+
+
+@dataclass
+class TestServer:
+    """One server of one edition. `prefix` keeps the databases of concurrent runs apart."""
+
+    __test__ = False
+
+    url: str
+    edition: str
+    prefix: str = field(default_factory=lambda: f"ingestor_test_{os.getpid()}_{next(_numbers)}")
+    template: str = ""
+
+    async def run(self, statement: str, database: str | None = None) -> None:
+        """Run a statement as the owner."""
+        connection = await connect(with_parts(self.url, database=database) if database else self.url)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def prepare(self) -> None:
+        """Make the template and the login that the daemon uses: a member of market_write that owns nothing."""
+        self.template = f"{self.prefix}_template"
+        await self.create(self.template)
+        await migrate(with_parts(self.url, database=self.template), load(), lambda _: None)
+        await self.run(f"CREATE ROLE {self.prefix} LOGIN PASSWORD 'writer' IN ROLE market_write")
+        # No more connections: TimescaleDB's workers would keep the template from being cloned.
+        await self.run(f"ALTER DATABASE {self.template} ALLOW_CONNECTIONS false")
+        await self._disconnect(self.template)
+
+    async def create(self, name: str, template: str = "template0") -> str:
+        """Create a database and return its owner's URL."""
+        for attempt in range(10):
+            try:
+                await self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+                break
+            except asyncpg.ObjectInUseError:
+                if attempt == 9:
+                    raise
+                await self._disconnect(template)
+        return with_parts(self.url, database=name)
+
+    async def drop(self, name: str) -> None:
+        """Drop a database, whoever is connected."""
+        await self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    async def close(self) -> None:
+        """Drop what `prepare` made."""
+        await self.drop(self.template)
+        await self.run(f"DROP ROLE IF EXISTS {self.prefix}")
+
+    def writer_url(self, owner_url: str) -> str:
+        """Return the daemon's URL of a database."""
+        name = urlsplit(owner_url).path.lstrip("/")
+        return with_parts(self.url, database=name, user=self.prefix, password="writer")
+
+    def new_name(self) -> str:
+        """Return a name that no database has."""
+        return f"{self.prefix}_{next(_numbers)}"
+
+    async def _disconnect(self, name: str) -> None:
+        await self.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
