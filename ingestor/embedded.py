@@ -26,7 +26,7 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 USER = "postgres"
 
-# Waits on a pipe from us: when it closes, because we stop the server or because we died, PostgreSQL is told to stop.
+# Waits on a pipe from us: when it closes, because we stop the server or because we died, PostgreSQL must stop.
 # (SIGINT is its fast shutdown: https://www.postgresql.org/docs/current/server-shutdown.html.)
 _SUPERVISOR = '"$@" & server=$!; echo $server; read -r _; kill -INT $server; wait $server'
 
@@ -81,7 +81,7 @@ class EmbeddedServer:
 
     def __enter__(self) -> Self:
         # Short, because the path of a socket may have 107 bytes at most.
-        self.directory = Path(tempfile.mkdtemp(prefix="ingestor-", dir="/tmp"))  # noqa: S108 - see above
+        self.directory = Path(tempfile.mkdtemp(prefix="ingestor-", dir="/tmp"))
         try:
             self._own(self.directory)
             self._make_accessible()

@@ -13,7 +13,7 @@ import exchange_calendars
 
 YEARS_BACK = 10
 YEARS_AHEAD = 3
-"""New Zealand's holidays follow rules, and Matariki is fixed by law until 2052; more would be a promise of NZX's."""
+"""Holidays follow rules, and Matariki is fixed by law until 2052; what NZX decides is not known so long before."""
 
 
 def snapshot(first: date, last: date) -> str:

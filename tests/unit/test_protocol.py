@@ -354,4 +354,4 @@ def test_range_is_relative_to_the_arrival() -> None:
     date = instant("2021-09-29T09:33:30+00:00")
     assert isinstance(decoder.decode(frame, date - DAY), Tick)
     assert decoder.decode(frame, date - DAY - 1) == Refused(Reason.DATE_OUT_OF_RANGE)
-    assert EARLIEST == instant("1990-01-01T00:00:00+00:00")
+    assert instant("1990-01-01T00:00:00+00:00") == EARLIEST

@@ -1,0 +1,75 @@
+"""`ingestor simulate`: the other side, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from ingestor import settings as configuration
+from ingestor.errors import ConfigurationError
+from ingestor.service.signals import handled
+from ingestor.simulator.server import TOKEN, Simulator
+
+REPORT_INTERVAL = 5.0
+
+_FAULT_HELP = "drop, stall, half-open, garbage (each with =EVERY, such as drop=5s), reject, limit or replay; can be repeated."
+
+
+def simulate(
+    host: Annotated[str, typer.Option(help="Address to listen on; this machine's own only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port of both APIs.", min=0, max=65535)] = 5005,
+    rate: Annotated[float, typer.Option(help="Ticks a second in the mean.", min=0, max=20_000)] = 50.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
+    session: Annotated[str, typer.Option(help="Length of the market's day, busy at both ends.")] = "10m",
+    max_streams: Annotated[int, typer.Option(help="The plan's limit of streams at once.", min=1)] = 2,
+    rate_limit: Annotated[int, typer.Option(help="REST requests a minute.", min=1)] = 600,
+    fault: Annotated[list[str] | None, typer.Option(help=_FAULT_HELP)] = None,
+) -> None:
+    """Stand in for Financefeast: Stream API and REST API for a made-up market of NZX symbols.
+
+    The stream is at **ws://127.0.0.1:5005/ws**, where the official client's `local` environment looks for it; the
+    REST endpoints are on the same port, and their bars come from the very ticks that were streamed. It accepts one
+    published token, which it prints, and refuses what the real service refuses.
+
+    Faults: `drop` cuts a connection, `stall` keeps it but sends nothing more, `half-open` does not even answer
+    pings, `garbage` mixes in malformed messages, `reject` and `limit` refuse every second authentication, `replay`
+    repeats the last 200 messages after a reconnect.
+    """
+    if not configuration.is_loopback(host):
+        raise ConfigurationError(f"--host {host}: the simulator is for this machine only; use 127.0.0.1 or ::1.")
+    try:
+        cycle = configuration.parse_duration(session)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--session") from None
+    if cycle < 1:
+        raise typer.BadParameter("a day needs a second at least", param_hint="--session")
+    asyncio.run(
+        _simulate(
+            Simulator(
+                host=host,
+                port=port,
+                rate=rate,
+                seed=seed,
+                cycle=cycle,
+                faults=fault or (),
+                max_streams=max_streams,
+                rate_limit=rate_limit,
+            )
+        )
+    )
+
+
+async def _simulate(simulator: Simulator) -> None:
+    with handled() as request:
+        async with simulator:
+            print(f"Stream API  {simulator.stream_url}\nREST API    {simulator.rest_url}\nToken       {TOKEN}\n")
+            print("To point a daemon at it:")
+            print(f"  export INGESTOR_STREAM_URL={simulator.stream_url} INGESTOR_TOKEN={TOKEN}\n", flush=True)
+            while not request.stop.is_set():
+                try:
+                    await asyncio.wait_for(request.stop.wait(), REPORT_INTERVAL)
+                except TimeoutError:
+                    print(f"{simulator.connected} streams, {simulator.ticks_sent:,} ticks sent", flush=True)
+    print(f"Stopped after {simulator.ticks_sent:,} ticks.")

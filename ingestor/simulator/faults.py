@@ -1,0 +1,98 @@
+"""Faults on request: what a stream of prices does to its clients sooner or later."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from enum import StrEnum
+
+from ingestor.errors import ConfigurationError
+from ingestor.settings import parse_duration
+
+
+class Fault(StrEnum):
+    """What can go wrong, and how often unless told otherwise."""
+
+    DROP = "drop"
+    STALL = "stall"
+    HALF_OPEN = "half-open"
+    GARBAGE = "garbage"
+    REJECT = "reject"
+    LIMIT = "limit"
+    REPLAY = "replay"
+
+
+MEANING = {
+    Fault.DROP: "the connection is cut after EVERY in the mean (20s)",
+    Fault.STALL: "after EVERY in the mean (20s) a connection gets no more messages, though its pings are answered",
+    Fault.HALF_OPEN: "after EVERY in the mean (20s) a connection gets nothing more at all, not even pongs",
+    Fault.GARBAGE: "a malformed message is sent in addition to the good ones, EVERY in the mean (1s)",
+    Fault.REJECT: "every second authentication is answered with `not authorised`",
+    Fault.LIMIT: "every second authentication is answered with `stream limit`",
+    Fault.REPLAY: "after a reconnect, the last 200 messages are sent again",
+}
+DEFAULTS = {Fault.DROP: 20.0, Fault.STALL: 20.0, Fault.HALF_OPEN: 20.0, Fault.GARBAGE: 1.0}
+REPLAYED = 200
+
+GARBAGE: tuple[str | bytes, ...] = (
+    "not JSON",
+    '{"type": "price"',
+    "[]",
+    '{"type": "weather", "data": {}}',
+    '{"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": 2.61, "symbol": "SUM020.NZ"}}',
+    '{"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": true, "volume": 1, "symbol": "A"}}',
+    '{"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": NaN, "volume": 1, "symbol": "A"}}',
+    '{"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": 1, "volume": -5, "symbol": "A"}}',
+    '{"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": 1, "volume": 0.5, "symbol": "A"}}',
+    '{"type": "price", "data": {"date": "2021-09-26T02:30:00", "price": 1, "volume": 1, "symbol": "A"}}',
+    '{"type": "price", "data": {"date": "yesterday", "price": 1, "volume": 1, "symbol": "A"}}',
+    '{"type": "price", "data": {"date": "2121-09-29T09:33:30", "price": 1, "volume": 1, "symbol": "A"}}',
+    json.dumps({"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": 1, "volume": 1, "symbol": ""}}),
+    b"a binary frame",
+)
+"""Each is refused by a well-made client, and none ends the connection."""
+
+
+class Faults:
+    """Which faults are on, and when the next one is due. Seeded."""
+
+    def __init__(self, given: Iterable[str] = (), *, seed: int = 0) -> None:
+        """Take faults as they are written on the command line: `drop`, `drop=5s`."""
+        self._every = dict(_parse(text) for text in given)
+        self._random = random.Random(seed)  # noqa: S311 - faults, not secrets
+        self._authentications = 0
+
+    def __contains__(self, fault: Fault) -> bool:
+        return fault in self._every
+
+    def due_after(self, fault: Fault) -> float | None:
+        """Return the seconds until a fault strikes next, or None where it is not on."""
+        every = self._every.get(fault)
+        return None if every is None else self._random.expovariate(1 / every)
+
+    def refusal(self) -> Fault | None:
+        """Return with which fault an authentication is to be refused, if it is."""
+        self._authentications += 1
+        if self._authentications % 2:
+            return None
+        return next((fault for fault in (Fault.REJECT, Fault.LIMIT) if fault in self), None)
+
+    def garbage(self) -> str | bytes:
+        """Return a malformed message: text, or bytes for a binary frame."""
+        return self._random.choice(GARBAGE)
+
+
+def _parse(text: str) -> tuple[Fault, float]:
+    name, given, every = text.partition("=")
+    try:
+        fault = Fault(name)
+        seconds = parse_duration(every) if given else DEFAULTS.get(fault, 1.0)
+        if seconds <= 0 or (given and fault not in DEFAULTS):
+            raise ValueError(f"{fault} takes no duration" if seconds > 0 else "must be longer than nothing")
+    except ValueError as error:
+        kinds = ", ".join(Fault)
+        raise ConfigurationError(
+            f"--fault {text}: {error}. Write one of {kinds}, with =EVERY where it has one."
+        ) from None
+    return fault, seconds

@@ -1,0 +1,285 @@
+"""The simulator: Stream API and REST API on one port, speaking the documented protocol.
+
+It refuses what the real service refuses, and keeps an exact account of what it sent on which connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self
+from zoneinfo import ZoneInfo
+
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from ingestor.errors import ConfigurationError
+from ingestor.model import Micros, Tick
+from ingestor.simulator.bars import Bars
+from ingestor.simulator.faults import REPLAYED, Fault, Faults
+from ingestor.simulator.market import CYCLE, Market
+from ingestor.simulator.rest import RestApi, encode
+from ingestor.simulator.wire import AUTHENTICATED, error_message, price_message
+
+TOKEN = "tk_simulator_0123456"  # noqa: S105 - published, so that everybody can connect
+PORT = 5005
+PATH = "/ws"
+TICK_INTERVAL = 0.01
+AUTHENTICATION_TIMEOUT = 10.0
+WRITE_LIMIT = 16 * 2**20
+"""Bytes that may wait for a client that does not read, before it is cut off."""
+
+
+@dataclass(slots=True)
+class Account:
+    """What was sent on one authenticated connection. `ticks` is filled where the simulator records."""
+
+    number: int
+    connection: ServerConnection
+    sent: int = 0
+    ticks: list[Tick] = field(default_factory=list)
+    muted: bool = False
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+class Simulator:
+    """A market and its service on this machine; runs while entered.
+
+    `port` 0 takes any free one. `market_clock` gives the market's time (microseconds since the epoch). With
+    `rate` 0 the market is silent, and `send` pushes a scripted sequence.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = PORT,
+        rate: float = 50.0,
+        seed: int = 1,
+        cycle: float = CYCLE,
+        faults: Iterable[str] = (),
+        max_streams: int = 2,
+        rate_limit: int = 600,
+        timezone: str = "Pacific/Auckland",
+        record: bool = False,
+        market_clock: Callable[[], Micros] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._host, self._port = host, port
+        self._timezone = ZoneInfo(timezone)
+        self._clock = market_clock
+        self._market = Market(seed, rate, market_clock(), cycle=cycle)
+        self._faults = Faults(faults, seed=seed)
+        self._max_streams = max_streams
+        self._record = record
+        self._recent: deque[bytes] = deque(maxlen=REPLAYED)
+        self._numbers = itertools.count(1)
+        self._server: Server | None = None
+        self._generator: asyncio.Task[None] | None = None
+        self._active: dict[int, Account] = {}
+        self._changed = asyncio.Event()
+        self.bars = Bars()
+        self._rest = RestApi(self.bars, token=TOKEN, timezone=self._timezone, now=market_clock, limit=rate_limit)
+        self.accounts: list[Account] = []
+        self.ticks_sent = 0
+
+    @property
+    def stream_url(self) -> str:
+        """Where a client connects to."""
+        return f"ws://{self._host}:{self._port}{PATH}"
+
+    @property
+    def rest_url(self) -> str:
+        """The base of the REST endpoints."""
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def connected(self) -> int:
+        """How many authenticated streams there are now."""
+        return len(self._active)
+
+    async def __aenter__(self) -> Self:
+        logger = logging.getLogger("ingestor.simulator")
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False  # clients that go away without a word are what it is for
+        try:
+            self._server = await serve(
+                self._converse,
+                self._host,
+                self._port,
+                process_request=self._process_request,
+                ping_interval=None,
+                logger=logger,
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"The simulator cannot listen on {self._host}:{self._port}: {error.strerror}. Choose another --port."
+            ) from None
+        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self._generator = asyncio.create_task(self._generate(), name="market")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        await self.stop_market()
+        for account in self._active.values():
+            account.connection.transport.resume_reading()  # half-open no more, so that it can be closed
+        self._server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._server.wait_closed()
+
+    async def stop_market(self) -> None:
+        """Send no more ticks of the market."""
+        if self._generator is not None:
+            self._generator.cancel()
+            await asyncio.gather(self._generator, return_exceptions=True)
+            self._generator = None
+
+    def send(self, ticks: Sequence[Tick]) -> None:
+        """Stream ticks to every authenticated connection, in order."""
+        for tick in ticks:
+            self.bars.add(tick)
+            message = price_message(tick, self._timezone)
+            self._recent.append(message)
+            self._send(message, tick)
+
+    def send_raw(self, message: str | bytes, *, text: bool | None = None) -> None:
+        """Send any message: text for a text frame, bytes for a binary one, unless `text` says otherwise."""
+        broadcast([account.connection for account in self._listening()], message, text=text)
+
+    def drop_all(self) -> None:
+        """Cut every connection without a closing handshake."""
+        for account in list(self._active.values()):
+            account.connection.transport.abort()
+
+    async def wait_connected(self, number: int = 1) -> None:
+        """Wait until there are so many authenticated streams."""
+        while len(self._active) != number:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _listening(self) -> list[Account]:
+        return [account for account in self._active.values() if not account.muted]
+
+    def _send(self, message: bytes, tick: Tick) -> None:
+        listening = self._listening()
+        broadcast([account.connection for account in listening], message, text=True)
+        for account in listening:
+            account.sent += 1
+            self.ticks_sent += 1
+            if self._record:
+                account.ticks.append(tick)
+
+    async def _generate(self) -> None:
+        """Let the market trade, and mix in malformed messages where they are asked for."""
+        due = self._faults.due_after(Fault.GARBAGE)
+        garbage_at = None if due is None else time.monotonic() + due
+        while True:
+            await asyncio.sleep(TICK_INTERVAL)
+            self.send(self._market.until(self._clock()))
+            if garbage_at is not None and time.monotonic() >= garbage_at:
+                self.send_raw(self._faults.garbage())
+                garbage_at = time.monotonic() + (self._faults.due_after(Fault.GARBAGE) or 0)
+            for account in self._listening():
+                if account.connection.transport.get_write_buffer_size() > WRITE_LIMIT:
+                    account.connection.transport.abort()
+
+    async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Let a WebSocket through at its path; answer everything else as the REST API."""
+        if request.path == PATH:
+            return None
+        answer = self._rest.answer(request.path, request.headers.get("Authorization"))
+        body = encode(answer)
+        headers = Headers(
+            {
+                **answer.headers,
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+            }
+        )
+        return Response(answer.status, HTTPStatus(answer.status).phrase, headers, body)
+
+    async def _converse(self, connection: ServerConnection) -> None:
+        """Authenticate a client, then keep it until it goes."""
+        refusal = await self._refusal(connection)
+        if refusal is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await connection.send(error_message(refusal), text=True)
+            return
+        account = Account(next(self._numbers), connection)
+        try:
+            await connection.send(AUTHENTICATED, text=True)
+            if Fault.REPLAY in self._faults and self.accounts:
+                for message in tuple(self._recent):
+                    await connection.send(message, text=True)
+            self._enter(account)
+            async for _ in connection:
+                pass  # the client may send {"type": "ping"}; no answer is documented
+        except ConnectionClosed:
+            pass
+        finally:
+            for task in account.tasks:
+                task.cancel()
+            self._active.pop(account.number, None)
+            self._changed.set()
+
+    def _enter(self, account: Account) -> None:
+        self._active[account.number] = account
+        self.accounts.append(account)
+        self._changed.set()
+        for fault in (Fault.DROP, Fault.STALL, Fault.HALF_OPEN):
+            due = self._faults.due_after(fault)
+            if due is not None:
+                account.tasks.append(asyncio.create_task(self._strike(account, fault, due), name=str(fault)))
+
+    async def _strike(self, account: Account, fault: Fault, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        transport = account.connection.transport
+        if fault is Fault.DROP:
+            transport.abort()
+            return
+        account.muted = True
+        if fault is Fault.HALF_OPEN:
+            transport.pause_reading()
+
+    async def _refusal(self, connection: ServerConnection) -> str | None:
+        """Read the first message; return the error's text where it is refused."""
+        try:
+            async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
+                message = await connection.recv()
+        except (TimeoutError, ConnectionClosed):
+            return "not authorised: no authentication was received"
+        if not _is_authentication(message, TOKEN):
+            return "You are not authorised to use this stream"
+        injected = self._faults.refusal()
+        if injected is Fault.REJECT:
+            return "You are not authorised to use this stream"
+        if injected is Fault.LIMIT or len(self._active) >= self._max_streams:
+            return f"You have reached the stream limit of {self._max_streams} of your plan"
+        return None
+
+
+def _is_authentication(message: str | bytes, token: str) -> bool:
+    """Whether a message is the documented one, in a text frame, with the right token."""
+    try:
+        content: Any = json.loads(message) if isinstance(message, str) else None
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(content, dict) or content.get("type") != "authenticate":
+        return False
+    data = content.get("data")
+    return isinstance(data, dict) and data.get("token") == token

@@ -1,0 +1,32 @@
+"""Ticks as the documented messages: exchange wall time without an offset, in whole seconds."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from functools import lru_cache
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from ingestor.model import SECOND, Micros, Tick
+
+AUTHENTICATED = b'{"type": "authenticated", "data": {"message": "Authenticated"}}'
+
+
+def price_message(tick: Tick, timezone: ZoneInfo) -> bytes:
+    """Return a price update. A whole price is sent as an integer, as the service does at times."""
+    price = int(tick.price) if tick.price == int(tick.price) else tick.price
+    data = {"date": wall_time(tick.time, timezone), "price": price, "volume": tick.volume, "symbol": tick.symbol}
+    return msgspec.json.encode({"type": "price", "data": data})
+
+
+def error_message(text: str) -> bytes:
+    """Return an error; the server closes the connection after it."""
+    return msgspec.json.encode({"type": "error", "data": {"message": text}})
+
+
+@lru_cache(maxsize=64)
+def wall_time(instant: Micros, timezone: ZoneInfo) -> str:
+    """Return an instant as the exchange's wall time, without an offset."""
+    moment = datetime.fromtimestamp(instant // SECOND, timezone) + timedelta(microseconds=instant % SECOND)
+    return moment.replace(tzinfo=None).isoformat()

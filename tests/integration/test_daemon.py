@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from ingestor.errors import ConfigurationError
+from ingestor.model import SECOND, Tick
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
+from ingestor.settings import Settings, load
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.connect import connect
+from tests.unit.test_protocol import DOCUMENTED
+
+NOW = int(datetime.now(UTC).timestamp()) * SECOND
+
+
+def settings(simulator: Simulator, database: str, **changes: Any) -> Settings:
+    defaults = {
+        "stream_url": simulator.stream_url,
+        "token": TOKEN,
+        "database_url": database,
+        "exchange_calendar": "always",
+        "reconnect_max_delay": "50ms",
+        "heartbeat": "100ms",
+        "ping_interval": "50ms",
+        "ping_timeout": "2s",
+    }
+    return load(**{**defaults, **changes})
+
+
+@contextlib.asynccontextmanager
+async def running(configuration: Settings) -> AsyncIterator[Daemon]:
+    """Run a daemon, and stop it in order at the end."""
+    request = StopRequest()
+    daemon = Daemon(configuration)
+    task = asyncio.create_task(daemon.run(request))
+    try:
+        yield daemon
+    finally:
+        request()
+        await asyncio.wait_for(task, 20)
+
+
+async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
+    connection = await connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
+
+
+async def until(url: str, sql: str, expected: Any) -> None:
+    """Wait until a query's single value is what it should be."""
+    async with asyncio.timeout(15):
+        connection = await connect(url)
+        try:
+            while await connection.fetchval(sql) != expected:
+                await asyncio.sleep(0.02)
+        finally:
+            await connection.close()
+
+
+async def test_the_documented_messages_become_eight_rows(writer_url: str, database: str) -> None:
+    """The samples of the documentation arrive as eight rows with the right UTC instants."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
+        await simulator.wait_connected()
+        for symbol, time, price, volume in DOCUMENTED:
+            data = {"date": f"2021-09-29T{time}", "price": price, "volume": volume, "symbol": symbol}
+            simulator.send_raw(json.dumps({"type": "price", "data": data}))
+        await until(database, "SELECT count(*) FROM market.ticks", 8)
+    rows = await query(database, "SELECT symbol, time, price, volume FROM market.ticks ORDER BY received_at")
+    assert [(row[0], row[2], row[3]) for row in rows] == [(s, p, v) for s, _, p, v in DOCUMENTED]
+    assert rows[0][1] == datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC)
+    assert rows[-1][1] == datetime(2021, 9, 28, 20, 41, 27, tzinfo=UTC)
+
+
+async def test_a_busy_market_arrives_whole(writer_url: str, database: str) -> None:
+    """Every tick sent has a row, and none has two."""
+    async with Simulator(port=0, rate=2000, record=True) as simulator:
+        async with running(settings(simulator, writer_url)):
+            await simulator.wait_connected()
+            await asyncio.sleep(2)
+            await simulator.stop_market()
+            await until(
+                database,
+                "SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.stream_sessions",
+                simulator.ticks_sent,
+            )
+        (account,) = simulator.accounts
+    assert account.sent == len(account.ticks) > 1000
+    sent = sorted((t.symbol, t.time, t.price, t.volume) for t in account.ticks)
+    rows = await query(
+        database,
+        "SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint, price, volume FROM market.ticks ORDER BY 1, 2, 3, 4",
+    )
+    assert sorted(rows) == sent
+    (session,) = await query(
+        database,
+        "SELECT end_reason, ticks, duplicates, rejected, covered_until <= ended_at, "
+        "covered_until >= authenticated_at FROM ingest.stream_sessions",
+    )
+    assert session == ("stopped", len(sent), 0, 0, True, True)
+
+
+async def test_garbage_is_kept_with_its_reason(writer_url: str, database: str) -> None:
+    """What can't be read becomes a rejection, and the stream goes on."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
+        await simulator.wait_connected()
+        simulator.send_raw("nonsense")
+        simulator.send_raw(b"{}")
+        simulator.send_raw(b"\xff\xfe", text=True)
+        simulator.send_raw('{"type": "weather"}')
+        simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)])
+        await until(database, "SELECT count(*) FROM market.ticks", 1)
+    rows = await query(database, "SELECT reason, raw FROM ingest.rejected_messages ORDER BY batch, position")
+    assert rows == [
+        ("not_json", b"nonsense"),
+        ("binary_frame", b"{}"),
+        ("invalid_utf8", b"\xff\xfe"),
+        ("unknown_type", b'{"type": "weather"}'),
+    ]
+    assert await query(database, "SELECT count(*), sum(rejected) FROM ingest.stream_sessions") == [(1, 4)]
+
+
+async def test_quiet_time_is_covered_by_pongs(writer_url: str, database: str) -> None:
+    """Without a message, coverage follows the pings that were answered."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
+        await until(
+            database,
+            "SELECT max(covered_until - authenticated_at) > interval '300 ms' FROM ingest.stream_sessions",
+            True,
+        )
+    rows = await query(database, "SELECT last_message_at, covered_until <= ended_at FROM ingest.stream_sessions")
+    assert rows == [(None, True)]
+
+
+async def test_a_cut_connection_is_made_again(writer_url: str, database: str) -> None:
+    """Each connection is a session with its reason; a replay by the server adds no copies."""
+    tick = Tick("AIR.NZ", NOW, 0.5, 100)
+    async with Simulator(port=0, rate=0, faults=["replay"]) as simulator:
+        async with running(settings(simulator, writer_url)):
+            await simulator.wait_connected()
+            simulator.send([tick, tick])
+            await until(database, "SELECT count(*) FROM market.ticks", 2)
+            simulator.drop_all()
+            await simulator.wait_connected(0)
+            await simulator.wait_connected(1)
+            await until(database, "SELECT coalesce(sum(duplicates), 0)::bigint FROM ingest.stream_sessions", 2)
+    assert await query(database, "SELECT occurrence FROM market.ticks ORDER BY 1") == [(1,), (2,)]
+    rows = await query(
+        database, "SELECT end_reason, ticks, duplicates FROM ingest.stream_sessions ORDER BY connected_at"
+    )
+    assert rows == [("closed", 2, 0), ("stopped", 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes", "reason"),
+    [
+        ("half-open=10ms", {"ping_timeout": "100ms"}, "keepalive"),
+        ("stall=10ms", {"stall_timeout": "200ms"}, "stall"),
+        ("drop=10ms", {}, "closed"),
+    ],
+)
+async def test_faults_end_a_session(
+    writer_url: str, database: str, fault: str, changes: dict[str, Any], reason: str
+) -> None:
+    """A half-open, a mute and a cut connection each end with their own reason, and are made again."""
+    async with Simulator(port=0, rate=0, faults=[fault]) as simulator:
+        async with running(settings(simulator, writer_url, **changes)):
+            await until(
+                database, "SELECT count(*) >= 2 FROM ingest.stream_sessions WHERE ended_at IS NOT NULL", True
+            )
+    rows = await query(
+        database, "SELECT DISTINCT end_reason FROM ingest.stream_sessions WHERE end_reason <> 'stopped'"
+    )
+    assert rows == [(reason,)]
+
+
+async def test_a_frame_that_is_too_big(writer_url: str, database: str) -> None:
+    """A message over 1 MiB ends the session with its reason, and the stream goes on in the next."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
+        await simulator.wait_connected()
+        simulator.send_raw("x" * (2**20 + 1))
+        await simulator.wait_connected(0)
+        await simulator.wait_connected(1)
+        await until(
+            database, "SELECT end_reason FROM ingest.stream_sessions WHERE ended_at IS NOT NULL", "message_too_big"
+        )
+
+
+async def test_stream_limit_waits(writer_url: str, database: str) -> None:
+    """A reached limit is no reason to give up; the try is on record."""
+    async with Simulator(port=0, rate=0, max_streams=1) as simulator:
+        async with running(settings(simulator, writer_url, instance="first")):
+            await simulator.wait_connected()
+            async with running(settings(simulator, writer_url, instance="second")):
+                await until(
+                    database,
+                    "SELECT end_reason FROM ingest.stream_sessions WHERE instance = 'second'",
+                    "stream_limit",
+                )
+
+
+async def test_a_refused_token_needs_a_person(writer_url: str, database: str) -> None:
+    """A token that never worked ends the daemon with 78, and does not show in the message."""
+    async with Simulator(port=0, rate=0) as simulator:
+        daemon = Daemon(settings(simulator, writer_url, token="tk_wrong_token_00001"))
+        with pytest.raises(ConfigurationError, match="not authorised") as caught:
+            await asyncio.wait_for(daemon.run(StopRequest()), 10)
+    assert "tk_wrong" not in str(caught.value)
+    assert await query(database, "SELECT end_reason, authenticated_at FROM ingest.stream_sessions") == [
+        ("not_authorised", None)
+    ]
+
+
+async def test_a_token_that_worked_before_is_tried_again(writer_url: str, database: str) -> None:
+    """After it was accepted once, a refusal is the other side's fault: no exit."""
+    async with Simulator(port=0, rate=0, faults=["reject"]) as simulator:
+        async with running(settings(simulator, writer_url)):
+            await simulator.wait_connected()
+            simulator.drop_all()
+            await until(
+                database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'not_authorised'", 1
+            )
+
+
+async def test_a_database_that_is_migrated_later(empty_database: str) -> None:
+    """The stream is kept while the schema is missing; nothing is lost when it comes."""
+    from ingestor.store.migrate import migrate
+
+    async with Simulator(port=0, rate=0) as simulator:
+        configuration = settings(simulator, empty_database)
+        async with running(configuration) as daemon:
+            await simulator.wait_connected()
+            simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)])
+            async with asyncio.timeout(10):
+                while not daemon.telemetry.counts.write_failures:
+                    await asyncio.sleep(0.01)
+            await migrate(empty_database, configuration, lambda _: None)
+            await until(empty_database, "SELECT count(*) FROM market.ticks", 1)
+
+
+async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
+    """With no room left the stream is closed with that reason, and nothing is dropped in silence."""
+    from ingestor.store.migrate import migrate
+
+    ticks = [Tick("AIR.NZ", NOW, 0.5, number) for number in range(20_000)]
+    async with Simulator(port=0, rate=0) as simulator:
+        configuration = settings(simulator, empty_database, memory_max_bytes="1MiB")
+        async with running(configuration) as daemon:
+            await simulator.wait_connected()
+            simulator.send(ticks)
+            await simulator.wait_connected(0)
+            assert not daemon.buffer.has_room
+            await migrate(empty_database, configuration, lambda _: None)
+            await simulator.wait_connected(1)
+    rows = await query(
+        empty_database,
+        "SELECT end_reason, ticks = (SELECT count(*) FROM market.ticks) FROM ingest.stream_sessions ORDER BY connected_at",
+    )
+    assert rows[0] == ("buffer_full", True)
