@@ -7,11 +7,13 @@ end. Its data are not meant to be kept: it does not wait for the disk.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -26,9 +28,19 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
 USER = "postgres"
 
-# Waits on a pipe from us: when it closes, because we stop the server or because we died, PostgreSQL must stop.
-# (SIGINT is its fast shutdown: https://www.postgresql.org/docs/current/server-shutdown.html.)
-_SUPERVISOR = '"$@" & server=$!; echo $server; read -r _; kill -INT $server; wait $server'
+# A shell reads a pipe from us, so that PostgreSQL stops when we say so, and also when we died without a word; then
+# the directory goes too. SIGINT is its fast shutdown: https://www.postgresql.org/docs/current/server-shutdown.html.
+_SUPERVISOR = """
+directory=$1; shift
+exec 3<&0
+"$@" 3<&- </dev/null >&2 & server=$!
+echo $server
+( read -r _ <&3; said=$?; kill -INT $server; exit $said ) & watcher=$!
+wait $server
+kill $watcher 2>/dev/null
+wait $watcher
+[ $? -eq 1 ] && rm -rf "$directory"
+"""
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -107,9 +119,10 @@ class EmbeddedServer:
             "unix_socket_directories": str(self.directory),
         }
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        shell = ["/bin/sh", "-c", _SUPERVISOR, "sh"]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _SUPERVISOR, "sh", self._program("postgres"), "-D", self._data, *arguments],
+                [*shell, str(self.directory), self._program("postgres"), "-D", self._data, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -127,11 +140,13 @@ class EmbeddedServer:
             return
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has stopped by itself
+            process.stdin.write(b"stop\n")
+            process.stdin.close()
         try:
             process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            process.kill()
+            os.kill(self.pid, signal.SIGQUIT)
             process.wait()
         process.stdout.close()
 
@@ -159,9 +174,12 @@ class EmbeddedServer:
         try:
             subprocess.run(probe, check=True, capture_output=True, **self._credentials())
         except (PermissionError, subprocess.CalledProcessError):
-            copy = self.directory / "installation"
-            shutil.copytree(self._binaries.parent, copy, symlinks=True)
-            self._binaries = copy / self._binaries.name
+            package, copy = self._binaries.parents[1], self.directory / "installation"
+            for part in (Path(package.name, self._binaries.parent.name), Path(f"{package.name}.libs")):
+                # The programs find their libraries by the way from one to the other, so both keep their places.
+                if (package.parent / part).exists():
+                    shutil.copytree(package.parent / part, copy / part, symlinks=True)
+            self._binaries = copy / package.name / self._binaries.parent.name / self._binaries.name
 
     def _initialise(self) -> None:
         password_file = self.directory / "password"

@@ -145,14 +145,10 @@ class Settings(BaseSettings):
     batch_max_rows: int = _setting(5000, "a batch leaves at this many ticks", ge=1, le=100_000)
     batch_max_delay: Seconds = _setting("50ms", "a batch leaves at this age", ge=0.001, le=10)
     heartbeat: Seconds = _setting("5s", "how often a quiet session is put on record", ge=0.05, le=30)
-    occurrence_keys: int = _setting(
-        200_000, "ticks remembered to tell equal trades from copies", ge=1, le=10_000_000
-    )
+    occurrence_keys: int = _setting(200_000, "ticks remembered to tell equal trades from copies", ge=1, le=10_000_000)
     memory_max_bytes: Bytes = _setting("64MiB", "ticks held in memory while the database is away", ge=2**20)
     spool_dir: Path = _setting("~/.local/state/ingestor", "directory for what the daemon keeps on this machine")
-    write_timeout: Seconds = _setting(
-        "10s", "a write that takes longer is given up and done again", ge=0.1, le=600
-    )
+    write_timeout: Seconds = _setting("10s", "a write that takes longer is given up and done again", ge=0.1, le=600)
 
     ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)
     ping_timeout: Seconds = _setting("8s", "how long a pong may take", ge=0.01, le=300)
@@ -198,8 +194,7 @@ class Settings(BaseSettings):
         if file is None:
             if value is None:
                 raise ConfigurationError(
-                    f"{variable(name)} is not set. Set it to {what}, "
-                    f"or set {variable(name)}_FILE to a file with it."
+                    f"{variable(name)} is not set. Set it to {what}, or set {variable(name)}_FILE to a file with it."
                 )
             return str(value.get_secret_value())
         try:

@@ -127,9 +127,7 @@ class Telemetry:
 
     def reconnecting(self, message: str, seconds: float, *, loud: bool) -> None:
         """Log that the stream is down, why, and when it is tried again."""
-        (self._log.error if loud else self._log.warning)(
-            "reconnecting", detail=message, in_seconds=round(seconds, 2)
-        )
+        (self._log.error if loud else self._log.warning)("reconnecting", detail=message, in_seconds=round(seconds, 2))
 
     def rejected(self, reason: str, raw_bytes: int) -> None:
         """Count a message that was not stored as a tick; its text goes to the database, not to the log."""

@@ -17,7 +17,7 @@ LOCK = 7_306_354_014  # any number, the same for all: instances that start at on
 TABLES = {table.fullname for table in metadata.tables.values()}
 
 
-def include_name(name: str | None, kind: str, parents: Mapping[str, Any]) -> bool:
+def include_name(name: str | None, kind: Any, parents: Mapping[Any, str | None]) -> bool:
     """Look at our own tables only: not at partitions, chunks, or anybody else's schemas."""
     if kind == "schema":
         return name in SCHEMAS

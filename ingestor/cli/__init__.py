@@ -9,6 +9,7 @@ import typer
 
 from ingestor import __version__
 from ingestor.cli.check import check
+from ingestor.cli.demo import demo
 from ingestor.cli.migrate import migrate
 from ingestor.cli.replay import replay
 from ingestor.cli.run import run
@@ -25,7 +26,7 @@ app = typer.Typer(
     epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 78 configuration. "
     "Settings are environment variables that begin with INGESTOR_; see .env.example.",
 )
-for command in (run, simulate, migrate, check, replay):
+for command in (run, demo, simulate, migrate, check, replay):
     app.command()(command)
 
 

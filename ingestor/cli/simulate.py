@@ -14,7 +14,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 
 REPORT_INTERVAL = 5.0
 
-_FAULT_HELP = "drop, stall, half-open, garbage (each with =EVERY, such as drop=5s), reject, limit or replay; can be repeated."
+_FAULT_HELP = "drop, stall, half-open or garbage (with =EVERY, as in drop=5s), reject, limit, replay; can be repeated."
 
 
 def simulate(

@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
+from ingestor.service.agreement import differences
 from ingestor.service.daemon import prepare_state_directory
-from ingestor.settings import Settings, variable
+from ingestor.settings import Settings
 from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect
 from ingestor.store.judge import MIGRATE
 from ingestor.store.postgres import check_revision
@@ -76,9 +77,7 @@ def _token(settings: Settings) -> Finding:
     if not re.fullmatch(r"(pk|tk)_.{17}", token):
         text = "does not look like a Financefeast token: 20 characters that begin with pk_ or tk_"
         return Finding("token", Verdict.WARNING, text)
-    return Finding(
-        "token", Verdict.OK, f"{token[:3]}… of the right shape (only a connection can tell if it is valid)"
-    )
+    return Finding("token", Verdict.OK, f"{token[:3]}… of the right shape (only a connection can tell if it is valid)")
 
 
 async def _endpoint(settings: Settings) -> Finding:
@@ -127,20 +126,7 @@ def _schema(facts: SchemaFacts | None) -> Finding:
 
 
 def _agreement(settings: Settings, facts: SchemaFacts) -> Finding:
-    """Compare the environment with what the views in the database were told."""
-    theirs = {
-        "exchange_calendar": facts.calendar,
-        "exchange_timezone": facts.exchange_timezone,
-        "coverage_lead": facts.coverage_lead.total_seconds(),
-        "coverage_tail": facts.coverage_tail.total_seconds(),
-        "coverage_margin": facts.coverage_margin.total_seconds(),
-        "stall_timeout": facts.stall_timeout.total_seconds(),
-    }
-    differing = [
-        f"{variable(name)} is {getattr(settings, name)} here and {value} in the database"
-        for name, value in theirs.items()
-        if getattr(settings, name) != value
-    ]
+    differing = differences(settings, facts)
     if differing:
         return Finding("agreement", Verdict.WARNING, "; ".join(differing))
     return Finding("agreement", Verdict.OK, "environment and database agree on calendar, time zone and coverage")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from ingestor import __version__
 from ingestor.buffer import Buffer
 from ingestor.buffer.memory import MemoryBuffer
 from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
-from ingestor.errors import ConfigurationError, IngestorError
+from ingestor.errors import ConfigurationError, IngestorError, StoreError
+from ingestor.service.agreement import differences
 from ingestor.service.listener import Listener
 from ingestor.service.signals import StopRequest
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
+from ingestor.store.inspect import inspect
 from ingestor.store.postgres import Store
 from ingestor.telemetry import Telemetry
 
@@ -21,12 +24,11 @@ from ingestor.telemetry import Telemetry
 class Daemon:
     """One stream, one buffer, one database. `telemetry` tells what it does."""
 
-    def __init__(
-        self, settings: Settings, *, clock: Clock | None = None, telemetry: Telemetry | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, telemetry: Telemetry | None = None) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self.telemetry = telemetry or Telemetry()
+        self._began = self._clock.wall()
         self.buffer: Buffer = MemoryBuffer(settings.memory_max_bytes)
         self._store = Store(settings.read_database_url(), write_timeout=settings.write_timeout, clock=self._clock)
         self._writer = Writer(
@@ -71,8 +73,16 @@ class Daemon:
         self.telemetry.stopped(ticks=self.telemetry.counts.ticks_written)
 
     async def _write(self) -> None:
-        await self._writer.end_crashed_sessions(before=self._clock.wall())
+        await self._writer.end_crashed_sessions(before=self._began)
+        await self._compare()
         await self._writer.run()
+
+    async def _compare(self) -> None:
+        """Say where the views of the database were told something else than this environment says."""
+        with contextlib.suppress(StoreError):  # if the database has just gone away, the writer will say so
+            facts = await inspect(self._settings.read_database_url(), timeout=self._settings.write_timeout)
+            for difference in differences(self._settings, facts.schema) if facts.schema else ():
+                self.telemetry.warned("settings_differ", detail=difference)
 
     async def _drain(self, writing: asyncio.Task[None], request: StopRequest) -> None:
         """Wait until the buffer is empty, within the stop timeout or until somebody is in a hurry."""

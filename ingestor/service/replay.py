@@ -67,9 +67,7 @@ async def _written(buffer: MemoryBuffer, writing: asyncio.Task[None]) -> None:
         writing.result()
 
 
-def _recorder(
-    path: Path, settings: Settings, buffer: MemoryBuffer, clock: Clock, telemetry: Telemetry
-) -> Recorder:
+def _recorder(path: Path, settings: Settings, buffer: MemoryBuffer, clock: Clock, telemetry: Telemetry) -> Recorder:
     session_clock = SessionClock(clock)
     now = session_clock.now()
     session = Session(new_session_id(now), settings.instance, path.name, now, kind="replay")

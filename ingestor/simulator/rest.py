@@ -45,9 +45,7 @@ class RestApi:
     `limit` is the number of requests a minute; the answer says in its headers what is left.
     """
 
-    def __init__(
-        self, bars: Bars, *, token: str, timezone: ZoneInfo, now: Callable[[], Micros], limit: int
-    ) -> None:
+    def __init__(self, bars: Bars, *, token: str, timezone: ZoneInfo, now: Callable[[], Micros], limit: int) -> None:
         self._bars = bars
         self._token = token
         self._timezone = timezone

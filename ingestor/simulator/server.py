@@ -123,7 +123,7 @@ class Simulator:
             )
         except OSError as error:
             raise ConfigurationError(
-                f"The simulator cannot listen on {self._host}:{self._port}: {error.strerror}. Choose another --port."
+                f"The simulator cannot listen on {self._host}:{self._port}: {error.strerror}; use another --port."
             ) from None
         self._port = next(iter(self._server.sockets)).getsockname()[1]
         self._generator = asyncio.create_task(self._generate(), name="market")
@@ -197,7 +197,7 @@ class Simulator:
                 if account.connection.transport.get_write_buffer_size() > WRITE_LIMIT:
                     account.connection.transport.abort()
 
-    async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
+    async def _process_request(self, _: ServerConnection, request: Request) -> Response | None:
         """Let a WebSocket through at its path; answer everything else as the REST API."""
         if request.path == PATH:
             return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -15,6 +16,10 @@ from ingestor.telemetry import hide, scrub
 
 CONNECT_TIMEOUT = 10.0
 
+# By pattern and not by parsing: a password with a `/` or `#` that was not encoded must not show either.
+_USERINFO = re.compile(r"(?<=://)([^:@/?]*):(.*)@")
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*pass[^=&]*=)([^&]*)", re.IGNORECASE)
+
 
 def driver_url(url: str) -> str:
     """Return the URL as asyncpg wants it: SQLAlchemy's `postgresql+asyncpg://` is accepted too."""
@@ -22,15 +27,8 @@ def driver_url(url: str) -> str:
 
 
 def redact(url: str) -> str:
-    """Return the URL without its password, for people and logs."""
-    parts = urlsplit(driver_url(url))
-    user, at, hosts = parts.netloc.rpartition("@")
-    query = urlencode(
-        [(key, value) for key, value in parse_qsl(parts.query) if key not in {"password", "passfile"}],
-        safe="/",
-        quote_via=quote,
-    )
-    return urlunsplit((parts.scheme, user.partition(":")[0] + at + hosts, parts.path, query, ""))
+    """Return the URL without its passwords, for people and logs, however badly it is written."""
+    return _SECRET_PARAMETER.sub(r"\1[hidden]", _USERINFO.sub(r"\1:[hidden]@", driver_url(url)))
 
 
 async def connect(
@@ -44,13 +42,13 @@ async def connect(
 
     Raises StoreError, with what a person can do about it and without the password.
     """
-    _hide_password(url)
+    _hide_passwords(url)
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
             driver_url(url),
             timeout=timeout,
             server_settings={"application_name": application_name, "timezone": "UTC"},
-            target_session_attrs="read-write" if read_write else None,
+            target_session_attrs=SessionAttribute.read_write if read_write else SessionAttribute.any,
         )
     except asyncpg.PostgresError as exc:
         raise StoreError(
@@ -76,14 +74,10 @@ def create_engine(url: str) -> AsyncEngine:
     return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)
 
 
-def _hide_password(url: str) -> None:
-    """Keep the password out of the logs, as it is written in the URL and as it is meant."""
-    parts = urlsplit(driver_url(url))
-    password = parts.netloc.rpartition("@")[0].partition(":")[2]
-    passwords = [
-        password,
-        unquote(password),
-        *(value for key, value in parse_qsl(parts.query) if key == "password"),
-    ]
-    for text in passwords:
-        hide(text)
+def _hide_passwords(url: str) -> None:
+    """Keep the passwords out of the logs, as they are written in the URL and as they are meant."""
+    text = driver_url(url)
+    found = [match[2] for pattern in (_USERINFO, _SECRET_PARAMETER) for match in pattern.finditer(text)]
+    for password in found:
+        hide(password)
+        hide(unquote(password))

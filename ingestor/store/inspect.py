@@ -62,7 +62,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
     """Look at a database. Raises StoreError where that can't be done."""
     connection = await connect(url, timeout=timeout, application_name="ingestor check")
     try:
-        server = await connection.fetchrow(_SERVER)
+        (server,) = await connection.fetch(_SERVER)
         schema = await _schema(connection) if server["migrated"] else None
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
         raise StoreError(f"The database could not be read: {exc}") from exc

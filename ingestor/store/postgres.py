@@ -113,9 +113,7 @@ class Store:
             self._has_staging = True
         return await self._transaction(connection, batches, staged=True)
 
-    async def _transaction(
-        self, connection: asyncpg.Connection, batches: Sequence[Batch], *, staged: bool
-    ) -> Written:
+    async def _transaction(self, connection: asyncpg.Connection, batches: Sequence[Batch], *, staged: bool) -> Written:
         written = Written()
         async with self._guarded(connection), connection.transaction():
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
@@ -265,9 +263,7 @@ def _version(text: str) -> tuple[int, ...]:
 
 
 def _timestamp(instant: Micros | None) -> datetime | None:
-    return (
-        None if instant is None else _EPOCH + timedelta(seconds=instant // SECOND, microseconds=instant % SECOND)
-    )
+    return None if instant is None else _EPOCH + timedelta(seconds=instant // SECOND, microseconds=instant % SECOND)
 
 
 def _count(status: str) -> int:

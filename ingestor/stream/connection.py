@@ -159,9 +159,7 @@ async def keep_alive(
             async with asyncio.timeout(timeout):
                 await (await connection.ping())
         except TimeoutError:
-            raise StreamError(
-                f"A ping was not answered within {timeout:g} s.", reason=EndReason.KEEPALIVE
-            ) from None
+            raise StreamError(f"A ping was not answered within {timeout:g} s.", reason=EndReason.KEEPALIVE) from None
         except ConnectionClosed:
             raise closing_error(connection) from None
         on_pong(sent_at)

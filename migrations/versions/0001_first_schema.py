@@ -31,8 +31,8 @@ TABLES = (
     "ingest.settings",
 )
 
-# The writer owns nothing, so it can't make partitions: this function does it for it, as its owner. The table is made
-# beside the others and then attached, which does not keep readers or writers of the other partitions waiting.
+# The writer owns nothing, so it can't make partitions: this function does it for it, as its owner. The table is
+# made beside the others and then attached, which keeps no reader or writer of the other partitions waiting.
 ENSURE_PARTITION = """
 CREATE FUNCTION ingest.ensure_partition(month date) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
@@ -92,7 +92,7 @@ def upgrade() -> None:
     op.execute(ENSURE_PARTITION)
     op.execute(
         "COMMENT ON FUNCTION ingest.ensure_partition IS "
-        "'Makes the monthly partition of market.ticks where there is none; true if it did. Nothing on a hypertable.'"
+        "'Makes a monthly partition of market.ticks where there is none. Does nothing on a hypertable.'"
     )
     op.execute("REVOKE EXECUTE ON FUNCTION ingest.ensure_partition(date) FROM PUBLIC")
     grant_writer(connection)

@@ -17,9 +17,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-dates = st.datetimes(timezones=st.none() | st.timezones()).map(lambda moment: moment.isoformat()) | st.text(
-    max_size=30
-)
+dates = st.datetimes(timezones=st.none() | st.timezones()).map(lambda moment: moment.isoformat()) | st.text(max_size=30)
 numbers = st.integers() | st.floats() | st.text(max_size=12) | st.integers().map(str) | st.floats().map(str)
 data = st.fixed_dictionaries(
     {},

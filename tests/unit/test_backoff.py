@@ -11,9 +11,7 @@ from ingestor.stream.backoff import Backoff
 from ingestor.stream.judge import judge
 
 
-async def waits(
-    reason: EndReason, attempts: int, *, lived: float = 0.0, accepted_before: bool = False
-) -> list[float]:
+async def waits(reason: EndReason, attempts: int, *, lived: float = 0.0, accepted_before: bool = False) -> list[float]:
     """Fail `attempts` times in the same way; return the waits between, without waiting."""
     slept: list[float] = []
     backoff = Backoff(lambda error: judge(error, accepted_before=accepted_before), max_delay=60)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo
 
@@ -83,7 +84,7 @@ def test_always_tiles_time() -> None:
     """The days of `always` follow each other without a hole, also when summer time begins or ends."""
     days = list(sessions("always", AUCKLAND, date(2026, 1, 1), date(2026, 12, 31)))
     assert len(days) == 365
-    assert all(a.closes_at == b.opens_at for a, b in zip(days, days[1:], strict=False))
+    assert all(a.closes_at == b.opens_at for a, b in itertools.pairwise(days))
     hours = {str(day.trading_day): (day.closes_at - day.opens_at) / SECOND / 3600 for day in days}
     assert (hours["2026-04-05"], hours["2026-09-27"], hours["2026-06-01"]) == (25, 23, 24)
     calendar = load("always", AUCKLAND)

@@ -38,9 +38,7 @@ def test_bad_durations(text: str) -> None:
         parse_duration(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("65536", 65536), ("64MiB", 2**26), ("1gib", 2**30), ("512 KiB", 2**19)]
-)
+@pytest.mark.parametrize(("text", "size"), [("65536", 65536), ("64MiB", 2**26), ("1gib", 2**30), ("512 KiB", 2**19)])
 def test_sizes(text: str, size: int) -> None:
     """Sizes are bytes, or a number with a binary unit."""
     assert parse_size(text) == size
@@ -98,9 +96,7 @@ def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "url", ["ws://localhost:5005/ws", "ws://127.0.0.1/ws", "ws://[::1]:5/ws", "ws://127.8.8.8/ws"]
-)
+@pytest.mark.parametrize("url", ["ws://localhost:5005/ws", "ws://127.0.0.1/ws", "ws://[::1]:5/ws", "ws://127.8.8.8/ws"])
 def test_loopback_may_be_unencrypted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """The simulator on this machine needs no certificate."""
     monkeypatch.setenv("INGESTOR_STREAM_URL", url)
@@ -176,8 +172,7 @@ def test_env_example_holds_every_variable() -> None:
     lines = (ROOT / ".env.example").read_text(encoding="utf-8").splitlines()
     found = [(lines[i - 1], line) for i, line in enumerate(lines) if re.match(r"#? ?INGESTOR_", line)]
     expected = [
-        (f"# {_sentence(name)}", f"#INGESTOR_{name.upper()}={written_default(name)}")
-        for name in Settings.model_fields
+        (f"# {_sentence(name)}", f"#INGESTOR_{name.upper()}={written_default(name)}") for name in Settings.model_fields
     ]
     assert found == expected
 

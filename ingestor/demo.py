@@ -1,0 +1,166 @@
+"""Everything on one machine: an embedded database, the simulator and the daemon, for `ingestor demo`.
+
+Prints nothing: it yields what there is to show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from ingestor import settings as configuration
+from ingestor.embedded import EmbeddedServer
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
+from ingestor.settings import Settings
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.connect import connect
+from ingestor.store.migrate import migrate
+from ingestor.telemetry import Counts
+
+DATABASE = "demo"
+LATEST = 8
+
+_ROLE = "CREATE ROLE ingestor LOGIN PASSWORD 'ingestor' IN ROLE market_write"
+_LATEST = "SELECT time, symbol, price, volume FROM market.ticks ORDER BY received_at DESC LIMIT $1"
+_SUMMARY = """
+SELECT (SELECT count(*) FROM market.ticks) AS rows,
+       (SELECT count(DISTINCT symbol) FROM market.ticks) AS symbols,
+       (SELECT count(*) FROM market.ticks WHERE occurrence > 1) AS repeated,
+       (SELECT count(*) FROM ingest.rejected_messages) AS rejected,
+       count(*) AS sessions, coalesce(sum(duplicates), 0) AS duplicates,
+       date_trunc('seconds', coalesce(sum(covered_until - authenticated_at), interval '0')) AS covered
+FROM ingest.stream_sessions
+"""
+
+_BUSIEST = """
+SELECT symbol, count(*) AS trades, sum(volume) AS volume,
+       round((sum(price * volume) / sum(volume))::numeric, 3) AS vwap
+FROM market.ticks GROUP BY symbol ORDER BY trades DESC LIMIT 5;
+"""
+_BARS = """
+SELECT to_char(date_bin('10 s', time, '2020-01-01') AT TIME ZONE 'Pacific/Auckland', 'HH24:MI:SS') AS bar,
+       (array_agg(price ORDER BY time, received_at, occurrence))[1] AS open,
+       max(price) AS high, min(price) AS low,
+       (array_agg(price ORDER BY time DESC, received_at DESC, occurrence DESC))[1] AS close,
+       sum(volume) AS volume
+FROM market.ticks WHERE symbol = 'FPH.NZ' GROUP BY bar ORDER BY bar LIMIT 5;
+"""
+_SESSIONS = """
+SELECT to_char(authenticated_at, 'HH24:MI:SS') AS authenticated, covered_until - authenticated_at AS covered,
+       ticks, duplicates, rejected, end_reason
+FROM ingest.stream_sessions ORDER BY connected_at LIMIT 5;
+"""
+
+QUERIES = (
+    ("The busiest symbols, with their volume-weighted average price:", _BUSIEST),
+    ("Ten-second bars of one symbol, in New Zealand's time:", _BARS),
+    ("What was heard, and how each connection ended:", _SESSIONS),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the live view shows."""
+
+    counts: Counts
+    sent: int
+    connected: int
+    waiting_bytes: int
+    latest: list[dict[str, Any]]
+
+
+class Demo:
+    """A running demonstration. `url` is the database's, for its superuser."""
+
+    def __init__(self, url: str, simulator: Simulator, daemon: Daemon, connection: asyncpg.Connection) -> None:
+        self.url = url
+        self._simulator = simulator
+        self._daemon = daemon
+        self._connection = connection
+        self._request = StopRequest()
+        self._task = asyncio.create_task(daemon.run(self._request), name="daemon")
+
+    async def state(self) -> State:
+        """Look at everything once. Raises what the daemon ended with, if it has ended."""
+        if self._task.done():
+            self._task.result()
+        return State(
+            self._daemon.telemetry.counts,
+            self._simulator.ticks_sent,
+            self._simulator.connected,
+            self._daemon.buffer.size,
+            await self.query(_LATEST, LATEST),
+        )
+
+    async def stop(self) -> None:
+        """Close the market, let what was sent arrive, and stop the daemon in order."""
+        await self._simulator.stop_market()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                while self._daemon.telemetry.counts.messages < self._simulator.ticks_sent:  # noqa: ASYNC110 - two ends
+                    await asyncio.sleep(0.02)
+        self._request()
+        await self._task
+
+    async def summary(self) -> dict[str, Any]:
+        """Return the counts, from SQL; `sent` is the simulator's own account."""
+        (row,) = await self.query(_SUMMARY)
+        return {"sent": self._simulator.ticks_sent, **row}
+
+    async def query(self, sql: str, *arguments: Any) -> list[dict[str, Any]]:
+        """Return a query's rows."""
+        return [dict(row) for row in await self._connection.fetch(sql, *arguments)]
+
+    async def abandon(self) -> None:
+        """End the daemon, whatever it is doing."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) -> AsyncIterator[Demo]:
+    """Start database, simulator and daemon; stop and remove everything at the end.
+
+    The market's day is as long as the demonstration: it begins and ends with a burst.
+    """
+    with EmbeddedServer() as server, tempfile.TemporaryDirectory(prefix="ingestor-demo-") as directory:
+        admin = await connect(server.url())
+        await admin.execute(f"CREATE DATABASE {DATABASE}")
+        await admin.close()
+        url = server.url(DATABASE)
+        async with Simulator(port=0, rate=rate, seed=seed, cycle=max(seconds, 1.0), faults=faults) as simulator:
+            daemon_url = f"postgresql://ingestor:ingestor@127.0.0.1:{server.port}/{DATABASE}"
+            settings = _settings(simulator, daemon_url, Path(directory))
+            await migrate(url, settings, lambda _: None)
+            connection = await connect(url)
+            await connection.execute(_ROLE)
+            demo = Demo(url, simulator, Daemon(settings), connection)
+            try:
+                yield demo
+            finally:
+                await demo.abandon()
+                await connection.close()
+
+
+def _settings(simulator: Simulator, url: str, directory: Path) -> Settings:
+    """Return settings that lead nowhere but to this demonstration, whatever the environment says."""
+    return configuration.load(
+        token=TOKEN,
+        token_file=None,
+        stream_url=simulator.stream_url,
+        database_url=url,
+        database_url_file=None,
+        exchange_timezone="Pacific/Auckland",
+        exchange_calendar="always",
+        spool_dir=directory,
+        instance="demo",
+        reconnect_max_delay="2s",
+    )

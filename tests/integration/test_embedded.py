@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+
+import pytest
+
+from ingestor.embedded import EmbeddedServer, wheel_binaries
+from ingestor.errors import EmbeddedServerError
+from ingestor.store.connect import connect
+
+
+async def answer(url: str) -> int:
+    connection = await connect(url)
+    try:
+        return int(await connection.fetchval("SELECT 6 * 7"))
+    finally:
+        await connection.close()
+
+
+async def test_starts_stops_and_starts_again() -> None:
+    """The server of the wheel answers, and nothing of it is left after the block."""
+    with EmbeddedServer() as server:
+        assert await answer(server.url()) == 42
+        server.stop()
+        server.start()
+        assert await answer(server.url()) == 42
+        pid, directory = server.pid, server.directory
+    assert not Path(f"/proc/{pid}").exists()
+    assert not directory.exists()
+
+
+async def test_asks_for_a_password() -> None:
+    """Other users of the machine can't just connect."""
+    with EmbeddedServer() as server:
+        url = server.url().replace(":" + server.url().split(":")[2].split("@")[0] + "@", ":wrong@")
+        with pytest.raises(Exception, match="password authentication failed"):
+            await answer(url)
+
+
+def test_does_not_outlive_us() -> None:
+    """When its parent is killed without a word, the server stops and takes its directory along."""
+    code = (
+        "import time\n"
+        "from ingestor.embedded import EmbeddedServer\n"
+        "with EmbeddedServer() as server:\n"
+        "    print(server.pid, server.directory, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid, directory = parent.stdout.readline().split()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() or Path(directory).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def private_directory() -> Iterator[Path]:
+    """A directory that only we may enter, outside pytest's own."""
+    path = Path(mkdtemp(prefix="private-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+async def test_works_from_a_directory_of_ours_alone() -> None:
+    """An environment in a directory that `nobody` can't enter (a clone in /root) works as well."""
+    package = wheel_binaries().parents[1]
+    with private_directory() as place:
+        for name in (package.name, f"{package.name}.libs"):
+            if (package.parent / name).exists():
+                shutil.copytree(package.parent / name, place / name, symlinks=True)
+        place.chmod(0o700)
+        binaries = place / wheel_binaries().relative_to(package.parent)
+        with EmbeddedServer(binaries) as server:
+            assert await answer(server.url()) == 42
+            assert os.stat(server.directory).st_uid != 0
+
+
+def test_a_failed_start_says_why() -> None:
+    """A server that ends at its start is noticed at once, with the end of its log."""
+    began = time.monotonic()
+    with pytest.raises(EmbeddedServerError, match="shared_buffers"), EmbeddedServer(settings={"shared_buffers": "x"}):
+        pass
+    assert time.monotonic() - began < 20

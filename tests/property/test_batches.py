@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ingestor.batch import Batcher
+from ingestor.model import SECOND, Batch, Micros, Session, Tick
+from ingestor.store.connect import connect
+from ingestor.store.postgres import Store
+from ingestor.stream.protocol import EARLIEST
+
+T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+WITH_DATABASE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# Few values, so that equal ticks are common.
+ticks = st.builds(
+    Tick,
+    symbol=st.sampled_from(["A", "B", "Ω"]),
+    time=st.integers(T0 // SECOND, T0 // SECOND + 2).map(lambda second: second * SECOND),
+    price=st.sampled_from([0.0, 1.5, 2.0]),
+    volume=st.integers(0, 2),
+)
+any_ticks = st.builds(
+    Tick,
+    symbol=st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=32),
+    time=st.integers(EARLIEST, T0),
+    price=st.floats(allow_nan=False, allow_infinity=False).map(lambda price: price + 0.0),
+    volume=st.integers(0, 2**63 - 1),
+)
+
+
+def batches(of: list[Tick], cuts: list[int]) -> list[Batch]:
+    """Give the ticks to one session, and close its batch at the cuts."""
+    instance = Batcher(Session(uuid4(), "test", "ws://x/ws", T0), max_rows=5000, occurrence_keys=1000)
+    closed: list[Batch] = []
+    for number, tick in enumerate(of):
+        if number in cuts:
+            closed.append(instance.close())
+        instance.add(tick, T0 + number)
+    return [*closed, instance.close()]
+
+
+def in_database(url: str, work: Callable[[Store], Any]) -> list[tuple[Any, ...]]:
+    """Run work against an emptied database; return all ticks and the sessions' counts."""
+
+    async def run() -> list[tuple[Any, ...]]:
+        connection = await connect(url)
+        await connection.execute("TRUNCATE market.ticks, ingest.stream_sessions")
+        store = Store(url, write_timeout=10)
+        await work(store)
+        await store.close()
+        rows = await connection.fetch(
+            "SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint AS time, price, volume, occurrence, "
+            "(extract(epoch FROM received_at) * 1000000)::bigint AS received_at FROM market.ticks ORDER BY received_at"
+        )
+        counts = await connection.fetch(
+            "SELECT id, ticks, duplicates, last_batch FROM ingest.stream_sessions ORDER BY id"
+        )
+        await connection.close()
+        return [tuple(row) for row in (*rows, *counts)]
+
+    return asyncio.run(run())
+
+
+@given(st.lists(ticks, max_size=60), st.lists(st.integers(0, 60), max_size=6))
+def test_any_split_keeps_order_and_count(given_ticks: list[Tick], cuts: list[int]) -> None:
+    """However the ticks are cut into batches, the same rows come in the same order."""
+    (whole,) = batches(given_ticks, [])
+    parts = batches(given_ticks, cuts)
+    assert b"".join(part.rows for part in parts) == whole.rows
+    assert sum(part.count for part in parts) == whole.count == len(given_ticks)
+    assert [part.number for part in parts] == list(range(1, len(parts) + 1))
+
+
+@WITH_DATABASE
+@given(st.lists(any_ticks, max_size=20))
+def test_packing_and_reading_back_is_the_identity(database: str, given_ticks: list[Tick]) -> None:
+    """What was packed is what PostgreSQL reads, to the last bit of the price."""
+    written = batches(given_ticks, [])
+    rows = in_database(database, lambda store: store.write(written))[:-1]
+    seen: Counter[Tick] = Counter()
+    expected = []
+    for number, tick in enumerate(given_ticks):
+        seen[tick] += 1
+        expected.append((tick.symbol, tick.time, tick.price, tick.volume, seen[tick], T0 + number))
+    assert rows == expected
+
+
+@WITH_DATABASE
+@given(
+    st.lists(ticks, max_size=30),
+    st.lists(ticks, max_size=30),
+    st.lists(st.integers(0, 30), max_size=4),
+    st.lists(st.integers(1, 8), min_size=1, max_size=6),
+)
+def test_writing_twice_equals_writing_once(
+    database: str, one: list[Tick], two: list[Tick], cuts: list[int], joins: list[int]
+) -> None:
+    """Any sequence of batches, of two sessions, written again in any pieces, changes nothing."""
+    all_batches = batches(one, cuts) + batches(two, cuts)
+
+    async def once(store: Store) -> None:
+        for batch in all_batches:
+            await store.write([batch])
+
+    async def again(store: Store) -> None:
+        await once(store)
+        for size in joins:
+            for start in range(0, len(all_batches), size):
+                await store.write(all_batches[start : start + size])
+
+    assert in_database(database, once) == in_database(database, again)
+    expected = Counter(one) | Counter(two)  # the larger count of either session
+    rows = in_database(database, once)
+    assert Counter(Tick(*row[:4]) for row in rows if len(row) == 6) == expected

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "ingestor"
+
+# Each may import what stands in a lower layer, and itself; the stages of one layer do not know each other.
+LAYERS = [
+    {"model"},
+    {"errors"},
+    {"settings", "telemetry", "clock"},
+    {"batch", "buffer", "stream", "coverage"},
+    {"store", "simulator", "embedded"},
+    {"service"},
+    {"demo"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+OWNERS = {
+    "websockets": {"stream", "simulator"},
+    "asyncpg": {"store", "demo"},
+    "exchange_calendars": {"coverage"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "msgspec": {"stream", "model", "simulator"},
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "ingestor":
+                found.update(f"ingestor.{alias.name}" for alias in node.names)
+    return found
+
+
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part(path) not in {"__init__", "__main__"}]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    """A module imports from lower layers only, and a library only where it is at home."""
+    mine = part(path)
+    for name in imports(path):
+        root, *rest = name.split(".")
+        if root == "ingestor" and rest and rest[0] in LEVEL:
+            assert rest[0] == mine or LEVEL[rest[0]] < LEVEL[mine], f"{mine} imports {rest[0]}"
+        assert mine in OWNERS.get(root, {mine}), f"{mine} imports {root}"
