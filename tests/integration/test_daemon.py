@@ -18,6 +18,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from tests.unit.test_protocol import DOCUMENTED
 
+TICKS = "SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.stream_sessions"
 NOW = int(datetime.now(UTC).timestamp()) * SECOND
 
 
@@ -98,7 +99,7 @@ async def test_a_busy_market_arrives_whole(writer_url: str, database: str) -> No
     sent = sorted((t.symbol, t.time, t.price, t.volume) for t in account.ticks)
     rows = await query(
         database,
-        "SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint, price, volume FROM market.ticks ORDER BY 1, 2, 3, 4",
+        "SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint, price, volume FROM market.ticks",
     )
     assert sorted(rows) == sent
     (session,) = await query(
@@ -172,14 +173,10 @@ async def test_faults_end_a_session(
     writer_url: str, database: str, fault: str, changes: dict[str, Any], reason: str
 ) -> None:
     """A half-open, a mute and a cut connection each end with their own reason, and are made again."""
-    async with Simulator(port=0, rate=0, faults=[fault]) as simulator:
+    async with Simulator(port=0, rate=0, faults=[fault], max_streams=1000) as simulator:
         async with running(settings(simulator, writer_url, **changes)):
-            await until(
-                database, "SELECT count(*) >= 2 FROM ingest.stream_sessions WHERE ended_at IS NOT NULL", True
-            )
-    rows = await query(
-        database, "SELECT DISTINCT end_reason FROM ingest.stream_sessions WHERE end_reason <> 'stopped'"
-    )
+            await until(database, "SELECT count(*) >= 2 FROM ingest.stream_sessions WHERE ended_at IS NOT NULL", True)
+    rows = await query(database, "SELECT DISTINCT end_reason FROM ingest.stream_sessions WHERE end_reason <> 'stopped'")
     assert rows == [(reason,)]
 
 
@@ -226,9 +223,7 @@ async def test_a_token_that_worked_before_is_tried_again(writer_url: str, databa
         async with running(settings(simulator, writer_url)):
             await simulator.wait_connected()
             simulator.drop_all()
-            await until(
-                database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'not_authorised'", 1
-            )
+            await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'not_authorised'", 1)
 
 
 async def test_a_database_that_is_migrated_later(empty_database: str) -> None:
@@ -263,6 +258,7 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
             await simulator.wait_connected(1)
     rows = await query(
         empty_database,
-        "SELECT end_reason, ticks = (SELECT count(*) FROM market.ticks) FROM ingest.stream_sessions ORDER BY connected_at",
+        "SELECT end_reason, ticks = (SELECT count(*) FROM market.ticks) FROM ingest.stream_sessions "
+        "ORDER BY connected_at",
     )
     assert rows[0] == ("buffer_full", True)

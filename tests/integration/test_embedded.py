@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -88,7 +87,7 @@ async def test_works_from_a_directory_of_ours_alone() -> None:
         binaries = place / wheel_binaries().relative_to(package.parent)
         with EmbeddedServer(binaries) as server:
             assert await answer(server.url()) == 42
-            assert os.stat(server.directory).st_uid != 0
+            assert server.directory.stat().st_uid != 0
 
 
 def test_a_failed_start_says_why() -> None:

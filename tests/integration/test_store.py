@@ -113,9 +113,7 @@ async def test_sessions_are_joined_in_one_transaction(store: Store, database: st
         filled(two, tick("C"), rejected=1),
     ]
     assert await store.write(batches) == Written(4, 4, 1, 1)
-    rows = await query(
-        database, "SELECT ticks, duplicates, rejected FROM ingest.stream_sessions ORDER BY rejected"
-    )
+    rows = await query(database, "SELECT ticks, duplicates, rejected FROM ingest.stream_sessions ORDER BY rejected")
     assert rows == [(2, 0, 0), (2, 1, 1)]
 
 
