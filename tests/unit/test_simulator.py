@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from ingestor.errors import ConfigurationError
+from ingestor.model import SECOND, Micros, Tick
+from ingestor.simulator.bars import Bars
+from ingestor.simulator.faults import GARBAGE, Fault, Faults
+from ingestor.simulator.market import Market, listing, price_step
+from ingestor.simulator.rest import RestApi
+from ingestor.simulator.wire import price_message
+from ingestor.stream.protocol import Decoder, Refused
+
+ZONE = ZoneInfo("Pacific/Auckland")
+NOW: Micros = int(datetime(2026, 3, 2, 1, 0, tzinfo=UTC).timestamp()) * SECOND  # 14:00 in Auckland
+
+
+def ticks(seed: int = 1, rate: float = 100, seconds: int = 60, cycle: float = 60) -> list[Tick]:
+    return Market(seed, rate, NOW, cycle=cycle).until(NOW + seconds * SECOND)
+
+
+def test_the_same_seed_gives_the_same_market() -> None:
+    """A run can be repeated, however often one looks."""
+    market, together = Market(7, 100, NOW), ticks(7, cycle=600)
+    assert [t for s in range(1, 61) for t in market.until(NOW + s * SECOND)] == together
+    assert ticks(8, cycle=600) != together
+
+
+def test_prices_lie_on_the_grid() -> None:
+    """A price is a whole number of the symbol's steps, without the noise of floats."""
+    for tick in ticks():
+        steps = tick.price / price_step(tick.price)
+        assert abs(steps - round(steps)) < 1e-6
+        assert tick.price == round(tick.price, 3) > 0
+        assert tick.volume > 0
+
+
+def test_it_behaves_like_a_market() -> None:
+    """The mean rate is kept; both ends are busy; symbols are uneven; equal trades in a second happen."""
+    made = ticks(seconds=60)
+    assert len(made) == pytest.approx(6000, abs=5)
+    by_second = Counter((tick.time - NOW) // SECOND for tick in made)
+    assert min(by_second[1], by_second[58]) > 2 * by_second[30]
+    symbols = [count for _, count in Counter(tick.symbol for tick in made).most_common()]
+    assert symbols[0] > 5 * symbols[-1] > 0
+    assert len(symbols) == len(listing())
+    assert len(made) - len(set(made)) > 100
+    assert [tick.time for tick in made] == sorted(tick.time for tick in made)
+
+
+def test_wire_format_is_the_documented_one() -> None:
+    """The documented sample, to the letter of its values; a whole price is an integer."""
+    time = int(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC).timestamp()) * SECOND
+    message = json.loads(price_message(Tick("SUM020.NZ", time, 2.61, 5000), ZONE))
+    sample = {"date": "2021-09-29T09:33:30", "price": 2.61, "volume": 5000, "symbol": "SUM020.NZ"}
+    assert message == {"type": "price", "data": sample}
+    assert b'"price":3,' in price_message(Tick("A", time, 3.0, 1), ZONE)
+
+
+def test_what_is_sent_is_what_is_read() -> None:
+    """The daemon's decoder reads the simulator's messages back to the same ticks."""
+    decoder = Decoder("Pacific/Auckland")
+    for tick in ticks(seconds=5):
+        assert decoder.decode(price_message(tick, ZONE), NOW) == tick
+
+
+def test_garbage_is_garbage() -> None:
+    """Each of the malformed messages is refused by the daemon's decoder."""
+    decoder = Decoder("Pacific/Auckland")
+    for message in GARBAGE:
+        binary = isinstance(message, bytes)
+        frame = message if isinstance(message, bytes) else message.encode()
+        assert isinstance(decoder.decode(frame, NOW, binary=binary), Refused)
+
+
+@pytest.mark.parametrize("text", ["", "explode", "drop=", "drop=0s", "drop=x", "reject=5s", "replay=1s"])
+def test_bad_faults(text: str) -> None:
+    """A fault that is not known, or a duration that makes no sense, is named with what may be written."""
+    with pytest.raises(ConfigurationError, match="half-open"):
+        Faults([text])
+
+
+def test_faults_are_seeded() -> None:
+    """The same seed strikes at the same times; what is not on never does."""
+    one, two = Faults(["drop=5s"], seed=3), Faults(["drop=5s"], seed=3)
+    assert [one.due_after(Fault.DROP) for _ in range(5)] == [two.due_after(Fault.DROP) for _ in range(5)]
+    assert one.due_after(Fault.STALL) is None
+    assert [Faults(["limit"]).refusal() for _ in range(2)] == [None, None]
+    limit = Faults(["limit"])
+    assert [limit.refusal() for _ in range(4)] == [None, Fault.LIMIT, None, Fault.LIMIT]
+
+
+def api(limit: int = 1000, clock: list[Micros] | None = None) -> tuple[RestApi, list[Tick]]:
+    made = ticks(seconds=300, rate=20, cycle=300)
+    bars = Bars()
+    for tick in made:
+        bars.add(tick)
+    now = clock or [NOW + 300 * SECOND]
+    return RestApi(bars, token="tk_right", timezone=ZONE, now=lambda: now[0], limit=limit), made
+
+
+def get(rest: RestApi, target: str, token: str | None = "tk_right") -> tuple[int, dict[str, Any]]:
+    answer = rest.answer(target, None if token is None else f"Bearer {token}")
+    return int(answer.status), answer.body
+
+
+def test_bars_are_those_of_the_ticks() -> None:
+    """Each one-minute bar has the values of the ticks streamed in that minute, to the unit."""
+    rest, made = api()
+    status, body = get(
+        rest, "/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-02%2014:00:00&datetime_to=2026-03-02%2014:05:00"
+    )
+    assert (status, body["hits"], body["interval"], body["ticker"]) == (200, 5, "1m", "FPH.NZ")
+    for minute, bar in enumerate(body["data"]):
+        mine = [t for t in made if t.symbol == "FPH.NZ" and (t.time - NOW) // (60 * SECOND) == minute]
+        prices = [tick.price for tick in mine]
+        assert bar == {
+            "timestamp": f"2026-03-02T14:0{minute}:00",
+            "open": prices[0],
+            "high": max(prices),
+            "low": min(prices),
+            "close": prices[-1],
+            "volume": sum(tick.volume for tick in mine),
+        }
+
+
+def test_longer_bars_add_up() -> None:
+    """An hour and a day contain the volume of their minutes, and begin where the exchange's begin."""
+    rest, made = api()
+    total = sum(tick.volume for tick in made if tick.symbol == "AIA.NZ")
+    _, day = get(rest, "/data/eod?ticker=aia.nz&date_from=2026-03-02&date_to=2026-03-02")
+    assert [(bar["timestamp"], bar["volume"]) for bar in day["data"]] == [("2026-03-02T00:00:00", total)]
+    span = "datetime_from=2026-03-02%2000:00:00&datetime_to=2026-03-03%2000:00:00"
+    _, hour = get(rest, f"/data/intraday?ticker=AIA.NZ&{span}&interval=1h")
+    assert [(bar["timestamp"], bar["volume"]) for bar in hour["data"]] == [("2026-03-02T14:00:00", total)]
+    _, last = get(rest, "/data/last?ticker=AIA.NZ")
+    assert (last["hits"], last["data"][0]["timestamp"]) == (1, "2026-03-02T14:04:00")
+
+
+def test_open_endpoints() -> None:
+    """Tickers, the exchange's status and health need no token."""
+    rest, _ = api()
+    status, body = get(rest, "/info/ticker?exchange=nzx", None)
+    assert (status, body["hits"], body["exchange"]) == (200, len(listing()), "nzx")
+    expected = {"symbol", "company_name", "industry", "exchange", "uuid4", "active", "meta"}
+    assert set(body["data"][0]) == expected
+    assert get(rest, "/info/exchange/status?exchange=nzx", None)[1]["data"][0]["status"] == "open"
+    assert get(rest, "/health/alive", None)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "token", "status"),
+    [
+        ("/oauth/validate", "tk_right", 200),
+        ("/oauth/validate", "tk_wrong", 403),
+        ("/data/last?ticker=FPH.NZ", None, 403),
+        ("/data/last?ticker=FPH.NZ", "tk_right", 200),
+        (f"/data/last?ticker={listing()[0].uuid4}", "tk_right", 200),
+        ("/data/last?ticker=NOPE.NZ", "tk_right", 404),
+        ("/data/last", "tk_right", 400),
+        ("/data/intraday?ticker=FPH.NZ", "tk_right", 400),
+        ("/data/eod?ticker=FPH.NZ&date_from=2026-03-02&date_to=tomorrow", "tk_right", 400),
+        ("/data/eod?ticker=FPH.NZ&date_from=2026-03-02&date_to=2026-03-02&interval=5m", "tk_right", 400),
+        ("/info/ticker?exchange=asx", None, 404),
+        ("/nothing", None, 404),
+    ],
+)
+def test_refusals(target: str, token: str | None, status: int) -> None:
+    """It refuses what the real service refuses, with a message."""
+    rest, _ = api()
+    found, body = get(rest, target, token)
+    assert found == status
+    assert status == 200 or body["message"]
+
+
+def test_rate_limit() -> None:
+    """Every answer says what is left; beyond the limit it is 429, until the window is over."""
+    clock = [NOW]
+    rest, _ = api(limit=2, clock=clock)
+    left = [rest.answer("/health/alive", None) for _ in range(3)]
+    assert [int(answer.status) for answer in left] == [200, 200, 429]
+    assert [answer.headers["x-ratelimit-remaining"] for answer in left] == ["1", "0", "0"]
+    assert left[0].headers["x-ratelimit-limit"] == "2"
+    clock[0] = int(left[2].headers["x-ratelimit-reset"]) * SECOND
+    assert rest.answer("/health/alive", None).status == 200
