@@ -63,6 +63,8 @@ class StoreError(IngestorError):
 class SchemaError(StoreError):
     """The database has no schema of ours, an older one, or one that asks for a newer daemon."""
 
+    exit_code = EXIT_CONFIGURATION
+
 
 class EmbeddedServerError(IngestorError):
     """The embedded PostgreSQL could not be found or started."""

@@ -48,11 +48,13 @@ BEGIN
         RAISE EXCEPTION 'no partition is made for %: months from 1990 to 13 months ahead are', first
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF to_regclass('market.' || name) IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_class WHERE relnamespace = 'market'::regnamespace AND relname = name) THEN
         RETURN false;
     END IF;
+    -- Two may need it at once. The second look must be a query: to_regclass answers from a cache that is not
+    -- brought up to date by this kind of lock.
     PERFORM pg_advisory_xact_lock(hashtext('ingest.ensure_partition'));
-    IF to_regclass('market.' || name) IS NOT NULL THEN
+    IF EXISTS (SELECT FROM pg_class WHERE relnamespace = 'market'::regnamespace AND relname = name) THEN
         RETURN false;
     END IF;
     EXECUTE format('CREATE TABLE market.%I (LIKE market.ticks INCLUDING DEFAULTS INCLUDING COMMENTS)', name);

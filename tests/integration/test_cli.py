@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.simulator.server import TOKEN, Simulator
+from tests.integration.test_daemon import query, until
+
+PASSWORD = "writer"  # of the login that tests/servers.py makes
+TICK = {"date": "2026-03-02T10:00:00", "price": 0.5, "volume": 100, "symbol": "AIR.NZ"}
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps({"type": "price", "data": {**TICK, **fields}}).encode()
+
+
+async def ingestor(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run a command as a process of its own; return its status, output and error output."""
+    process = await start(*arguments, **environment)
+    output, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_TEST_")}
+    variables.update({f"INGESTOR_{name}": value for name, value in environment.items()})
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "ingestor",
+        *arguments,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "simulate", "migrate", "check", "replay"])
+async def test_help(command: str) -> None:
+    """Each command explains itself."""
+    status, output, _ = await ingestor(command, "--help")
+    assert status == 0
+    assert "Usage" in output
+    assert command in (await ingestor("--help"))[1]
+
+
+async def test_version_and_wrong_option() -> None:
+    """The version is shown; a wrong option ends with 2."""
+    assert (await ingestor("--version"))[:2] == (0, "ingestor 0.1.0\n")
+    assert (await ingestor("run", "--wrong"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({}, ["INGESTOR_TOKEN is not set"]),
+        ({"TOKEN": TOKEN}, ["INGESTOR_DATABASE_URL is not set"]),
+        ({"HEARTBEAT": "x", "LOG_LEVEL": "y"}, ["INGESTOR_HEARTBEAT: ", "INGESTOR_LOG_LEVEL: "]),
+        ({"TOKEN": TOKEN, "DATABASE_URL": "postgresql://h/d", "SPOOL_DIR": "/proc/x"}, ["INGESTOR_SPOOL_DIR"]),
+    ],
+)
+async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> None:
+    """A missing or malformed setting is one line that names it, and exit status 78."""
+    status, _, errors = await ingestor("run", **environment)
+    lines = [text for text in errors.splitlines() if text.startswith("ingestor: ")]
+    assert status == 78
+    assert len(lines) == len(words)
+    assert all(word in text for word, text in zip(words, lines, strict=True))
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_run(writer_url: str, database: str, number: signal.Signals) -> None:
+    """The daemon records until it is told to stop, ends with 0, and shows no secret to anybody."""
+    async with Simulator(port=0, rate=200) as simulator:
+        process = await start(
+            "run", TOKEN=TOKEN, DATABASE_URL=writer_url, STREAM_URL=simulator.stream_url, LOG_LEVEL="debug"
+        )
+        await until(database, "SELECT count(*) > 50 FROM market.ticks", True)
+        command_line = await asyncio.to_thread(Path(f"/proc/{process.pid}/cmdline").read_text)
+        await simulator.stop_market()
+        process.send_signal(number)
+        output, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, errors
+    assert await query(database, "SELECT end_reason, rejected FROM ingest.stream_sessions") == [("stopped", 0)]
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(simulator.ticks_sent,)]
+    for text in (output.decode(), errors.decode(), command_line):
+        assert TOKEN not in text
+        assert f":{PASSWORD}@" not in text
+    events = [json.loads(text)["event"] for text in errors.decode().splitlines()]
+    assert {"started", "authenticated", "committed", "stopping", "session_ended", "stopped"} <= set(events)
+
+
+async def test_run_with_a_refused_token(writer_url: str) -> None:
+    """A token that never worked ends with 78 and one clear line, without the token."""
+    async with Simulator(port=0, rate=0) as simulator:
+        status, _, errors = await ingestor(
+            "run", TOKEN="tk_wrong_token_00001", DATABASE_URL=writer_url, STREAM_URL=simulator.stream_url
+        )
+    assert status == 78
+    assert "INGESTOR_TOKEN" in errors
+    assert "tk_wrong" not in errors
+
+
+async def test_check(writer_url: str, empty_database: str) -> None:
+    """`check` is content with a prepared database, and names what is missing otherwise."""
+    async with Simulator(port=0, rate=0) as simulator:
+        stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url}
+        status, output, errors = await ingestor("check", **stream, DATABASE_URL=writer_url)
+        assert status == 0, output + errors
+        assert [text.split()[1] for text in output.splitlines()] == [
+            "settings",
+            "token",
+            "endpoint",
+            "disk",
+            "database",
+            "schema",
+            "agreement",
+            "calendar",
+        ]
+        status, output, _ = await ingestor("check", **stream, DATABASE_URL=empty_database)
+        assert status == 78
+        assert "ingestor migrate" in output
+    status, output, _ = await ingestor("check", **stream, DATABASE_URL="postgresql://u:hunter2@127.0.0.1:1/d")
+    assert status == 78
+    assert "cannot be reached" in output
+    assert "hunter2" not in output
+    assert TOKEN not in output
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_replay(writer_url: str, database: str, tmp_path: Path, packed: bool) -> None:
+    """Recorded messages become rows once, however often; what is no tick is kept; nothing counts as coverage."""
+    content = b"\n".join([line(), line(), b"", b"nonsense", b'"' + b"x" * 2**20 + b'"', line(symbol="SPK.NZ")])
+    file = tmp_path / ("ticks.jsonl.gz" if packed else "ticks.jsonl")
+    file.write_bytes(gzip.compress(content) if packed else content)
+    status, output, errors = await ingestor("replay", str(file), DATABASE_URL=writer_url)
+    assert status == 0, errors
+    assert "3 ticks new, 0 were there already, 2 rejected" in output
+    status, output, _ = await ingestor("replay", str(file), DATABASE_URL=writer_url)
+    assert "0 ticks new, 3 were there already, 2 rejected" in output
+    assert await query(database, "SELECT count(*), sum(occurrence) FROM market.ticks") == [(3, 4)]
+    sessions = await query(
+        database, "SELECT DISTINCT kind, endpoint, covered_until, end_reason FROM ingest.stream_sessions"
+    )
+    assert sessions == [("replay", file.name, None, "finished")]
+
+
+async def test_replay_of_a_damaged_file(writer_url: str, database: str, tmp_path: Path) -> None:
+    """A file that breaks off is an error; what was read before is written."""
+    file = tmp_path / "ticks.jsonl.gz"
+    whole = gzip.compress(b"\n".join(line(volume=n) for n in range(50_000)))
+    file.write_bytes(whole[: len(whole) // 2])
+    status, _, errors = await ingestor("replay", str(file), DATABASE_URL=writer_url)
+    assert status == 1
+    assert "cannot be read" in errors
+    assert await query(database, "SELECT count(*) > 0 FROM market.ticks") == [(True,)]
+
+
+async def test_replay_without_a_schema(empty_database: str, tmp_path: Path) -> None:
+    """A database that was not prepared is said to need `ingestor migrate`."""
+    (tmp_path / "ticks.jsonl").write_bytes(line())
+    status, _, errors = await ingestor("replay", str(tmp_path / "ticks.jsonl"), DATABASE_URL=empty_database)
+    assert status == 78
+    assert "ingestor migrate" in errors
+
+
+async def test_demo() -> None:
+    """The demonstration writes every tick, says so from SQL, and leaves nothing running."""
+    status, output, errors = await ingestor("demo", "--duration", "2s", "--rate", "300")
+    assert status == 0, output + errors
+    assert "every tick once" in output
+    assert output.rstrip().endswith("Nothing is left running.")
+
+
+async def test_demo_is_stopped(tmp_path: Path) -> None:
+    """Ctrl-C ends it in order: summary, and exit status 0."""
+    process = await start("demo", "--duration", "1h")
+    assert process.stdout is not None
+    while b"ticks written" not in await asyncio.wait_for(process.stdout.readline(), 30):
+        pass
+    process.send_signal(signal.SIGINT)
+    output, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, errors
+    assert b"every tick once" in output
+
+
+if "INGESTOR_TEST_RECORDED" in os.environ:
+
+    async def test_recorded_trades(writer_url: str, database: str) -> None:
+        """Real trades arrive with the counts that are known of them, and a second replay adds none."""
+        file = os.environ["INGESTOR_TEST_RECORDED"]
+        sql = (
+            "SELECT symbol, count(*), sum(volume)::bigint, min(time)::text, max(time)::text "
+            "FROM market.ticks GROUP BY symbol ORDER BY symbol"
+        )
+        expected = [
+            ("BTCUSDT.1S", 2001, 8617000000, "2021-01-08 00:00:00+00", "2021-01-08 00:00:46+00"),
+            ("BTCUSDT.BN", 2001, 8707159600, "2021-01-08 00:00:00.278+00", "2021-01-08 00:00:46.355+00"),
+            ("XBTUSDT.KR", 1000, 9310181737, "2025-11-10 17:23:53.971745+00", "2025-11-11 00:13:55.982278+00"),
+        ]
+        for new in ("5,002 ticks new", "0 ticks new"):
+            status, output, errors = await ingestor("replay", file, DATABASE_URL=writer_url)
+            assert status == 0, errors
+            assert new in output
+            assert await query(database, sql) == expected
+        counts = "SELECT count(*), count(*) FILTER (WHERE occurrence = 1), max(occurrence) FROM market.ticks"
+        assert await query(database, counts) == [(5002, 4038, 25)]
+        assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(0,)]

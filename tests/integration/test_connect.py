@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+import trustme
+from sqlalchemy import text
+
+from ingestor.embedded import EmbeddedServer
+from ingestor.errors import StoreError
+from ingestor.store.connect import connect, create_engine, redact
+from tests.servers import TestServer, with_parts
+
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+PASSWORD = "p@ss/w:rd%é ?#&=+"
+
+
+async def works(url: str) -> None:
+    """Connect in both ways by the same URL."""
+    connection = await connect(url)
+    assert await connection.fetchval("SELECT 1") == 1
+    await connection.close()
+    engine = create_engine(url)
+    async with engine.connect() as alchemy:
+        assert (await alchemy.execute(text("SELECT 1"))).scalar() == 1
+    await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def tls_proxy(url: str, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """A server of PostgreSQL's protocol with TLS, in front of any server; yields its port."""
+    target = urlsplit(url)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.readexactly(8) != SSL_REQUEST:
+            writer.close()
+            return
+        writer.write(b"S")
+        await writer.drain()
+        try:
+            await writer.start_tls(context)
+        except (OSError, ssl.SSLError):
+            return
+        server_reader, server_writer = await asyncio.open_connection(target.hostname, target.port or 5432)
+        tasks.add(asyncio.create_task(pump(server_reader, writer)))
+        await pump(reader, server_writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def at_port(url: str, port: int, query: str, host: str = "127.0.0.1") -> str:
+    parts = urlsplit(url)
+    userinfo = parts.netloc.rpartition("@")[0]
+    return f"postgresql://{userinfo}@{host}:{port}{parts.path}?{query}"
+
+
+async def test_schemes(database: str) -> None:
+    """All three ways of writing the scheme are the same."""
+    for scheme in ("postgres", "postgresql", "postgresql+asyncpg"):
+        await works(database.replace("postgresql", scheme, 1))
+
+
+@pytest.mark.parametrize("mode", ["disable", "allow", "prefer"])
+async def test_sslmode_without_tls(database: str, mode: str) -> None:
+    """The modes that do without encryption work with a server that has none."""
+    await works(f"{database}{'&' if '?' in database else '?'}sslmode={mode}")
+
+
+async def test_sslmode_with_tls(database: str, tmp_path: Path) -> None:
+    """`require` encrypts; `verify-full` asks for a certificate of the right authority and name."""
+    authority, other = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with tls_proxy(database, context) as port:
+        await works(at_port(database, port, "sslmode=require"))
+        full = f"sslmode=verify-full&sslrootcert={tmp_path}"
+        await works(at_port(database, port, f"{full}/ca.pem", host="localhost"))
+        for query, host in ((f"{full}/other.pem", "localhost"), (f"{full}/ca.pem", "127.0.0.1")):
+            with pytest.raises(StoreError, match=r"certificate|CERTIFICATE"):
+                await connect(at_port(database, port, query, host))
+
+
+async def test_several_hosts(database: str) -> None:
+    """The first host that answers is taken."""
+    parts = urlsplit(database)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    await works(f"postgresql://{userinfo}@127.0.0.1:1,{host}{parts.path}")
+
+
+async def test_socket_and_percent_encoded_password() -> None:
+    """A Unix socket works, and a password with every awkward character, percent-encoded."""
+    with EmbeddedServer() as server:
+        admin = await connect(server.url())
+        await admin.execute(f"CREATE ROLE awkward LOGIN PASSWORD '{PASSWORD}'")
+        await admin.close()
+        password = quote(PASSWORD, safe="")
+        await works(f"postgresql://awkward:{password}@127.0.0.1:{server.port}/postgres")
+        await works(f"postgresql://awkward:{password}@/postgres?host={server.directory}&port={server.port}")
+
+
+async def test_errors_hold_no_password(server: TestServer) -> None:
+    """A refused, a missing and an unreachable database are told with what helps, and without the password."""
+    name = server.new_name()
+    await server.run(f"CREATE ROLE {name} LOGIN PASSWORD 'right'")
+    try:
+        for url in (
+            with_parts(server.url, database="postgres", user="nobody_at_all", password="hunter2"),
+            with_parts(server.url, database="no_such_database", user=name, password="hunter2"),
+            "postgresql://someone:hunter2@127.0.0.1:1/x",
+            "postgresql://someone:hunter2[@127.0.0.1:1/x",
+            "postgresql://someone:hunt/er2@127.0.0.1:1/x",
+            "postgresql://someone@127.0.0.1:1/x?password=hunter2",
+        ):
+            with pytest.raises(StoreError) as caught:
+                await connect(url, timeout=5)
+            shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
+            assert "hunter2" not in shown
+            assert "hunt/er2" not in shown
+    finally:
+        await server.run(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://u:secret@h:5/d", "postgresql://u:[hidden]@h:5/d"),
+        ("postgres://u:s/e#c?r@et@h1:1,h2:2/d", "postgresql://u:[hidden]@h1:1,h2:2/d"),
+        (
+            "postgresql://u@h/d?sslmode=require&password=secret&x=1",
+            "postgresql://u@h/d?sslmode=require&password=[hidden]&x=1",
+        ),
+        ("postgresql:///d?host=/run/postgresql", "postgresql:///d?host=/run/postgresql"),
+        ("postgresql://h:5/d", "postgresql://h:5/d"),
+    ],
+)
+def test_redact(url: str, shown: str) -> None:
+    """A password does not show, however badly the URL is written."""
+    assert redact(url) == shown

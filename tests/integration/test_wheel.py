@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's content, away from the checkout."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = directory.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(directory / "content")
+    return directory / "content"
+
+
+def test_what_the_wheel_holds(unpacked: Path) -> None:
+    """The migrations, the SQL and the calendar travel inside the package; the tests do not."""
+    names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    expected = {
+        "ingestor/migrations/env.py",
+        "ingestor/migrations/versions/0001_first_schema.py",
+        "ingestor/migrations/versions/0001_first_schema.sql",
+        "ingestor/store/queries.sql",
+        "ingestor/coverage/xnze.csv",
+        "ingestor/py.typed",
+    }
+    assert expected <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not any(name.startswith("tests") for name in names)
+
+
+async def test_the_wheel_can_migrate(unpacked: Path, empty_database: str, tmp_path: Path) -> None:
+    """An installed package needs no checkout to prepare a database."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(unpacked), "INGESTOR_DATABASE_URL": empty_database}
+    where = "import ingestor; print(ingestor.__file__)"
+    for arguments in (["-c", where], ["-m", "ingestor", "migrate"]):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output
+        assert str(unpacked).encode() in output or b"revision 0001" in output
