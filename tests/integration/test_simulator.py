@@ -111,7 +111,7 @@ async def test_mute(fault: str, answers: bool) -> None:
                 await asyncio.sleep(0.01)
         simulator.send([Tick("AIR.NZ", 0, 1.0, 1)])
         pong = await client.ping()
-        done, _ = await asyncio.wait({pong}, timeout=5 if answers else 0.2)
+        done, _ = await asyncio.wait({asyncio.ensure_future(pong)}, timeout=5 if answers else 0.2)
         assert bool(done) is answers
         assert simulator.ticks_sent == 0
 
