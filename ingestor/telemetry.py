@@ -19,12 +19,14 @@ from ingestor.model import Batch, Session, SessionEnd
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _REPEAT_AFTER = 60.0  # seconds: the same trouble is said again only then
 
+_SHORTEST_SECRET = 4
+
 _secrets: set[str] = set()
 
 
 def hide(secret: str) -> None:
-    """Keep a secret out of every log line from now on."""
-    if secret:
+    """Keep a secret out of every log line from now on. One too short to be one would garble every line."""
+    if len(secret) >= _SHORTEST_SECRET:
         _secrets.add(secret)
 
 
@@ -174,6 +176,6 @@ class Telemetry:
         if count:
             self._log.warning("crashed_sessions_ended", count=count)
 
-    def abandoned(self, *, batches: int, ticks: int) -> None:
+    def abandoned(self, *, batches: int, messages: int) -> None:
         """Log what could not be written before the process had to end."""
-        self._log.error("abandoned", batches=batches, ticks=ticks)
+        self._log.error("abandoned", batches=batches, messages=messages)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 
 from ingestor import __version__
 from ingestor.buffer import Buffer
@@ -63,13 +64,17 @@ class Daemon:
             await asyncio.wait({listening, writing, stop}, return_when=asyncio.FIRST_COMPLETED)
             self.telemetry.stopping(waiting_batches=self.buffer.depth)
             await _cancel(listening)
-            await self._drain(writing, request)
+            abandoned = await self._drain(writing, request)
         finally:
             await _cancel(listening, writing, stop)
             await self._store.close()
         for task in (listening, writing):
             if not task.cancelled():
                 task.result()
+        if abandoned:
+            raise IngestorError(
+                f"{abandoned} messages could not be written before the process had to end; that time is a gap."
+            )
         self.telemetry.stopped(ticks=self.telemetry.counts.ticks_written)
 
     async def _write(self) -> None:
@@ -84,8 +89,11 @@ class Daemon:
             for difference in differences(self._settings, facts.schema) if facts.schema else ():
                 self.telemetry.warned("settings_differ", detail=difference)
 
-    async def _drain(self, writing: asyncio.Task[None], request: StopRequest) -> None:
-        """Wait until the buffer is empty, within the stop timeout or until somebody is in a hurry."""
+    async def _drain(self, writing: asyncio.Task[None], request: StopRequest) -> int:
+        """Wait until the buffer is empty, within the stop timeout or until somebody is in a hurry.
+
+        Returns how many messages are left.
+        """
         hurry = asyncio.create_task(request.hurry.wait(), name="hurry")
         empty = asyncio.create_task(self.buffer.wait_until_empty(), name="empty")
         await asyncio.wait(
@@ -94,13 +102,12 @@ class Daemon:
             return_when=asyncio.FIRST_COMPLETED,
         )
         await _cancel(hurry, empty)
-        if self.buffer.depth and not writing.done():
-            batches = await self.buffer.take(max_rows=2**62, max_bytes=2**62)
-            ticks = sum(batch.count for batch in batches)
-            self.telemetry.abandoned(batches=len(batches), ticks=ticks)
-            raise IngestorError(
-                f"{ticks} ticks could not be written before the process had to end; that time is a gap."
-            )
+        if not self.buffer.depth:
+            return 0
+        batches = await self.buffer.take(max_rows=sys.maxsize, max_bytes=sys.maxsize)
+        messages = sum(batch.count + len(batch.rejections) for batch in batches)
+        self.telemetry.abandoned(batches=len(batches), messages=messages)
+        return messages
 
 
 def prepare_state_directory(settings: Settings) -> None:

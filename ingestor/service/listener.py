@@ -126,8 +126,8 @@ class Listener:
         settings = self._settings
         try:
             await first_to_fail(
-                closed=closed(connection),
                 failed=_wait(recorder.failed),
+                closed=closed(connection),
                 keepalive=keep_alive(
                     connection,
                     interval=settings.ping_interval,
@@ -147,8 +147,8 @@ class Listener:
             async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
                 await send(connection, authenticate(self._token))
                 await first_to_fail(
-                    closed=closed(connection),
                     failed=_wait(recorder.failed),
+                    closed=closed(connection),
                     until=asyncio.shield(recorder.authenticated),
                 )
         except TimeoutError:
@@ -211,8 +211,9 @@ async def first_to_fail(*, until: asyncio.Future[Any] | None = None, **tasks: Co
     waiting: list[asyncio.Future[Any]] = [*running, *([until] if until is not None else [])]
     try:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+        for task in waiting:  # in the given order: what the server said counts before that it closed
+            if task in done:
+                task.result()
     finally:
         for task in running:
             task.cancel()

@@ -99,8 +99,9 @@ class Recorder:
         end = SessionEnd(self.clock.now(), reason, close_code)
         self._put(end)
         self._ended = True
-        for future in (self.authenticated, self.failed):
-            future.cancel()
+        self.authenticated.cancel()
+        if not self.failed.cancel():
+            self.failed.exception()  # known by now, or overtaken by another end
         self._telemetry.session_ended(self.session, end, message)
 
     def _put(self, end: SessionEnd | None = None) -> None:

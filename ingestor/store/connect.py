@@ -56,7 +56,7 @@ async def connect(
             sqlstate=exc.sqlstate,
             hint=hint(exc.sqlstate),
         ) from None
-    except (OSError, asyncpg.InterfaceError, ValueError) as exc:
+    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError) as exc:
         why = "it did not answer in time" if isinstance(exc, TimeoutError) else scrub(str(exc)) or repr(exc)
         raise StoreError(f"The database at {redact(url)} cannot be reached: {why}.") from None
     return connection

@@ -64,7 +64,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
     try:
         (server,) = await connection.fetch(_SERVER)
         schema = await _schema(connection) if server["migrated"] else None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
         raise StoreError(f"The database could not be read: {exc}") from exc
     finally:
         await connection.close()

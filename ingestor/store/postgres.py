@@ -80,7 +80,9 @@ class Store:
         """Close the connection, at once if the server does not answer."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            with contextlib.suppress(
+                asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError
+            ):
                 await connection.close(timeout=1)
             connection.terminate()
 
@@ -145,7 +147,7 @@ class Store:
         timer = asyncio.get_running_loop().call_later(self._write_timeout, connection.terminate)
         try:
             yield
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
             if not isinstance(exc, asyncpg.PostgresError) or connection.is_closed():
                 connection.terminate()
             raise _translated(exc) from exc

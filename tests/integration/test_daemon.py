@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.errors import ConfigurationError
+from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND, Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
@@ -262,3 +262,39 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
         "ORDER BY connected_at",
     )
     assert rows[0] == ("buffer_full", True)
+
+
+async def test_what_cannot_be_written_is_said(empty_database: str) -> None:
+    """Stopped while the database takes nothing: exit status 1, and how much is missing."""
+    async with Simulator(port=0, rate=0) as simulator:
+        request = StopRequest()
+        daemon = Daemon(settings(simulator, empty_database, stop_timeout="1s"))
+        task = asyncio.create_task(daemon.run(request))
+        await simulator.wait_connected()
+        simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)] * 7)
+        async with asyncio.timeout(10):
+            while daemon.telemetry.counts.messages < 7:
+                await asyncio.sleep(0.01)
+        request()
+        with pytest.raises(IngestorError, match="7 messages could not be written"):
+            await asyncio.wait_for(task, 10)
+
+
+async def test_a_second_signal_is_immediate(empty_database: str) -> None:
+    """Who signals twice does not wait for the database."""
+    async with Simulator(port=0, rate=0) as simulator:
+        request = StopRequest()
+        daemon = Daemon(settings(simulator, empty_database, stop_timeout="10m"))
+        task = asyncio.create_task(daemon.run(request))
+        await simulator.wait_connected()
+        request()
+        request()
+        await asyncio.wait_for(task, 10)  # nothing but the session's records was waiting
+
+
+async def test_a_refusal_counts_more_than_the_database(empty_database: str) -> None:
+    """A token that needs a person ends with 78 also while the database is away."""
+    async with Simulator(port=0, rate=0) as simulator:
+        daemon = Daemon(settings(simulator, empty_database, token="tk_wrong_token_00001", stop_timeout="1s"))
+        with pytest.raises(ConfigurationError, match="not authorised"):
+            await asyncio.wait_for(daemon.run(StopRequest()), 10)
