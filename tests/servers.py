@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -28,6 +29,15 @@ def with_parts(url: str, *, database: str, user: str | None = None, password: st
     host = parts.netloc.rpartition("@")[2]
     netloc = parts.netloc if user is None else f"{user}:{password}@{host}"
     return urlunsplit((parts.scheme, netloc, f"/{database}", parts.query, ""))
+
+
+async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
+    """Return a query's rows."""
+    connection = await connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(sql)]
+    finally:
+        await connection.close()
 
 
 def local_binaries() -> Path | None:

@@ -76,6 +76,7 @@ class Simulator:
         market_clock: Callable[[], Micros] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._host, self._port = host, port
+        self._authority = f"[{host}]" if ":" in host else host
         self._timezone = ZoneInfo(timezone)
         self._clock = market_clock
         self._market = Market(seed, rate, market_clock(), cycle=cycle)
@@ -96,12 +97,12 @@ class Simulator:
     @property
     def stream_url(self) -> str:
         """Where a client connects to."""
-        return f"ws://{self._host}:{self._port}{PATH}"
+        return f"ws://{self._authority}:{self._port}{PATH}"
 
     @property
     def rest_url(self) -> str:
         """The base of the REST endpoints."""
-        return f"http://{self._host}:{self._port}"
+        return f"http://{self._authority}:{self._port}"
 
     @property
     def connected(self) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from ingestor.simulator.server import TOKEN, Simulator
-from tests.integration.test_daemon import query, until
+from tests.integration.test_daemon import until
+from tests.servers import query
 
 PASSWORD = "writer"  # of the login that tests/servers.py makes
 TICK = {"date": "2026-03-02T10:00:00", "price": 0.5, "volume": 100, "symbol": "AIR.NZ"}

@@ -16,6 +16,7 @@ from ingestor.service.signals import StopRequest
 from ingestor.settings import Settings, load
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
+from tests.servers import TestServer, query
 from tests.unit.test_protocol import DOCUMENTED
 
 TICKS = "SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.stream_sessions"
@@ -47,14 +48,6 @@ async def running(configuration: Settings) -> AsyncIterator[Daemon]:
     finally:
         request()
         await asyncio.wait_for(task, 20)
-
-
-async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
-    connection = await connect(url)
-    try:
-        return [tuple(row) for row in await connection.fetch(sql)]
-    finally:
-        await connection.close()
 
 
 async def until(url: str, sql: str, expected: Any) -> None:
@@ -298,3 +291,69 @@ async def test_a_refusal_counts_more_than_the_database(empty_database: str) -> N
         daemon = Daemon(settings(simulator, empty_database, token="tk_wrong_token_00001", stop_timeout="1s"))
         with pytest.raises(ConfigurationError, match="not authorised"):
             await asyncio.wait_for(daemon.run(StopRequest()), 10)
+
+
+@pytest.mark.parametrize("status", ["302 Found", "401 Unauthorized", "403 Forbidden", "404 Not Found"])
+async def test_a_refused_handshake(writer_url: str, status: str) -> None:
+    """Refusals and redirects of the handshake need a person; the token is not sent to anybody."""
+    received = bytearray()
+    async with Simulator(port=0, rate=0) as elsewhere:
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            received.extend(await reader.readuntil(b"\r\n\r\n"))
+            location = f"Location: {elsewhere.stream_url}\r\nContent-Length: 0\r\n\r\n"
+            writer.write(f"HTTP/1.1 {status}\r\n{location}".encode())
+            received.extend(await reader.read())
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            daemon = Daemon(settings(elsewhere, writer_url, stream_url=f"ws://127.0.0.1:{port}/ws"))
+            with pytest.raises(ConfigurationError, match=status[:3]):
+                await asyncio.wait_for(daemon.run(StopRequest()), 10)
+        assert elsewhere.accounts == []
+    assert b"GET /ws" in received
+    assert TOKEN.encode() not in received
+
+
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+async def test_a_busy_server_is_tried_again(writer_url: str, status: str) -> None:
+    """A server that is too busy, or down for a while, ends nothing."""
+    tries = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+
+    async with Simulator(port=0, rate=0) as unused, await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with running(settings(unused, writer_url, stream_url=f"ws://127.0.0.1:{port}/ws")):
+            async with asyncio.timeout(10):
+                while tries < 3:
+                    await asyncio.sleep(0.01)
+
+
+async def test_compression_is_used(writer_url: str) -> None:
+    """permessage-deflate is negotiated."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
+        await simulator.wait_connected()
+        (account,) = simulator.accounts
+        assert [extension.name for extension in account.connection.protocol.extensions] == ["permessage-deflate"]
+
+
+async def test_a_database_that_is_away_at_first(writer_url: str, database: str, server: TestServer) -> None:
+    """The stream is heard from the first second; what came before the database does is written then."""
+    await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS false")
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)) as daemon:
+        await simulator.wait_connected()
+        simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)])
+        async with asyncio.timeout(10):
+            while not daemon.telemetry.counts.write_failures:
+                await asyncio.sleep(0.01)
+        await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS true")
+        await until(database, "SELECT count(*) FROM market.ticks", 1)

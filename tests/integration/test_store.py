@@ -14,6 +14,7 @@ from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, Se
 from ingestor.store.connect import connect
 from ingestor.store.migrate import head_revision
 from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
+from tests.servers import query
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
 
@@ -36,14 +37,6 @@ def filled(instance: Batcher, *ticks: Tick, rejected: int = 0) -> Batch:
 
 def tick(symbol: str = "AIR.NZ", time: Micros = T0, price: float = 1.5, volume: int = 10) -> Tick:
     return Tick(symbol, time, price, volume)
-
-
-async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
-    connection = await connect(url)
-    try:
-        return [tuple(row) for row in await connection.fetch(sql)]
-    finally:
-        await connection.close()
 
 
 @pytest.fixture

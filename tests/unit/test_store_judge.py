@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from ingestor.errors import SchemaError, StoreError
+from ingestor.store.judge import Remedy, judge
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "constraint", "remedy"),
+    [
+        (None, None, Remedy.RETRY),  # the network, a time-out, a server that is not there
+        ("57P01", None, Remedy.RETRY),  # admin shutdown
+        ("57P03", None, Remedy.RETRY),  # cannot connect now
+        ("40P01", None, Remedy.RETRY),  # deadlock
+        ("53100", None, Remedy.RETRY),  # disk full
+        ("53300", None, Remedy.RETRY),  # too many connections
+        ("25006", None, Remedy.RETRY),  # read-only: a standby
+        ("22003", None, Remedy.RETRY),
+        ("XX000", None, Remedy.RETRY),
+        ("23505", "ticks_symbol_time_price_volume_occurrence_key", Remedy.STAGED),
+        ("23514", None, Remedy.MAKE_PARTITION),
+        ("23514", "some_check", Remedy.RETRY),
+        ("28P01", None, Remedy.RETRY_SLOWLY),  # wrong password
+        ("28000", None, Remedy.RETRY_SLOWLY),
+        ("3D000", None, Remedy.RETRY_SLOWLY),  # no such database
+        ("42P01", None, Remedy.RETRY_SLOWLY),  # no such table
+        ("42501", None, Remedy.RETRY_SLOWLY),  # no privilege
+    ],
+)
+def test_table(sqlstate: str | None, constraint: str | None, remedy: Remedy) -> None:
+    """Every trouble is tried again; only how soon, and by which way, differs."""
+    assert judge(StoreError("x", sqlstate=sqlstate, constraint=constraint)) is remedy
+
+
+def test_schema() -> None:
+    """A schema that is missing or old needs a person, so it is looked at every few seconds."""
+    assert judge(SchemaError("x")) is Remedy.RETRY_SLOWLY
