@@ -166,7 +166,7 @@ class EmbeddedServer:
 
     def _own(self, path: Path) -> None:
         if credentials := self._credentials():
-            os.chown(path, credentials["user"], credentials["group"])
+            os.chown(path, credentials["user"], credentials["group"], follow_symlinks=False)
 
     def _make_accessible(self) -> None:
         """Copy the installation where `nobody` can reach it, when it lies in a directory that is root's alone."""
@@ -179,6 +179,8 @@ class EmbeddedServer:
                 # The programs find their libraries by the way from one to the other, so both keep their places.
                 if (package.parent / part).exists():
                     shutil.copytree(package.parent / part, copy / part, symlinks=True)
+            for path in (copy, *copy.rglob("*")):  # who stops the server must be able to remove it too
+                self._own(path)
             self._binaries = copy / package.name / self._binaries.parent.name / self._binaries.name
 
     def _initialise(self) -> None:

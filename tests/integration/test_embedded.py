@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -45,16 +46,23 @@ async def test_asks_for_a_password() -> None:
             await answer(url)
 
 
-def test_does_not_outlive_us() -> None:
+@pytest.mark.parametrize("private", [False, True])
+def test_does_not_outlive_us(private: bool) -> None:
     """When its parent is killed without a word, the server stops and takes its directory along."""
+    with private_copy() if private else nullcontext(wheel_binaries()) as binaries:
+        _kill_and_look(binaries)
+
+
+def _kill_and_look(binaries: Path) -> None:
     code = (
-        "import time\n"
+        "import sys, time\n"
+        "from pathlib import Path\n"
         "from ingestor.embedded import EmbeddedServer\n"
-        "with EmbeddedServer() as server:\n"
+        "with EmbeddedServer(Path(sys.argv[1])) as server:\n"
         "    print(server.pid, server.directory, flush=True)\n"
         "    time.sleep(60)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", code, str(binaries)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pid, directory = parent.stdout.readline().split()
     parent.send_signal(signal.SIGKILL)
@@ -67,26 +75,24 @@ def test_does_not_outlive_us() -> None:
 
 
 @contextmanager
-def private_directory() -> Iterator[Path]:
-    """A directory that only we may enter, outside pytest's own."""
-    path = Path(mkdtemp(prefix="private-"))
+def private_copy() -> Iterator[Path]:
+    """The wheel's programs in a directory that only we may enter."""
+    package, place = wheel_binaries().parents[1], Path(mkdtemp(prefix="private-"))
     try:
-        yield path
-    finally:
-        shutil.rmtree(path)
-
-
-async def test_works_from_a_directory_of_ours_alone() -> None:
-    """An environment in a directory that `nobody` can't enter (a clone in /root) works as well."""
-    package = wheel_binaries().parents[1]
-    with private_directory() as place:
         for name in (package.name, f"{package.name}.libs"):
             if (package.parent / name).exists():
                 shutil.copytree(package.parent / name, place / name, symlinks=True)
         place.chmod(0o700)
-        binaries = place / wheel_binaries().relative_to(package.parent)
-        with EmbeddedServer(binaries) as server:
-            assert await answer(server.url()) == 42
+        yield place / wheel_binaries().relative_to(package.parent)
+    finally:
+        shutil.rmtree(place)
+
+
+async def test_works_from_a_directory_of_ours_alone() -> None:
+    """An environment in a directory that `nobody` can't enter (a clone in /root) works as well."""
+    with private_copy() as binaries, EmbeddedServer(binaries) as server:
+        assert await answer(server.url()) == 42
+        if os.geteuid() == 0:
             assert server.directory.stat().st_uid != 0
 
 
