@@ -92,11 +92,6 @@ class Batcher:
         self._month: tuple[Micros, Micros] = (0, 0)  # from and until, of the month entered last
 
     @property
-    def is_empty(self) -> bool:
-        """Whether no message waits to be handed on."""
-        return not self._count and not self._rejections
-
-    @property
     def is_full(self) -> bool:
         """Whether the batch must leave now."""
         return self._count + len(self._rejections) >= self._max_rows or self._bytes >= MAX_BYTES

@@ -22,7 +22,6 @@ from ingestor.errors import ConfigurationError
 
 PREFIX = "INGESTOR_"
 SECRETS = ("token", "database_url")
-CALENDARS = ("XNZE", "always")
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -14,7 +14,8 @@ from ingestor.telemetry import hide, scrub
 def check() -> None:
     """Look at settings, token, endpoint, disk and database: each is ok, or it says what to do.
 
-    Nothing is changed and the token is not sent. Ends with 0 when `ingestor run` can do its work, else with 78.
+    The token is not sent, and nothing is changed but that the directory of **INGESTOR_SPOOL_DIR** is made.
+    Ends with 0 when `ingestor run` can do its work, else with 78.
     """
     settings = configuration.load()
     for secret in (settings.token, settings.database_url):

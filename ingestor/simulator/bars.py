@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingestor.model import SECOND, Micros, Tick
@@ -43,11 +43,6 @@ class Bars:
             if begin <= start < end:
                 _merge(bars, Bar(start, minute.open, minute.high, minute.low, minute.close, minute.volume))
         return list(bars.values())
-
-    @property
-    def symbols(self) -> Iterable[str]:
-        """The symbols that traded."""
-        return self._minutes.keys()
 
 
 def _merge(bars: dict[Micros, Bar], later: Bar) -> None:

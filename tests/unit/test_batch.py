@@ -56,7 +56,7 @@ def test_full_by_rows() -> None:
     instance.reject(b"x", Reason.NOT_JSON, T0)
     full = instance.is_full
     instance.close()
-    assert (full, instance.is_full, instance.is_empty) == (True, False, True)
+    assert (full, instance.is_full) == (True, False)
 
 
 def test_full_by_bytes() -> None:
