@@ -153,5 +153,8 @@ def grant_writer(connection: sa.Connection) -> None:
             return
     for statement in GRANTS.strip().splitlines():
         connection.execute(sa.text(statement))
-    database = connection.scalar(sa.text("SELECT format('%I', current_database())"))
-    connection.execute(sa.text(f"GRANT TEMPORARY ON DATABASE {database} TO {WRITER}"))
+    # Everybody may make temporary tables, unless that was taken away; giving it back needs the database's owner.
+    may = sa.text("SELECT has_database_privilege(:name, current_database(), 'TEMPORARY')")
+    if not connection.scalar(may, {"name": WRITER}):
+        database = connection.scalar(sa.text("SELECT format('%I', current_database())"))
+        connection.execute(sa.text(f"GRANT TEMPORARY ON DATABASE {database} TO {WRITER}"))

@@ -177,3 +177,12 @@ async def test_a_role_that_may_make_neither_role_nor_extension(server: TestServe
     finally:
         await server.drop(name)
         await server.run(f"DROP ROLE {name}")
+
+
+async def test_temporary_tables_are_granted_where_they_were_taken_away(empty_database: str) -> None:
+    """The staged way needs a temporary table; a database that keeps strangers from them gets the grant."""
+    name = empty_database.rpartition("/")[2].partition("?")[0]
+    await value(empty_database, f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
+    await run(empty_database)
+    may = "SELECT has_database_privilege('market_write', current_database(), 'TEMPORARY')"
+    assert await value(empty_database, may) is True
