@@ -88,7 +88,7 @@ class Recorder:
     def flush(self) -> None:
         """Close the batch and put it into the buffer."""
         self._put()
-        if not self._buffer.has_room:
+        if not self._buffer.has_room and not self.failed.done():
             self._telemetry.buffer_full(self._buffer.size)
             self._fail(StreamError("The buffer is full.", reason=EndReason.BUFFER_FULL))
 
@@ -114,5 +114,6 @@ class Recorder:
         self._put_since_heartbeat = True
 
     def _fail(self, error: StreamError) -> None:
+        """End the session; the first reason counts."""
         if not self.failed.done():
             self.failed.set_exception(error)
