@@ -128,7 +128,9 @@ class Market:
         price = self._prices[symbol]
         step = price_step(price)
         steps = self._random.choices((-2, -1, 0, 1, 2), (1, 6, 20, 6, 1))[0]
-        price = max(round(round(price / step) * step + steps * step, 3), 0.01)
+        price = round(price / step) * step + steps * step
+        step = price_step(round(price, 3))  # a rise may lead to where the steps are coarser
+        price = max(round(round(price / step) * step, 3), 0.01)
         self._prices[symbol] = price
         return price
 

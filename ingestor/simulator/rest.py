@@ -126,7 +126,10 @@ class RestApi:
 
     def _end_of_day(self, query: dict[str, str]) -> dict[str, Any]:
         begin = self._moment(query, "date_from", "%Y-%m-%d")
-        end = self._moment(query, "date_to", "%Y-%m-%d") + timedelta(days=1)
+        try:
+            end = self._moment(query, "date_to", "%Y-%m-%d") + timedelta(days=1)
+        except OverflowError:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "date_to: too late") from None
         return self._series(query, begin, end, query.get("interval", "1d"))
 
     def _last(self, query: dict[str, str]) -> dict[str, Any]:

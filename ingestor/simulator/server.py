@@ -135,7 +135,7 @@ class Simulator:
     ) -> None:
         assert self._server is not None
         await self.stop_market()
-        for account in self._active.values():
+        for account in self.accounts:
             account.connection.transport.resume_reading()  # half-open no more, so that it can be closed
         self._server.close()
         with contextlib.suppress(TimeoutError):
@@ -256,6 +256,9 @@ class Simulator:
         account.muted = True
         if fault is Fault.HALF_OPEN:
             transport.pause_reading()
+            # It will not notice that its client goes, and must not take up a place of the plan for ever.
+            self._active.pop(account.number, None)
+            self._changed.set()
 
     async def _refusal(self, connection: ServerConnection) -> str | None:
         """Read the first message; return the error's text where it is refused."""

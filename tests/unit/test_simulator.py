@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,10 +11,10 @@ import pytest
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Micros, Tick
 from ingestor.simulator.bars import Bars
-from ingestor.simulator.faults import GARBAGE, Fault, Faults
+from ingestor.simulator.faults import DEFAULTS, GARBAGE, Fault, Faults
 from ingestor.simulator.market import Market, listing, price_step
 from ingestor.simulator.rest import RestApi
-from ingestor.simulator.wire import price_message
+from ingestor.simulator.wire import price_message, wall_time
 from ingestor.stream.protocol import Decoder, Refused
 
 ZONE = ZoneInfo("Pacific/Auckland")
@@ -33,8 +33,13 @@ def test_the_same_seed_gives_the_same_market() -> None:
 
 
 def test_prices_lie_on_the_grid() -> None:
-    """A price is a whole number of the symbol's steps, without the noise of floats."""
-    for tick in ticks():
+    """A price is a whole number of its steps, without the noise of floats, also where it rises to coarser ones."""
+    made = ticks(seed=3, seconds=600)
+    finer, coarser = (
+        {tick.symbol for tick in made if low <= tick.price < high} for low, high in ((0.1, 0.2), (0.2, 0.3))
+    )
+    assert finer & coarser, "no price of this seed passes from one step to another: take another seed"
+    for tick in made:
         steps = tick.price / price_step(tick.price)
         assert abs(steps - round(steps)) < 1e-6
         assert tick.price == round(tick.price, 3) > 0
@@ -63,6 +68,24 @@ def test_wire_format_is_the_documented_one() -> None:
     assert b'"price":3,' in price_message(Tick("A", time, 3.0, 1), ZONE)
 
 
+@pytest.mark.parametrize(
+    ("utc", "expected"),
+    [
+        ("2021-04-03T13:59:59", "2021-04-04T02:59:59"),  # the last second of summer time
+        ("2021-04-03T14:00:00", "2021-04-04T02:00:00"),  # the same hour again
+        ("2021-04-03T15:00:00", "2021-04-04T03:00:00"),
+        ("2021-09-25T13:59:59", "2021-09-26T01:59:59"),
+        ("2021-09-25T14:00:00", "2021-09-26T03:00:00"),  # an hour is missing
+        ("2021-09-28T20:33:30.000250", "2021-09-29T09:33:30.000250"),
+    ],
+)
+def test_wall_time(utc: str, expected: str) -> None:
+    """An instant is sent as the clock in Auckland shows it, without an offset, also on the days it is changed."""
+    moment = datetime.fromisoformat(utc).replace(tzinfo=UTC)
+    instant = int(moment.replace(microsecond=0).timestamp()) * SECOND + moment.microsecond
+    assert wall_time(instant, ZONE) == expected
+
+
 def test_what_is_sent_is_what_is_read() -> None:
     """The daemon's decoder reads the simulator's messages back to the same ticks."""
     decoder = Decoder("Pacific/Auckland")
@@ -84,6 +107,33 @@ def test_bad_faults(text: str) -> None:
     """A fault that is not known, or a duration that makes no sense, is named with what may be written."""
     with pytest.raises(ConfigurationError, match="half-open"):
         Faults([text])
+
+
+def test_a_bad_fault_is_clear() -> None:
+    """The message repeats what was written, says what is wrong with it, and lists every fault."""
+    with pytest.raises(ConfigurationError) as caught:
+        Faults(["drop", "reject=5s"])
+    (line,) = caught.value.problems
+    assert "--fault reject=5s: reject takes no duration" in line
+    assert all(fault in line for fault in Fault)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "seconds"),
+    [
+        *((str(fault), fault, seconds) for fault, seconds in DEFAULTS.items()),
+        ("drop=5s", Fault.DROP, 5),
+        ("stall=250ms", Fault.STALL, 0.25),
+        ("half-open=2m", Fault.HALF_OPEN, 120),
+        ("garbage=3", Fault.GARBAGE, 3),
+    ],
+)
+def test_faults_strike_as_often_as_asked(text: str, fault: Fault, seconds: float) -> None:
+    """A fault is on, alone, and strikes after the given time in the mean, or after its default."""
+    faults = Faults([text])
+    assert [each for each in Fault if each in faults] == [fault]
+    waits = [faults.due_after(fault) or 0 for _ in range(4000)]
+    assert sum(waits) / len(waits) == pytest.approx(seconds, rel=0.1)
 
 
 def test_faults_are_seeded() -> None:
@@ -130,6 +180,48 @@ def test_bars_are_those_of_the_ticks() -> None:
         }
 
 
+@pytest.mark.parametrize("day", ["2026-03-02", "2026-04-05", "2025-09-28"])  # plain, of 25 hours, of 23 hours
+@pytest.mark.parametrize("interval", ["1m", "1h", "1d"])
+def test_bars_over_days(day: str, interval: str) -> None:
+    """Minutes, hours and days of three days of ticks are, to the unit, those computed anew by the exchange's clock."""
+    noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZONE)
+    begin, end = noon - timedelta(days=1), noon + timedelta(days=1)
+    start = int(begin.timestamp()) * SECOND
+    made = Market(5, 0.05, start).until(int(end.timestamp()) * SECOND)
+    bars = Bars()
+    expected: dict[str, list[Tick]] = {}
+    for tick in made:
+        bars.add(tick)
+        wall = datetime.fromtimestamp(tick.time // SECOND, ZONE)
+        label = wall.replace(second=0)
+        if interval != "1m":
+            label = label.replace(minute=0)
+        if interval == "1d":
+            label = label.replace(hour=0, fold=0)
+        if tick.symbol == "FPH.NZ":
+            expected.setdefault(label.isoformat(), []).append(tick)  # the offset tells a repeated hour apart
+    rest = RestApi(bars, token="tk_right", timezone=ZONE, now=lambda: NOW, limit=10)
+    if interval == "1d":
+        span = f"date_from={begin:%Y-%m-%d}&date_to={end:%Y-%m-%d}"
+    else:
+        span = f"datetime_from={begin:%Y-%m-%d} 00:00:00&datetime_to={end:%Y-%m-%d} 23:59:59"
+    path = "eod" if interval == "1d" else "intraday"
+    status, body = get(rest, f"/data/{path}?ticker=FPH.NZ&interval={interval}&{span}")
+    assert status == 200
+    assert body["data"] == [
+        {
+            "timestamp": datetime.fromisoformat(label).replace(tzinfo=None).isoformat(),
+            "open": trades[0].price,
+            "high": max(tick.price for tick in trades),
+            "low": min(tick.price for tick in trades),
+            "close": trades[-1].price,
+            "volume": sum(tick.volume for tick in trades),
+        }
+        for label, trades in expected.items()
+    ]
+    assert body["hits"] == len(expected) >= 3
+
+
 def test_longer_bars_add_up() -> None:
     """An hour and a day contain the volume of their minutes, and begin where the exchange's begin."""
     rest, made = api()
@@ -154,6 +246,46 @@ def test_open_endpoints() -> None:
     assert get(rest, "/health/alive", None)[0] == 200
 
 
+def test_the_shape_of_a_series() -> None:
+    """Bars come with what is documented around them, the same for minutes, days and the last one."""
+    rest, _ = api()
+    first = listing()[0]
+    common = {"ticker": first.symbol, "company_name": first.company_name, "exchange": "nzx", "uuid4": first.uuid4}
+    fields = {"timestamp", "open", "high", "low", "close", "volume"}
+    shape = {*common, "date_from", "date_to", "interval", "hits", "took_ms", "data"}
+    times = "datetime_from=2026-03-02%2014:00:00&datetime_to=2026-03-02%2014:02:00"
+    for target, interval, hits in (
+        (f"/data/intraday?ticker={first.symbol}&exchange=nzx&{times}&interval=1m", "1m", 2),
+        (f"/data/eod?ticker={first.symbol}&date_from=2026-03-01&date_to=2026-03-03", "1d", 1),
+        (f"/data/last?ticker={first.symbol}&exchange=NZX", "1m", 1),
+    ):
+        status, body = get(rest, target)
+        assert (status, set(body)) == (200, shape)
+        assert {name: body[name] for name in common} == common
+        assert (body["interval"], body["hits"], len(body["data"])) == (interval, hits, hits)
+        assert all(set(bar) == fields for bar in body["data"])
+        assert isinstance(body["took_ms"], int)
+        assert datetime.fromisoformat(body["date_from"]) < datetime.fromisoformat(body["date_to"])
+
+
+def test_no_trades_are_no_bars() -> None:
+    """A symbol that did not trade is no error: no hits, and no data."""
+    rest, _ = api()
+    target = "/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-01%2010:00:00&datetime_to=2026-03-01%2011:00:00"
+    status, body = get(rest, target)
+    assert (status, body["hits"], body["data"]) == (200, 0, [])
+    empty = RestApi(Bars(), token="tk_right", timezone=ZONE, now=lambda: NOW, limit=10)
+    status, body = get(empty, "/data/last?ticker=FPH.NZ")
+    assert (status, body["hits"], body["data"]) == (200, 0, [])
+
+
+@pytest.mark.parametrize("key", [listing()[3].symbol.lower(), listing()[3].uuid4, listing()[3].uuid4.upper()])
+def test_keys_of_a_ticker(key: str) -> None:
+    """A symbol is found in either case, and by its uuid4; the answer is the same."""
+    rest, _ = api()
+    assert get(rest, f"/data/last?ticker={key}") == get(rest, f"/data/last?ticker={listing()[3].symbol}")
+
+
 @pytest.mark.parametrize(
     ("target", "token", "status"),
     [
@@ -164,7 +296,21 @@ def test_open_endpoints() -> None:
         (f"/data/last?ticker={listing()[0].uuid4}", "tk_right", 200),
         ("/data/last?ticker=NOPE.NZ", "tk_right", 404),
         ("/data/last", "tk_right", 400),
+        ("/data/last?ticker=", "tk_right", 400),
         ("/data/intraday?ticker=FPH.NZ", "tk_right", 400),
+        ("/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-02%2014:00:00", "tk_right", 400),
+        (
+            "/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-02&datetime_to=2026-03-02%2014:00:00",
+            "tk_right",
+            400,
+        ),
+        ("/data/eod?ticker=FPH.NZ&date_to=2026-03-02", "tk_right", 400),
+        ("/data/eod?ticker=FPH.NZ&date_from=2026-02-30&date_to=2026-03-02", "tk_right", 400),
+        ("/data/eod?ticker=FPH.NZ&date_from=2026-03-02&date_to=9999-12-31", "tk_right", 400),
+        ("/data/eod?ticker=NOPE.NZ&date_from=2026-03-02&date_to=2026-03-02", "tk_right", 404),
+        ("/data/eod?ticker=FPH.NZ&date_from=2026-03-02&date_to=2026-03-02", None, 403),
+        ("/data/intraday", "tk_wrong", 403),
+        ("/oauth/validate", None, 403),
         ("/data/eod?ticker=FPH.NZ&date_from=2026-03-02&date_to=tomorrow", "tk_right", 400),
         ("/data/eod?ticker=FPH.NZ&date_from=2026-03-02&date_to=2026-03-02&interval=5m", "tk_right", 400),
         ("/info/ticker?exchange=asx", None, 404),
@@ -176,7 +322,15 @@ def test_refusals(target: str, token: str | None, status: int) -> None:
     rest, _ = api()
     found, body = get(rest, target, token)
     assert found == status
-    assert status == 200 or body["message"]
+    assert status == 200 or isinstance(body["message"], str)
+
+
+def test_only_a_bearer_is_accepted() -> None:
+    """The token alone, or by another scheme, is refused with 403."""
+    rest, _ = api()
+    for authorization in ("tk_right", "Basic tk_right", "Bearer", "Bearer ", "Bearer tk_righ"):
+        assert rest.answer("/oauth/validate", authorization).status == 403
+    assert rest.answer("/oauth/validate", "Bearer tk_right").body == {"valid": True}
 
 
 def test_rate_limit() -> None:
@@ -186,6 +340,11 @@ def test_rate_limit() -> None:
     left = [rest.answer("/health/alive", None) for _ in range(3)]
     assert [int(answer.status) for answer in left] == [200, 200, 429]
     assert [answer.headers["x-ratelimit-remaining"] for answer in left] == ["1", "0", "0"]
-    assert left[0].headers["x-ratelimit-limit"] == "2"
+    assert {answer.headers["x-ratelimit-limit"] for answer in left} == {"2"}
+    assert {answer.headers["x-ratelimit-reset"] for answer in left} == {str(NOW // SECOND + 60)}
+    clock[0] += 60 * SECOND - 1
+    assert rest.answer("/oauth/validate", "Bearer tk_right").status == 429
     clock[0] = int(left[2].headers["x-ratelimit-reset"]) * SECOND
-    assert rest.answer("/health/alive", None).status == 200
+    after = rest.answer("/health/alive", None)
+    assert (after.status, after.headers["x-ratelimit-remaining"]) == (200, "1")
+    assert after.headers["x-ratelimit-reset"] == str(NOW // SECOND + 120)
