@@ -187,7 +187,8 @@ def test_bars_over_days(day: str, interval: str) -> None:
     noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZONE)
     begin, end = noon - timedelta(days=1), noon + timedelta(days=1)
     start = int(begin.timestamp()) * SECOND
-    made = Market(5, 0.05, start).until(int(end.timestamp()) * SECOND)
+    # 432 seconds of a market, drawn out to two days.
+    made = [Tick(t.symbol, start + (t.time - NOW) * 400, t.price, t.volume) for t in ticks(5, 20, 432, 432)]
     bars = Bars()
     expected: dict[str, list[Tick]] = {}
     for tick in made:
