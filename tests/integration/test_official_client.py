@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Self
 from zoneinfo import ZoneInfo
 
@@ -32,12 +36,15 @@ Stream(sys.argv[1], on_data=on_data, environment=EnvironmentsStream.local).conne
 class Client:
     """The official client in a process of its own, and what it was called back with."""
 
-    def __init__(self, token: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, token],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+    def __init__(self, token: str, log: Path) -> None:
+        self.log = log
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", CLIENT, token],
+                env={**os.environ, "no_proxy": "localhost"},  # the client would ask a proxy for localhost too
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -49,19 +56,36 @@ class Client:
         self.process.stdout.close()
 
     async def messages(self, count: int) -> list[Any]:
-        import asyncio
-
+        """Return the next messages; if one does not come, fail with what the client logged."""
         assert self.process.stdout is not None
-        read = self.process.stdout.readline
-        return [json.loads(await asyncio.wait_for(asyncio.to_thread(read), 30)) for _ in range(count)]
+        found: list[Any] = []
+        while len(found) < count:
+            try:
+                line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 30)
+            except TimeoutError:
+                line = b""
+            if not line:
+                pytest.fail(f"{len(found)} of {count} messages came; the client's log:\n{self.log.read_text()}")
+            found.append(json.loads(line))
+        return found
 
 
-async def test_receives_exactly_what_was_sent() -> None:
+@pytest.fixture(autouse=True)
+def _port_is_free() -> None:
+    """The client knows no other port: whoever has it must go, on each address of localhost."""
+    for family, _, _, _, address in socket.getaddrinfo("localhost", PORT, type=socket.SOCK_STREAM):
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(address) == 0:
+                pytest.fail(f"Port {PORT} of {address[0]} is taken; the official client can use no other.")
+
+
+async def test_receives_exactly_what_was_sent(tmp_path: Path) -> None:
     """The official client, unchanged, authenticates and is called back with every price, in order."""
     ticks = [Tick("AIR.NZ", NOW + n * SECOND, n / 8, n) for n in range(200)]
     async with Simulator(port=PORT, rate=0) as simulator:
-        with Client(TOKEN) as client:
-            await simulator.wait_connected()
+        with Client(TOKEN, tmp_path / "log") as client:
+            async with asyncio.timeout(30):
+                await simulator.wait_connected()
             simulator.send(ticks)
             first, *prices = await client.messages(1 + len(ticks))
     assert first["type"] == "authenticated"
@@ -72,10 +96,10 @@ async def test_receives_exactly_what_was_sent() -> None:
 
 
 @pytest.mark.parametrize("token", ["tk_wrong_token_00001", "pk_simulator_0123456"])
-async def test_a_bad_token_is_refused(token: str) -> None:
-    """A wrong token, and one of another region, get the documented error and nothing more."""
+async def test_a_bad_token_is_refused(token: str, tmp_path: Path) -> None:
+    """A wrong token, and one of another region, get the documented error, and no price."""
     async with Simulator(port=PORT, rate=0) as simulator:
-        with Client(token) as client:
+        with Client(token, tmp_path / "log") as client:
             (message,) = await client.messages(1)
         assert simulator.accounts == []
     assert message["type"] == "error"

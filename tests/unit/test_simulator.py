@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -55,7 +56,11 @@ def test_it_behaves_like_a_market() -> None:
     symbols = [count for _, count in Counter(tick.symbol for tick in made).most_common()]
     assert symbols[0] > 5 * symbols[-1] > 0
     assert len(symbols) == len(listing())
-    assert len(made) - len(set(made)) > 100
+    pairs = [(one, two) for one, two in pairwise(made) if (one.symbol, one.time) == (two.symbol, two.time)]
+    equal = sum(one == two for one, two in pairs)
+    split = sum(one.price == two.price and one.volume != two.volume for one, two in pairs)
+    assert equal / len(made) == pytest.approx(0.04, abs=0.01)
+    assert split / len(made) == pytest.approx(0.09, abs=0.02)
     assert [tick.time for tick in made] == sorted(tick.time for tick in made)
 
 
