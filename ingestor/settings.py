@@ -72,9 +72,20 @@ def _check_stream_url(value: str) -> str:
     return value
 
 
+def has_unencoded_password(url: str) -> bool:
+    """Whether a `/`, `?` or `#` in the password makes the address end there: its head is taken for a port then."""
+    match = re.match(r"[^:]+://([^/?#]*)(.*)", url, re.DOTALL)
+    if match is None or "@" in match[1] or "@" not in match[2]:
+        return False
+    return any(not re.fullmatch(r"[^:]*|(\[.*\]|[^:]*):\d*", host) for host in match[1].split(","))
+
+
 def _check_database_url(value: SecretStr) -> SecretStr:
-    if not re.match(r"postgres(ql)?(\+asyncpg)?://", value.get_secret_value()):
+    url = value.get_secret_value()
+    if not re.match(r"postgres(ql)?(\+asyncpg)?://", url):
         raise ValueError("not a PostgreSQL address; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    if has_unencoded_password(url):
+        raise ValueError("the password must be percent-encoded: / as %2F, ? as %3F, # as %23")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ingestor import settings as configuration
+from ingestor.errors import ConfigurationError
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import handled
 from ingestor.telemetry import configure, hide
@@ -19,8 +20,14 @@ def run() -> None:
     setting is wrong or the token is refused: then a person must act.
     """
     settings = configuration.load()
-    hide(settings.read_token())
-    hide(settings.read_database_url())
+    problems: list[str] = []
+    for read in (settings.read_token, settings.read_database_url):
+        try:
+            hide(read())
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(*problems)
     configure(settings.log_level, settings.log_format)
     asyncio.run(_run(settings))
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from ingestor.errors import StoreError
+from ingestor.settings import has_unencoded_password
 from ingestor.store.judge import hint
 from ingestor.telemetry import hide, scrub
 
@@ -43,6 +44,8 @@ async def connect(
     Raises StoreError, with what a person can do about it and without the password.
     """
     _hide_passwords(url)
+    if has_unencoded_password(url):  # the driver would quote a piece of it
+        raise StoreError(f"The database URL {redact(url)} cannot be read.", hint="Percent-encode its password.")
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
             driver_url(url),

@@ -24,6 +24,7 @@ from ingestor.store.connect import create_engine
 from ingestor.store.judge import hint
 from ingestor.store.postgres import months_ahead
 
+OWNER = "Migrate as a role that owns the database, or has CREATE on it and owns what was made before."
 YEARS_BACK = 10
 YEARS_AHEAD = 2
 _CALENDARS: tuple[CalendarName, ...] = ("XNZE", "always")
@@ -68,7 +69,8 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
             await _fill(connection, settings, report)
     except sa.exc.DBAPIError as error:
         sqlstate = getattr(error.orig, "sqlstate", None)
-        raise StoreError(f"The migration failed: {error.orig}", sqlstate=sqlstate, hint=hint(sqlstate)) from error
+        advice = OWNER if sqlstate == "42501" else hint(sqlstate)
+        raise StoreError(f"The migration failed: {error.orig}.", sqlstate=sqlstate, hint=advice) from error
     finally:
         await engine.dispose()
 

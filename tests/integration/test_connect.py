@@ -32,6 +32,26 @@ async def works(url: str) -> None:
     await engine.dispose()
 
 
+async def fails(url: str) -> list[StoreError]:
+    """Try in both ways, and return what each raised."""
+    with pytest.raises(StoreError) as direct:
+        await connect(url, timeout=5)
+    engine = create_engine(url)
+    with pytest.raises(StoreError) as alchemy:
+        async with engine.connect():
+            pass
+    await engine.dispose()
+    return [direct.value, alchemy.value]
+
+
+def everything(error: BaseException | None) -> str:
+    """Return all that an error and the errors behind it could show to anybody."""
+    if error is None:
+        return ""
+    shown = f"{error} {error!r} {error.args!r} {vars(error)!r}"
+    return shown + everything(error.__cause__) + everything(error.__context__)
+
+
 @contextlib.asynccontextmanager
 async def tls_proxy(url: str, context: ssl.SSLContext) -> AsyncIterator[int]:
     """A server of PostgreSQL's protocol with TLS, in front of any server; yields its port."""
@@ -87,20 +107,30 @@ async def test_sslmode_without_tls(database: str, mode: str) -> None:
     await works(f"{database}{'&' if '?' in database else '?'}sslmode={mode}")
 
 
+async def test_sslmode_require_without_tls() -> None:
+    """`require` and `verify-full` never go on unencrypted."""
+    with EmbeddedServer() as server:
+        await works(server.url())
+        for mode in ("require", "verify-full&sslrootcert=/dev/null"):
+            await fails(f"{server.url()}?sslmode={mode}")
+
+
 async def test_sslmode_with_tls(database: str, tmp_path: Path) -> None:
-    """`require` encrypts; `verify-full` asks for a certificate of the right authority and name."""
+    """`prefer` and `require` encrypt; `verify-full` asks for a certificate of the right authority and name."""
     authority, other = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("localhost").configure_cert(context)
     async with tls_proxy(database, context) as port:
+        await works(at_port(database, port, "sslmode=prefer"))
         await works(at_port(database, port, "sslmode=require"))
+        await fails(at_port(database, port, "sslmode=disable"))
         full = f"sslmode=verify-full&sslrootcert={tmp_path}"
         await works(at_port(database, port, f"{full}/ca.pem", host="localhost"))
         for query, host in ((f"{full}/other.pem", "localhost"), (f"{full}/ca.pem", "127.0.0.1")):
-            with pytest.raises(StoreError, match=r"certificate|CERTIFICATE"):
-                await connect(at_port(database, port, query, host))
+            for error in await fails(at_port(database, port, query, host)):
+                assert "certificate" in str(error).lower()
 
 
 async def test_several_hosts(database: str) -> None:
@@ -134,13 +164,40 @@ async def test_errors_hold_no_password(server: TestServer) -> None:
             "postgresql://someone:hunt/er2@127.0.0.1:1/x",
             "postgresql://someone@127.0.0.1:1/x?password=hunter2",
         ):
-            with pytest.raises(StoreError) as caught:
-                await connect(url, timeout=5)
-            shown = f"{caught.value} {caught.value!r} {caught.value.__cause__!r}"
-            assert "hunter2" not in shown
-            assert "hunt/er2" not in shown
+            for error in await fails(url):
+                assert "hunter2" not in everything(error)
+                assert "hunt/er2" not in everything(error)
     finally:
         await server.run(f"DROP ROLE {name}")
+
+
+async def test_errors_say_what_helps() -> None:
+    """A wrong password and a missing database come with their SQLSTATE and a hint, a dead host with its address."""
+    with EmbeddedServer() as server:
+        wrong = f"postgresql://postgres:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}"
+        for url, sqlstate, words in (
+            (f"{wrong}/postgres", "28P01", "check the user, the password"),
+            (server.url("missing"), "3D000", "create it, then run `ingestor migrate`"),
+        ):
+            for error in await fails(url):
+                assert error.sqlstate == sqlstate
+                assert words in error.hint
+                assert error.hint in str(error)
+                assert PASSWORD not in everything(error)
+                assert quote(PASSWORD, safe="") not in everything(error)
+        port, dead = server.port, f"{wrong}/postgres"
+    for error in await fails(dead):
+        assert f"127.0.0.1:{port}" in str(error)
+        assert PASSWORD not in everything(error)
+        assert quote(PASSWORD, safe="") not in everything(error)
+
+
+@pytest.mark.parametrize("password", ["hunt/er2", "hunt#er2", "hunt?er2"])
+async def test_errors_hold_no_piece_of_a_password(password: str) -> None:
+    """Of a password that was not percent-encoded, no piece shows either."""
+    for error in await fails(f"postgresql://someone:{password}@127.0.0.1:1/x"):
+        assert "hunt" not in everything(error)
+        assert "er2" not in everything(error)
 
 
 @pytest.mark.parametrize(
