@@ -7,16 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.integration.test_daemon import until
-from tests.servers import query
+from tests.servers import TestServer, query, with_parts
 
-PASSWORD = "writer"  # of the login that tests/servers.py makes
+PASSWORD = "unmistakable-5Qz"
 TICK = {"date": "2026-03-02T10:00:00", "price": 0.5, "volume": 100, "symbol": "AIR.NZ"}
 
 
@@ -46,6 +48,15 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
     )
 
 
+@pytest.fixture
+async def login(server: TestServer) -> AsyncIterator[str]:
+    """A daemon's login with a password that can't be there by chance."""
+    name = server.new_name()
+    await server.run(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' IN ROLE market_write")
+    yield name
+    await server.run(f"DROP ROLE {name}")
+
+
 @pytest.mark.parametrize("command", ["run", "demo", "simulate", "migrate", "check", "replay"])
 async def test_help(command: str) -> None:
     """Each command explains itself."""
@@ -64,7 +75,7 @@ async def test_version_and_wrong_option() -> None:
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
-        ({}, ["INGESTOR_TOKEN is not set"]),
+        ({}, ["INGESTOR_TOKEN is not set", "INGESTOR_DATABASE_URL is not set"]),
         ({"TOKEN": TOKEN}, ["INGESTOR_DATABASE_URL is not set"]),
         ({"HEARTBEAT": "x", "LOG_LEVEL": "y"}, ["INGESTOR_HEARTBEAT: ", "INGESTOR_LOG_LEVEL: "]),
         ({"TOKEN": TOKEN, "DATABASE_URL": "postgresql://h/d", "SPOOL_DIR": "/proc/x"}, ["INGESTOR_SPOOL_DIR"]),
@@ -73,19 +84,39 @@ async def test_version_and_wrong_option() -> None:
 async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> None:
     """A missing or malformed setting is one line that names it, and exit status 78."""
     status, _, errors = await ingestor("run", **environment)
-    lines = [text for text in errors.splitlines() if text.startswith("ingestor: ")]
+    lines = errors.splitlines()
     assert status == 78
-    assert len(lines) == len(words)
+    assert len(lines) == len(words), lines
+    assert all(text.startswith("ingestor: ") for text in lines)
     assert all(word in text for word, text in zip(words, lines, strict=True))
+
+
+@pytest.mark.parametrize(("command", "expected"), [("migrate", 1), ("replay", 1), ("check", 78)])
+async def test_a_dead_database_shows_no_password(command: str, expected: int, tmp_path: Path) -> None:
+    """A database that can't be reached is told in a line, with the password neither as written nor as meant."""
+    (tmp_path / "ticks.jsonl").write_bytes(line())
+    arguments = [command, *(["ticks.jsonl"] if command == "replay" else [])]
+    url = "postgresql://somebody:un%40mistakable-5Qz@127.0.0.1:1/d"
+    status, output, errors = await ingestor(*arguments, DATABASE_URL=url, STREAM_URL="ws://127.0.0.1:1/ws")
+    assert status == expected
+    assert "cannot be reached" in output + errors
+    assert "5Qz" not in output + errors
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("form", ["json", "auto"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_run(writer_url: str, database: str, number: signal.Signals) -> None:
+async def test_run(login: str, database: str, server: TestServer, number: signal.Signals, form: str) -> None:
     """The daemon records until it is told to stop, ends with 0, and shows no secret to anybody."""
     async with Simulator(port=0, rate=200) as simulator:
+        name = urlsplit(database).path.lstrip("/")
         process = await start(
-            "run", TOKEN=TOKEN, DATABASE_URL=writer_url, STREAM_URL=simulator.stream_url, LOG_LEVEL="debug"
+            "run",
+            TOKEN=TOKEN,
+            DATABASE_URL=with_parts(server.url, database=name, user=login, password=PASSWORD),
+            STREAM_URL=simulator.stream_url,
+            LOG_LEVEL="debug",
+            LOG_FORMAT=form,
         )
         await until(database, "SELECT count(*) > 50 FROM market.ticks", True)
         command_line = await asyncio.to_thread(Path(f"/proc/{process.pid}/cmdline").read_text)
@@ -97,7 +128,7 @@ async def test_run(writer_url: str, database: str, number: signal.Signals) -> No
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(simulator.ticks_sent,)]
     for text in (output.decode(), errors.decode(), command_line):
         assert TOKEN not in text
-        assert f":{PASSWORD}@" not in text
+        assert PASSWORD not in text
     events = [json.loads(text)["event"] for text in errors.decode().splitlines()]
     assert {"started", "authenticated", "committed", "stopping", "session_ended", "stopped"} <= set(events)
 
@@ -147,14 +178,16 @@ async def test_replay(writer_url: str, database: str, tmp_path: Path, packed: bo
     file.write_bytes(gzip.compress(content) if packed else content)
     status, output, errors = await ingestor("replay", str(file), DATABASE_URL=writer_url)
     assert status == 0, errors
-    assert "3 ticks new, 0 were there already, 2 rejected" in output
+    assert "5 messages: 3 ticks new, 0 were there already, 2 rejected" in output
     status, output, _ = await ingestor("replay", str(file), DATABASE_URL=writer_url)
-    assert "0 ticks new, 3 were there already, 2 rejected" in output
+    assert "5 messages: 0 ticks new, 3 were there already, 2 rejected" in output
     assert await query(database, "SELECT count(*), sum(occurrence) FROM market.ticks") == [(3, 4)]
     sessions = await query(
         database, "SELECT DISTINCT kind, endpoint, covered_until, end_reason FROM ingest.stream_sessions"
     )
     assert sessions == [("replay", file.name, None, "finished")]
+    reasons = "SELECT reason, raw_bytes > 2^20, length(raw) FROM ingest.rejected_messages ORDER BY session_id, position"
+    assert await query(database, reasons) == [("not_json", False, 8), ("message_too_big", True, 2**16)] * 2
 
 
 async def test_replay_of_a_damaged_file(writer_url: str, database: str, tmp_path: Path) -> None:
@@ -210,11 +243,14 @@ if "INGESTOR_TEST_RECORDED" in os.environ:
             ("BTCUSDT.BN", 2001, 8707159600, "2021-01-08 00:00:00.278+00", "2021-01-08 00:00:46.355+00"),
             ("XBTUSDT.KR", 1000, 9310181737, "2025-11-10 17:23:53.971745+00", "2025-11-11 00:13:55.982278+00"),
         ]
-        for new in ("5,002 ticks new", "0 ticks new"):
+        for new in (": 5,002 ticks new, 0 were there already, 0", ": 0 ticks new, 5,002 were there already, 0"):
             status, output, errors = await ingestor("replay", file, DATABASE_URL=writer_url)
             assert status == 0, errors
             assert new in output
             assert await query(database, sql) == expected
-        counts = "SELECT count(*), count(*) FILTER (WHERE occurrence = 1), max(occurrence) FROM market.ticks"
-        assert await query(database, counts) == [(5002, 4038, 25)]
+        counts = (
+            "SELECT count(*), count(*) FILTER (WHERE occurrence = 1), count(*) FILTER (WHERE occurrence > 1), "
+            "max(occurrence) FROM market.ticks"
+        )
+        assert await query(database, counts) == [(5002, 4038, 964, 25)]
         assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(0,)]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import query
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,17 +39,26 @@ def test_what_the_wheel_holds(unpacked: Path) -> None:
     }
     assert expected <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert not any(name.startswith("tests") for name in names)
+    assert not any(name.startswith("tests") or "__pycache__" in name for name in names)
 
 
 async def test_the_wheel_can_migrate(unpacked: Path, empty_database: str, tmp_path: Path) -> None:
     """An installed package needs no checkout to prepare a database."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(unpacked), "INGESTOR_DATABASE_URL": empty_database}
     where = "import ingestor; print(ingestor.__file__)"
-    for arguments in (["-c", where], ["-m", "ingestor", "migrate"]):
+    expected = {
+        ("-c", where): f"{unpacked}/ingestor/__init__.py\n",
+        ("-m", "ingestor", "migrate"): "The schema went from nothing to revision 0001.\n",
+    }
+    for arguments, words in expected.items():
         process = await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            *(sys.executable, "-P", *arguments),
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         output, _ = await process.communicate()
         assert process.returncode == 0, output
-        assert str(unpacked).encode() in output or b"revision 0001" in output
+        assert words in output.decode()
+    assert await query(empty_database, "SELECT count(*) FROM ingest.settings") == [(1,)]

@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
+from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
+from ingestor.store.postgres import Store, Written
+from tests.integration.test_store import batcher, filled, tick
 from tests.servers import TestServer, with_parts
 
 ROOT = Path(__file__).parents[2]
@@ -41,8 +46,48 @@ async def run(url: str) -> list[str]:
     return lines
 
 
+async def at_once(statement: str, *urls: str) -> None:
+    """Run `ingestor migrate` for each database at the very same time; all must end with 0.
+
+    The statement, not committed, makes what the migrations make: it lets go when all are held up by it.
+    """
+    holder, watcher = await connect(urls[0]), await connect(urls[0])
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute(statement)
+    started = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ingestor", "migrate"),
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "INGESTOR_DATABASE_URL": url},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        for url in urls
+    ]
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity "
+        "WHERE application_name = 'ingestor migrate' AND wait_event_type = 'Lock' AND datname = ANY($1)"
+    )
+    names = [urlsplit(url).path.lstrip("/") for url in urls]
+    async with asyncio.timeout(30):
+        while await watcher.fetchval(waiting, names) < len(urls):
+            await asyncio.sleep(0.02)
+    await transaction.rollback()
+    await holder.close()
+    await watcher.close()
+    for process in started:
+        output, _ = await process.communicate()
+        assert process.returncode == 0, output
+
+
+def month(ahead: int) -> date:
+    """Return the first day of the month so many months ahead."""
+    years, index = divmod(datetime.now(UTC).month - 1 + ahead, 12)
+    return date(datetime.now(UTC).year + years, index + 1, 1)
+
+
 async def test_alembic_by_itself(empty_database: str) -> None:
-    """`alembic` needs the URL alone: up, clean, down, up again, and clean once more with partitions made."""
+    """`alembic` needs the URL alone: up, clean, down, up; then the same once more with data in place."""
     for arguments in (("upgrade", "head"), ("check",), ("downgrade", "base"), ("upgrade", "head")):
         found = await asyncio.to_thread(alembic, empty_database, *arguments)
         assert found.returncode == 0, found.stderr
@@ -54,32 +99,32 @@ async def test_alembic_by_itself(empty_database: str) -> None:
     assert found.returncode == 0, found.stderr
     assert await value(empty_database, "SELECT to_regnamespace('market') IS NULL")
     assert await value(empty_database, "SELECT count(*) FROM pg_roles WHERE rolname = 'market_write'") == 1
+    for arguments in (("upgrade", "head"), ("check",)):
+        found = await asyncio.to_thread(alembic, empty_database, *arguments)
+        assert found.returncode == 0, found.stdout + found.stderr
+    assert await value(empty_database, "SELECT count(*) FROM market.ticks") == 0
 
 
-async def test_idempotent(empty_database: str) -> None:
-    """A second run changes nothing, and says so."""
+async def test_idempotent(empty_database: str, server: TestServer) -> None:
+    """Each step is told in a sentence; a second run changes nothing, and says so."""
     first = await run(empty_database)
-    assert any("from nothing to revision" in line for line in first)
+    expected = [
+        r"The schema went from nothing to revision \d{4}\.",
+        r"The calendar in force is XNZE, in Pacific/Auckland\.",
+        *([r"Partitions were made for \d{4}-\d\d, \d{4}-\d\d, \d{4}-\d\d\."] if server.edition == "plain" else []),
+        r"Trading sessions are known until \d{4}-\d\d-\d\d\.",
+    ]
+    assert len(first) == len(expected)
+    assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, first, strict=True)), first
     before = await value(empty_database, "SELECT count(*) FROM ingest.trading_sessions")
     second = await run(empty_database)
-    assert any("already" in line for line in second)
-    assert not any("Partitions" in line for line in second)
+    assert second == [first[0].replace("went from nothing to", "is at")[:-1] + " already.", first[-1]]
     assert await value(empty_database, "SELECT count(*) FROM ingest.trading_sessions") == before
 
 
 async def test_several_at_once(empty_database: str) -> None:
     """Instances that start together wait for each other."""
-    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "INGESTOR_DATABASE_URL": empty_database}
-    command = [sys.executable, "-m", "ingestor", "migrate"]
-    started = [
-        await asyncio.create_subprocess_exec(
-            *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-        )
-        for _ in range(4)
-    ]
-    for process in started:
-        output, _ = await process.communicate()
-        assert process.returncode == 0, output
+    await at_once("CREATE SCHEMA ingest", *[empty_database] * 4)
     assert await value(empty_database, "SELECT count(*) FROM ingest.settings") == 1
     assert await value(empty_database, "SELECT count(*) FROM ingest.alembic_version") == 1
 
@@ -95,6 +140,10 @@ async def test_everything_is_commented(database: str) -> None:
         "AND (obj_description(c.oid) IS NULL OR col_description(c.oid, a.attnum) IS NULL)",
     )
     assert missing is None
+    tables = (
+        "SELECT count(*) FROM pg_tables WHERE schemaname IN ('market', 'ingest') AND tablename !~ '^ticks_|^alembic'"
+    )
+    assert await value(database, tables) == 8
 
 
 async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,9 +173,9 @@ async def test_how_ticks_are_cut(database: str, server: TestServer) -> None:
         assert await value(database, interval) == timedelta(days=7)
         assert await value(database, "SELECT ingest.ensure_partition('2026-03-01')") is False
         return
-    for month in (date(2026, 3, 15), date(2026, 4, 1)):
-        assert await value(database, "SELECT ingest.ensure_partition($1)", month) is True
-        assert await value(database, "SELECT ingest.ensure_partition($1)", month) is False
+    for day in (date(2026, 3, 15), date(2026, 4, 1)):
+        assert await value(database, "SELECT ingest.ensure_partition($1)", day) is True
+        assert await value(database, "SELECT ingest.ensure_partition($1)", day) is False
     last = datetime(2026, 3, 31, 23, 59, 59, 999999, tzinfo=UTC)
     await value(database, TICK, last)
     await value(database, TICK, last + timedelta(microseconds=1))
@@ -137,7 +186,7 @@ async def test_how_ticks_are_cut(database: str, server: TestServer) -> None:
 async def test_partitions_made_by_many_at_once(writer_url: str, database: str, server: TestServer) -> None:
     """Several writers that need the same months at the same time get one partition of each."""
     connections = [await connect(writer_url) for _ in range(6)]
-    months = [date(2000, month, 1) for month in range(1, 13)]
+    months = [date(2000, number, 1) for number in range(1, 13)]
     made = await asyncio.gather(
         *(
             _ensure(connection, months if number % 2 else list(reversed(months)))
@@ -150,17 +199,20 @@ async def test_partitions_made_by_many_at_once(writer_url: str, database: str, s
 
 
 async def _ensure(connection: asyncpg.Connection, months: list[date]) -> int:
-    return sum([await connection.fetchval("SELECT ingest.ensure_partition($1)", month) for month in months])
+    return sum([await connection.fetchval("SELECT ingest.ensure_partition($1)", day) for day in months])
 
 
-@pytest.mark.parametrize("month", [date(1989, 12, 1), datetime.now(UTC).date() + timedelta(days=500)])
-async def test_no_partition_of_nowhere(writer_url: str, server: TestServer, month: date) -> None:
-    """A stray date makes no partition."""
-    if server.edition == "timescale":
-        assert await value(writer_url, "SELECT ingest.ensure_partition($1)", month) is False
-        return
-    with pytest.raises(asyncpg.InvalidParameterValueError, match="1990"):
-        await value(writer_url, "SELECT ingest.ensure_partition($1)", month)
+async def test_no_partition_of_nowhere(writer_url: str, server: TestServer) -> None:
+    """A stray date makes no partition: 1990 is the first year, 13 months ahead is the last month."""
+    ensure = "SELECT ingest.ensure_partition($1)"
+    for allowed in (date(1990, 1, 1), month(13)):
+        assert await value(writer_url, ensure, allowed) is (server.edition == "plain")
+    for stray in (date(1989, 12, 31), month(14)):
+        if server.edition == "timescale":
+            assert await value(writer_url, ensure, stray) is False
+            continue
+        with pytest.raises(asyncpg.InvalidParameterValueError, match="1990"):
+            await value(writer_url, ensure, stray)
 
 
 async def test_a_role_that_may_make_neither_role_nor_extension(server: TestServer) -> None:
@@ -174,9 +226,45 @@ async def test_a_role_that_may_make_neither_role_nor_extension(server: TestServe
         lines = await run(url)
         assert any("from nothing to revision" in line for line in lines)
         assert await value(url, "SELECT has_table_privilege('market_write', 'market.ticks', 'INSERT')")
+        # Where the extension is there, it is either made (a trusted one may be), or the SQL for a superuser is told.
+        made = await value(url, "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
+        told = [line for line in lines if "CREATE EXTENSION timescaledb" in line]
+        assert (made, len(told)) in ([(0, 0)] if server.edition == "plain" else [(1, 0), (0, 1)])
+        assert not any("\n" in line for line in lines)
     finally:
         await server.drop(name)
         await server.run(f"DROP ROLE {name}")
+
+
+async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
+    """Without CREATEROLE the tables are made, and one line tells the SQL that then makes a daemon's login work."""
+    with EmbeddedServer() as server:
+        await value(server.url(), "CREATE ROLE owner LOGIN PASSWORD 'owner'")
+        await value(server.url(), "CREATE DATABASE market OWNER owner")
+        lines = await run(with_parts(server.url("market"), database="market", user="owner", password="owner"))
+        (told,) = [text for text in lines if "market_write" in text]
+        assert "\n" not in told
+        assert any("from nothing to revision" in text for text in lines)
+        connection = await connect(server.url("market"))
+        await connection.execute(told.partition("superuser run: ")[2])
+        await connection.execute("CREATE ROLE daemon LOGIN PASSWORD 'daemon' IN ROLE market_write")
+        await connection.close()
+        store = Store(
+            with_parts(server.url("market"), database="market", user="daemon", password="daemon"), write_timeout=10
+        )
+        assert await store.write([filled(batcher(), tick())]) == Written(1, 1, 0, 0)
+        await store.close()
+
+
+async def test_several_databases_of_a_new_server_at_once() -> None:
+    """Roles belong to the whole server: databases that are migrated at the same time don't collide over theirs."""
+    with EmbeddedServer() as server:
+        for number in range(4):
+            await value(server.url(), f"CREATE DATABASE market_{number}")
+        await at_once("CREATE ROLE market_write", *(server.url(f"market_{number}") for number in range(4)))
+        granted = "SELECT has_table_privilege('market_write', 'market.ticks', 'INSERT')"
+        for number in range(4):
+            assert await value(server.url(f"market_{number}"), granted) is True
 
 
 async def test_temporary_tables_are_granted_where_they_were_taken_away(empty_database: str) -> None:
