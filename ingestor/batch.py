@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
 from ingestor.model import (
@@ -144,13 +145,13 @@ class Batcher:
         if self._covered_until is not None:
             self._covered_until = max(until, self._covered_until)
 
-    def close(self, end: SessionEnd | None = None) -> Batch:
+    def close(self, end: SessionEnd | None = None, *, proved: bool = True) -> Batch:
         """Return what was collected as the next batch, and start a new one.
 
         Without messages it is a heartbeat. Coverage reaches at least to the arrival of the last message, once
-        the session is authenticated.
+        the session is authenticated, unless it is not `proved` that this was when it arrived.
         """
-        if self._last_message_at is not None:
+        if proved and self._last_message_at is not None:
             self.cover(self._last_message_at)
         self._number += 1
         batch = Batch(
@@ -167,6 +168,17 @@ class Batcher:
         )
         self._start()
         return batch
+
+
+def unpack(rows: bytes) -> Iterator[tuple[bytes, Tick, Micros]]:
+    """Yield each packed row, its tick and its arrival: for the few that the database refuses."""
+    position = 0
+    while position < len(rows):
+        _, _, time, _, received_at, _, price, _, volume, _, _, length = _ROW.unpack_from(rows, position)
+        end = position + _ROW.size + length
+        symbol = rows[position + _ROW.size : end].decode()
+        yield rows[position:end], Tick(symbol, time + POSTGRES_EPOCH, price, volume), received_at + POSTGRES_EPOCH
+        position = end
 
 
 def _midnight(day: date) -> Micros:

@@ -82,7 +82,10 @@ class EndReason(StrEnum):
     CLOCK_STEP = "clock_step"  # this machine's wall clock was set
     MESSAGE_TOO_BIG = "message_too_big"
     PROTOCOL_ERROR = "protocol_error"  # the peer broke RFC 6455
-    BUFFER_FULL = "buffer_full"  # there was no room for more
+    BUFFER_FULL = "buffer_full"  # memory or spool had reached its bound
+    DISK_FULL = "disk_full"  # the spool's disk took nothing more
+    SPOOL_DAMAGED = "spool_damaged"  # what was not written yet was lost with the spool's file
+    FROZEN = "frozen"  # this process did not run for longer than the keepalive
     AUTHENTICATION_TIMEOUT = "authentication_timeout"
     STREAM_LIMIT = "stream_limit"
     NOT_AUTHORISED = "not_authorised"

@@ -156,8 +156,14 @@ class Settings(BaseSettings):
     batch_max_delay: Seconds = _setting("50ms", "a batch leaves at this age", ge=0.001, le=10)
     heartbeat: Seconds = _setting("5s", "how often a quiet session is put on record", ge=0.05, le=30)
     occurrence_keys: int = _setting(200_000, "ticks remembered to tell equal trades from copies", ge=1, le=10_000_000)
-    memory_max_bytes: Bytes = _setting("64MiB", "ticks held in memory while the database is away", ge=2**20)
-    spool_dir: Path = _setting("~/.local/state/ingestor", "directory for what the daemon keeps on this machine")
+    memory_max_bytes: Bytes = _setting("64MiB", "ticks that may wait in memory; more go to the spool", ge=2**20)
+    spool_dir: Path = _setting(
+        "~/.local/state/ingestor", "directory for the spool on this machine's disk; each instance needs its own"
+    )
+    spool_max_bytes: Bytes = _setting(
+        "1GiB", "ticks that may wait on disk; then the stream is closed until there is room", ge=2**20
+    )
+    spool_after: Seconds = _setting("1s", "a batch that is not committed at this age goes to the spool", ge=0.01, le=60)
     write_timeout: Seconds = _setting("10s", "a write that takes longer is given up and done again", ge=0.1, le=600)
 
     ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -74,6 +75,7 @@ class Counts:
     sessions: int = 0
     batches_written: int = 0
     write_failures: int = 0
+    spools_damaged: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     last_batch_rows: int = 0
@@ -89,6 +91,7 @@ class Telemetry:
         self.counts = Counts()
         self._log = log or structlog.get_logger()
         self._trouble = ("", 0.0)
+        self._said: dict[str, float] = {}
 
     def started(self, **facts: Any) -> None:
         """Log that the daemon runs."""
@@ -158,6 +161,12 @@ class Telemetry:
             self._log.info("database_back")
         self._log.debug("committed", batches=batches, ticks=ticks, duplicates=duplicates, rejected=rejected)
 
+    def rows_refused(self, reasons: tuple[str, ...]) -> None:
+        """Log and count ticks that the database refused for what they are; they are kept as rejections."""
+        self.counts.rejected.update(reasons)
+        if reasons:
+            self._log.error("rows_refused", count=len(reasons), reasons=sorted(set(reasons)))
+
     def write_failed(self, message: str, now: float, *, waiting_bytes: int) -> None:
         """Log that the database does not take ticks: once for each kind of trouble, and then every minute."""
         self.counts.write_failures += 1
@@ -167,9 +176,42 @@ class Telemetry:
         self._trouble = (message, now)
         self._log.warning("database_trouble", detail=message, waiting_bytes=waiting_bytes)
 
-    def buffer_full(self, size: int) -> None:
-        """Log that there is no room for more, so the stream is closed until there is."""
-        self._log.error("buffer_full", bytes=size)
+    def spool_found(self, *, batches: int, size: int) -> None:
+        """Log that an earlier process left something to be written."""
+        self._log.info("spool_found", batches=batches, bytes=size)
+
+    def spool_damaged(self, path: Path) -> None:
+        """Log and count a spool that could not be read. It is kept: a person may save something from it."""
+        self.counts.spools_damaged += 1
+        self._log.error("spool_damaged", set_aside_as=str(path))
+
+    def spooling(self, *, away: bool, now: float) -> None:
+        """Log that batches go to the disk; not more than once a minute, should it go on and off."""
+        if self._is_due("spooling", now):
+            self._log.warning("spooling", because="the database is away" if away else "the database is slow")
+
+    def spool_drained(self) -> None:
+        """Log that nothing waits on disk any more."""
+        self._log.debug("spool_drained")
+
+    def left_in_spool(self, *, batches: int, size: int) -> None:
+        """Log what the next start will write."""
+        self._log.warning("left_in_spool", batches=batches, bytes=size, note="the next start writes it")
+
+    def disk_trouble(self, message: str, now: float) -> None:
+        """Log that the spool's disk takes or gives nothing; not more than once a minute."""
+        if self._is_due("disk_trouble", now):
+            self._log.error("disk_trouble", detail=message)
+
+    def _is_due(self, event: str, now: float) -> bool:
+        if now - self._said.get(event, -_REPEAT_AFTER) < _REPEAT_AFTER:
+            return False
+        self._said[event] = now
+        return True
+
+    def stream_blocked(self, reason: str, size: int) -> None:
+        """Log that the stream is closed, because there is no room for more."""
+        self._log.error("stream_blocked", reason=reason, waiting_bytes=size)
 
     def crashed_sessions_ended(self, count: int) -> None:
         """Log that sessions of an earlier process were found open."""

@@ -1,89 +1,66 @@
-"""The buffer's memory: a bounded FIFO in this process."""
+"""The buffer's head: the newest batches, in this process's memory."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 
-from ingestor.buffer import MAX_BYTES, MAX_ROWS
+from ingestor.buffer.spool import Entry
 from ingestor.model import Batch
 
-LOW_MARK = 0.8
-"""A full buffer takes ticks again when it has drained to this share of its bound."""
+
+def merges(older: Batch, newer: Batch) -> bool:
+    """Whether the newer batch says all that the older one says: both are heartbeats of one session."""
+    return older.is_heartbeat and newer.is_heartbeat and older.session.id == newer.session.id
 
 
-class MemoryBuffer:
-    """A `Buffer` in memory, bounded by `max_bytes`. For one event loop."""
+def without_coverage(batch: Batch) -> Batch:
+    """Return the same batch, vouching for nothing."""
+    return replace(batch, covered_until=None)
 
-    def __init__(self, max_bytes: int) -> None:
-        self._high, self._low = max_bytes, int(max_bytes * LOW_MARK)
-        self._batches: deque[Batch] = deque()
-        self._taken = 0
-        self._size = 0
-        self._filled, self._emptied, self._room = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._emptied.set()
-        self._room.set()
 
-    @property
-    def has_room(self) -> bool:
-        """Whether the stream may go on."""
-        return self._room.is_set()
+class Memory:
+    """A queue of entries, counted in exact bytes, each with the moment (seconds, monotonic) at which it came."""
 
-    @property
-    def size(self) -> int:
-        """Bytes held."""
-        return self._size
+    def __init__(self) -> None:
+        self._entries: deque[tuple[Entry, float]] = deque()
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (entry for entry, _ in self._entries)
 
     @property
-    def depth(self) -> int:
-        """Batches held."""
-        return len(self._batches)
+    def oldest_since(self) -> float:
+        """When the oldest entry came."""
+        return self._entries[0][1]
 
-    def put(self, batch: Batch) -> None:
-        """Add the newest batch; a heartbeat takes the place of its session's heartbeat before it."""
-        if self._follows_heartbeat(batch):
-            self._size -= self._batches.pop().size
-        self._batches.append(batch)
-        self._size += batch.size
-        self._filled.set()
-        self._emptied.clear()
-        if self._size >= self._high:
-            self._room.clear()
+    def add(self, entry: Entry, now: float) -> None:
+        """Add the newest entry; a heartbeat takes the place of its session's heartbeat before it."""
+        if self._entries and merges(self._entries[-1][0].batch, entry.batch):
+            self.size -= self._entries.pop()[0].batch.size
+        self._entries.append((entry, now))
+        self.size += entry.batch.size
 
-    def _follows_heartbeat(self, batch: Batch) -> bool:
-        if not batch.is_heartbeat or len(self._batches) <= self._taken:
-            return False
-        last = self._batches[-1]
-        return last.is_heartbeat and last.session.id == batch.session.id
-
-    async def take(self, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> tuple[Batch, ...]:
-        """Wait for a batch, then return the oldest ones up to the limits, at least one."""
-        await self._filled.wait()
-        taken: list[Batch] = []
+    def oldest(self, max_rows: int, max_bytes: int) -> list[Entry]:
+        """Return the oldest entries up to the limits, at least one if there is any."""
+        found: list[Entry] = []
         rows = size = 0
-        for batch in self._batches:
-            rows, size = rows + batch.count, size + batch.size
-            if taken and (rows > max_rows or size > max_bytes):
+        for entry in self:
+            rows, size = rows + entry.batch.count, size + entry.batch.size
+            if found and (rows > max_rows or size > max_bytes):
                 break
-            taken.append(batch)
-        self._taken = len(taken)
-        return tuple(taken)
+            found.append(entry)
+        return found
 
-    def done(self) -> None:
-        """Forget the batches taken last."""
-        for _ in range(self._taken):
-            self._size -= self._batches.popleft().size
-        self._taken = 0
-        if not self._batches:
-            self._filled.clear()
-            self._emptied.set()
-        if self._size <= self._low:
-            self._room.set()
+    def drop(self, upto: int) -> None:
+        """Forget the entries up to a position."""
+        while self._entries and self._entries[0][0].position <= upto:
+            self.size -= self._entries.popleft()[0].batch.size
 
-    async def wait_for_room(self) -> None:
-        """Wait until the low mark is reached."""
-        await self._room.wait()
-
-    async def wait_until_empty(self) -> None:
-        """Wait until everything is committed."""
-        await self._emptied.wait()
+    def withdraw_coverage(self) -> None:
+        """Let no entry vouch for anything: something older than they are was lost."""
+        self._entries = deque((Entry(entry.position, without_coverage(entry.batch)), at) for entry, at in self._entries)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 
 from ingestor import __version__
-from ingestor.buffer import Buffer
-from ingestor.buffer.memory import MemoryBuffer
+from ingestor.buffer.fifo import Buffer
+from ingestor.buffer.spool import Spool
 from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, StoreError
@@ -30,7 +29,14 @@ class Daemon:
         self._clock = clock or SystemClock()
         self.telemetry = telemetry or Telemetry()
         self._began = self._clock.wall()
-        self.buffer: Buffer = MemoryBuffer(settings.memory_max_bytes)
+        self.buffer = Buffer(
+            memory_max_bytes=settings.memory_max_bytes,
+            clock=self._clock,
+            telemetry=self.telemetry,
+            spool=Spool(settings.state_path("")),
+            spool_max_bytes=settings.spool_max_bytes,
+            spool_after=settings.spool_after,
+        )
         self._store = Store(settings.read_database_url(), write_timeout=settings.write_timeout, clock=self._clock)
         self._writer = Writer(
             self._store,
@@ -48,36 +54,37 @@ class Daemon:
         )
 
     async def run(self, request: StopRequest) -> None:
-        """Record until a stop is requested; then close the stream, write what is left, and return.
+        """Record until a stop is requested; then close the stream, write or spool what is left, and return.
 
-        Raises ConfigurationError when the stream's failure needs a person, and IngestorError when not everything
-        could be written within the stop timeout.
+        Raises ConfigurationError when the stream's failure needs a person or another process owns the spool, and
+        IngestorError when not everything could be kept.
         """
         prepare_state_directory(self._settings)
         self.telemetry.started(
             version=__version__, endpoint=self._settings.stream_url, instance=self._settings.instance
         )
+        await self.buffer.open()
         listening = asyncio.create_task(self._listener.run(), name="listener")
+        spooling = asyncio.create_task(self.buffer.run(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
-            await asyncio.wait({listening, writing, stop}, return_when=asyncio.FIRST_COMPLETED)
-            self.telemetry.stopping(waiting_batches=self.buffer.depth)
+            await asyncio.wait({listening, spooling, writing, stop}, return_when=asyncio.FIRST_COMPLETED)
+            self.telemetry.stopping(waiting_bytes=self.buffer.size)
             await _cancel(listening)
-            abandoned = await self._drain(writing, request)
+            await self._drain({writing, spooling}, request)
+            await self.buffer.secure()
         finally:
-            await _cancel(listening, writing, stop)
+            await _cancel(listening, writing, spooling, stop)
             await self._store.close()
-        for task in (listening, writing):
+            await self.buffer.close()
+        for task in (listening, writing, spooling):
             if not task.cancelled():
                 task.result()
-        if abandoned:
-            raise IngestorError(
-                f"{abandoned} messages could not be written before the process had to end; that time is a gap."
-            )
-        self.telemetry.stopped(ticks=self.telemetry.counts.ticks_written)
+        self._account()
 
     async def _write(self) -> None:
+        await self._writer.write_inherited()
         await self._writer.end_crashed_sessions(before=self._began)
         await self._compare()
         await self._writer.run()
@@ -89,25 +96,27 @@ class Daemon:
             for difference in differences(self._settings, facts.schema) if facts.schema else ():
                 self.telemetry.warned("settings_differ", detail=difference)
 
-    async def _drain(self, writing: asyncio.Task[None], request: StopRequest) -> int:
-        """Wait until the buffer is empty, within the stop timeout or until somebody is in a hurry.
-
-        Returns how many messages are left.
-        """
-        hurry = asyncio.create_task(request.hurry.wait(), name="hurry")
-        empty = asyncio.create_task(self.buffer.wait_until_empty(), name="empty")
+    async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
+        """Wait until nothing is left, or all of it is on disk, or the stop timeout is over, or somebody hurries."""
+        waiting = [
+            asyncio.create_task(until(), name=until.__name__)
+            for until in (self.buffer.wait_until_empty, self.buffer.wait_until_safe, request.hurry.wait)
+        ]
         await asyncio.wait(
-            {hurry, empty, writing},
-            timeout=self._settings.stop_timeout,
-            return_when=asyncio.FIRST_COMPLETED,
+            {*waiting, *working}, timeout=self._settings.stop_timeout, return_when=asyncio.FIRST_COMPLETED
         )
-        await _cancel(hurry, empty)
-        if not self.buffer.depth:
-            return 0
-        batches = await self.buffer.take(max_rows=sys.maxsize, max_bytes=sys.maxsize)
-        messages = sum(batch.count + len(batch.rejections) for batch in batches)
-        self.telemetry.abandoned(batches=len(batches), messages=messages)
-        return messages
+        await _cancel(*waiting)
+
+    def _account(self) -> None:
+        """Say what is left. Raises IngestorError for what is lost."""
+        if self.buffer.spooled_batches:
+            self.telemetry.left_in_spool(batches=self.buffer.spooled_batches, size=self.buffer.spooled_bytes)
+        lost = self.buffer.in_memory
+        if lost:
+            messages = sum(batch.count + len(batch.rejections) for batch in lost)
+            self.telemetry.abandoned(batches=len(lost), messages=messages)
+            raise IngestorError(f"{messages} messages could be written neither to the database nor to the spool.")
+        self.telemetry.stopped(ticks=self.telemetry.counts.ticks_written)
 
 
 def prepare_state_directory(settings: Settings) -> None:

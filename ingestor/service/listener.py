@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import uuid
 from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from ingestor.batch import Batcher
-from ingestor.buffer import Buffer
-from ingestor.clock import Clock, SessionClock
+from ingestor.buffer.fifo import Buffer
+from ingestor.clock import Clock
 from ingestor.coverage.calendar import Calendar
 from ingestor.errors import ConfigurationError, StreamError
-from ingestor.model import SECOND, EndReason, Micros, Session
-from ingestor.service.recorder import Recorder
+from ingestor.model import SECOND, EndReason, Micros
+from ingestor.service.recorder import Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
 from ingestor.stream.backoff import Backoff
 from ingestor.stream.connection import FeedConnection, closed, keep_alive, open_connection, send
@@ -27,8 +24,6 @@ from ingestor.stream.protocol import Decoder, authenticate
 from ingestor.telemetry import Telemetry, hide
 
 AUTHENTICATION_TIMEOUT = 10.0
-WATCH_INTERVAL = 1.0
-"""Seconds between two looks at the wall clock and at the silence."""
 
 
 class Listener:
@@ -98,28 +93,20 @@ class Listener:
             raise
 
     def _record(self, url: str) -> Recorder:
-        session_clock = SessionClock(self._clock)
-        connected_at = session_clock.now()
-        session = Session(new_session_id(connected_at), self._settings.instance, url, connected_at)
-        batcher = Batcher(
-            session,
-            max_rows=self._settings.batch_max_rows,
-            occurrence_keys=self._settings.occurrence_keys,
-        )
-        return Recorder(
-            session,
-            clock=session_clock,
+        return new_recorder(
+            self._settings,
+            endpoint=url,
+            kind="stream",
+            clock=self._clock,
             decoder=self._decoder,
-            batcher=batcher,
             buffer=self._buffer,
             telemetry=self._telemetry,
-            max_delay=self._settings.batch_max_delay,
         )
 
     async def _converse(self, connection: FeedConnection, recorder: Recorder) -> None:
         """Authenticate, then listen until something ends the session."""
         connection.attach(recorder.frame)
-        authenticated_at = await self._authenticated(connection, recorder)
+        await self._authenticate(connection, recorder)
         began = self._clock.monotonic()
         self._telemetry.authenticated(recorder.session)
         self._remember()
@@ -137,18 +124,19 @@ class Listener:
                     on_pong=recorder.pong,
                 ),
                 heartbeat=self._beat(recorder),
-                watch=self._watch(recorder, authenticated_at),
+                watch=self._watch(recorder),
             )
         finally:
             self._backoff.lived = self._clock.monotonic() - began
 
-    async def _authenticated(self, connection: FeedConnection, recorder: Recorder) -> Micros:
+    async def _authenticate(self, connection: FeedConnection, recorder: Recorder) -> None:
         try:
             async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
                 await send(connection, authenticate(self._token))
                 await first_to_fail(
                     failed=_wait(recorder.failed),
                     closed=closed(connection),
+                    watch=self._watch(recorder),
                     until=asyncio.shield(recorder.authenticated),
                 )
         except TimeoutError:
@@ -156,7 +144,6 @@ class Listener:
                 f"The server did not answer the token within {AUTHENTICATION_TIMEOUT:g} s.",
                 reason=EndReason.AUTHENTICATION_TIMEOUT,
             ) from None
-        return recorder.authenticated.result()
 
     def _remember(self) -> None:
         try:
@@ -169,14 +156,15 @@ class Listener:
             await self._clock.sleep(self._settings.heartbeat)
             recorder.heartbeat()
 
-    async def _watch(self, recorder: Recorder, authenticated_at: Micros) -> None:
-        """End the session when the wall clock was set, or when the stream is mute in trading hours."""
+    async def _watch(self, recorder: Recorder) -> None:
+        """End the session when time went wrong, or when the stream is mute in trading hours."""
         timeout = round(self._settings.stall_timeout * SECOND)
         while True:
-            await self._clock.sleep(min(WATCH_INTERVAL, self._settings.stall_timeout / 4))
-            if recorder.clock.has_stepped():
-                raise StreamError("This machine's clock was set.", reason=EndReason.CLOCK_STEP)
-            last = max(authenticated_at, recorder.last_message_at or 0)
+            await self._clock.sleep(watch_interval(self._settings))
+            recorder.check_time()
+            if not recorder.authenticated.done():
+                continue
+            last = max(recorder.authenticated.result(), recorder.last_message_at or 0)
             if is_stalled(self._calendar, recorder.clock.now(), last, timeout):
                 raise StreamError(
                     f"No message for {self._settings.stall_timeout:g} s in trading hours.",
@@ -222,10 +210,3 @@ async def first_to_fail(*, until: asyncio.Future[Any] | None = None, **tasks: Co
 
 async def _wait(future: asyncio.Future[None]) -> None:
     await asyncio.shield(future)
-
-
-def new_session_id(now: Micros) -> uuid.UUID:
-    """Return a UUIDv7 (RFC 9562, section 5.7): ids sort by the time at which they were made."""
-    milliseconds = (now // 1000) & ((1 << 48) - 1)
-    high, low = secrets.randbits(12), secrets.randbits(62)
-    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 0b10 << 62 | low)

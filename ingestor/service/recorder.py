@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import secrets
+import uuid
+from typing import Literal
 
 from ingestor.batch import Batcher
-from ingestor.buffer import Buffer
-from ingestor.clock import SessionClock
+from ingestor.buffer.fifo import Buffer
+from ingestor.clock import Clock, SessionClock
 from ingestor.errors import StreamError
-from ingestor.model import EndReason, Micros, Session, SessionEnd, Tick
+from ingestor.model import SECOND, EndReason, Micros, Session, SessionEnd, Tick
+from ingestor.settings import Settings
 from ingestor.stream.judge import server_error
 from ingestor.stream.protocol import Authenticated, Decoder, Refused, ServerError
 from ingestor.telemetry import Telemetry
+
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks at the clocks and at the silence."""
+
+_BLOCKED = {
+    EndReason.BUFFER_FULL: "The buffer is full.",
+    EndReason.DISK_FULL: "The disk of the spool is full.",
+    EndReason.SPOOL_DAMAGED: "The spool was damaged.",
+}
 
 
 class Recorder:
     """Decodes, numbers and batches what one session hears. Never waits, for anything.
 
     `authenticated` is a future of the moment at which the server accepted the token. `failed` is a future that
-    gets the StreamError which ends the session from our side: the server's error message, or a full buffer.
+    gets the StreamError which ends the session from our side: the server's error message, a full buffer, a clock
+    that was set, a process that stood still.
+
+    Arrival times are proof only while this process runs: after a pause longer than `pause` seconds, what it finds in
+    its socket arrived at some time during it. Then coverage waits for a ping that is sent after the pause and
+    answered. After one longer than `freeze` the session ends, with no coverage after it.
     """
 
     def __init__(
@@ -31,6 +50,8 @@ class Recorder:
         buffer: Buffer,
         telemetry: Telemetry,
         max_delay: float,
+        pause: float = math.inf,
+        freeze: float = math.inf,
     ) -> None:
         self.session = session
         self.clock = clock
@@ -39,6 +60,11 @@ class Recorder:
         self._buffer = buffer
         self._telemetry = telemetry
         self._max_delay = max_delay
+        self._pause = pause
+        self._freeze = freeze
+        self._ran_at = clock.now()
+        self._doubt_since: Micros | None = None
+        self._is_broken = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
@@ -75,9 +101,24 @@ class Recorder:
             self.authenticated.set_result(at)
             self.flush()
 
+    def check_time(self) -> None:
+        """Notice that this process stood still, or that its clock was set. To be called every second or so."""
+        now = self.clock.now()
+        paused, self._ran_at = (now - self._ran_at) / SECOND, now
+        if paused > self._freeze:
+            self._is_broken = True
+            self._fail(StreamError(f"This process stood still for {paused:.0f} s.", reason=EndReason.FROZEN))
+        elif paused > self._pause:
+            self._doubt_since = now
+        if self.clock.has_stepped():
+            self._is_broken = True
+            self._fail(StreamError("This machine's clock was set.", reason=EndReason.CLOCK_STEP))
+
     def pong(self, sent_at: Micros) -> None:
         """Vouch for the time up to the sending of a ping that was answered."""
         self._batcher.cover(sent_at)
+        if self._doubt_since is not None and sent_at >= self._doubt_since:
+            self._doubt_since = None
 
     def heartbeat(self) -> None:
         """Put a quiet session on record, unless a batch has just done so."""
@@ -88,9 +129,10 @@ class Recorder:
     def flush(self) -> None:
         """Close the batch and put it into the buffer."""
         self._put()
-        if not self._buffer.has_room and not self.failed.done():
-            self._telemetry.buffer_full(self._buffer.size)
-            self._fail(StreamError("The buffer is full.", reason=EndReason.BUFFER_FULL))
+        reason = self._buffer.blocked_by
+        if reason is not None and not self.failed.done():
+            self._telemetry.stream_blocked(reason, self._buffer.size)
+            self._fail(StreamError(_BLOCKED[reason], reason=reason))
 
     def end(self, reason: EndReason, close_code: int | None = None, message: str = "") -> None:
         """Put what is left, with the end of the session. Nothing is taken after it."""
@@ -108,7 +150,8 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch = self._batcher.close(end)
+        self.check_time()
+        batch = self._batcher.close(end, proved=not self._is_broken and self._doubt_since is None)
         self._telemetry.batch_closed(batch)
         self._buffer.put(batch)
         self._put_since_heartbeat = True
@@ -117,3 +160,43 @@ class Recorder:
         """End the session; the first reason counts."""
         if not self.failed.done():
             self.failed.set_exception(error)
+
+
+def new_recorder(
+    settings: Settings,
+    *,
+    endpoint: str,
+    kind: Literal["stream", "replay"],
+    clock: Clock,
+    decoder: Decoder,
+    buffer: Buffer,
+    telemetry: Telemetry,
+) -> Recorder:
+    """Begin a session now, and return its recorder."""
+    session_clock = SessionClock(clock)
+    now = session_clock.now()
+    session = Session(new_session_id(now), settings.instance, endpoint, now, kind)
+    watched = kind == "stream"
+    return Recorder(
+        session,
+        clock=session_clock,
+        decoder=decoder,
+        batcher=Batcher(session, max_rows=settings.batch_max_rows, occurrence_keys=settings.occurrence_keys),
+        buffer=buffer,
+        telemetry=telemetry,
+        max_delay=settings.batch_max_delay,
+        pause=2 * watch_interval(settings) if watched else math.inf,
+        freeze=settings.ping_interval + settings.ping_timeout if watched else math.inf,
+    )
+
+
+def watch_interval(settings: Settings) -> float:
+    """Return how often, in seconds, time and silence are looked at."""
+    return min(WATCH_INTERVAL, settings.stall_timeout / 4)
+
+
+def new_session_id(now: Micros) -> uuid.UUID:
+    """Return a UUIDv7 (RFC 9562, section 5.7): ids sort by the time at which they were made."""
+    milliseconds = (now // 1000) & ((1 << 48) - 1)
+    high, low = secrets.randbits(12), secrets.randbits(62)
+    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 0b10 << 62 | low)

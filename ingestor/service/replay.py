@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from io import BufferedIOBase
 from pathlib import Path
 
-from ingestor.batch import Batcher
-from ingestor.buffer.memory import MemoryBuffer
-from ingestor.clock import Clock, SessionClock, SystemClock
+from ingestor.buffer.fifo import Buffer
+from ingestor.clock import Clock, SystemClock
 from ingestor.errors import IngestorError
-from ingestor.model import EndReason, Session
-from ingestor.service.listener import new_session_id
-from ingestor.service.recorder import Recorder
+from ingestor.model import EndReason
+from ingestor.service.recorder import new_recorder
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings
 from ingestor.store.postgres import Store
@@ -36,12 +34,20 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
     """
     clock = clock or SystemClock()
     telemetry = Telemetry()
-    buffer = MemoryBuffer(settings.memory_max_bytes)
+    buffer = Buffer(memory_max_bytes=settings.memory_max_bytes, clock=clock, telemetry=telemetry)
     store = Store(settings.read_database_url(), write_timeout=settings.write_timeout, clock=clock)
     await store.open()
     writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance=settings.instance)
     writing = asyncio.create_task(writer.run(), name="writer")
-    recorder = _recorder(path, settings, buffer, clock, telemetry)
+    recorder = new_recorder(
+        settings,
+        endpoint=path.name,
+        kind="replay",
+        clock=clock,
+        decoder=Decoder(settings.exchange_timezone),
+        buffer=buffer,
+        telemetry=telemetry,
+    )
     try:
         for frames in _chunks(path, progress):
             for frame in frames:
@@ -55,32 +61,17 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
         await store.close()
+        await buffer.close()
     return telemetry.counts
 
 
-async def _written(buffer: MemoryBuffer, writing: asyncio.Task[None]) -> None:
+async def _written(buffer: Buffer, writing: asyncio.Task[None]) -> None:
     """Wait until the buffer is empty, or the writer failed for good."""
     empty = asyncio.create_task(buffer.wait_until_empty(), name="empty")
     await asyncio.wait({empty, writing}, return_when=asyncio.FIRST_COMPLETED)
     empty.cancel()
     if writing.done():
         writing.result()
-
-
-def _recorder(path: Path, settings: Settings, buffer: MemoryBuffer, clock: Clock, telemetry: Telemetry) -> Recorder:
-    session_clock = SessionClock(clock)
-    now = session_clock.now()
-    session = Session(new_session_id(now), settings.instance, path.name, now, kind="replay")
-    batcher = Batcher(session, max_rows=settings.batch_max_rows, occurrence_keys=settings.occurrence_keys)
-    return Recorder(
-        session,
-        clock=session_clock,
-        decoder=Decoder(settings.exchange_timezone),
-        batcher=batcher,
-        buffer=buffer,
-        telemetry=telemetry,
-        max_delay=settings.batch_max_delay,
-    )
 
 
 def _chunks(path: Path, progress: Progress) -> Iterator[list[bytes]]:

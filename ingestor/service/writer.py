@@ -10,7 +10,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ingestor.buffer import Buffer
+from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros
@@ -41,16 +41,24 @@ class Writer:
                 count = await self._store.end_crashed_sessions(self._instance, before)
                 self._telemetry.crashed_sessions_ended(count)
 
+    async def write_inherited(self) -> None:
+        """Write what an earlier process left on disk."""
+        while self._buffer.has_inherited:
+            await self._write_next()
+
     async def run(self) -> None:
         """Write for ever; ends by being cancelled."""
         while True:
-            batches = await self._buffer.take()
-            async for attempt in self._retrying():
-                with attempt:
-                    began = self._clock.monotonic()
-                    written = await self._store.write(batches)
-                    self._count(batches, written, self._clock.monotonic() - began)
-            self._buffer.done()
+            await self._write_next()
+
+    async def _write_next(self) -> None:
+        batches = await self._buffer.take()
+        async for attempt in self._retrying():
+            with attempt:
+                began = self._clock.monotonic()
+                written = await self._store.write(batches)
+                self._count(batches, written, self._clock.monotonic() - began)
+        await self._buffer.done()
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(
@@ -70,6 +78,7 @@ class Writer:
                 return self._soon(state)
 
     def _say(self, state: RetryCallState) -> None:
+        self._buffer.write_failed()
         self._telemetry.write_failed(str(_error(state)), self._clock.monotonic(), waiting_bytes=self._buffer.size)
 
     def _count(self, batches: tuple[Batch, ...], written: Written, seconds: float) -> None:
@@ -82,6 +91,7 @@ class Writer:
             seconds=seconds,
             lag=None if newest is None else (self._clock.wall() - newest) / SECOND,
         )
+        self._telemetry.rows_refused(written.refused)
 
 
 def _error(state: RetryCallState) -> StoreError:

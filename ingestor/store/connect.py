@@ -17,6 +17,9 @@ from ingestor.telemetry import hide, scrub
 
 CONNECT_TIMEOUT = 10.0
 
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What the driver raises when the server refuses, or the connection breaks."""
+
 # By pattern and not by parsing: a password with a `/` or `#` that was not encoded must not show either.
 _USERINFO = re.compile(r"(?<=://)([^:@/?]*):(.*)@")
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*pass[^=&]*=)([^&]*)", re.IGNORECASE)
@@ -59,10 +62,28 @@ async def connect(
             sqlstate=exc.sqlstate,
             hint=hint(exc.sqlstate),
         ) from None
-    except (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError, ValueError) as exc:
+    except asyncpg.TargetServerAttributeNotMatched:
+        raise StoreError(
+            f"The database at {redact(url)} takes no writes: only a standby, or a read-only server, answers there.",
+            sqlstate="25006",
+            hint=hint("25006"),
+        ) from None
+    except (*DRIVER_ERRORS, ValueError) as exc:
         why = "it did not answer in time" if isinstance(exc, TimeoutError) else scrub(str(exc)) or repr(exc)
         raise StoreError(f"The database at {redact(url)} cannot be reached: {why}.") from None
     return connection
+
+
+def translated(exc: Exception) -> StoreError:
+    """Return the error of ours that says what the driver's says."""
+    if isinstance(exc, asyncpg.PostgresError):
+        return StoreError(
+            f"The database answered: {exc.args[0] if exc.args else type(exc).__name__} ({exc.sqlstate}).",
+            sqlstate=exc.sqlstate,
+            constraint=getattr(exc, "constraint_name", None),
+            hint=hint(exc.sqlstate),
+        )
+    return StoreError(f"The connection to the database broke: {str(exc) or type(exc).__name__}")
 
 
 def create_engine(url: str) -> AsyncEngine:

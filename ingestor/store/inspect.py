@@ -8,7 +8,7 @@ from datetime import date, timedelta
 import asyncpg
 
 from ingestor.errors import StoreError
-from ingestor.store.connect import connect
+from ingestor.store.connect import DRIVER_ERRORS, connect
 
 MINIMUM_SERVER = 15
 
@@ -64,7 +64,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
     try:
         (server,) = await connection.fetch(_SERVER)
         schema = await _schema(connection) if server["migrated"] else None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
+    except DRIVER_ERRORS as exc:
         raise StoreError(f"The database could not be read: {exc}") from exc
     finally:
         await connection.close()

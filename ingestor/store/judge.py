@@ -15,13 +15,15 @@ class Remedy(Enum):
 
     RETRY = "retry"  # again, soon: the server restarts, the network failed, or nobody knows
     RETRY_SLOWLY = "retry_slowly"  # again, every few seconds: a person must act first
+    RECONNECT = "reconnect"  # again, on another connection: this server is a standby
     STAGED = "staged"  # again, through the temporary table: a row is there already
     MAKE_PARTITION = "make_partition"  # again, once the month has its partition
+    SIFT = "sift"  # again, without the row that is at fault
 
 
 MIGRATE = "Run `ingestor migrate`."
 
-_HINTS = {
+_SLOW_HINTS = {
     "28": "The server refuses this user: check the user, the password and pg_hba.conf.",
     "3D000": "The database does not exist: create it, then run `ingestor migrate`.",
     "42501": "The role lacks a privilege: GRANT market_write TO it (see `ingestor migrate --help`).",
@@ -30,16 +32,38 @@ _HINTS = {
     "42883": MIGRATE,
     "3F000": MIGRATE,
 }
+_HINTS = {
+    "25006": "Name the primary in the database URL too.",
+    "53100": "The server's disk is full: make room on it.",
+    "53300": "The server has no connection left: raise max_connections, or end other clients.",
+}
+
+ROW_FAULTS = frozenset(
+    {
+        "22003",  # numeric value out of range
+        "22007",  # invalid datetime format
+        "22008",  # datetime field overflow
+        "22021",  # character not in repertoire
+        "22P05",  # untranslatable character
+        "23502",  # not-null violation
+        "23514",  # check violation: with a constraint's name, for without one it is a missing partition
+    }
+)
+"""What can only be the fault of a row. With every other code the batch is kept as it is, and tried again."""
 
 
 def hint(sqlstate: str | None) -> str:
     """Return what a person can do about an SQLSTATE, or nothing."""
+    return _slow_hint(sqlstate) or _HINTS.get(sqlstate or "", "")
+
+
+def _slow_hint(sqlstate: str | None) -> str:
     if sqlstate is None:
         return ""
-    return _HINTS.get(sqlstate) or _HINTS.get(sqlstate[:2], "")
+    return _SLOW_HINTS.get(sqlstate) or _SLOW_HINTS.get(sqlstate[:2], "")
 
 
-def judge(error: StoreError) -> Remedy:
+def judge(error: StoreError) -> Remedy:  # noqa: PLR0911 - a table
     """Return the remedy for what a write, or an attempt to connect, failed with.
 
     SQLSTATEs are listed at https://www.postgresql.org/docs/current/errcodes-appendix.html.
@@ -51,7 +75,11 @@ def judge(error: StoreError) -> Remedy:
             return Remedy.STAGED
         case "23514" if error.constraint is None:  # "no partition of relation found for row" names none
             return Remedy.MAKE_PARTITION
-        case state if hint(state):
+        case "25006":
+            return Remedy.RECONNECT
+        case state if state in ROW_FAULTS:
+            return Remedy.SIFT
+        case state if _slow_hint(state):
             return Remedy.RETRY_SLOWLY
         case _:
             return Remedy.RETRY

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
+from typing import TypeAlias
 
 import asyncpg
 
@@ -15,10 +16,11 @@ from ingestor import __version__
 from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
 from ingestor.clock import Clock, SystemClock
 from ingestor.errors import SchemaError, StoreError
-from ingestor.model import SECOND, Batch, Micros
-from ingestor.store.connect import connect
-from ingestor.store.judge import MIGRATE, Remedy, hint, judge
+from ingestor.model import SECOND, Batch, Micros, Rejection
+from ingestor.store.connect import DRIVER_ERRORS, connect, translated
+from ingestor.store.judge import MIGRATE, Remedy, judge
 from ingestor.store.queries import QUERIES
+from ingestor.store.sift import sift
 
 SCHEMA_REVISION = "0001"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
@@ -29,17 +31,35 @@ STAY_STAGED = 60.0
 MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
 
+_Inserted: TypeAlias = tuple[int, Sequence[Rejection]]
+"""How many rows are new, and the rows that were refused."""
+
+_Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch]], Awaitable[_Inserted]]
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one commit did, in counts. `ticks` were committed, `duplicates` of them were there already."""
+    """What was committed, in counts: `duplicates` of the `ticks` were there already.
+
+    `refused` are the reasons of those rejections that were ticks until the database refused them.
+    """
 
     batches: int = 0
     ticks: int = 0
     duplicates: int = 0
     rejected: int = 0
+    refused: tuple[str, ...] = ()
+
+    def __add__(self, other: Written) -> Written:
+        return Written(
+            self.batches + other.batches,
+            self.ticks + other.ticks,
+            self.duplicates + other.duplicates,
+            self.rejected + other.rejected,
+            self.refused + other.refused,
+        )
 
 
 class Store:
@@ -80,9 +100,7 @@ class Store:
         """Close the connection, at once if the server does not answer."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(
-                asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError
-            ):
+            with contextlib.suppress(*DRIVER_ERRORS):
                 await connection.close(timeout=1)
             connection.terminate()
 
@@ -94,38 +112,48 @@ class Store:
         return _count(status)
 
     async def write(self, batches: Sequence[Batch]) -> Written:
-        """Commit batches, oldest first, in one transaction. To write them again changes nothing."""
+        """Commit batches, oldest first, in one transaction. To write them again changes nothing.
+
+        Where a row is at fault, each batch has a transaction of its own, and such rows become rejections.
+        """
         connection = await self.open()
         await self._make_partitions(connection, batches)
+        try:
+            return await self._write(connection, batches)
+        except StoreError as error:
+            if judge(error) is Remedy.MAKE_PARTITION:
+                self._months.clear()
+            if judge(error) is not Remedy.SIFT:
+                raise
+        await self._make_staging(connection)
+        written = Written()
+        for batch in batches:
+            written += await self._transaction(connection, [batch], _sift)
+        return written
+
+    async def _write(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> Written:
+        """Write by the fast way, or for a while by the staged one, where rows are there already."""
         if self._clock.monotonic() >= self._staged_until:
             try:
-                return await self._transaction(connection, batches, staged=False)
+                return await self._transaction(connection, batches, _copy)
             except StoreError as error:
-                match judge(error):
-                    case Remedy.STAGED:
-                        self._staged_until = self._clock.monotonic() + STAY_STAGED
-                    case Remedy.MAKE_PARTITION:
-                        self._months.clear()
-                        raise
-                    case _:
-                        raise
+                if judge(error) is not Remedy.STAGED:
+                    raise
+                self._staged_until = self._clock.monotonic() + STAY_STAGED
+        await self._make_staging(connection)
+        return await self._transaction(connection, batches, _stage)
+
+    async def _make_staging(self, connection: asyncpg.Connection) -> None:
         if not self._has_staging:
             async with self._guarded(connection):
                 await connection.execute(QUERIES["make_staging"])
             self._has_staging = True
-        return await self._transaction(connection, batches, staged=True)
 
-    async def _transaction(self, connection: asyncpg.Connection, batches: Sequence[Batch], *, staged: bool) -> Written:
+    async def _transaction(self, connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:
         written = Written()
         async with self._guarded(connection), connection.transaction():
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
-                part = await _write_session(connection, list(group), staged=staged)
-                written = Written(
-                    written.batches + part.batches,
-                    written.ticks + part.ticks,
-                    written.duplicates + part.duplicates,
-                    written.rejected + part.rejected,
-                )
+                written += await _write_session(connection, list(group), insert)
         return written
 
     async def _make_partitions(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
@@ -147,15 +175,16 @@ class Store:
         timer = asyncio.get_running_loop().call_later(self._write_timeout, connection.terminate)
         try:
             yield
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
-            if not isinstance(exc, asyncpg.PostgresError) or connection.is_closed():
+        except DRIVER_ERRORS as exc:
+            error = translated(exc)
+            if not isinstance(exc, asyncpg.PostgresError) or judge(error) is Remedy.RECONNECT:
                 connection.terminate()
-            raise _translated(exc) from exc
+            raise error from exc
         finally:
             timer.cancel()
 
 
-async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch], *, staged: bool) -> Written:
+async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:
     """Write what of one session's batches is not committed yet, inside the caller's transaction."""
     session = batches[0].session
     last_batch = await connection.fetchval(QUERIES["lock_session"], session.id)
@@ -174,35 +203,61 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
         return Written()
 
     ticks = sum(batch.count for batch in batches)
-    inserted = await _copy(connection, batches, staged=staged) if ticks else 0
-    rejections = [
-        (session.id, batch.number, r.position, _timestamp(r.received_at), r.reason, r.raw, r.raw_bytes)
-        for batch in batches
-        for r in batch.rejections
-    ]
+    inserted, refused = await insert(connection, batches) if ticks else (0, ())
+    rejections = [(batch.number, rejection) for batch in batches for rejection in batch.rejections]
+    rejections += [(batches[-1].number, rejection) for rejection in refused]
     if rejections:
-        await connection.executemany(QUERIES["reject"], rejections)
-    written = Written(len(batches), ticks, ticks - inserted, len(rejections))
+        await connection.executemany(
+            QUERIES["reject"],
+            [
+                (session.id, number, r.position, _timestamp(r.received_at), r.reason, r.raw, r.raw_bytes)
+                for number, r in rejections
+            ],
+        )
+    ticks -= len(refused)
+    reasons = tuple(rejection.reason for rejection in refused)
+    written = Written(len(batches), ticks, ticks - inserted, len(rejections), reasons)
     await _advance(connection, batches[-1], written)
     return written
 
 
-async def _copy(connection: asyncpg.Connection, batches: Sequence[Batch], *, staged: bool) -> int:
-    """Send the rows as they are; return how many of them are new."""
+async def _copy(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+    """Send the rows as they are. Fails where one of them is there already."""
+    return await _copy_rows(connection, "market", "ticks", [batch.rows for batch in batches]), ()
+
+
+async def _stage(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+    """Send the rows through the temporary table; those that are there already are left."""
+    return await _stage_rows(connection, [batch.rows for batch in batches]), ()
+
+
+async def _sift(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+    """Send one batch's rows through the temporary table, without those that the database refuses."""
+    (batch,) = batches
+
+    async def insert(rows: Iterable[bytes]) -> int:
+        await connection.execute(QUERIES["empty_staging"])
+        return await _stage_rows(connection, rows)
+
+    return await sift(batch, insert, connection.transaction)
+
+
+async def _stage_rows(connection: asyncpg.Connection, rows: Iterable[bytes]) -> int:
+    await _copy_rows(connection, "pg_temp", "ticks_staged", rows)
+    return _count(await connection.execute(QUERIES["insert_staged"]))
+
+
+async def _copy_rows(connection: asyncpg.Connection, schema: str, table: str, rows: Iterable[bytes]) -> int:
     status = await connection.copy_to_table(
-        "ticks_staged" if staged else "ticks",
-        schema_name="pg_temp" if staged else "market",
-        columns=COLUMNS,
-        source=_body(batches),
-        format="binary",
+        table, schema_name=schema, columns=COLUMNS, source=_body(rows), format="binary"
     )
-    return _count(await connection.execute(QUERIES["insert_staged"]) if staged else status)
+    return _count(status)
 
 
-async def _body(batches: Sequence[Batch]) -> AsyncIterator[bytes]:
+async def _body(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
     yield COPY_HEADER
-    for batch in batches:
-        yield batch.rows
+    for run in rows:
+        yield run
     yield COPY_TRAILER
 
 
@@ -271,14 +326,3 @@ def _timestamp(instant: Micros | None) -> datetime | None:
 def _count(status: str) -> int:
     """Return the number at the end of a command's status, such as `COPY 5000` or `INSERT 0 12`."""
     return int(status.rsplit(" ", 1)[1])
-
-
-def _translated(exc: Exception) -> StoreError:
-    if isinstance(exc, asyncpg.PostgresError):
-        return StoreError(
-            f"The database answered: {exc.args[0] if exc.args else type(exc).__name__} ({exc.sqlstate}).",
-            sqlstate=exc.sqlstate,
-            constraint=getattr(exc, "constraint_name", None),
-            hint=hint(exc.sqlstate),
-        )
-    return StoreError(f"The connection to the database broke: {str(exc) or type(exc).__name__}")

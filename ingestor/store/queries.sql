@@ -55,6 +55,10 @@ SELECT ingest.ensure_partition($1)
 -- One for each connection, emptied by each commit.
 CREATE TEMPORARY TABLE IF NOT EXISTS ticks_staged (LIKE market.ticks) ON COMMIT DELETE ROWS
 
+-- name: empty_staging
+-- Between the parts of a batch that is sifted: they share a transaction.
+TRUNCATE pg_temp.ticks_staged
+
 -- name: insert_staged
 -- In the order of the key, so that two writers of the same ticks wait for each other and never in a circle.
 INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)

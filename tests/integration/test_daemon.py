@@ -5,17 +5,20 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ingestor.errors import ConfigurationError, IngestorError
-from ingestor.model import SECOND, Tick
+from ingestor.model import SECOND, EndReason, Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import Settings, load
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
+from ingestor.store.migrate import migrate
+from tests.disks import fill, small_disk
 from tests.servers import TestServer, query
 from tests.unit.test_protocol import DOCUMENTED
 
@@ -190,7 +193,7 @@ async def test_stream_limit_waits(writer_url: str, database: str) -> None:
     async with Simulator(port=0, rate=0, max_streams=1) as simulator:
         async with running(settings(simulator, writer_url, instance="first")):
             await simulator.wait_connected()
-            async with running(settings(simulator, writer_url, instance="second")):
+            async with running(settings(simulator, writer_url, instance="second", spool_dir="second")):
                 await until(
                     database,
                     "SELECT end_reason FROM ingest.stream_sessions WHERE instance = 'second'",
@@ -221,8 +224,6 @@ async def test_a_token_that_worked_before_is_tried_again(writer_url: str, databa
 
 async def test_a_database_that_is_migrated_later(empty_database: str) -> None:
     """The stream is kept while the schema is missing; nothing is lost when it comes."""
-    from ingestor.store.migrate import migrate
-
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database)
         async with running(configuration) as daemon:
@@ -237,16 +238,14 @@ async def test_a_database_that_is_migrated_later(empty_database: str) -> None:
 
 async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
     """With no room left the stream is closed with that reason, and nothing is dropped in silence."""
-    from ingestor.store.migrate import migrate
-
     ticks = [Tick("AIR.NZ", NOW, 0.5, number) for number in range(20_000)]
     async with Simulator(port=0, rate=0) as simulator:
-        configuration = settings(simulator, empty_database, memory_max_bytes="1MiB")
+        configuration = settings(simulator, empty_database, spool_max_bytes="1MiB")
         async with running(configuration) as daemon:
             await simulator.wait_connected()
             simulator.send(ticks)
             await simulator.wait_connected(0)
-            assert not daemon.buffer.has_room
+            assert daemon.buffer.blocked_by is EndReason.BUFFER_FULL
             await migrate(empty_database, configuration, lambda _: None)
             await simulator.wait_connected(1)
     rows = await query(
@@ -257,32 +256,69 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
     assert rows[0] == ("buffer_full", True)
 
 
-async def test_what_cannot_be_written_is_said(empty_database: str) -> None:
-    """Stopped while the database takes nothing: exit status 1, and how much is missing."""
+async def heard(daemon: Daemon, messages: int) -> None:
+    """Wait until the daemon has taken so many messages from the wire."""
+    async with asyncio.timeout(10):
+        while daemon.telemetry.counts.messages < messages:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stop_while_the_database_is_away(empty_database: str) -> None:
+    """What can't be written goes to the spool, the exit is an orderly one, and the next start writes it."""
     async with Simulator(port=0, rate=0) as simulator:
-        request = StopRequest()
-        daemon = Daemon(settings(simulator, empty_database, stop_timeout="1s"))
-        task = asyncio.create_task(daemon.run(request))
-        await simulator.wait_connected()
-        simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)] * 7)
-        async with asyncio.timeout(10):
-            while daemon.telemetry.counts.messages < 7:
-                await asyncio.sleep(0.01)
-        request()
-        with pytest.raises(IngestorError, match="7 messages could not be written"):
+        configuration = settings(simulator, empty_database)
+        async with running(configuration) as daemon:
+            await simulator.wait_connected()
+            simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)] * 7)
+            await heard(daemon, 7)
+        assert daemon.buffer.spooled_batches > 0
+        await migrate(empty_database, configuration, lambda _: None)
+        async with running(configuration):
+            await until(empty_database, "SELECT count(*) FROM market.ticks", 7)
+    rows = await query(empty_database, "SELECT end_reason, ticks FROM ingest.stream_sessions ORDER BY connected_at")
+    assert rows == [("stopped", 7), ("stopped", 0)]
+
+
+async def test_what_can_be_kept_nowhere_is_said(empty_database: str, tmp_path: Path) -> None:
+    """With no database and a full disk the exit status is 1, and the message says how much is missing."""
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(small_disk(tmp_path / "disk", 2**20))  # with no room for the ballast
+        except PermissionError as error:
+            pytest.skip(str(error))
+        async with Simulator(port=0, rate=0) as simulator:
+            request = StopRequest()
+            daemon = Daemon(settings(simulator, empty_database, spool_dir=disk, stop_timeout="1s"))
+            task = asyncio.create_task(daemon.run(request))
+            await simulator.wait_connected()
+            fill(disk)
+            simulator.send([Tick("AIR.NZ", NOW, 0.5, number) for number in range(30_000)])
+            await simulator.wait_connected(0)
+            request()
+            with pytest.raises(IngestorError, match=r"[0-9]{4,5} messages could be written neither"):
+                await asyncio.wait_for(task, 10)
+
+
+async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str, database: str) -> None:
+    """Who signals twice does not wait for the database, and loses nothing all the same."""
+    blocker = await connect(database)
+    async with Simulator(port=0, rate=0) as simulator:
+        configuration = settings(simulator, writer_url, stop_timeout="10m", write_timeout="10m", spool_after="60s")
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
+            request = StopRequest()
+            daemon = Daemon(configuration)
+            task = asyncio.create_task(daemon.run(request))
+            await simulator.wait_connected()
+            simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)] * 7)
+            await heard(daemon, 7)
+            request()
+            await simulator.wait_connected(0)
+            request()
             await asyncio.wait_for(task, 10)
-
-
-async def test_a_second_signal_is_immediate(empty_database: str) -> None:
-    """Who signals twice does not wait for the database."""
-    async with Simulator(port=0, rate=0) as simulator:
-        request = StopRequest()
-        daemon = Daemon(settings(simulator, empty_database, stop_timeout="10m"))
-        task = asyncio.create_task(daemon.run(request))
-        await simulator.wait_connected()
-        request()
-        request()
-        await asyncio.wait_for(task, 10)  # nothing but the session's records was waiting
+        await blocker.close()
+        async with running(configuration):
+            await until(database, "SELECT count(*) FROM market.ticks", 7)
 
 
 async def test_a_refusal_counts_more_than_the_database(empty_database: str) -> None:

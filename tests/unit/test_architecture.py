@@ -25,7 +25,8 @@ OWNERS = {
     "exchange_calendars": {"coverage"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "msgspec": {"stream", "model", "simulator"},
+    "msgspec": {"stream", "model", "simulator", "buffer"},
+    "sqlite3": {"buffer"},
 }
 
 

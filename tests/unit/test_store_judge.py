@@ -15,12 +15,20 @@ from ingestor.store.judge import Remedy, judge
         ("40P01", None, Remedy.RETRY),  # deadlock
         ("53100", None, Remedy.RETRY),  # disk full
         ("53300", None, Remedy.RETRY),  # too many connections
-        ("25006", None, Remedy.RETRY),  # read-only: a standby
-        ("22003", None, Remedy.RETRY),
+        ("25006", None, Remedy.RECONNECT),  # read-only: a standby
         ("XX000", None, Remedy.RETRY),
+        ("P0001", None, Remedy.RETRY),  # a trigger's own error
+        ("22P02", None, Remedy.RETRY),  # all that is not known to be a row's fault
+        ("22P03", None, Remedy.RETRY),  # bad binary format: our own fault
+        ("22003", None, Remedy.SIFT),
+        ("22007", None, Remedy.SIFT),
+        ("22008", None, Remedy.SIFT),
+        ("22021", None, Remedy.SIFT),
+        ("22P05", None, Remedy.SIFT),
+        ("23502", None, Remedy.SIFT),
         ("23505", "ticks_symbol_time_price_volume_occurrence_key", Remedy.STAGED),
         ("23514", None, Remedy.MAKE_PARTITION),
-        ("23514", "some_check", Remedy.RETRY),
+        ("23514", "some_check", Remedy.SIFT),
         ("28P01", None, Remedy.RETRY_SLOWLY),  # wrong password
         ("28000", None, Remedy.RETRY_SLOWLY),
         ("3D000", None, Remedy.RETRY_SLOWLY),  # no such database

@@ -1,0 +1,294 @@
+"""The buffer: a head in memory and a tail on disk; first in, first out, always.
+
+What lies on disk is older than what lies in memory. While the database keeps up nothing goes to the disk; while it
+does not, everything does, so that the end of this process costs the last second at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
+from ingestor.buffer.memory import Memory, merges, without_coverage
+from ingestor.buffer.spool import Entry, Spool, SpoolDamagedError, SpoolUnavailableError
+from ingestor.clock import Clock
+from ingestor.model import Batch, EndReason
+from ingestor.telemetry import Telemetry
+
+MAX_ROWS = 50_000
+MAX_BYTES = 4 * 2**20
+"""What is joined into one transaction at most, in ticks and in bytes."""
+
+LOW_MARK = 0.8
+"""A full buffer takes ticks again when it has drained to this share of its bounds."""
+
+RETRY = 1.0
+"""Seconds between two tries to write to a disk that is full."""
+
+_T = TypeVar("_T")
+
+
+class Buffer:
+    """Holds batches from when they are closed until they are committed. For one event loop.
+
+    Batches go to the `spool` when a write failed (until one succeeds), when one is not committed `spool_after`
+    seconds after it was closed, and when those in memory reach `memory_max_bytes`; `run` sees to that. Without a
+    spool everything stays in memory, for a source that can be read again.
+
+    It is bounded: by `spool_max_bytes` of bodies on disk, and in memory by twice `memory_max_bytes`, should the disk
+    be slow. At a bound `blocked_by` says why the stream must stop, and does so until the buffer has drained to
+    `LOW_MARK` of it. What is put all the same is kept.
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_max_bytes: int,
+        clock: Clock,
+        telemetry: Telemetry,
+        spool: Spool | None = None,
+        spool_max_bytes: int = 0,
+        spool_after: float = 1.0,
+    ) -> None:
+        self._memory_max = memory_max_bytes
+        self._clock = clock
+        self._telemetry = telemetry
+        self._spool = spool
+        self._spool_max = spool_max_bytes
+        self._spool_after = spool_after
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._appending = asyncio.Lock()
+
+        self._memory = Memory()
+        # Positions rise in the order of the queue.
+        self._newest = self._committed = self._taken = 0
+        self._spooled = 0  # the newest on disk
+        self._inherited = 0  # the newest that an earlier process left
+        self._spooled_heartbeat: Entry | None = None  # the newest on disk, where it is one
+        self._away = False  # the last write failed
+        self._refused = False  # the disk did not take what had to go there, or only without the ballast
+        self._open_session: UUID | None = None
+        self._broken_session: UUID | None = None
+
+        self.blocked_by: EndReason | None = None
+        """Why the stream must stop; None while it may go on."""
+        self._room, self._filled, self._emptied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._wake, self._safe = asyncio.Event(), asyncio.Event()
+        self._note()
+
+    async def open(self) -> None:
+        """Take possession of the spool and of what an earlier process left in it. Raises what `Spool.open` does."""
+        if self._spool is None:
+            return
+        damaged = await self._on_disk(self._spool.open)
+        if damaged is not None:
+            self._telemetry.spool_damaged(damaged)
+        self._newest = self._spooled = self._inherited = self._spool.last
+        if self._spool.depth:
+            self._telemetry.spool_found(batches=self._spool.depth, size=self._spool.size)
+        self._note()
+
+    async def close(self) -> None:
+        """Let go of the spool; what is on disk stays there."""
+        if self._spool is not None:
+            await self._on_disk(self._spool.close)
+        self._thread.shutdown()
+
+    @property
+    def size(self) -> int:
+        """Bytes that wait, in memory and on disk."""
+        return self._memory.size + self.spooled_bytes
+
+    @property
+    def spooled_bytes(self) -> int:
+        """Bytes that wait on disk."""
+        return self._spool.size if self._spool is not None and self._spooled > self._committed else 0
+
+    @property
+    def spooled_batches(self) -> int:
+        """Batches that wait on disk."""
+        return self._spool.depth if self._spool is not None and self._spooled > self._committed else 0
+
+    @property
+    def in_memory(self) -> tuple[Batch, ...]:
+        """The batches that are nowhere but in memory."""
+        return tuple(entry.batch for entry in self._memory)
+
+    @property
+    def has_inherited(self) -> bool:
+        """Whether something that an earlier process left is not committed yet."""
+        return self._committed < self._inherited
+
+    def put(self, batch: Batch) -> None:
+        """Add the newest batch. Never waits. Neighbouring heartbeats of a session are merged."""
+        session = batch.session.id
+        if session == self._broken_session:
+            batch = without_coverage(batch)
+            if batch.end is not None:
+                self._broken_session = None
+        self._open_session = None if batch.end is not None else session
+        self._newest += 1
+        self._memory.add(Entry(self._newest, batch), self._clock.monotonic())
+        self._note()
+
+    async def take(self, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> tuple[Batch, ...]:
+        """Wait for a batch, then return the oldest ones up to the limits, at least one. They stay until `done`."""
+        entries: list[Entry] = []
+        while not entries:
+            await self._filled.wait()
+            if self._spool is None or self._spooled <= self._committed:
+                entries = self._memory.oldest(max_rows, max_bytes)
+                continue
+            try:
+                entries = await self._on_disk(partial(self._spool.read, self._committed, max_rows, max_bytes))
+            except SpoolDamagedError as error:
+                self._begin_anew(error)
+            except SpoolUnavailableError as error:
+                self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+                await self._clock.sleep(RETRY)
+        self._taken = entries[-1].position
+        return tuple(entry.batch for entry in entries)
+
+    async def done(self) -> None:
+        """Forget the batches taken last: they are committed."""
+        self._committed = self._taken
+        self._away = False
+        self._memory.drop(self._committed)
+        self._note()
+        if self._spool is not None and self._spool.depth:
+            await self._forget(self._spool)
+
+    def write_failed(self) -> None:
+        """Take note that the database does not take batches now: nothing is to wait in memory until it does."""
+        self._away = True
+        self._note()
+
+    async def run(self) -> None:
+        """Move to the disk what must not wait in memory; ends by being cancelled."""
+        while self._spool is not None:
+            seconds = self._seconds_to_spool()
+            if seconds > 0:
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), seconds)
+            elif not await self.secure():
+                await self._clock.sleep(RETRY)
+            if self._spool.is_full:
+                await self._on_disk(self._spool.restore_reserve)
+                self._note()
+
+    async def secure(self) -> bool:
+        """Move everything from memory to the disk; return whether the disk took it."""
+        if self._spool is None:
+            return not self._memory
+        async with self._appending:
+            try:
+                await self._append(self._spool)
+            except SpoolDamagedError as error:
+                self._begin_anew(error)
+                return False
+            except SpoolUnavailableError as error:
+                self._refused = True
+                self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+                return False
+            finally:
+                self._note()
+        return True
+
+    async def wait_for_room(self) -> None:
+        """Wait until the stream may go on."""
+        await self._room.wait()
+
+    async def wait_until_empty(self) -> None:
+        """Wait until everything is committed."""
+        await self._emptied.wait()
+
+    async def wait_until_safe(self) -> None:
+        """Wait until everything is on disk, and the database does not take it."""
+        await self._safe.wait()
+
+    async def _append(self, spool: Spool) -> None:
+        entries = list(self._memory)
+        if not entries:
+            return
+        heartbeat = self._spooled_heartbeat
+        replaces = heartbeat is not None and merges(heartbeat.batch, entries[0].batch)
+        began = not self.spooled_batches
+        await self._on_disk(
+            partial(spool.append, entries, replaced=heartbeat.position if heartbeat and replaces else None)
+        )
+        self._refused = spool.is_full
+        self._spooled = entries[-1].position
+        self._spooled_heartbeat = entries[-1] if entries[-1].batch.is_heartbeat else None
+        self._memory.drop(self._spooled)
+        if began:
+            self._telemetry.spooling(away=self._away, now=self._clock.monotonic())
+        if self._committed >= entries[0].position:  # meanwhile
+            await self._forget(spool)
+
+    async def _forget(self, spool: Spool) -> None:
+        """Delete from the disk what is committed. Where that fails, it is written again after a restart: no harm."""
+        try:
+            await self._on_disk(partial(spool.forget, self._committed))
+        except SpoolDamagedError as error:
+            self._begin_anew(error)
+        except SpoolUnavailableError as error:
+            self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+        if not spool.depth:
+            self._telemetry.spool_drained()
+        self._note()
+
+    def _begin_anew(self, error: SpoolDamagedError) -> None:
+        """Go on with an empty spool. What was in the other is lost to us, so nothing after it may vouch for its time.
+
+        The open session keeps its ticks and loses its coverage from here on; it is to end, and the next one covers.
+        """
+        self._telemetry.spool_damaged(error.path)
+        self._spooled = self._committed
+        self._inherited = 0
+        self._spooled_heartbeat = None
+        self._memory.withdraw_coverage()
+        self._broken_session = self._open_session
+        self._note()
+
+    def _seconds_to_spool(self) -> float:
+        """Return how long what is in memory may stay there; 0 where it must go to the disk now."""
+        if not self._memory:
+            return self._spool_after
+        if self._away or self._memory.size >= self._memory_max:
+            return 0.0
+        return max(0.0, self._memory.oldest_since + self._spool_after - self._clock.monotonic())
+
+    def _note(self) -> None:
+        """Bring the events, and whether the stream may go on, up to date."""
+        waiting = self._committed < self._newest
+        for event, state in (
+            (self._filled, waiting),
+            (self._emptied, not waiting),
+            (self._safe, self._away and not self._memory),
+        ):
+            (event.set if state else event.clear)()
+        if self._memory and (self._away or self._memory.size >= self._memory_max):
+            self._wake.set()
+        if not waiting or (self._spool is not None and not self._spool.is_full):
+            self._refused = False
+        self.blocked_by = self._reason_to_block(1.0 if self.blocked_by is None else LOW_MARK)
+        (self._room.set if self.blocked_by is None else self._room.clear)()
+
+    def _reason_to_block(self, share: float) -> EndReason | None:
+        memory_bound = self._memory_max * (1 if self._spool is None else 2)
+        if self._broken_session is not None:
+            return EndReason.SPOOL_DAMAGED
+        if self._refused:
+            return EndReason.DISK_FULL
+        if self._memory.size >= memory_bound * share or self.spooled_bytes >= max(self._spool_max * share, 1):
+            return EndReason.BUFFER_FULL
+        return None
+
+    async def _on_disk(self, call: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -1,0 +1,76 @@
+"""Parts a batch that the database refuses from the few rows for which it does so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import asyncpg
+
+from ingestor.batch import unpack
+from ingestor.errors import StoreError
+from ingestor.model import Batch, Rejection, Tick
+from ingestor.store.connect import translated
+from ingestor.store.judge import Remedy, judge
+
+MOST_ROWS = 10
+MOST_SHARE = 0.01
+"""More rows of a batch than the greater of these are not refused one by one: then it is no fault of single rows."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def sift(
+    batch: Batch,
+    insert: Callable[[Sequence[bytes]], Awaitable[int]],
+    savepoint: Callable[[], AbstractAsyncContextManager[object]],
+) -> tuple[int, list[Rejection]]:
+    """Insert a batch's rows by halves, each within a savepoint. Returns how many are new, and what was refused.
+
+    Raises what `insert` raises where no row is at fault, and StoreError where too many are.
+    """
+    rows = list(unpack(batch.rows))
+    positions = list(_positions(batch))
+    most = max(MOST_ROWS, int(len(rows) * MOST_SHARE))
+    refused: list[Rejection] = []
+
+    async def attempt(first: int, last: int) -> int:
+        try:
+            async with savepoint():
+                return await insert([row for row, _, _ in rows[first:last]])
+        except asyncpg.PostgresError as exc:
+            error = translated(exc)
+            if judge(error) is not Remedy.SIFT:
+                raise
+            if last - first == 1:
+                _, tick, received_at = rows[first]
+                raw = as_message(tick)
+                refused.append(Rejection(positions[first], received_at, f"database:{error.sqlstate}", raw, len(raw)))
+                if len(refused) > most:
+                    raise StoreError(
+                        f"The database refuses more than {most} of a batch's {len(rows)} ticks. {error.message}",
+                        hint="Nothing is given up; look at the constraints and triggers of market.ticks.",
+                    ) from exc
+                return 0
+        middle = (first + last) // 2
+        return await attempt(first, middle) + await attempt(middle, last)
+
+    return await attempt(0, len(rows)), refused
+
+
+def _positions(batch: Batch) -> Iterator[int]:
+    """Yield the places of a batch's ticks among its messages: those that no rejection has."""
+    taken = {rejection.position for rejection in batch.rejections}
+    places = (place for place in count(1) if place not in taken)
+    for _ in range(batch.count):
+        yield next(places)
+
+
+def as_message(tick: Tick) -> bytes:
+    """Return a tick as the message that the feed documents, with its date in UTC."""
+    date = (_EPOCH + timedelta(microseconds=tick.time)).isoformat()
+    data = {"date": date, "price": tick.price, "volume": tick.volume, "symbol": tick.symbol}
+    return json.dumps({"type": "price", "data": data}, ensure_ascii=False).encode()

@@ -1,0 +1,44 @@
+"""A small disk of its own, to be filled: real, and needing root (or CAP_SYS_ADMIN)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def mount(path: Path, size: int) -> bool:
+    """Mount an empty disk of `size` bytes at a directory; return whether that is possible here."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
+    return (
+        shutil.which("mount") is not None and not subprocess.run(command, check=False, capture_output=True).returncode
+    )
+
+
+def unmount(path: Path) -> None:
+    """Take the disk away, whoever still has a file open on it."""
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@contextmanager
+def small_disk(path: Path, size: int) -> Iterator[Path]:
+    """Mount a disk for the block. Raises PermissionError where that is not possible."""
+    path.mkdir(exist_ok=True)
+    if not mount(path, size):
+        raise PermissionError("this machine does not let us mount a disk")
+    try:
+        yield path
+    finally:
+        unmount(path)
+
+
+def fill(disk: Path, *, leave: int = 0) -> Path:
+    """Fill a disk up to `leave` bytes with one file, and return that."""
+    filler = disk / "filler"
+    with filler.open("ab") as file:
+        while (free := shutil.disk_usage(disk).free) > leave:
+            file.write(b"x" * min(free - leave, 2**20))
+            file.flush()
+    return filler
