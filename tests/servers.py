@@ -18,6 +18,7 @@ from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect, driver_url
 from ingestor.store.migrate import migrate
+from tests.processes import ServerProcess
 
 MINIMUM = 15
 _numbers = count(1)
@@ -70,6 +71,7 @@ class TestServer:
     edition: str
     prefix: str = field(default_factory=lambda: f"ingestor_test_{os.getpid()}_{next(_numbers)}")
     template: str = ""
+    _process: ServerProcess | None = None
 
     async def run(self, statement: str, database: str | None = None) -> None:
         """Run a statement as the owner."""
@@ -105,10 +107,25 @@ class TestServer:
         """Drop a database, whoever is connected."""
         await self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
+    async def process(self) -> ServerProcess:
+        """Return the server's process, to be treated badly; `revive` afterwards."""
+        if self._process is None:
+            self._process = await ServerProcess.of(self.url)
+        return self._process
+
+    async def revive(self) -> None:
+        """See that the server runs."""
+        if self._process is not None:
+            self._process.resume()
+            if not self._process.is_running:
+                await self._process.start()
+
     async def close(self) -> None:
-        """Drop what `prepare` made."""
+        """Drop what `prepare` made, and stop the server if it is one that a test has started again."""
         await self.drop(self.template)
         await self.run(f"DROP ROLE IF EXISTS {self.prefix}")
+        if self._process is not None:
+            self._process.stop_own()
 
     def writer_url(self, owner_url: str) -> str:
         """Return the daemon's URL of a database."""

@@ -116,6 +116,9 @@ class Recorder:
 
     def pong(self, sent_at: Micros) -> None:
         """Vouch for the time up to the sending of a ping that was answered."""
+        self.check_time()  # a ping may be the first thing that a process does when it goes on
+        if self._is_broken:
+            return
         self._batcher.cover(sent_at)
         if self._doubt_since is not None and sent_at >= self._doubt_since:
             self._doubt_since = None

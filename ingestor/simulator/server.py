@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -41,14 +42,26 @@ WRITE_LIMIT = 16 * 2**20
 """Bytes that may wait for a client that does not read, before it is cut off."""
 
 
+def now() -> Micros:
+    """Return the time of day, UTC."""
+    return time.time_ns() // 1000
+
+
 @dataclass(slots=True)
 class Account:
-    """What was sent on one authenticated connection. `ticks` is filled where the simulator records."""
+    """What was sent on one authenticated connection.
+
+    Where the simulator records, `ticks` and `sent_at` hold each tick and the moment at which it was sent (microseconds
+    since the epoch). `port` is the client's.
+    """
 
     number: int
     connection: ServerConnection
+    authenticated_at: Micros
+    port: int
     sent: int = 0
     ticks: list[Tick] = field(default_factory=list)
+    sent_at: array[int] = field(default_factory=lambda: array("q"))
     muted: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -73,7 +86,7 @@ class Simulator:
         rate_limit: int = 600,
         timezone: str = "Pacific/Auckland",
         record: bool = False,
-        market_clock: Callable[[], Micros] = lambda: time.time_ns() // 1000,
+        market_clock: Callable[[], Micros] = now,
     ) -> None:
         self._host, self._port = host, port
         self._authority = f"[{host}]" if ":" in host else host
@@ -177,12 +190,14 @@ class Simulator:
 
     def _send(self, message: bytes, tick: Tick) -> None:
         listening = self._listening()
+        sent_at = now()
         broadcast([account.connection for account in listening], message, text=True)
         for account in listening:
             account.sent += 1
             self.ticks_sent += 1
             if self._record:
                 account.ticks.append(tick)
+                account.sent_at.append(sent_at)
 
     async def _generate(self) -> None:
         """Let the market trade, and mix in malformed messages where they are asked for."""
@@ -221,7 +236,7 @@ class Simulator:
             with contextlib.suppress(ConnectionClosed):
                 await connection.send(error_message(refusal), text=True)
             return
-        account = Account(next(self._numbers), connection)
+        account = Account(next(self._numbers), connection, authenticated_at=now(), port=connection.remote_address[1])
         try:
             await connection.send(AUTHENTICATED, text=True)
             if Fault.REPLAY in self._faults and self.accounts:

@@ -57,7 +57,8 @@ BEGIN
     IF EXISTS (SELECT FROM pg_class WHERE relnamespace = 'market'::regnamespace AND relname = name) THEN
         RETURN false;
     END IF;
-    EXECUTE format('CREATE TABLE market.%I (LIKE market.ticks INCLUDING DEFAULTS INCLUDING COMMENTS)', name);
+    EXECUTE format('CREATE TABLE market.%I (LIKE market.ticks INCLUDING DEFAULTS INCLUDING CONSTRAINTS '
+        'INCLUDING COMMENTS)', name);
     EXECUTE format('ALTER TABLE market.ticks ATTACH PARTITION market.%I FOR VALUES FROM (%L) TO (%L)',
                    name, first || ' 00:00:00+00', following || ' 00:00:00+00');
     RETURN true;

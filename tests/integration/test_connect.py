@@ -15,6 +15,7 @@ from sqlalchemy import text
 from ingestor.embedded import EmbeddedServer
 from ingestor.errors import StoreError
 from ingestor.store.connect import connect, create_engine, redact
+from tests.proxy import pump
 from tests.servers import TestServer, with_parts
 
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
@@ -57,13 +58,6 @@ async def tls_proxy(url: str, context: ssl.SSLContext) -> AsyncIterator[int]:
     """A server of PostgreSQL's protocol with TLS, in front of any server; yields its port."""
     target = urlsplit(url)
     tasks: set[asyncio.Task[None]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.readexactly(8) != SSL_REQUEST:

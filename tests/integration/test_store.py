@@ -14,6 +14,7 @@ from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, Se
 from ingestor.store.connect import connect
 from ingestor.store.migrate import head_revision
 from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
+from ingestor.stream.protocol import Decoder
 from tests.servers import query
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
@@ -231,6 +232,96 @@ async def test_a_terminated_connection_is_made_again(store: Store, database: str
     assert await query(database, "SELECT count(*), max(last_batch) FROM market.ticks, ingest.stream_sessions") == [
         (2, 2)
     ]
+
+
+async def constrain(database: str, condition: str) -> None:
+    """What a careful database administrator might add."""
+    connection = await connect(database)
+    await connection.execute(f"ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK ({condition})")
+    await connection.close()
+
+
+async def test_a_row_that_the_database_refuses(store: Store, database: str) -> None:
+    """The good rows of the batch are committed, the bad one is kept as a rejection, with the batch's own between."""
+    await constrain(database, "price > 0")
+    instance = batcher()
+    instance.authenticated(T0)
+    instance.add(tick(volume=1), T0 + 1)
+    instance.reject(b"nonsense", Reason.NOT_JSON, T0 + 2)
+    instance.add(tick(volume=2), T0 + 3)
+    instance.add(tick("Ω.NZ", T0 + 5 * SECOND, -2.5, 3), T0 + 4)
+    instance.add(tick(volume=4), T0 + 5)
+    bad, good = instance.close(), filled(instance, tick("B"))
+    written = await store.write([bad, good])
+    assert written == Written(2, 4, 0, 2, ("database:23514",))
+    assert await query(database, "SELECT symbol, volume FROM market.ticks ORDER BY received_at, symbol") == [
+        ("B", 10), ("AIR.NZ", 1), ("AIR.NZ", 2), ("AIR.NZ", 4)
+    ]  # fmt: skip
+    rows = await query(
+        database,
+        "SELECT batch, position, received_at, reason, raw, raw_bytes FROM ingest.rejected_messages ORDER BY position",
+    )
+    message = (
+        '{"type": "price", "data": {"date": "2026-03-02T00:00:05+00:00", "price": -2.5, "volume": 3, "symbol": "Ω.NZ"}}'
+    ).encode()
+    start = datetime.fromtimestamp(T0 / SECOND, UTC)
+    assert rows == [
+        (1, 2, start.replace(microsecond=2), "not_json", b"nonsense", 8),
+        (1, 4, start.replace(microsecond=4), "database:23514", message, len(message)),
+    ]
+    assert isinstance(Decoder("Pacific/Auckland").decode(message, T0), Tick)
+    sql = "SELECT ticks, duplicates, rejected, last_batch, covered_until FROM ingest.stream_sessions"
+    (session,) = await query(database, sql)
+    assert session == (4, 0, 2, 2, start.replace(microsecond=5))
+    assert await store.write([bad, good]) == Written()
+    assert await query(database, sql) == [session]
+
+
+async def test_many_rows_that_the_database_refuses(store: Store, database: str) -> None:
+    """Ten rows, or one in a hundred of a large batch, are refused one by one; of 5,000 rows 50."""
+    await constrain(database, "volume % 100 <> 7")
+    written = await store.write([filled(batcher(), *(tick(volume=number) for number in range(5000)))])
+    assert (written.ticks, written.duplicates, written.rejected) == (4950, 0, 50)
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(4950,)]
+
+
+@pytest.mark.parametrize(("count", "most"), [(20, 10), (1999, 19)])
+async def test_too_many_rows_that_the_database_refuses(store: Store, database: str, count: int, most: int) -> None:
+    """More than that is no fault of single rows: nothing is rejected and nothing committed, until somebody acts."""
+    await constrain(database, "price > 2")
+    batch = filled(batcher(), *(tick(volume=number) for number in range(count)))
+    with pytest.raises(StoreError, match=f"refuses more than {most} of a batch's {count} ticks"):
+        await store.write([batch])
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(0,)]
+    assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(0,)]
+    connection = await connect(database)
+    await connection.execute("ALTER TABLE market.ticks DROP CONSTRAINT local_rule")
+    await connection.close()
+    assert (await store.write([batch])).ticks == count
+
+
+async def test_a_refused_row_beside_one_that_is_there(store: Store, database: str) -> None:
+    """Duplicates are counted as such while a batch is sifted."""
+    await store.write([filled(batcher(), tick(), tick("B"))])
+    await constrain(database, "symbol <> 'BAD'")
+    written = await store.write([filled(batcher(), tick(), tick("BAD"), tick("B"), tick("C"))])
+    assert written == Written(1, 3, 2, 1, ("database:23514",))
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(3,)]
+
+
+async def test_a_trouble_that_is_no_rows_fault_is_never_sifted(store: Store, database: str) -> None:
+    """An error that nobody knows is tried again with the whole batch; nothing is rejected."""
+    connection = await connect(database)
+    await connection.execute(
+        "CREATE FUNCTION market.refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN IF new.volume = 7 THEN RAISE 'no sevens'; END IF; RETURN new; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON market.ticks FOR EACH ROW EXECUTE FUNCTION market.refuse()"
+    )
+    with pytest.raises(StoreError, match="no sevens") as caught:
+        await store.write([filled(batcher(), tick(), tick(volume=7))])
+    assert caught.value.sqlstate == "P0001"
+    assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(0,)]
+    await connection.close()
 
 
 async def test_the_writer_owns_nothing(writer_url: str) -> None:

@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 import trustme
@@ -16,27 +13,12 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import Simulator
 from tests.integration.test_daemon import NOW, running, settings, until
+from tests.proxy import Proxy
 
 
-@contextlib.asynccontextmanager
-async def encrypted(simulator: Simulator, context: ssl.SSLContext) -> AsyncIterator[str]:
-    """Put TLS in front of the simulator; yield the wss:// address."""
-    target = urlsplit(simulator.stream_url)
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner_reader, inner_writer = await asyncio.open_connection(target.hostname, target.port)
-        await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
-
-    server = await asyncio.start_server(serve, "localhost", 0, ssl=context, family=2)
-    async with server:
-        yield f"wss://localhost:{server.sockets[0].getsockname()[1]}/ws"
+def encrypted(proxy: Proxy) -> str:
+    """The address of the simulator behind TLS."""
+    return f"wss://localhost:{proxy.port}/ws"
 
 
 def certificate(tmp_path: Path, name: str) -> ssl.SSLContext:
@@ -54,8 +36,8 @@ async def test_a_valid_certificate(
     """wss:// works with a certificate of an authority that this machine trusts."""
     context = certificate(tmp_path, "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    async with Simulator(port=0, rate=0) as simulator, encrypted(simulator, context) as url:
-        async with running(settings(simulator, writer_url, stream_url=url)):
+    async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url, context=context) as proxy:
+        async with running(settings(simulator, writer_url, stream_url=encrypted(proxy))):
             await simulator.wait_connected()
             simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)])
             await until(database, "SELECT count(*) FROM market.ticks", 1)
@@ -69,8 +51,8 @@ async def test_an_invalid_certificate(
     context = certificate(tmp_path, name)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    async with Simulator(port=0, rate=0) as simulator, encrypted(simulator, context) as url:
-        daemon = Daemon(settings(simulator, writer_url, stream_url=url))
+    async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url, context=context) as proxy:
+        daemon = Daemon(settings(simulator, writer_url, stream_url=encrypted(proxy)))
         with pytest.raises(ConfigurationError, match="certificate is not valid"):
             await asyncio.wait_for(daemon.run(StopRequest()), 10)
         assert simulator.accounts == []

@@ -1,0 +1,213 @@
+"""Real processes for the tests: any local PostgreSQL server, and the daemon. They are killed with real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingestor.errors import StoreError
+from ingestor.store.connect import connect
+
+
+def state(pid: int) -> tuple[str, int]:
+    """Return a process's state (`R`, `T`, `Z` …; nothing if it is gone) and its parent."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "", 0
+    return fields[0], int(fields[1])
+
+
+def is_alive(pid: int) -> bool:
+    return state(pid)[0] not in {"", "Z", "X"}
+
+
+def children(pid: int) -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*") if state(int(path.name))[1] == pid]
+
+
+def send(number: signal.Signals, *pids: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+@dataclass
+class ServerProcess:
+    """A PostgreSQL server on this machine, of whatever installation, as its process shows it."""
+
+    url: str
+    pid: int
+    command: list[str]
+    environment: dict[str, str]
+    root: str
+    directory: str
+    user: int
+    group: int
+    log: Path
+    _own: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    async def of(cls, url: str) -> ServerProcess:
+        """Find the server behind a URL."""
+        connection = await connect(url)
+        pid = state(await connection.fetchval("SELECT pg_backend_pid()"))[1]
+        await connection.close()
+        proc = Path(f"/proc/{pid}")
+        root = str((proc / "root").readlink())
+        log = (proc / "fd/2").readlink()
+        return cls(
+            url,
+            pid,
+            [part.decode() for part in (proc / "cmdline").read_bytes().split(b"\0") if part],
+            dict(entry.split("=", 1) for entry in (proc / "environ").read_bytes().decode().split("\0") if "=" in entry),
+            root,
+            str((proc / "cwd").readlink()).removeprefix(root.rstrip("/")),
+            proc.stat().st_uid,
+            proc.stat().st_gid,
+            log if log.exists() else Path(os.devnull),
+        )
+
+    @property
+    def data(self) -> Path:
+        """The data directory. A server's working directory is its data directory."""
+        return self.outside(self.directory)
+
+    def outside(self, path: str) -> Path:
+        """Return where a path of the server's world is in ours."""
+        return Path(self.root) / path.lstrip("/")
+
+    def processes(self) -> list[int]:
+        return [self.pid, *children(self.pid)]
+
+    @property
+    def is_running(self) -> bool:
+        return is_alive(self.pid)
+
+    def give(self, path: Path) -> None:
+        """Let the server own a file or directory."""
+        os.chown(path, self.user, self.group)
+
+    def stop_own(self) -> None:
+        """Stop it, if it was started here and not by whoever started it first."""
+        if self._own is not None:
+            self.stop()
+
+    def kill(self) -> None:
+        """SIGKILL, to the server and to all that it has started."""
+        victims = self.processes()
+        send(signal.SIGKILL, *victims)
+        self._wait_for(victims)
+
+    def stop(self) -> None:
+        """Stop it in order (`fast`)."""
+        victims = self.processes()
+        send(signal.SIGINT, self.pid)
+        self._wait_for(victims)
+
+    def pause(self) -> None:
+        """SIGSTOP, to all of it."""
+        send(signal.SIGSTOP, *self.processes())
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        send(signal.SIGCONT, *self.processes())
+
+    async def start(self) -> None:
+        """Start it again, as it was started before, and wait until it takes connections."""
+        process = self._launch()
+        async with asyncio.timeout(60):
+            while True:
+                assert process.poll() is None, self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                with contextlib.suppress(StoreError):
+                    await (await connect(self.url)).close()
+                    return
+                await asyncio.sleep(0.05)
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # its process is gone, perhaps not yet from the list
+        command, directory = self.command, self.data
+        if os.geteuid() == 0:
+            command = ["chroot", f"--userspec={self.user}:{self.group}", "--groups=", self.root, *command]
+            directory = Path("/")
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                env=self.environment,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.pid, self._own = process.pid, process
+        return process
+
+    def _wait_for(self, victims: list[int]) -> None:
+        deadline = time.monotonic() + 60
+        while any(is_alive(pid) for pid in victims):
+            assert time.monotonic() < deadline, "the server does not stop"
+            time.sleep(0.01)
+            if self._own is not None:
+                self._own.poll()  # or it would stay a zombie
+
+
+class DaemonProcess:
+    """`ingestor run`, as a process of its own, with a file for its log."""
+
+    def __init__(self, log: Path, **settings: Any) -> None:
+        self.log = log
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
+        environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ingestor", "run"], env=environment, stdout=log, stderr=log
+            )
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def wait(self, timeout: float = 30) -> int:
+        assert self._process is not None
+        return self._process.wait(timeout)
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def end(self) -> None:
+        """Whatever it does, it ends."""
+        if self.is_running:
+            self.signal(signal.SIGCONT)
+            self.kill()
+
+    def resident_bytes(self) -> int:
+        """Memory of the process, without what is shared with others only on paper."""
+        pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))

@@ -1,0 +1,149 @@
+"""A TCP proxy that treats connections badly on request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+import struct
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit, urlunsplit
+
+CHUNK = 65536
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass everything on, and the end as well."""
+    with contextlib.suppress(OSError):
+        while data := await reader.read(CHUNK):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection at once, with a reset instead of an orderly end."""
+    connection = writer.get_extra_info("socket")
+    with contextlib.suppress(OSError):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+class Proxy:
+    """Listens on a port of its own, in front of a server; runs while entered. With `context` it speaks TLS.
+
+    Each attribute tells what it does to the bytes that come next, in both directions unless it says otherwise.
+    """
+
+    def __init__(self, url: str, *, context: ssl.SSLContext | None = None, seed: int = 0) -> None:
+        self._parts = urlsplit(url)
+        self._context = context
+        self._random = random.Random(seed)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._cut_next = False
+        self.port = 0
+        self.delay = 0.0
+        """Seconds by which each piece is held back."""
+        self.refuses = False
+        """Whether new connections are ended at once."""
+        self.mutes_server = False
+        """Whether what the server says is lost, though the connection stays."""
+        self.upstream_ports: list[int] = []
+        """Our ports towards the server, in the order in which they were opened."""
+
+    @property
+    def url(self) -> str:
+        """The server's URL, by way of this proxy."""
+        userinfo, at, _ = self._parts.netloc.rpartition("@")
+        return urlunsplit(self._parts._replace(netloc=f"{userinfo}{at}localhost:{self.port}"))
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "localhost", 0, ssl=self._context, family=socket.AF_INET)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset every connection now."""
+        for writer in tuple(self._writers):
+            reset(writer)
+
+    def cut_in_the_middle(self) -> None:
+        """Pass on a part of the next piece that the server sends, then reset its connection."""
+        self._cut_next = True
+
+    def hold(self) -> None:
+        """Pass nothing on, and close nothing: a half-open connection."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        """Pass on again, first what was held."""
+        self._flows.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.refuses:
+            reset(writer)
+            return
+        try:
+            far_reader, far_writer = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        except OSError:
+            reset(writer)
+            return
+        self.upstream_ports.append(far_writer.get_extra_info("sockname")[1])
+        ends = {writer, far_writer}
+        self._writers |= ends
+        for task in (
+            asyncio.create_task(self._pass(reader, far_writer, ends, from_server=False)),
+            asyncio.create_task(self._pass(far_reader, writer, ends, from_server=True)),
+        ):
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        ends: set[asyncio.StreamWriter],
+        *,
+        from_server: bool,
+    ) -> None:
+        try:
+            while data := await reader.read(CHUNK):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                await self._flows.wait()
+                if from_server and self.mutes_server:
+                    continue
+                if from_server and self._cut_next:
+                    self._cut_next = False
+                    writer.write(data[: self._random.randrange(len(data))])
+                    await asyncio.sleep(0.01)  # let it leave before the reset
+                    break
+                writer.write(data)
+                await writer.drain()
+            else:
+                writer.close()
+                return
+        except OSError:
+            pass
+        finally:
+            self._writers -= ends if writer.is_closing() else set()
+        for end in ends:
+            reset(end)
+        self._writers -= ends
