@@ -190,6 +190,15 @@ class DaemonProcess:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def stop(self) -> int:
+        """SIGTERM; return the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.wait(90)
+
+    def tail(self) -> str:
+        """The end of the log."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+
     def wait(self, timeout: float = 30) -> int:
         assert self._process is not None
         return self._process.wait(timeout)

@@ -52,7 +52,7 @@ class Account:
     """What was sent on one authenticated connection.
 
     Where the simulator records, `ticks` and `sent_at` hold each tick and the moment at which it was sent (microseconds
-    since the epoch). `port` is the client's.
+    since the epoch). `port` is the client's, and `replayed` what it was sent again at its welcome.
     """
 
     number: int
@@ -62,6 +62,7 @@ class Account:
     sent: int = 0
     ticks: list[Tick] = field(default_factory=list)
     sent_at: array[int] = field(default_factory=lambda: array("q"))
+    replayed: list[Tick] = field(default_factory=list)
     muted: bool = False
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -96,7 +97,7 @@ class Simulator:
         self._faults = Faults(faults, seed=seed)
         self._max_streams = max_streams
         self._record = record
-        self._recent: deque[bytes] = deque(maxlen=REPLAYED)
+        self._recent: deque[tuple[bytes, Tick]] = deque(maxlen=REPLAYED)
         self._numbers = itertools.count(1)
         self._server: Server | None = None
         self._generator: asyncio.Task[None] | None = None
@@ -167,12 +168,16 @@ class Simulator:
         for tick in ticks:
             self.bars.add(tick)
             message = price_message(tick, self._timezone)
-            self._recent.append(message)
+            self._recent.append((message, tick))
             self._send(message, tick)
 
     def send_raw(self, message: str | bytes, *, text: bool | None = None) -> None:
         """Send any message: text for a text frame, bytes for a binary one, unless `text` says otherwise."""
         broadcast([account.connection for account in self._listening()], message, text=text)
+
+    def mute(self, account: Account) -> None:
+        """Send a connection no more messages, though its pings are answered."""
+        account.muted = True
 
     def drop_all(self) -> None:
         """Cut every connection without a closing handshake."""
@@ -237,11 +242,14 @@ class Simulator:
                 await connection.send(error_message(refusal), text=True)
             return
         account = Account(next(self._numbers), connection, authenticated_at=now(), port=connection.remote_address[1])
+        self.accounts.append(account)
         try:
-            await connection.send(AUTHENTICATED, text=True)
-            if Fault.REPLAY in self._faults and self.accounts:
-                for message in tuple(self._recent):
-                    await connection.send(message, text=True)
+            # Without a pause between them: from the moment of its welcome on a client gets everything.
+            broadcast([connection], AUTHENTICATED, text=True)
+            if Fault.REPLAY in self._faults and account.number > 1:
+                for message, tick in self._recent:
+                    broadcast([connection], message, text=True)
+                    account.replayed.append(tick)
             self._enter(account)
             async for _ in connection:
                 pass  # the client may send {"type": "ping"}; no answer is documented
@@ -255,7 +263,6 @@ class Simulator:
 
     def _enter(self, account: Account) -> None:
         self._active[account.number] = account
-        self.accounts.append(account)
         self._changed.set()
         for fault in (Fault.DROP, Fault.STALL, Fault.HALF_OPEN):
             due = self._faults.due_after(fault)

@@ -1,0 +1,109 @@
+"""`make chaos`: faults at random, then an audit. Prints what it does; ends with 1 when the promise was broken."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.chaos.audit import Verdict, audit
+from tests.chaos.faults import KINDS, Fault, schedule, strike
+from tests.chaos.world import SETTINGS, World, world
+from tests.servers import plain_server
+
+
+async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counter[str]:
+    """Let the schedule happen to a busy market; return the faults that were done, by kind."""
+    done: Counter[str] = Counter()
+    trading = asyncio.create_task(here.trade(random.Random(seed)))
+    running: set[asyncio.Task[None]] = set()
+    began = time.monotonic()
+    await asyncio.sleep(3)
+    for number, fault in enumerate(faults, 1):
+        await here.attend(both=not fault.alone)
+        who = "" if fault.alone else f" ({here.instances[fault.instance].name})"
+        print(f"{time.monotonic() - began:6.1f} s  {number:>3}/{len(faults)}  {fault.kind}{who}", flush=True)
+        running.add(asyncio.create_task(strike(here, fault)))
+        done[fault.kind] += 1
+        await asyncio.sleep(fault.pause)
+        for task in [task for task in running if task.done()]:
+            running.remove(task)
+            task.result()
+        if trading.done():
+            trading.result()
+    await asyncio.gather(*running)
+    await asyncio.sleep(3)
+    trading.cancel()
+    await asyncio.gather(trading, return_exceptions=True)
+    return done
+
+
+async def run(name: str, url: str, seconds: float, seed: int, directory: Path) -> tuple[Verdict, Counter[str]]:
+    """Try one server."""
+    print(f"\n{name}: {seconds:.0f} s of faults, seed {seed}, logs in {directory}", flush=True)
+    async with world(url, directory, seed=seed) as here:
+        without = set() if here.disk else {"server's disk full"}
+        if without:
+            print(f"This machine lets us mount no disk, so there will be no: {', '.join(without)}")
+        done = await break_things(here, schedule(seed, seconds, without=without), seed=seed)
+        print("Healing everything, and writing what is left …", flush=True)
+        await here.settle()
+        margin = float(SETTINGS["coverage_margin"].removesuffix("ms")) / 1000
+        verdict = await audit(here.url, here.accounts(), here.sent, margin=margin)
+    print(f"{name}: {line(verdict, done)}", flush=True)
+    for claim in verdict.claims:
+        print(f"  {claim}")
+    return verdict, done
+
+
+def line(verdict: Verdict, done: Counter[str]) -> str:
+    """Return everything in one line."""
+    kinds = ", ".join(f"{kind} {done[kind]}" for kind in KINDS if done[kind])
+    return (
+        f"{verdict.sent:,} ticks sent, {verdict.stored:,} stored, {verdict.lost_in_gaps:,} lost inside declared gaps, "
+        f"{verdict.lost_outside:,} lost outside them, {verdict.twice:,} stored twice, "
+        f"{len(verdict.claims)} false claims, {verdict.covered:.0%} of the market covered; "
+        f"{done.total()} faults: {kinds}"
+    )
+
+
+async def main(minutes: float, seed: int, directory: Path) -> bool:
+    """Try every edition that there is; share the time between them."""
+    timescale = os.environ.get("INGESTOR_TEST_TIMESCALE_URL")
+    seconds = minutes * 60 / (2 if timescale else 1)
+    results: list[tuple[Verdict, Counter[str]]] = []
+    with contextlib.ExitStack() as stack:
+        servers = {"PostgreSQL": stack.enter_context(plain_server())}
+        if timescale:
+            servers["TimescaleDB"] = timescale
+        for name, url in servers.items():
+            place = directory / name
+            place.mkdir()
+            results.append(await run(name, url, seconds, seed, place))
+    verdict, done = results[0]
+    for other, more in results[1:]:
+        verdict, done = verdict + other, done + more
+    print(f"\n{line(verdict, done)}")
+    return verdict.holds
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=float(os.environ.get("CHAOS_MINUTES") or 8))
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED") or 1))
+    options = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="ingestor-chaos-"))
+    kept = asyncio.run(main(options.minutes, options.seed, place))
+    if kept:
+        shutil.rmtree(place)
+    else:
+        print(f"The promise was broken. Logs and spools are in {place}; CHAOS_SEED={options.seed} tries it again.")
+    sys.exit(0 if kept else 1)

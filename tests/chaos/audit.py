@@ -1,0 +1,129 @@
+"""Compares what the simulator sent with what the database says it holds, and says it heard."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain
+
+from ingestor.model import SECOND, Micros, Tick
+from ingestor.simulator.server import Account
+from tests.servers import query
+
+Key = tuple[str, Micros, float, int]
+
+_SESSIONS = """
+SELECT instance, authenticated_at, least(covered_until, CASE WHEN end_reason = 'stall' THEN last_message_at END)
+FROM ingest.stream_sessions WHERE kind = 'stream' AND authenticated_at IS NOT NULL ORDER BY authenticated_at
+"""
+_ROWS = """
+SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint, price, volume, count(*), max(occurrence)
+FROM market.ticks GROUP BY 1, 2, 3, 4
+"""
+
+
+@dataclass
+class Sent:
+    """All that the market made, in order, whether anybody was connected or not."""
+
+    ticks: list[Tick] = field(default_factory=list)
+    at: list[Micros] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Ticks are counted by their identity: of equal ticks, the most that were sent on any one connection."""
+
+    sent: int
+    stored: int
+    lost_in_gaps: int
+    lost_outside: int
+    twice: int
+    covered: float
+    """Share of the ticks that were sent while a session claims to have heard everything."""
+    claims: tuple[str, ...]
+    """Claims of having heard what was never sent to that session, or had no connection to come by."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the promise was kept."""
+        return not (self.lost_outside or self.twice or self.claims)
+
+    def __add__(self, other: Verdict) -> Verdict:
+        sent = self.sent + other.sent
+        return Verdict(
+            sent,
+            self.stored + other.stored,
+            self.lost_in_gaps + other.lost_in_gaps,
+            self.lost_outside + other.lost_outside,
+            self.twice + other.twice,
+            (self.covered * self.sent + other.covered * other.sent) / sent if sent else 0.0,
+            self.claims + other.claims,
+        )
+
+
+def key(tick: Tick) -> Key:
+    return tick.symbol, tick.time, tick.price, tick.volume
+
+
+async def audit(url: str, accounts: dict[str, list[Account]], sent: Sent, *, margin: float) -> Verdict:
+    """Judge a database by the simulator's accounts of each instance's connections.
+
+    `margin` (seconds) is what the coverage leaves in doubt at its end: latency, and pauses too short to be noticed.
+    """
+    sessions = await query(url, _SESSIONS)
+    rows = {row[:4]: (row[4], row[5]) for row in await query(url, _ROWS)}
+    heard: Counter[Key] = Counter()
+    for each in chain.from_iterable(accounts.values()):
+        heard |= Counter(map(key, [*each.ticks, *each.replayed]))
+    required: Counter[Key] = Counter()
+    claims: list[str] = []
+    covered: list[tuple[Micros, Micros]] = []
+    for instance, authenticated_at, covered_until in sessions:
+        if covered_until is None:
+            continue
+        begin, end = _micros(authenticated_at), _micros(covered_until) - round(margin * SECOND)
+        account = _account_of(accounts[instance], begin)
+        if account is None:
+            claims.append(f"{instance} claims {authenticated_at}, when it had no connection")
+            continue
+        required |= Counter(map(key, account.ticks[: bisect_right(account.sent_at, end)]))
+        made = bisect_right(sent.at, end) - bisect_left(sent.at, begin)
+        received = bisect_right(account.sent_at, end) - bisect_left(account.sent_at, begin)
+        if not account.muted and received < made:
+            claims.append(f"{instance} claims {authenticated_at} to {covered_until}: {made} sent, {received} to it")
+        covered.append((begin, end))
+    outside = sum((required - Counter({name: count for name, (count, _) in rows.items()})).values())
+    lost = sum(max(0, count - rows.get(name, (0, 0))[0]) for name, count in heard.items())
+    twice = sum(max(0, count - heard[name]) + (highest != count) for name, (count, highest) in rows.items())
+    return Verdict(
+        sent=heard.total(),
+        stored=sum(count for count, _ in rows.values()),
+        lost_in_gaps=lost - outside,
+        lost_outside=outside,
+        twice=twice,
+        covered=_share(sent.at, covered),
+        claims=tuple(claims),
+    )
+
+
+def _account_of(accounts: Sequence[Account], authenticated_at: Micros) -> Account | None:
+    """Return the connection on which the server had accepted the token last before the session says so."""
+    index = bisect_right([account.authenticated_at for account in accounts], authenticated_at)
+    return accounts[index - 1] if index else None
+
+
+def _share(moments: Sequence[Micros], ranges: Sequence[tuple[Micros, Micros]]) -> float:
+    if not moments:
+        return 0.0
+    inside: set[int] = set()
+    for begin, end in ranges:
+        inside.update(range(bisect_left(moments, begin), bisect_right(moments, end)))
+    return len(inside) / len(moments)
+
+
+def _micros(moment: datetime) -> Micros:
+    return round(moment.timestamp() * SECOND)

@@ -1,0 +1,200 @@
+"""What chaos is made of: a market and its service, a server, two daemons, and a wire to each side of each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ingestor.buffer.spool import Spool
+from ingestor.settings import load
+from ingestor.simulator.faults import GARBAGE
+from ingestor.simulator.market import Market
+from ingestor.simulator.server import TOKEN, Account, Simulator, now
+from ingestor.store.connect import connect
+from ingestor.store.migrate import migrate
+from tests.chaos.audit import Sent
+from tests.disks import small_disk
+from tests.processes import DaemonProcess, ServerProcess
+from tests.proxy import Proxy
+from tests.servers import with_parts
+
+RATE = 300.0
+DISK = 256 * 2**20
+DATABASE = "ingestor_chaos"
+WRITER = "ingestor_chaos_writer"
+SETTINGS = {
+    "exchange_calendar": "always",
+    "coverage_margin": "1500ms",
+    "heartbeat": "500ms",
+    "ping_interval": "1s",
+    "ping_timeout": "2s",
+    "stall_timeout": "2s",  # time is then looked at every half second, so a pause of a second is noticed
+    "write_timeout": "1s",
+    "spool_after": "200ms",
+    "reconnect_max_delay": "500ms",
+    "stop_timeout": "60s",
+    "log_format": "json",
+    "log_level": "info",
+}
+
+
+@dataclass
+class Instance:
+    """A daemon with its wires. The locks keep faults of the same thing apart."""
+
+    name: str
+    daemon: DaemonProcess
+    feed: Proxy
+    database: Proxy
+    spool: Path
+    process_lock: asyncio.Lock
+    feed_lock: asyncio.Lock
+    database_lock: asyncio.Lock
+
+
+@dataclass
+class World:
+    """Everything, running."""
+
+    url: str
+    simulator: Simulator
+    market: Market
+    sent: Sent
+    server: ServerProcess
+    server_lock: asyncio.Lock
+    instances: list[Instance]
+    disk: Path | None
+    """The small disk under the database, where this machine lets us mount one."""
+
+    def accounts(self) -> dict[str, list[Account]]:
+        """Return each instance's connections, in their order."""
+        return {
+            each.name: [account for account in self.simulator.accounts if account.port in set(each.feed.upstream_ports)]
+            for each in self.instances
+        }
+
+    async def trade(self, chance: random.Random) -> None:
+        """Let the market trade for ever, with some garbage in between."""
+        while True:
+            for tick in self.market.until(now()):
+                self.sent.ticks.append(tick)
+                self.sent.at.append(now())
+                self.simulator.send([tick])
+            if chance.random() < 0.005:
+                self.simulator.send_raw(chance.choice(GARBAGE))
+            await asyncio.sleep(0.01)
+
+    async def attend(self, *, both: bool) -> None:
+        """Let both daemons record, or the first one alone: then nobody makes up for what it loses."""
+        second = self.instances[1]
+        async with second.process_lock:
+            if both and not second.daemon.is_running:
+                second.daemon.start()
+            elif not both and second.daemon.is_running:
+                await asyncio.to_thread(second.daemon.stop)
+
+    async def settle(self) -> None:
+        """Heal everything, and let the daemons write what they hold: they stop when it is written."""
+        self.server.resume()
+        if not self.server.is_running:
+            await self.server.start()
+        for each in self.instances:
+            each.feed.release()
+            each.database.release()
+            each.feed.delay = each.database.delay = 0.0
+            each.database.mutes_server = False
+            if not each.daemon.is_running:
+                each.daemon.start()
+        await asyncio.sleep(8)  # longer than the longest wait between two tries
+        await asyncio.gather(*(self._write_out(each) for each in self.instances))
+
+    async def _write_out(self, instance: Instance) -> None:
+        for _ in range(5):
+            status = await asyncio.to_thread(instance.daemon.stop)
+            if status:
+                raise AssertionError(f"{instance.name} ended with {status}: {instance.daemon.tail()}")
+            spool = Spool(instance.spool)
+            spool.open()
+            left = spool.depth
+            spool.close()
+            if not left:
+                return
+            instance.daemon.start()
+            await asyncio.sleep(8)
+        raise AssertionError(f"{instance.name} does not get its spool written: {instance.daemon.tail()}")
+
+
+@contextlib.asynccontextmanager
+async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]:
+    """Build it around the server of a superuser's URL. Nothing of it is left then but the files in `directory`."""
+    async with contextlib.AsyncExitStack() as stack:
+        server = await ServerProcess.of(url)
+        stack.callback(server.stop_own)
+        inside = f"/tmp/{DATABASE}-{os.getpid()}"
+        disk: Path | None = server.outside(inside)
+        try:
+            stack.callback(server.outside(inside).rmdir)
+            stack.enter_context(small_disk(server.outside(inside), DISK))
+            server.give(server.outside(inside))
+        except PermissionError:
+            disk = None
+        owner = await stack.enter_async_context(_database(url, inside if disk else None))
+        simulator = await stack.enter_async_context(
+            Simulator(port=0, rate=0, record=True, faults=["replay"], max_streams=1000)
+        )
+        parts = urlsplit(url)
+        writer = with_parts(url, database=urlsplit(owner).path[1:], user=WRITER, password="writer")
+        assert parts.port is not None
+        instances = []
+        for name in ("one", "two"):
+            feed = await stack.enter_async_context(Proxy(simulator.stream_url, seed=seed))
+            wire = await stack.enter_async_context(Proxy(writer, seed=seed))
+            daemon = DaemonProcess(
+                directory / f"{name}.log",
+                **SETTINGS,
+                stream_url=feed.url,
+                database_url=wire.url,
+                token=TOKEN,
+                spool_dir=directory / name,
+                instance=name,
+            )
+            stack.callback(daemon.end)
+            daemon.start()
+            locks = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
+            instances.append(Instance(name, daemon, feed, wire, directory / name, *locks))
+        market = Market(seed, RATE, now(), cycle=60)
+        yield World(owner, simulator, market, Sent(), server, asyncio.Lock(), instances, disk)
+
+
+@contextlib.asynccontextmanager
+async def _database(url: str, tablespace: str | None) -> AsyncIterator[str]:
+    """A migrated database of its own, on the small disk where there is one."""
+    admin = await connect(url)
+    try:
+        await admin.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")
+        await admin.execute(f"DROP ROLE IF EXISTS {WRITER}")
+        where = ""
+        if tablespace is not None:
+            await admin.execute(f"CREATE TABLESPACE {DATABASE} LOCATION '{tablespace}'")
+            where = f"TABLESPACE {DATABASE}"
+        await admin.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template0 {where}")
+        owner = with_parts(url, database=DATABASE)
+        await migrate(owner, load(**SETTINGS), lambda _: None)
+        await admin.execute(f"CREATE ROLE {WRITER} LOGIN PASSWORD 'writer' IN ROLE market_write")
+    finally:
+        await admin.close()
+    try:
+        yield owner
+    finally:
+        admin = await connect(url)
+        await admin.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)")
+        if tablespace is not None:
+            await admin.execute(f"DROP TABLESPACE {DATABASE}")
+        await admin.execute(f"DROP ROLE {WRITER}")
+        await admin.close()
