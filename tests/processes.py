@@ -53,7 +53,6 @@ class ServerProcess:
     user: int
     group: int
     log: Path
-    _own: subprocess.Popen[bytes] | None = None
 
     @classmethod
     async def of(cls, url: str) -> ServerProcess:
@@ -96,10 +95,11 @@ class ServerProcess:
         """Let the server own a file or directory."""
         os.chown(path, self.user, self.group)
 
-    def stop_own(self) -> None:
-        """Stop it, if it was started here and not by whoever started it first."""
-        if self._own is not None:
-            self.stop()
+    async def revive(self) -> None:
+        """See that it runs, whatever was done to it."""
+        self.resume()
+        if not self.is_running:
+            await self.start()
 
     def kill(self) -> None:
         """SIGKILL, to the server and to all that it has started."""
@@ -123,41 +123,41 @@ class ServerProcess:
 
     async def start(self) -> None:
         """Start it again, as it was started before, and wait until it takes connections."""
-        process = self._launch()
+        self._launch()
         async with asyncio.timeout(60):
             while True:
-                assert process.poll() is None, self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                assert self.is_running, self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 with contextlib.suppress(StoreError):
                     await (await connect(self.url)).close()
                     return
                 await asyncio.sleep(0.05)
 
-    def _launch(self) -> subprocess.Popen[bytes]:
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # its process is gone, perhaps not yet from the list
+    def _launch(self) -> None:
+        self._remove_locks()
         command, directory = self.command, self.data
         if os.geteuid() == 0:
             command = ["chroot", f"--userspec={self.user}:{self.group}", "--groups=", self.root, *command]
             directory = Path("/")
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=self.environment,
-                cwd=directory,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self.pid, self._own = process.pid, process
-        return process
+        # By way of a shell that ends at once, so that it is nobody's child, like the one that it replaces.
+        shell = ["sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(self.log), *command]
+        result = subprocess.run(
+            shell, check=True, capture_output=True, env=self.environment, cwd=directory, start_new_session=True
+        )
+        self.pid = int(result.stdout)
+
+    def _remove_locks(self) -> None:
+        """Remove what a killed server has left: while its process is on the list, as a zombie, it would count."""
+        status = self.data / "postmaster.pid"
+        with contextlib.suppress(FileNotFoundError):
+            _, _, _, port, sockets, *_ = status.read_text(encoding="utf-8").splitlines()
+            self.outside(f"{sockets}/.s.PGSQL.{port}.lock").unlink(missing_ok=True)
+            status.unlink()
 
     def _wait_for(self, victims: list[int]) -> None:
         deadline = time.monotonic() + 60
         while any(is_alive(pid) for pid in victims):
             assert time.monotonic() < deadline, "the server does not stop"
             time.sleep(0.01)
-            if self._own is not None:
-                self._own.poll()  # or it would stay a zombie
 
 
 class DaemonProcess:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +20,6 @@ from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect, driver_url
 from ingestor.store.migrate import migrate
-from tests.processes import ServerProcess
 
 MINIMUM = 15
 _numbers = count(1)
@@ -58,7 +59,13 @@ def plain_server() -> Iterator[str]:
         yield url
         return
     with EmbeddedServer(local_binaries()) as server:
-        yield server.url()
+        try:
+            yield server.url()
+        finally:
+            # Where a test has stopped it and started it again, it is nobody's child.
+            with contextlib.suppress(OSError):
+                pid = int((server.directory / "data/postmaster.pid").read_text(encoding="ascii").split()[0])
+                os.kill(pid, signal.SIGQUIT)
 
 
 @dataclass
@@ -71,7 +78,6 @@ class TestServer:
     edition: str
     prefix: str = field(default_factory=lambda: f"ingestor_test_{os.getpid()}_{next(_numbers)}")
     template: str = ""
-    _process: ServerProcess | None = None
 
     async def run(self, statement: str, database: str | None = None) -> None:
         """Run a statement as the owner."""
@@ -107,25 +113,10 @@ class TestServer:
         """Drop a database, whoever is connected."""
         await self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
-    async def process(self) -> ServerProcess:
-        """Return the server's process, to be treated badly; `revive` afterwards."""
-        if self._process is None:
-            self._process = await ServerProcess.of(self.url)
-        return self._process
-
-    async def revive(self) -> None:
-        """See that the server runs."""
-        if self._process is not None:
-            self._process.resume()
-            if not self._process.is_running:
-                await self._process.start()
-
     async def close(self) -> None:
-        """Drop what `prepare` made, and stop the server if it is one that a test has started again."""
+        """Drop what `prepare` made."""
         await self.drop(self.template)
         await self.run(f"DROP ROLE IF EXISTS {self.prefix}")
-        if self._process is not None:
-            self._process.stop_own()
 
     def writer_url(self, owner_url: str) -> str:
         """Return the daemon's URL of a database."""

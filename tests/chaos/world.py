@@ -101,9 +101,7 @@ class World:
 
     async def settle(self) -> None:
         """Heal everything, and let the daemons write what they hold: they stop when it is written."""
-        self.server.resume()
-        if not self.server.is_running:
-            await self.server.start()
+        await self.server.revive()
         for each in self.instances:
             each.feed.release()
             each.database.release()
@@ -135,7 +133,6 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
     """Build it around the server of a superuser's URL. Nothing of it is left then but the files in `directory`."""
     async with contextlib.AsyncExitStack() as stack:
         server = await ServerProcess.of(url)
-        stack.callback(server.stop_own)
         inside = f"/tmp/{DATABASE}-{os.getpid()}"
         disk: Path | None = server.outside(inside)
         try:
@@ -169,6 +166,7 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
             locks = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
             instances.append(Instance(name, daemon, feed, wire, directory / name, *locks))
         market = Market(seed, RATE, now(), cycle=60)
+        stack.push_async_callback(server.revive)
         yield World(owner, simulator, market, Sent(), server, asyncio.Lock(), instances, disk)
 
 

@@ -48,8 +48,9 @@ class Market:
 @pytest.fixture
 async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
     """The server's process; at the end of the test it runs, whatever was done to it."""
-    yield await server.process()
-    await server.revive()
+    process = await ServerProcess.of(server.url)
+    yield process
+    await process.revive()
 
 
 @contextlib.asynccontextmanager
