@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test chaos soak lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -17,6 +17,12 @@ demo: $(STAMP) ## database, simulator and daemon on this machine, live (ARGS="--
 
 test: $(STAMP) ## all tests, against a real PostgreSQL that is started for them (ARGS="-k coverage -x")
 	@$(BIN)/pytest $(ARGS)
+
+chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by the editions; CHAOS_SEED=1)
+	@$(BIN)/python -m tests.chaos
+
+soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="--steady --minutes 30 --rate 2000")
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy in strict mode
 	@$(BIN)/ruff check .

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,7 +22,7 @@ def unmount(path: Path) -> None:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def small_disk(path: Path, size: int) -> Iterator[Path]:
     """Mount a disk for the block. Raises PermissionError where that is not possible."""
     path.mkdir(exist_ok=True)
@@ -37,8 +37,7 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
 def fill(disk: Path, *, leave: int = 0) -> Path:
     """Fill a disk up to `leave` bytes with one file, and return that."""
     filler = disk / "filler"
-    with filler.open("ab") as file:
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # somebody else may be faster
         while (free := shutil.disk_usage(disk).free) > leave:
             file.write(b"x" * min(free - leave, 2**20))
-            file.flush()
     return filler

@@ -188,10 +188,7 @@ class Buffer:
             return not self._memory
         async with self._appending:
             try:
-                await self._append(self._spool)
-            except SpoolDamagedError as error:
-                self._begin_anew(error)
-                return False
+                await self._append_anyhow(self._spool)
             except SpoolUnavailableError as error:
                 self._refused = True
                 self._telemetry.disk_trouble(str(error), self._clock.monotonic())
@@ -211,6 +208,14 @@ class Buffer:
     async def wait_until_safe(self) -> None:
         """Wait until everything is on disk, and the database does not take it."""
         await self._safe.wait()
+
+    async def _append_anyhow(self, spool: Spool) -> None:
+        """Append; where the file turns out to be damaged, to a new one."""
+        try:
+            await self._append(spool)
+        except SpoolDamagedError as error:
+            self._begin_anew(error)
+            await self._append(spool)
 
     async def _append(self, spool: Spool) -> None:
         entries = list(self._memory)

@@ -150,7 +150,7 @@ class Spool:
         """Return the oldest batches behind position `after`, up to the limits, at least one if there is any."""
         found: list[tuple[int, bytes, int]] = []
         rows = size = 0
-        with self._judged() as connection, contextlib.closing(connection.cursor()) as cursor:
+        with self._connected() as connection, contextlib.closing(connection.cursor()) as cursor:
             cursor.execute(
                 "SELECT position, body, checksum, ticks FROM batches WHERE position > ? ORDER BY position", (after,)
             )
@@ -169,7 +169,7 @@ class Spool:
         self._write(lambda connection: _remove(connection, "position <= ?", (upto,)))
         if self.is_full:
             return
-        with self._judged() as connection:
+        with self._connected() as connection:
             (free,) = connection.execute("PRAGMA freelist_count").fetchone()
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             # While much of it is in use, that would only move the pages in use to the front, over and over.
@@ -179,8 +179,9 @@ class Spool:
     def _renew(self) -> None:
         """Begin a new file in place of one that holds nothing any more: the surest way to free its space."""
         self._disconnect()
-        for suffix in ("", "-wal"):
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        with self._translated():
+            for suffix in ("", "-wal"):
+                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         self._connect()
 
     def _claim(self) -> None:
@@ -202,9 +203,10 @@ class Spool:
 
     def _connect(self) -> None:
         self._disconnect()
-        self.path.touch(mode=0o600)
-        self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-        with self._judged() as connection:
+        with self._translated():
+            self.path.touch(mode=0o600)
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
+            self._connection = connection
             # The order matters: the way of vacuuming can be chosen only before the first table.
             connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -241,11 +243,12 @@ class Spool:
         """Try; where the disk is full, try once more without the ballast."""
         try:
             attempt()
-        except SpoolUnavailableError:
+        except SpoolUnavailableError as error:
             self._go_easy(True)
-            if not self._ballast.exists():
-                raise
-            self._ballast.unlink()
+            try:
+                self._ballast.unlink()
+            except OSError:
+                raise error from None
             attempt()
 
     def _go_easy(self, easy: bool) -> None:
@@ -256,7 +259,7 @@ class Spool:
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {0 if easy else CHECKPOINT_PAGES}").fetchall()
 
     def _commit(self, change: Callable[[sqlite3.Connection], _Change]) -> None:
-        with self._judged() as connection:
+        with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 depth, size = change(connection)
@@ -268,17 +271,28 @@ class Spool:
         self.size += size
 
     @contextlib.contextmanager
-    def _judged(self) -> Iterator[sqlite3.Connection]:
-        """Tell a damaged file, which is set aside, from a disk that takes nothing now."""
+    def _connected(self) -> Iterator[sqlite3.Connection]:
         if self._connection is None:
             self._connect()
         assert self._connection is not None
-        try:
+        with self._translated():
             yield self._connection
-        except sqlite3.Error as error:
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Tell a damaged file, which is set aside, from a disk that takes nothing now."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
                 raise self._set_aside(str(error)) from error
-            raise SpoolUnavailableError(f"The spool {self.path} cannot be written: {error}.") from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> SpoolUnavailableError:
+        return SpoolUnavailableError(
+            f"The spool {self.path} cannot be written: {error}.",
+            hint="See that its disk has room and can be written to.",
+        )
 
     def _decoded(self, body: bytes, checksum: int) -> Batch:
         try:
@@ -294,9 +308,12 @@ class Spool:
         name = f"spool-damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.db"
         target = self.path.with_name(name)
         # Renamed before it is closed: closing would merge the log into the file and remove it.
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(FileNotFoundError):
-                Path(f"{self.path}{suffix}").rename(f"{target}{suffix}")
+        try:
+            for suffix in ("", "-wal"):
+                with contextlib.suppress(FileNotFoundError):
+                    Path(f"{self.path}{suffix}").rename(f"{target}{suffix}")
+        except OSError as error:
+            raise self._unavailable(error) from error
         self._disconnect()
         self.depth = self.size = self.last = 0
         with contextlib.suppress(SpoolUnavailableError):  # then the next call tries again

@@ -15,9 +15,10 @@ def run() -> None:
     """Record the stream into the database, until SIGTERM or Ctrl-C.
 
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL** (or each as a file: …_FILE), and a database that
-    `ingestor migrate` has prepared. While the database is away, ticks wait in memory; while the stream is away,
-    it reconnects. Ends with 0 after an orderly stop, 1 when ticks could not be written in time, and 78 when a
-    setting is wrong or the token is refused: then a person must act.
+    `ingestor migrate` has prepared. While the database is away, ticks wait on disk (**INGESTOR_SPOOL_DIR**), and the
+    next start writes what is left there; while the stream is away, it reconnects. Ends with 0 after an orderly stop, 1
+    when ticks could be kept neither in the database nor on disk, and 78 when a setting is wrong, the token is
+    refused, or another ingestor uses the same directory: then a person must act.
     """
     settings = configuration.load()
     problems: list[str] = []
