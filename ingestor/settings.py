@@ -23,6 +23,16 @@ from ingestor.errors import ConfigurationError
 PREFIX = "INGESTOR_"
 SECRETS = ("token", "database_url")
 
+SHARED = {
+    "calendar": "exchange_calendar",
+    "exchange_timezone": "exchange_timezone",
+    "coverage_lead": "coverage_lead",
+    "coverage_tail": "coverage_tail",
+    "coverage_margin": "coverage_margin",
+    "stall_timeout": "stall_timeout",
+}
+"""The settings that SQL must know too, by their column of `ingest.settings`. Durations are intervals there."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?", re.ASCII | re.IGNORECASE)

@@ -11,18 +11,18 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
+from ingestor.buffer.spool import BALLAST
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.agreement import differences
 from ingestor.service.daemon import prepare_state_directory
 from ingestor.settings import Settings
 from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect
 from ingestor.store.judge import MIGRATE
-from ingestor.store.postgres import check_revision
+from ingestor.store.postgres import check_revision, no_schema
 from ingestor.stream.connection import open_connection
 from ingestor.stream.judge import check_token, judge
 
 CALENDAR_DAYS_LEFT = 30
-FREE_BYTES = 2 * 2**30
 
 
 class Verdict(Enum):
@@ -97,8 +97,9 @@ def _disk(settings: Settings) -> Finding:
         return Finding("disk", Verdict.PROBLEM, str(error))
     directory = settings.state_path("")
     free = shutil.disk_usage(directory).free
-    text = f"{directory} has {free / 2**30:.1f} GiB free"
-    return Finding("disk", Verdict.OK if free >= FREE_BYTES else Verdict.WARNING, text)
+    needed = settings.spool_max_bytes + BALLAST
+    text = f"{directory} has {free / 2**30:.1f} GiB free for a spool of {settings.spool_max_bytes / 2**30:.1f} GiB"
+    return Finding("disk", Verdict.OK if free >= needed else Verdict.WARNING, text)
 
 
 def _database(facts: DatabaseFacts) -> Finding:
@@ -114,7 +115,7 @@ def _database(facts: DatabaseFacts) -> Finding:
 
 def _schema(facts: SchemaFacts | None) -> Finding:
     if facts is None:
-        return Finding("schema", Verdict.PROBLEM, f"The database has no schema of ingestor yet. {MIGRATE}")
+        return Finding("schema", Verdict.PROBLEM, str(no_schema()))
     try:
         check_revision(facts.revision, facts.minimum_version)
     except SchemaError as error:

@@ -41,6 +41,7 @@ class Listener:
         self._marker = Marker(settings.state_path("accepted"))
         self._backoff = Backoff(self._judge, max_delay=settings.reconnect_max_delay)
         self._token = ""
+        self._judged: tuple[BaseException, Judgement] | None = None
 
     async def run(self) -> None:
         """Listen for ever. Raises ConfigurationError when a person must act; ends by being cancelled."""
@@ -57,8 +58,11 @@ class Listener:
             raise ConfigurationError(self._judge(error).message) from error
 
     def _judge(self, error: BaseException) -> Judgement:
-        accepted = self._marker.matches(self._settings.stream_url, self._token)
-        return judge(error, accepted_before=accepted)
+        """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
+        if self._judged is None or self._judged[0] is not error:
+            accepted = self._marker.matches(self._settings.stream_url, self._token)
+            self._judged = error, judge(error, accepted_before=accepted)
+        return self._judged[1]
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
         # tenacity asks about cancellation too.

@@ -23,15 +23,6 @@ class Fault(StrEnum):
     REPLAY = "replay"
 
 
-MEANING = {
-    Fault.DROP: "the connection is cut after EVERY in the mean (20s)",
-    Fault.STALL: "after EVERY in the mean (20s) a connection gets no more messages, though its pings are answered",
-    Fault.HALF_OPEN: "after EVERY in the mean (20s) a connection gets nothing more at all, not even pongs",
-    Fault.GARBAGE: "a malformed message is sent in addition to the good ones, EVERY in the mean (1s)",
-    Fault.REJECT: "every second authentication is answered with `not authorised`",
-    Fault.LIMIT: "every second authentication is answered with `stream limit`",
-    Fault.REPLAY: "after a reconnect, the last 200 messages are sent again",
-}
 DEFAULTS = {Fault.DROP: 20.0, Fault.STALL: 20.0, Fault.HALF_OPEN: 20.0, Fault.GARBAGE: 1.0}
 REPLAYED = 200
 

@@ -18,7 +18,7 @@ from ingestor import coverage
 from ingestor.coverage.calendar import CalendarName, sessions
 from ingestor.errors import ConfigurationError, StoreError
 from ingestor.model import SECOND
-from ingestor.settings import Settings
+from ingestor.settings import SHARED, Settings
 from ingestor.store import schema
 from ingestor.store.connect import create_engine
 from ingestor.store.judge import hint
@@ -93,13 +93,9 @@ async def _revision(connection: AsyncConnection) -> str | None:
 async def _fill(connection: AsyncConnection, settings: Settings, report: Callable[[str], None]) -> None:
     today = datetime.now(UTC).date()
     async with connection.begin():
+        ours = {column: getattr(settings, name) for column, name in SHARED.items()}
         values = {
-            "calendar": settings.exchange_calendar,
-            "exchange_timezone": settings.exchange_timezone,
-            "coverage_lead": timedelta(seconds=settings.coverage_lead),
-            "coverage_tail": timedelta(seconds=settings.coverage_tail),
-            "coverage_margin": timedelta(seconds=settings.coverage_margin),
-            "stall_timeout": timedelta(seconds=settings.stall_timeout),
+            column: timedelta(seconds=value) if isinstance(value, float) else value for column, value in ours.items()
         }
         written = await connection.execute(insert(schema.settings).values(values).on_conflict_do_nothing())
         if written.rowcount:

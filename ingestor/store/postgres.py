@@ -77,6 +77,7 @@ class Store:
         self._has_staging = False
         self._staged_until = 0.0
         self._months: set[date] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> asyncpg.Connection:
         """Connect and look at the schema, if that is not done yet."""
@@ -128,7 +129,7 @@ class Store:
         await self._make_staging(connection)
         written = Written()
         for batch in batches:
-            written += await self._transaction(connection, [batch], _sift)
+            written += await self._transaction(connection, [batch], self._sift)
         return written
 
     async def _write(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> Written:
@@ -172,7 +173,7 @@ class Store:
         `terminate` is the only way out of a connection whose peer is gone: cancelling would first ask the server
         to cancel, and a rollback would wait for it again.
         """
-        timer = asyncio.get_running_loop().call_later(self._write_timeout, connection.terminate)
+        self._restart_timer(connection)
         try:
             yield
         except DRIVER_ERRORS as exc:
@@ -181,7 +182,26 @@ class Store:
                 connection.terminate()
             raise error from exc
         finally:
-            timer.cancel()
+            self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _restart_timer(self, connection: asyncpg.Connection) -> None:
+        self._stop_timer()
+        self._timer = asyncio.get_running_loop().call_later(self._write_timeout, connection.terminate)
+
+    async def _sift(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+        """Send one batch's rows through the temporary table, without those that the database refuses."""
+        (batch,) = batches
+
+        async def insert(rows: Iterable[bytes]) -> int:
+            self._restart_timer(connection)  # which is for a server that hangs, not for one that works
+            await connection.execute(QUERIES["empty_staging"])
+            return await _stage_rows(connection, rows)
+
+        return await sift(batch, insert, connection.transaction)
 
 
 async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:
@@ -231,17 +251,6 @@ async def _stage(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _I
     return await _stage_rows(connection, [batch.rows for batch in batches]), ()
 
 
-async def _sift(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
-    """Send one batch's rows through the temporary table, without those that the database refuses."""
-    (batch,) = batches
-
-    async def insert(rows: Iterable[bytes]) -> int:
-        await connection.execute(QUERIES["empty_staging"])
-        return await _stage_rows(connection, rows)
-
-    return await sift(batch, insert, connection.transaction)
-
-
 async def _stage_rows(connection: asyncpg.Connection, rows: Iterable[bytes]) -> int:
     await _copy_rows(connection, "pg_temp", "ticks_staged", rows)
     return _count(await connection.execute(QUERIES["insert_staged"]))
@@ -285,8 +294,13 @@ async def _check_schema(connection: asyncpg.Connection) -> None:
         revision = await connection.fetchval(QUERIES["schema_revision"])
         minimum = await connection.fetchval(QUERIES["minimum_version"]) if revision else None
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as exc:
-        raise SchemaError("The database has no schema of ingestor yet.", hint=MIGRATE) from exc
+        raise no_schema() from exc
     check_revision(revision, minimum)
+
+
+def no_schema() -> SchemaError:
+    """Return the error that says so."""
+    return SchemaError("The database has no schema of ingestor yet.", hint=MIGRATE)
 
 
 def check_revision(revision: str | None, minimum_version: str | None) -> None:
@@ -295,7 +309,7 @@ def check_revision(revision: str | None, minimum_version: str | None) -> None:
     A newer schema is accepted, unless it names a higher minimum version of the daemon.
     """
     if revision is None:
-        raise SchemaError("The database has no schema of ingestor yet.", hint=MIGRATE)
+        raise no_schema()
     if revision < SCHEMA_REVISION:
         raise SchemaError(
             f"The database's schema is at {revision}, and this version needs {SCHEMA_REVISION}.", hint=MIGRATE
