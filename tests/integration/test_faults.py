@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from ingestor.model import Tick
 from ingestor.simulator.server import TOKEN, Simulator
@@ -36,6 +37,10 @@ class Market:
     def trade(self, count: int = 100) -> None:
         self._simulator.send([Tick("AIR.NZ", NOW, 0.5, self.sent + number) for number in range(count)])
         self.sent += count
+
+    def refused(self) -> None:
+        """Trade at a price that a careful administrator would not allow."""
+        self._simulator.send([Tick("AIR.NZ", NOW, -0.5, 1)])
 
     async def trade_for(self, seconds: float) -> None:
         """Trade a little every few milliseconds."""
@@ -235,6 +240,59 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
                 await asyncio.sleep(0.01)
         await server.run(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
         await stored(database, market)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "remedy"),
+    [
+        ("REVOKE market_write FROM {role}", "GRANT market_write TO {role}", "GRANT market_write TO it"),
+        ("ALTER ROLE {role} NOLOGIN", "ALTER ROLE {role} LOGIN", "check the user, the password"),
+        ("ALTER TABLE market.ticks RENAME TO gone", "ALTER TABLE market.gone RENAME TO ticks", "ingestor migrate"),
+        (
+            "UPDATE ingest.alembic_version SET version_num = '0000'",
+            "UPDATE ingest.alembic_version SET version_num = '0001'",
+            "ingestor migrate",
+        ),
+    ],
+    ids=["privilege", "login", "table", "older schema"],
+)
+async def test_what_a_person_must_mend(
+    writer_url: str, database: str, server: TestServer, breaks: str, mends: str, remedy: str
+) -> None:
+    """It is tried again every few seconds, with the remedy in one line; meanwhile everything is on disk."""
+    with structlog.testing.capture_logs() as lines:
+        async with recording(writer_url) as (market, daemon):
+            market.trade()
+            await until(database, COUNT, market.sent)
+            admin = await connect(database)
+            await admin.execute(breaks.format(role=server.prefix))
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ingestor' "
+                "AND datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            market.trade()
+            async with asyncio.timeout(10):
+                while not any(remedy in line.get("detail", "") for line in lines) or daemon.buffer.in_memory:
+                    await asyncio.sleep(0.01)
+            await admin.execute(mends.format(role=server.prefix))
+            await admin.close()
+            await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_a_tick_that_the_database_refuses(writer_url: str, database: str) -> None:
+    """One bad row in the middle of the stream costs nobody anything: it is kept beside the others, and counted."""
+    admin = await connect(database)
+    await admin.execute("ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK (price > 0)")
+    await admin.close()
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        market.refused()
+        market.trade()
+        await until(database, COUNT, market.sent)
+        assert daemon.telemetry.counts.rejected == {"database:23514": 1}
+    assert await query(database, TOTALS) == [(market.sent, 0, 1)]
+    assert await query(database, "SELECT reason FROM ingest.rejected_messages") == [("database:23514",)]
 
 
 async def test_a_slow_database_never_breaks_the_stream(writer_url: str, database: str) -> None:

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from array import array
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ingestor.batch import Batcher
+from ingestor.model import SECOND, Micros, Session, Tick
+from ingestor.simulator.server import Account
+from ingestor.store.connect import connect
+from ingestor.store.postgres import Store
+from tests.chaos.audit import Sent, Verdict, audit
+from tests.chaos.faults import KINDS, schedule
+
+T0: Micros = 1_790_000_000 * SECOND
+TICKS = [Tick("AIR.NZ", T0 + number * SECOND, 1.5, 100) for number in range(10)]
+
+
+def account(ticks: list[Tick] = TICKS, begin: int = -1) -> Account:
+    """A connection that was sent ticks as they happened."""
+    connection: Any = None
+    result = Account(1, connection, authenticated_at=T0 + begin * SECOND, port=1)
+    result.ticks = list(ticks)
+    result.sent_at = array("q", [tick.time for tick in ticks])
+    return result
+
+
+async def record(url: str, ticks: list[Tick], until: float, *, begin: int = 0) -> None:
+    """Write a session that stores ticks and claims the time from second `begin` to second `until`."""
+    batcher = Batcher(Session(uuid4(), "one", "ws://x/ws", T0), max_rows=100, occurrence_keys=100)
+    batcher.authenticated(T0 + begin * SECOND)
+    for tick in ticks:
+        batcher.add(tick, T0 + begin * SECOND)
+    batcher.cover(T0 + round(until * SECOND))
+    store = Store(url, write_timeout=10)
+    await store.write([batcher.close()])
+    await store.close()
+
+
+async def judged(url: str, *accounts: Account, made: list[Tick] = TICKS) -> Verdict:
+    return await audit(url, {"one": list(accounts)}, Sent(made, [tick.time for tick in made]), margin=0.0)
+
+
+async def test_a_kept_promise(writer_url: str, database: str) -> None:
+    """Everything sent is stored and covered."""
+    await record(writer_url, TICKS, 9.5)
+    verdict = await judged(database, account())
+    assert verdict == Verdict(10, 10, 0, 0, 0, 1.0, ())
+    assert verdict.holds
+
+
+async def test_a_loss_inside_a_gap(writer_url: str, database: str) -> None:
+    """What was sent after the end of the coverage may be missing."""
+    await record(writer_url, TICKS[:7], 6.5)
+    verdict = await judged(database, account())
+    assert verdict == Verdict(10, 7, 3, 0, 0, 0.7, ())
+    assert verdict.holds
+
+
+async def test_a_loss_outside_a_gap(writer_url: str, database: str) -> None:
+    """A hole in what is covered breaks the promise."""
+    await record(writer_url, TICKS[:4] + TICKS[5:], 9.5)
+    verdict = await judged(database, account())
+    assert (verdict.lost_outside, verdict.lost_in_gaps) == (1, 0)
+    assert not verdict.holds
+
+
+async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> None:
+    """Two equal trades heard on one connection are two rows."""
+    twins = [TICKS[0], TICKS[0], *TICKS[1:]]
+    await record(writer_url, TICKS, 9.5)
+    assert (await judged(database, account(twins), made=twins)).lost_outside == 1
+
+
+@pytest.mark.parametrize("change", ["4", "0"])
+async def test_a_row_too_many(writer_url: str, database: str, change: str) -> None:
+    """A copy, or a number that skips one, breaks the promise."""
+    await record(writer_url, TICKS, 9.5)
+    connection = await connect(database)
+    if change == "0":
+        await connection.execute(
+            "UPDATE market.ticks SET occurrence = 2 WHERE time = (SELECT min(time) FROM market.ticks)"
+        )
+    else:
+        await connection.execute(
+            "INSERT INTO market.ticks SELECT time, received_at, price, volume, 2, symbol FROM market.ticks LIMIT 1"
+        )
+    await connection.close()
+    verdict = await judged(database, account())
+    assert verdict.twice == 1
+    assert not verdict.holds
+
+
+async def test_a_claim_without_a_connection(writer_url: str, database: str) -> None:
+    """Who claims a time in which the connection was gone claims too much, though nobody else heard it either."""
+    await record(writer_url, TICKS[:5], 9.5)
+    verdict = await judged(database, account(TICKS[:5]))
+    assert (verdict.lost_outside, len(verdict.claims)) == (0, 1)
+    assert not verdict.holds
+
+
+async def test_a_claim_before_a_connection(writer_url: str, database: str) -> None:
+    """Who claims a time before the server accepted it claims too much."""
+    await record(writer_url, TICKS, 9.5)
+    verdict = await judged(database, account(begin=1))
+    assert len(verdict.claims) == 1
+
+
+def test_the_schedule_comes_from_its_seed() -> None:
+    """A failing seed can be run again; every kind comes once in a round."""
+    faults = schedule(5, 100, without=set())
+    assert faults == schedule(5, 100, without=set())
+    assert faults != schedule(6, 100, without=set())
+    assert {fault.kind for fault in faults[: len(KINDS)]} == set(KINDS)
+    assert not {fault.kind for fault in schedule(5, 100, without={"feed mute"})} & {"feed mute"}
+    assert sum(fault.pause for fault in schedule(5, 240, without=set())) == pytest.approx(240, rel=0.15)
