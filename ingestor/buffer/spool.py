@@ -47,6 +47,9 @@ CREATE TABLE IF NOT EXISTS batches (
 """
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
+_FILES = ("-wal", "")
+"""In the order in which they may go: a log without its file would be taken for that of the next file."""
+
 _Change: TypeAlias = tuple[int, int]
 """By how much the number of batches and the size of their bodies change."""
 
@@ -180,7 +183,7 @@ class Spool:
         """Begin a new file in place of one that holds nothing any more: the surest way to free its space."""
         self._disconnect()
         with self._translated():
-            for suffix in ("", "-wal"):
+            for suffix in _FILES:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         self._connect()
 
@@ -202,32 +205,37 @@ class Spool:
         self._lock = file
 
     def _connect(self) -> None:
-        self._disconnect()
-        with self._translated():
-            self.path.touch(mode=0o600)
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-            self._connection = connection
-            # The order matters: the way of vacuuming can be chosen only before the first table.
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > FORMAT:
-                raise ConfigurationError(f"{self.path} was written by a newer version of ingestor; start that one.")
-            for pragma in (
-                "auto_vacuum = INCREMENTAL",
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                f"journal_size_limit = {BALLAST // 4}",
-            ):
-                connection.execute(f"PRAGMA {pragma}").fetchall()
-            if not version:  # a full disk must not keep an existing queue from being read
-                connection.execute(_SCHEMA)
-                connection.execute(f"PRAGMA user_version = {FORMAT}")
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise self._set_aside(verdict)
-            self.depth, self.size, self.last = connection.execute(
-                "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(position), 0) FROM batches"
-            ).fetchone()
+        try:
+            with self._translated():
+                self.path.touch(mode=0o600)
+                self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
+                self._prepare(self._connection)
+        except (SpoolUnavailableError, ConfigurationError):
+            self._disconnect()
+            raise
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        # The order matters: the way of vacuuming can be chosen only before the first table.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > FORMAT:
+            raise ConfigurationError(f"{self.path} was written by a newer version of ingestor; start that one.")
+        for pragma in (
+            "auto_vacuum = INCREMENTAL",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            f"journal_size_limit = {BALLAST // 4}",
+        ):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        if not version:  # a full disk must not keep an existing queue from being read
+            connection.execute(_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {FORMAT}")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise self._set_aside(verdict)
+        self.depth, self.size, self.last = connection.execute(
+            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(position), 0) FROM batches"
+        ).fetchone()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -309,7 +317,7 @@ class Spool:
         target = self.path.with_name(name)
         # Renamed before it is closed: closing would merge the log into the file and remove it.
         try:
-            for suffix in ("", "-wal"):
+            for suffix in _FILES:
                 with contextlib.suppress(FileNotFoundError):
                     Path(f"{self.path}{suffix}").rename(f"{target}{suffix}")
         except OSError as error:

@@ -19,6 +19,10 @@ _SESSIONS = """
 SELECT instance, authenticated_at, least(covered_until, CASE WHEN end_reason = 'stall' THEN last_message_at END)
 FROM ingest.stream_sessions WHERE kind = 'stream' AND authenticated_at IS NOT NULL ORDER BY authenticated_at
 """
+_COUNTS = """
+SELECT sum(ticks - duplicates)::bigint, (SELECT count(*) FROM market.ticks),
+       sum(rejected)::bigint, (SELECT count(*) FROM ingest.rejected_messages) FROM ingest.stream_sessions
+"""
 _ROWS = """
 SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint, price, volume, count(*), max(occurrence)
 FROM market.ticks GROUP BY 1, 2, 3, 4
@@ -45,7 +49,7 @@ class Verdict:
     covered: float
     """Share of the ticks that were sent while a session claims to have heard everything."""
     claims: tuple[str, ...]
-    """Claims of having heard what was never sent to that session, or had no connection to come by."""
+    """Claims of having heard what was never sent to that session, or had no connection to come by; false counts."""
 
     @property
     def holds(self) -> bool:
@@ -96,6 +100,7 @@ async def audit(url: str, accounts: dict[str, list[Account]], sent: Sent, *, mar
         if not account.muted and received < made:
             claims.append(f"{instance} claims {authenticated_at} to {covered_until}: {made} sent, {received} to it")
         covered.append((begin, end))
+    claims += await _miscounts(url)
     outside = sum((required - Counter({name: count for name, (count, _) in rows.items()})).values())
     lost = sum(max(0, count - rows.get(name, (0, 0))[0]) for name, count in heard.items())
     twice = sum(max(0, count - heard[name]) + (highest != count) for name, (count, highest) in rows.items())
@@ -108,6 +113,17 @@ async def audit(url: str, accounts: dict[str, list[Account]], sent: Sent, *, mar
         covered=_share(sent.at, covered),
         claims=tuple(claims),
     )
+
+
+async def _miscounts(url: str) -> list[str]:
+    """Return where the sessions' own counts differ from what there is: a batch must count once as well."""
+    ((ticks, rows, rejected, kept),) = await query(url, _COUNTS)
+    found = []
+    if ticks != rows:
+        found.append(f"the sessions count {ticks} new ticks, and there are {rows}")
+    if rejected != kept:
+        found.append(f"the sessions count {rejected} rejections, and there are {kept}")
+    return found
 
 
 def _account_of(accounts: Sequence[Account], authenticated_at: Micros) -> Account | None:

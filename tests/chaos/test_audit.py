@@ -67,6 +67,16 @@ async def test_a_loss_outside_a_gap(writer_url: str, database: str) -> None:
     assert not verdict.holds
 
 
+@pytest.mark.parametrize("what", ["ticks", "duplicates", "rejected"])
+async def test_a_batch_that_counts_twice(writer_url: str, database: str, what: str) -> None:
+    """What the sessions say of themselves must be true as well."""
+    await record(writer_url, TICKS, 9.5)
+    connection = await connect(database)
+    await connection.execute(f"UPDATE ingest.stream_sessions SET {what} = {what} + 1")
+    await connection.close()
+    assert len((await judged(database, account())).claims) == 1
+
+
 async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> None:
     """Two equal trades heard on one connection are two rows."""
     twins = [TICKS[0], TICKS[0], *TICKS[1:]]
