@@ -6,6 +6,7 @@ import asyncio
 
 from ingestor import settings as configuration
 from ingestor.errors import ConfigurationError
+from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import handled
 from ingestor.telemetry import configure, hide
@@ -30,6 +31,7 @@ def run() -> None:
     if problems:
         raise ConfigurationError(*problems)
     configure(settings.log_level, settings.log_format)
+    return_large_blocks()
     asyncio.run(_run(settings))
 
 

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import load
@@ -211,4 +212,5 @@ if __name__ == "__main__":
     parser.add_argument("--steady", action="store_true")
     options = parser.parse_args()
     configure("error", "auto")
+    return_large_blocks()  # as `ingestor run` does
     sys.exit(0 if asyncio.run((steady if options.steady else away)(options.minutes, options.rate)) else 1)
