@@ -152,6 +152,13 @@ async def freeze_daemon(instance: Instance, fault: Fault) -> None:
     instance.daemon.signal(signal.SIGCONT)
 
 
+async def freeze_and_kill_daemon(instance: Instance, fault: Fault) -> None:
+    """End it while it reads what came during its sleep."""
+    await freeze_daemon(instance, fault)
+    await asyncio.sleep(fault.seconds / 20)
+    await kill_daemon(instance, fault)
+
+
 ON_SERVER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "server stopped": stop_and_start,
     "server killed": kill_server,
@@ -178,6 +185,7 @@ ON_PROCESS: dict[str, Callable[[Instance, Fault], Awaitable[None]]] = {
     "daemon stopped": stop_daemon,
     "daemon paused": pause_daemon,
     "daemon frozen": freeze_daemon,
+    "daemon frozen, then killed": freeze_and_kill_daemon,
 }
 MUTE = "feed mute"
 KINDS = [*ON_SERVER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, MUTE]
