@@ -134,6 +134,24 @@ async def test_several_hosts(database: str) -> None:
     await works(f"postgresql://{userinfo}@127.0.0.1:1,{host}{parts.path}")
 
 
+async def test_the_host_that_takes_writes() -> None:
+    """Of several hosts the one that is not read-only is found, wherever it stands; if there is none, that is said."""
+    with EmbeddedServer(settings={"default_transaction_read_only": "on"}) as one, EmbeddedServer() as two:
+        for server in (one, two):
+            admin = await connect(server.url())
+            await admin.execute("SET default_transaction_read_only = off")
+            await admin.execute("CREATE ROLE same LOGIN PASSWORD 'same'")
+            await admin.close()
+        for hosts in (f"127.0.0.1:{one.port},127.0.0.1:{two.port}", f"127.0.0.1:{two.port},127.0.0.1:{one.port}"):
+            connection = await connect(f"postgresql://same:same@{hosts}/postgres", read_write=True)
+            assert await connection.fetchval("SHOW port") == str(two.port)
+            await connection.close()
+        with pytest.raises(StoreError, match="only a standby, or a read-only server") as caught:
+            await connect(f"postgresql://same:same@127.0.0.1:{one.port}/postgres", read_write=True)
+        assert caught.value.sqlstate == "25006"
+        assert "Name the primary" in caught.value.hint
+
+
 async def test_socket_and_percent_encoded_password() -> None:
     """A Unix socket works, and a password with every awkward character, percent-encoded."""
     with EmbeddedServer() as server:

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from uuid import UUID
+
+from ingestor.buffer.fifo import Buffer
+from ingestor.model import Batch, Session
+from ingestor.service.writer import Writer
+from ingestor.store.postgres import Store
+from ingestor.telemetry import Telemetry
+from tests.clocks import ManualClock
+
+SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
+
+
+class CountedClock(ManualClock):
+    """Remembers how long it was asked to sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+        await super().sleep(seconds)
+
+
+async def test_a_database_that_is_not_there_is_tried_for_ever() -> None:
+    """The first retry comes within a second, later ones every five seconds at most, and none is the last."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    firsts: list[float] = []
+    longest = 0.0
+    for _ in range(5):
+        clock, telemetry = CountedClock(), Telemetry()
+        buffer = Buffer(memory_max_bytes=2**20, clock=clock, telemetry=telemetry)
+        buffer.put(Batch(SESSION, 1))
+        store = Store(f"postgresql://nobody@127.0.0.1:{port}/none", write_timeout=5, clock=clock)
+        writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test")
+        task = asyncio.create_task(writer.run())
+        async with asyncio.timeout(30):
+            while len(clock.slept) < 40:
+                await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert telemetry.counts.write_failures >= 40
+        assert len(buffer.in_memory) == 1
+        firsts.append(clock.slept[0])
+        longest = max(longest, *clock.slept)
+    assert max(firsts) < 1
+    assert 3 < longest <= 5
