@@ -130,7 +130,8 @@ class RestApi:
             end = self._moment(query, "date_to", "%Y-%m-%d") + timedelta(days=1)
         except OverflowError:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "date_to: too late") from None
-        return self._series(query, begin, end, query.get("interval", "1d"))
+        body = self._series(query, begin, end, query.get("interval", "1d"))
+        return {**body, "date_to": (end - timedelta(days=1)).replace(tzinfo=None).isoformat()}
 
     def _last(self, query: dict[str, str]) -> dict[str, Any]:
         now = datetime.fromtimestamp(self._now() // SECOND + 60, self._timezone)

@@ -68,9 +68,17 @@ async def connect(
             sqlstate="25006",
             hint=hint("25006"),
         ) from None
-    except (*DRIVER_ERRORS, ValueError) as exc:
+    except (ValueError, OverflowError) as exc:
+        raise StoreError(
+            f"The database URL {redact(url)} cannot be used: {scrub(str(exc)).rstrip('.')}.",
+            hint="Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full.",
+        ) from None
+    except DRIVER_ERRORS as exc:
         why = "it did not answer in time" if isinstance(exc, TimeoutError) else scrub(str(exc)) or repr(exc)
-        raise StoreError(f"The database at {redact(url)} cannot be reached: {why}.") from None
+        raise StoreError(
+            f"The database at {redact(url)} cannot be reached: {why}.",
+            hint="See that host and port are right, and that the server runs and lets this machine in.",
+        ) from None
     return connection
 
 

@@ -200,8 +200,18 @@ async def test_errors_say_what_helps() -> None:
         port, dead = server.port, f"{wrong}/postgres"
     for error in await fails(dead):
         assert f"127.0.0.1:{port}" in str(error)
+        assert "that the server runs" in error.hint
         assert PASSWORD not in everything(error)
         assert quote(PASSWORD, safe="") not in everything(error)
+
+
+@pytest.mark.parametrize("rest", ["127.0.0.1:1/x?sslmode=bogus", "127.0.0.1:99999/x", "[127.0.0.1:1/x"])
+async def test_a_url_that_cannot_be_used(rest: str) -> None:
+    """A wrong option, an impossible port and a broken address are told apart from a server that is away."""
+    for error in await fails(f"postgresql://someone:hunter2@{rest}"):
+        assert "cannot be used" in error.message
+        assert "postgresql://USER" in error.hint
+        assert "hunter2" not in everything(error)
 
 
 @pytest.mark.parametrize("password", ["hunt/er2", "hunt#er2", "hunt?er2"])

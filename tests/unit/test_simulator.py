@@ -233,6 +233,7 @@ def test_longer_bars_add_up() -> None:
     rest, made = api()
     total = sum(tick.volume for tick in made if tick.symbol == "AIA.NZ")
     _, day = get(rest, "/data/eod?ticker=aia.nz&date_from=2026-03-02&date_to=2026-03-02")
+    assert (day["date_from"], day["date_to"]) == ("2026-03-02T00:00:00", "2026-03-02T00:00:00")
     assert [(bar["timestamp"], bar["volume"]) for bar in day["data"]] == [("2026-03-02T00:00:00", total)]
     span = "datetime_from=2026-03-02%2000:00:00&datetime_to=2026-03-03%2000:00:00"
     _, hour = get(rest, f"/data/intraday?ticker=AIA.NZ&{span}&interval=1h")
