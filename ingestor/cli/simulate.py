@@ -14,7 +14,9 @@ from ingestor.simulator.server import TOKEN, Simulator
 
 REPORT_INTERVAL = 5.0
 
-_FAULT_HELP = "drop, stall, half-open or garbage (with =EVERY, as in drop=5s), reject, limit, replay; can be repeated."
+_FAULT_HELP = (
+    "drop, stall, half-open or garbage (with =EVERY, as in drop=5s), reject, limit, no-access, replay; repeatable."
+)
 
 
 def simulate(
@@ -34,8 +36,8 @@ def simulate(
     published token, which it prints, and refuses what the real service refuses.
 
     Faults: `drop` cuts a connection, `stall` keeps it but sends nothing more, `half-open` does not even answer
-    pings, `garbage` mixes in malformed messages, `reject` and `limit` refuse every second authentication, `replay`
-    repeats the last 200 messages after a reconnect.
+    pings, `garbage` mixes in malformed messages, `reject`, `limit` and `no-access` refuse every second
+    authentication, `replay` repeats the last 200 messages after a reconnect.
     """
     if not configuration.is_loopback(host):
         raise ConfigurationError(f"--host {host}: the simulator is for this machine only; use 127.0.0.1 or ::1.")

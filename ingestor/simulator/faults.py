@@ -20,6 +20,7 @@ class Fault(StrEnum):
     GARBAGE = "garbage"
     REJECT = "reject"
     LIMIT = "limit"
+    NO_ACCESS = "no-access"
     REPLAY = "replay"
 
 
@@ -67,7 +68,7 @@ class Faults:
         self._authentications += 1
         if self._authentications % 2:
             return None
-        return next((fault for fault in (Fault.REJECT, Fault.LIMIT) if fault in self), None)
+        return next((fault for fault in (Fault.REJECT, Fault.LIMIT, Fault.NO_ACCESS) if fault in self), None)
 
     def garbage(self) -> str | bytes:
         """Return a malformed message: text, or bytes for a binary frame."""

@@ -294,6 +294,8 @@ class Simulator:
         injected = self._faults.refusal()
         if injected is Fault.REJECT:
             return "You are not authorised to use this stream"
+        if injected is Fault.NO_ACCESS:
+            return "Your plan has no access to this stream"
         if injected is Fault.LIMIT or len(self._active) >= self._max_streams:
             return f"You have reached the stream limit of {self._max_streams} of your plan"
         return None

@@ -213,13 +213,16 @@ async def test_a_refused_token_needs_a_person(writer_url: str, database: str) ->
     ]
 
 
-async def test_a_token_that_worked_before_is_tried_again(writer_url: str, database: str) -> None:
+@pytest.mark.parametrize(("fault", "reason"), [("reject", "not_authorised"), ("no-access", "no_access")])
+async def test_a_token_that_worked_before_is_tried_again(
+    writer_url: str, database: str, fault: str, reason: str
+) -> None:
     """After it was accepted once, a refusal is the other side's fault: no exit."""
-    async with Simulator(port=0, rate=0, faults=["reject"]) as simulator:
+    async with Simulator(port=0, rate=0, faults=[fault]) as simulator:
         async with running(settings(simulator, writer_url)):
             await simulator.wait_connected()
             simulator.drop_all()
-            await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'not_authorised'", 1)
+            await until(database, f"SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = '{reason}'", 1)
 
 
 async def test_a_database_that_is_migrated_later(empty_database: str) -> None:

@@ -249,7 +249,9 @@ async def test_replay() -> None:
     assert len(set(first)) == 300
 
 
-@pytest.mark.parametrize(("fault", "words"), [("reject", "not authorised"), ("limit", "stream limit")])
+@pytest.mark.parametrize(
+    ("fault", "words"), [("reject", "not authorised"), ("limit", "stream limit"), ("no-access", "no access")]
+)
 async def test_every_second_authentication_is_refused(fault: str, words: str) -> None:
     """The first is accepted, the second is not, the third is again."""
     async with Simulator(port=0, rate=0, faults=[fault], max_streams=9) as simulator:
