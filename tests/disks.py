@@ -26,12 +26,16 @@ def unmount(path: Path) -> None:
 def small_disk(path: Path, size: int) -> Iterator[Path]:
     """Mount a disk for the block. Raises PermissionError where that is not possible."""
     path.mkdir(exist_ok=True)
-    if not mount(path, size):
-        raise PermissionError("this machine does not let us mount a disk")
     try:
-        yield path
+        if not mount(path, size):
+            raise PermissionError("this machine does not let us mount a disk")
+        try:
+            yield path
+        finally:
+            unmount(path)
     finally:
-        unmount(path)
+        with contextlib.suppress(OSError):  # it was there before, and is not empty
+            path.rmdir()
 
 
 def fill(disk: Path, *, leave: int = 0) -> Path:

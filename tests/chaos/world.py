@@ -136,7 +136,6 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
         inside = f"/tmp/{DATABASE}-{os.getpid()}"
         disk: Path | None = server.outside(inside)
         try:
-            stack.callback(server.outside(inside).rmdir)
             stack.enter_context(small_disk(server.outside(inside), DISK))
             server.give(server.outside(inside))
         except PermissionError:
