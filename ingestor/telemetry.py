@@ -92,6 +92,7 @@ class Telemetry:
         self._log = log or structlog.get_logger()
         self._trouble = ("", 0.0)
         self._said: dict[str, float] = {}
+        self._spooling = False
 
     def started(self, **facts: Any) -> None:
         """Log that the daemon runs."""
@@ -178,6 +179,7 @@ class Telemetry:
 
     def spool_found(self, *, batches: int, size: int) -> None:
         """Log that an earlier process left something to be written."""
+        self._spooling = True
         self._log.info("spool_found", batches=batches, bytes=size)
 
     def spool_damaged(self, path: Path) -> None:
@@ -188,11 +190,14 @@ class Telemetry:
     def spooling(self, *, away: bool, now: float) -> None:
         """Log that batches go to the disk; not more than once a minute, should it go on and off."""
         if self._is_due("spooling", now):
+            self._spooling = True
             self._log.warning("spooling", because="the database is away" if away else "the database is slow")
 
     def spool_drained(self) -> None:
-        """Log that nothing waits on disk any more."""
-        self._log.debug("spool_drained")
+        """Log that nothing waits on disk any more, where it was logged that something does."""
+        if self._spooling:
+            self._spooling = False
+            self._log.info("spool_drained")
 
     def left_in_spool(self, *, batches: int, size: int) -> None:
         """Log what the next start will write."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -72,3 +73,49 @@ def test_ends_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert (closed["reason"], closed["close_code"], closed["level"]) == ("closed", 1001, "warning")
     assert (stopped["reason"], stopped["level"]) == ("stopped", "info")
     assert instance.counts.ends == {"closed": 1, "stopped": 1}
+
+
+def test_spooling_is_said_with_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """A database that is slow now and then does not flood the log; what was said to begin is said to end."""
+    configure("info", "json")
+    instance = Telemetry()
+    instance.spool_drained()
+    for now in (0.0, 1.0, 59.0, 60.0):
+        instance.spooling(away=now > 50, now=now)
+        instance.spool_drained()
+    instance.spool_found(batches=3, size=100)
+    instance.spool_drained()
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(e["event"], e.get("because")) for e in events] == [
+        ("spooling", "the database is slow"),
+        ("spool_drained", None),
+        ("spooling", "the database is away"),
+        ("spool_drained", None),
+        ("spool_found", None),
+        ("spool_drained", None),
+    ]
+
+
+def test_trouble_with_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
+    """A disk that takes nothing is said once a minute, a damaged spool each time, with its new name, and counted."""
+    configure("info", "json")
+    instance = Telemetry()
+    for now in (0.0, 1.0, 60.0):
+        instance.disk_trouble("full", now)
+    instance.spool_damaged(Path("/x/spool-damaged.db"))
+    instance.left_in_spool(batches=1, size=2)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [e["event"] for e in events] == ["disk_trouble", "disk_trouble", "spool_damaged", "left_in_spool"]
+    assert events[2]["set_aside_as"] == "/x/spool-damaged.db"
+    assert instance.counts.spools_damaged == 1
+
+
+def test_refused_rows_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ticks that the database refused are an error in the log, and count as rejections by their reason."""
+    configure("info", "json")
+    instance = Telemetry()
+    instance.rows_refused(())
+    instance.rows_refused(("database:23514", "database:23514", "database:22003"))
+    (event,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (event["level"], event["count"]) == ("error", 3)
+    assert instance.counts.rejected == {"database:23514": 2, "database:22003": 1}
