@@ -107,6 +107,8 @@ class Simulator:
         self._rest = RestApi(self.bars, token=TOKEN, timezone=self._timezone, now=market_clock, limit=rate_limit)
         self.accounts: list[Account] = []
         self.ticks_sent = 0
+        self.made_at = array("q")
+        """Where it records: the moment of each tick, whether anybody was connected or not, as in the accounts."""
 
     @property
     def stream_url(self) -> str:
@@ -196,6 +198,8 @@ class Simulator:
     def _send(self, message: bytes, tick: Tick) -> None:
         listening = self._listening()
         sent_at = now()
+        if self._record:
+            self.made_at.append(sent_at)
         broadcast([account.connection for account in listening], message, text=True)
         for account in listening:
             account.sent += 1

@@ -57,7 +57,7 @@ async def run(name: str, url: str, seconds: float, seed: int, directory: Path) -
         print("Healing everything, and writing what is left …", flush=True)
         await here.settle()
         margin = float(SETTINGS["coverage_margin"].removesuffix("ms")) / 1000
-        verdict = await audit(here.url, here.accounts(), here.sent, margin=margin)
+        verdict = await audit(here.url, here.accounts(), here.simulator.made_at, margin=margin)
     print(f"{name}: {line(verdict, done)}", flush=True)
     for claim in verdict.claims:
         print(f"  {claim}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 
@@ -27,14 +27,6 @@ _ROWS = """
 SELECT symbol, (extract(epoch FROM time) * 1000000)::bigint, price, volume, count(*), max(occurrence)
 FROM market.ticks GROUP BY 1, 2, 3, 4
 """
-
-
-@dataclass
-class Sent:
-    """All that the market made, in order, whether anybody was connected or not."""
-
-    ticks: list[Tick] = field(default_factory=list)
-    at: list[Micros] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,9 +65,10 @@ def key(tick: Tick) -> Key:
     return tick.symbol, tick.time, tick.price, tick.volume
 
 
-async def audit(url: str, accounts: dict[str, list[Account]], sent: Sent, *, margin: float) -> Verdict:
+async def audit(url: str, accounts: dict[str, list[Account]], made_at: Sequence[Micros], *, margin: float) -> Verdict:
     """Judge a database by the simulator's accounts of each instance's connections.
 
+    `made_at` are the moments of all ticks, whether anybody was connected or not.
     `margin` (seconds) is what the coverage leaves in doubt at its end: latency, and pauses too short to be noticed.
     """
     sessions = await query(url, _SESSIONS)
@@ -95,7 +88,7 @@ async def audit(url: str, accounts: dict[str, list[Account]], sent: Sent, *, mar
             claims.append(f"{instance} claims {authenticated_at}, when it had no connection")
             continue
         required |= Counter(map(key, account.ticks[: bisect_right(account.sent_at, end)]))
-        made = bisect_right(sent.at, end) - bisect_left(sent.at, begin)
+        made = bisect_right(made_at, end) - bisect_left(made_at, begin)
         received = bisect_right(account.sent_at, end) - bisect_left(account.sent_at, begin)
         if not account.muted and received < made:
             claims.append(f"{instance} claims {authenticated_at} to {covered_until}: {made} sent, {received} to it")
@@ -110,7 +103,7 @@ async def audit(url: str, accounts: dict[str, list[Account]], sent: Sent, *, mar
         lost_in_gaps=lost - outside,
         lost_outside=outside,
         twice=twice,
-        covered=_share(sent.at, covered),
+        covered=_share(made_at, covered),
         claims=tuple(claims),
     )
 

@@ -11,7 +11,7 @@ from ingestor.model import SECOND, Micros, Session, Tick
 from ingestor.simulator.server import Account
 from ingestor.store.connect import connect
 from ingestor.store.postgres import Store
-from tests.chaos.audit import Sent, Verdict, audit
+from tests.chaos.audit import Verdict, audit
 from tests.chaos.faults import KINDS, schedule
 
 T0: Micros = 1_790_000_000 * SECOND
@@ -40,7 +40,7 @@ async def record(url: str, ticks: list[Tick], until: float, *, begin: int = 0) -
 
 
 async def judged(url: str, *accounts: Account, made: list[Tick] = TICKS) -> Verdict:
-    return await audit(url, {"one": list(accounts)}, Sent(made, [tick.time for tick in made]), margin=0.0)
+    return await audit(url, {"one": list(accounts)}, [tick.time for tick in made], margin=0.0)
 
 
 async def test_a_kept_promise(writer_url: str, database: str) -> None:

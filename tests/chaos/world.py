@@ -18,7 +18,6 @@ from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Account, Simulator, now
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
-from tests.chaos.audit import Sent
 from tests.disks import small_disk
 from tests.processes import DaemonProcess, ServerProcess
 from tests.proxy import Proxy
@@ -65,7 +64,6 @@ class World:
     url: str
     simulator: Simulator
     market: Market
-    sent: Sent
     server: ServerProcess
     server_lock: asyncio.Lock
     instances: list[Instance]
@@ -82,10 +80,7 @@ class World:
     async def trade(self, chance: random.Random) -> None:
         """Let the market trade for ever, with some garbage in between."""
         while True:
-            for tick in self.market.until(now()):
-                self.sent.ticks.append(tick)
-                self.sent.at.append(now())
-                self.simulator.send([tick])
+            self.simulator.send(self.market.until(now()))
             if chance.random() < 0.005:
                 self.simulator.send_raw(chance.choice(GARBAGE))
             await asyncio.sleep(0.01)
@@ -166,7 +161,7 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
             instances.append(Instance(name, daemon, feed, wire, directory / name, *locks))
         market = Market(seed, RATE, now(), cycle=60)
         stack.push_async_callback(server.revive)
-        yield World(owner, simulator, market, Sent(), server, asyncio.Lock(), instances, disk)
+        yield World(owner, simulator, market, server, asyncio.Lock(), instances, disk)
 
 
 @contextlib.asynccontextmanager

@@ -410,7 +410,7 @@ async def test_killed_at_any_moment(writer_url: str, database: str, tmp_path: Pa
             daemon.start()
             await simulator.wait_connected()
             with contextlib.suppress(TimeoutError):
-                await market.trade_for(0.2 + chance.random() * 0.5)
+                await market.trade_for(0.7 + chance.random() * 0.5)
             daemon.kill()
             await simulator.wait_connected(0)
         daemon.start()
@@ -431,7 +431,7 @@ async def test_killed_at_any_moment(writer_url: str, database: str, tmp_path: Pa
         kept = [volume for volume in volumes if volume in stored_volumes]
         assert kept == volumes[: len(kept)]  # without a hole
         assert ticks == len(kept)
-        latency = 100_000  # of this machine, generously
+        latency = 400_000  # of a busy machine
         assert sum(at < covered_until - latency for at in account.sent_at) <= len(kept)
     assert (await query(database, TOTALS))[0][1] == 0
 
