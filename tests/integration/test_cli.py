@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingestor.simulator.server import TOKEN, Simulator
-from tests.integration.test_daemon import until
+from tests.recording import until
 from tests.servers import TestServer, query, with_parts
 
 PASSWORD = "unmistakable-5Qz"

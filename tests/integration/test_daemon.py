@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,57 +10,18 @@ from typing import Any
 import pytest
 
 from ingestor.errors import ConfigurationError, IngestorError
-from ingestor.model import SECOND, EndReason, Tick
+from ingestor.model import EndReason, Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
-from ingestor.settings import Settings, load
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
 from tests.disks import fill, small_disk
+from tests.recording import NOW, heard, running, settings, until
 from tests.servers import TestServer, query
 from tests.unit.test_protocol import DOCUMENTED
 
 TICKS = "SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.stream_sessions"
-NOW = int(datetime.now(UTC).timestamp()) * SECOND
-
-
-def settings(simulator: Simulator, database: str, **changes: Any) -> Settings:
-    defaults = {
-        "stream_url": simulator.stream_url,
-        "token": TOKEN,
-        "database_url": database,
-        "exchange_calendar": "always",
-        "reconnect_max_delay": "50ms",
-        "heartbeat": "100ms",
-        "ping_interval": "50ms",
-        "ping_timeout": "2s",
-    }
-    return load(**{**defaults, **changes})
-
-
-@contextlib.asynccontextmanager
-async def running(configuration: Settings) -> AsyncIterator[Daemon]:
-    """Run a daemon, and stop it in order at the end."""
-    request = StopRequest()
-    daemon = Daemon(configuration)
-    task = asyncio.create_task(daemon.run(request))
-    try:
-        yield daemon
-    finally:
-        request()
-        await asyncio.wait_for(task, 20)
-
-
-async def until(url: str, sql: str, expected: Any) -> None:
-    """Wait until a query's single value is what it should be."""
-    async with asyncio.timeout(15):
-        connection = await connect(url)
-        try:
-            while await connection.fetchval(sql) != expected:
-                await asyncio.sleep(0.02)
-        finally:
-            await connection.close()
 
 
 async def test_the_documented_messages_become_eight_rows(writer_url: str, database: str) -> None:
@@ -257,13 +217,6 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
         "ORDER BY connected_at",
     )
     assert rows[0] == ("buffer_full", True)
-
-
-async def heard(daemon: Daemon, messages: int) -> None:
-    """Wait until the daemon has taken so many messages from the wire."""
-    async with asyncio.timeout(10):
-        while daemon.telemetry.counts.messages < messages:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_stop_while_the_database_is_away(empty_database: str) -> None:

@@ -12,8 +12,8 @@ from ingestor.model import Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import Simulator
-from tests.integration.test_daemon import NOW, running, settings, until
 from tests.proxy import Proxy
+from tests.recording import NOW, running, settings, until
 
 
 def encrypted(proxy: Proxy) -> str:

@@ -1,0 +1,282 @@
+"""The database goes, hangs, fills up, refuses and lies, and the wire to it is cut: real servers, real signals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from ingestor.simulator.server import Simulator
+from ingestor.store.connect import connect
+from tests.disks import fill, small_disk
+from tests.processes import ServerProcess
+from tests.proxy import Proxy
+from tests.recording import COUNT, ENDS, TOTALS, Market, heard, recording, running, settings, stored, until
+from tests.servers import TestServer, query
+
+
+@pytest.fixture
+async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
+    """The server's process; at the end of the test it runs, whatever was done to it."""
+    process = await ServerProcess.of(server.url)
+    yield process
+    await process.revive()
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+async def test_a_server_that_goes_and_comes(writer_url: str, database: str, process: ServerProcess, how: str) -> None:
+    """A server that is restarted, or dies without a word, costs nothing; the stream is not touched."""
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        await until(database, COUNT, market.sent)
+        market.trade()
+        await asyncio.to_thread(getattr(process, how))
+        market.trade()
+        await heard(daemon, market.sent)
+        await asyncio.sleep(0.3)
+        assert daemon.buffer.spooled_batches > 0
+        await process.start()
+        await stored(database, market)
+        market.trade()
+        await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_a_server_that_hangs(writer_url: str, database: str, process: ServerProcess) -> None:
+    """A write that hangs is given up and done again; meanwhile everything is on disk within a second or so."""
+    async with recording(writer_url, write_timeout="500ms", spool_after="200ms") as (market, daemon):
+        market.trade()
+        await until(database, COUNT, market.sent)
+        process.pause()
+        market.trade()
+        await heard(daemon, market.sent)
+        async with asyncio.timeout(10):
+            while daemon.buffer.in_memory or not daemon.telemetry.counts.write_failures:
+                await asyncio.sleep(0.01)
+        market.trade()
+        process.resume()
+        await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_connections_that_are_terminated(writer_url: str, database: str) -> None:
+    """An administrator who ends our connections, over and over, costs nothing."""
+    async with recording(writer_url) as (market, _):
+        admin = await connect(database)
+        for _ in range(10):
+            market.trade()
+            await admin.fetch(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE application_name = 'ingestor' AND datname = current_database() "
+                "AND pid <> pg_backend_pid()"
+            )
+            await asyncio.sleep(0.05)
+        await admin.close()
+        await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+@pytest.fixture
+def tablespace(process: ServerProcess) -> Iterator[Path]:
+    """A disk of 48 MiB in the server's world."""
+    name = f"/tmp/ingestor-tablespace-{process.pid}"
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(small_disk(process.outside(name), 48 * 2**20))
+        except PermissionError as error:
+            pytest.skip(str(error))
+        process.give(disk)
+        yield disk
+
+
+async def test_a_server_whose_disk_is_full(
+    writer_url: str, database: str, server: TestServer, process: ServerProcess, tablespace: Path
+) -> None:
+    """What the server has no room for waits here, and is written when there is room."""
+    name = server.new_name()
+    inside = "/" + str(tablespace.relative_to(process.root))
+    await server.run(f"CREATE TABLESPACE {name} LOCATION '{inside}'")
+    short = database.rpartition("/")[2]
+    await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{short}'")
+    await server.run(f"ALTER DATABASE {short} SET TABLESPACE {name}")
+    try:
+        async with recording(writer_url) as (market, daemon):
+            market.trade()
+            await until(database, COUNT, market.sent)
+            filler = fill(tablespace)
+            while not daemon.telemetry.counts.write_failures:
+                market.trade(2000)
+                await asyncio.sleep(0.02)
+            await heard(daemon, market.sent)
+            filler.unlink()
+            await stored(database, market)
+        assert await query(database, ENDS) == [("stopped",)]
+    finally:
+        await server.drop(short)
+        await server.run(f"DROP TABLESPACE {name}")
+
+
+async def test_an_answer_to_a_commit_that_is_lost(writer_url: str, database: str) -> None:
+    """Whether the commit was done nobody knows, so it is done again, and counts once: ticks and rejections."""
+    async with Proxy(writer_url) as proxy:
+        async with Simulator(port=0, rate=0) as simulator:
+            async with running(settings(simulator, proxy.url, write_timeout="1s")) as daemon:
+                await simulator.wait_connected()
+                market = Market(simulator)
+                for _ in range(3):
+                    market.trade()
+                    await until(database, COUNT, market.sent)
+                    proxy.mutes_server = True  # whatever is committed now, we do not hear of it
+                    simulator.send_raw("nonsense")
+                    market.trade()
+                    await asyncio.sleep(0.2)
+                    proxy.cut()
+                    proxy.mutes_server = False
+                await stored(database, market)
+                assert daemon.telemetry.counts.write_failures >= 3
+    assert await query(database, TOTALS) == [(market.sent, 0, 3)]
+    assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(3,)]
+
+
+async def test_a_wire_to_the_database_that_is_cut(writer_url: str, database: str) -> None:
+    """Resets at any moment, in the middle of a message too, and an answer that is late, cost nothing."""
+    async with Proxy(writer_url, seed=1) as proxy, recording(proxy.url, write_timeout="1s") as (market, _):
+        for turn in range(20):
+            market.trade(50)
+            await asyncio.sleep(0.03)
+            proxy.delay = 0.02 if turn % 3 == 0 else 0.0
+            (proxy.cut if turn % 2 else proxy.cut_in_the_middle)()
+        proxy.delay = 0.0
+        await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_a_standby_is_left_for_the_primary(
+    writer_url: str, database: str, server: TestServer, process: ServerProcess
+) -> None:
+    """A server in recovery takes nothing: it is tried until it is promoted, and nothing is lost."""
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        await until(database, COUNT, market.sent)
+        await asyncio.to_thread(process.stop)
+        standby = process.data / "standby.signal"
+        standby.touch()
+        process.give(standby)
+        await process.start()
+        market.trade()
+        await heard(daemon, market.sent)
+        failures = daemon.telemetry.counts.write_failures
+        async with asyncio.timeout(15):
+            while daemon.telemetry.counts.write_failures < failures + 2:
+                await asyncio.sleep(0.01)
+        assert await query(database, COUNT) == [(100,)]
+        await server.run("SELECT pg_promote()")
+        await stored(database, market)
+
+
+async def test_a_server_that_becomes_read_only(writer_url: str, database: str, server: TestServer) -> None:
+    """25006 in the middle of everything: the connection is left, and another one that takes writes is found."""
+    name = database.rpartition("/")[2]
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        await until(database, COUNT, market.sent)
+        await server.run(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await server.run(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ingestor' "
+            f"AND datname = '{name}'"
+        )
+        market.trade()
+        async with asyncio.timeout(15):
+            while daemon.telemetry.counts.write_failures < 2:
+                await asyncio.sleep(0.01)
+        await server.run(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
+        await stored(database, market)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "mends", "remedy"),
+    [
+        ("REVOKE market_write FROM {role}", "GRANT market_write TO {role}", "GRANT market_write TO it"),
+        ("ALTER ROLE {role} NOLOGIN", "ALTER ROLE {role} LOGIN", "check the user, the password"),
+        ("ALTER TABLE market.ticks RENAME TO gone", "ALTER TABLE market.gone RENAME TO ticks", "ingestor migrate"),
+        (
+            "UPDATE ingest.alembic_version SET version_num = '0000'",
+            "UPDATE ingest.alembic_version SET version_num = '0001'",
+            "ingestor migrate",
+        ),
+    ],
+    ids=["privilege", "login", "table", "older schema"],
+)
+async def test_what_a_person_must_mend(
+    writer_url: str, database: str, server: TestServer, breaks: str, mends: str, remedy: str
+) -> None:
+    """It is tried again every few seconds, with the remedy in one line; meanwhile everything is on disk."""
+    with structlog.testing.capture_logs() as lines:
+        async with recording(writer_url) as (market, daemon):
+            market.trade()
+            await until(database, COUNT, market.sent)
+            admin = await connect(database)
+            await admin.execute(breaks.format(role=server.prefix))
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ingestor' "
+                "AND datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            market.trade()
+            async with asyncio.timeout(10):
+                while not any(remedy in line.get("detail", "") for line in lines) or daemon.buffer.in_memory:
+                    await asyncio.sleep(0.01)
+            await admin.execute(mends.format(role=server.prefix))
+            await admin.close()
+            await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_a_tick_that_the_database_refuses(writer_url: str, database: str) -> None:
+    """One bad row in the middle of the stream costs nobody anything: it is kept beside the others, and counted."""
+    admin = await connect(database)
+    await admin.execute("ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK (price > 0)")
+    await admin.close()
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        market.refused()
+        market.trade()
+        await until(database, COUNT, market.sent)
+        assert daemon.telemetry.counts.rejected == {"database:23514": 1}
+    assert await query(database, TOTALS) == [(market.sent, 0, 1)]
+    assert await query(database, "SELECT reason FROM ingest.rejected_messages") == [("database:23514",)]
+
+
+async def test_a_slow_database_never_breaks_the_stream(writer_url: str, database: str) -> None:
+    """While a write is held back for many keepalives, pings are answered and the session goes on."""
+    blocker = await connect(database)
+    changes = {"ping_interval": "50ms", "ping_timeout": "500ms", "write_timeout": "10m", "spool_after": "100ms"}
+    async with recording(writer_url, **changes) as (market, daemon):
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
+            with contextlib.suppress(TimeoutError):
+                await market.trade_for(3)
+            await heard(daemon, market.sent)
+            assert daemon.buffer.spooled_batches > 0
+        await blocker.close()
+        await stored(database, market)
+    assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_what_was_spooled_while_writes_were_slow_is_not_written_twice(writer_url: str, database: str) -> None:
+    """A batch that went to disk while its commit was on the way leaves it with the commit."""
+    blocker = await connect(database)
+    async with recording(writer_url, spool_after="50ms") as (market, daemon):
+        for _ in range(3):
+            async with blocker.transaction():
+                await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
+                market.trade()
+                async with asyncio.timeout(5):
+                    while not daemon.buffer.spooled_batches:
+                        await asyncio.sleep(0.01)
+            await stored(database, market)
+        await blocker.close()
+        assert daemon.telemetry.counts.ticks_written == market.sent

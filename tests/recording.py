@@ -1,0 +1,104 @@
+"""A daemon and what it hears, for the tests: its settings, its life, and ticks that can be told apart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from ingestor.model import SECOND, Tick
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
+from ingestor.settings import Settings, load
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.connect import connect
+from tests.servers import query
+
+COUNT = "SELECT count(*) FROM market.ticks"
+ENDS = "SELECT end_reason FROM ingest.stream_sessions ORDER BY connected_at"
+TOTALS = "SELECT sum(ticks)::int, sum(duplicates)::int, sum(rejected)::int FROM ingest.stream_sessions"
+NOW = int(datetime.now(UTC).timestamp()) * SECOND
+
+
+def settings(simulator: Simulator, database: str, **changes: Any) -> Settings:
+    defaults = {
+        "stream_url": simulator.stream_url,
+        "token": TOKEN,
+        "database_url": database,
+        "exchange_calendar": "always",
+        "reconnect_max_delay": "50ms",
+        "heartbeat": "100ms",
+        "ping_interval": "50ms",
+        "ping_timeout": "2s",
+    }
+    return load(**{**defaults, **changes})
+
+
+@contextlib.asynccontextmanager
+async def running(configuration: Settings) -> AsyncIterator[Daemon]:
+    """Run a daemon, and stop it in order at the end."""
+    request = StopRequest()
+    daemon = Daemon(configuration)
+    task = asyncio.create_task(daemon.run(request))
+    try:
+        yield daemon
+    finally:
+        request()
+        await asyncio.wait_for(task, 20)
+
+
+async def until(url: str, sql: str, expected: Any) -> None:
+    """Wait until a query's single value is what it should be."""
+    async with asyncio.timeout(15):
+        connection = await connect(url)
+        try:
+            while await connection.fetchval(sql) != expected:
+                await asyncio.sleep(0.02)
+        finally:
+            await connection.close()
+
+
+async def heard(daemon: Daemon, messages: int) -> None:
+    """Wait until the daemon has taken so many messages from the wire."""
+    async with asyncio.timeout(10):
+        while daemon.telemetry.counts.messages < messages:
+            await asyncio.sleep(0.01)
+
+
+class Market:
+    """Sends ticks that differ from each other, so that each has a row of its own."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self.sent = 0
+
+    def trade(self, count: int = 100) -> None:
+        self._simulator.send([Tick("AIR.NZ", NOW, 0.5, self.sent + number) for number in range(count)])
+        self.sent += count
+
+    def refused(self) -> None:
+        """Trade at a price that a careful administrator would not allow."""
+        self._simulator.send([Tick("AIR.NZ", NOW, -0.5, 1)])
+
+    async def trade_for(self, seconds: float) -> None:
+        """Trade a little every few milliseconds."""
+        async with asyncio.timeout(seconds):
+            while True:
+                self.trade(5)
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def recording(url: str, **changes: Any) -> AsyncIterator[tuple[Market, Any]]:
+    """A market and a daemon that hears it."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, url, **changes)) as daemon:
+        await simulator.wait_connected()
+        yield Market(simulator), daemon
+
+
+async def stored(url: str, market: Market) -> None:
+    """Wait until each tick has its row, and see that none was counted twice."""
+    await until(url, COUNT, market.sent)
+    assert (await query(url, TOTALS))[0][:2] == (market.sent, 0)
