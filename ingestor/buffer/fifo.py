@@ -175,7 +175,9 @@ class Buffer:
             if seconds > 0:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), seconds)
+                    # Not `wait_for`, which until Python 3.12 loses a cancellation that comes with the event.
+                    async with asyncio.timeout(seconds):
+                        await self._wake.wait()
             elif not await self.secure():
                 await self._clock.sleep(RETRY)
             if self._spool.is_full:
@@ -271,7 +273,7 @@ class Buffer:
 
     def _note(self) -> None:
         """Bring the events, and whether the stream may go on, up to date."""
-        waiting = self._committed < self._newest
+        waiting = bool(self._memory) or self._spooled > self._committed
         for event, state in (
             (self._filled, waiting),
             (self._emptied, not waiting),

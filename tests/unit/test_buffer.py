@@ -347,6 +347,24 @@ async def test_a_full_disk_does_not_matter_while_the_database_keeps_up(tmp_path:
             assert await drained(buffer) == [2]
 
 
+async def test_a_spool_that_breaks_with_all_that_there_was(tmp_path: Path) -> None:
+    """Where everything was on it, the next thing to write is what comes next."""
+    async with on_disk(tmp_path) as buffer:
+        buffer.write_failed()
+        buffer.put(batch(1, end=SessionEnd(0, EndReason.CLOSED)))
+        await asyncio.wait_for(buffer.wait_until_safe(), 5)
+        assert buffer._spool is not None
+        assert buffer._spool._connection is not None
+        buffer._spool._connection.execute("UPDATE batches SET checksum = 0")
+        taking = asyncio.create_task(buffer.take())
+        await asyncio.wait_for(buffer.wait_until_empty(), 5)
+        assert blocked(buffer) is None
+        buffer.put(batch(1, session=OTHER, covered_until=50))
+        assert [b.covered_until for b in await asyncio.wait_for(taking, 5)] == [50]
+        await buffer.done()
+        assert await drained(buffer) == []
+
+
 async def test_a_spool_that_breaks(tmp_path: Path) -> None:
     """What was on it is lost to us, so the session vouches for nothing more, keeps its ticks, and ends."""
     async with on_disk(tmp_path) as buffer:
