@@ -55,6 +55,8 @@ class Proxy:
         """Whether new connections are ended at once."""
         self.mutes_server = False
         """Whether what the server says is lost, though the connection stays."""
+        self.hold_after: int | None = None
+        """After how many more bytes from clients `hold` comes by itself."""
         self.upstream_ports: list[int] = []
         """Our ports towards the server, in the order in which they were opened."""
 
@@ -130,6 +132,12 @@ class Proxy:
                 await self._flows.wait()
                 if from_server and self.mutes_server:
                     continue
+                if not from_server and self.hold_after is not None:
+                    self.hold_after -= len(data)
+                    if self.hold_after <= 0:
+                        self.hold_after = None
+                        self.hold()
+                        await self._flows.wait()
                 if from_server and self._cut_next:
                     self._cut_next = False
                     writer.write(data[: self._random.randrange(len(data))])

@@ -74,6 +74,7 @@ class Buffer:
         self._refused = False  # the disk did not take what had to go there, or only without the ballast
         self._open_session: UUID | None = None
         self._broken_session: UUID | None = None
+        self._breaks = 0  # how often the spool was damaged
 
         self.blocked_by: EndReason | None = None
         """Why the stream must stop; None while it may go on."""
@@ -225,10 +226,13 @@ class Buffer:
             return
         heartbeat = self._spooled_heartbeat
         replaces = heartbeat is not None and merges(heartbeat.batch, entries[0].batch)
-        began = not self.spooled_batches
+        began, breaks = not self.spooled_batches, self._breaks
         await self._on_disk(
             partial(spool.append, entries, replaced=heartbeat.position if heartbeat and replaces else None)
         )
+        if breaks != self._breaks:  # the file broke before it: what was appended vouches for too much
+            await self._append(spool)
+            return
         self._refused = spool.is_full
         self._spooled = entries[-1].position
         self._spooled_heartbeat = entries[-1] if entries[-1].batch.is_heartbeat else None
@@ -256,6 +260,7 @@ class Buffer:
         The open session keeps its ticks and loses its coverage from here on; it is to end, and the next one covers.
         """
         self._telemetry.spool_damaged(error.path)
+        self._breaks += 1
         self._spooled = self._committed
         self._inherited = 0
         self._spooled_heartbeat = None

@@ -166,7 +166,7 @@ class Listener:
         while True:
             await self._clock.sleep(watch_interval(self._settings))
             recorder.check_time()
-            if not recorder.authenticated.done():
+            if not recorder.authenticated.done() or recorder.failed.done():
                 continue
             last = max(recorder.authenticated.result(), recorder.last_message_at or 0)
             if is_stalled(self._calendar, recorder.clock.now(), last, timeout):

@@ -72,7 +72,7 @@ class Writer:
         match judge(_error(state)):
             case Remedy.RETRY_SLOWLY:
                 return self._slowly(state)
-            case Remedy.MAKE_PARTITION:
+            case Remedy.MAKE_PARTITION if state.attempt_number == 1:
                 return 0.0
             case _:
                 return self._soon(state)

@@ -28,6 +28,9 @@ SCHEMA_REVISION = "0001"
 STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
 
+GRACE = 0.5
+"""Seconds after `terminate` in which the driver should have noticed."""
+
 MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
 
@@ -78,6 +81,7 @@ class Store:
         self._staged_until = 0.0
         self._months: set[date] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._deadline = asyncio.timeout(None)
 
     async def open(self) -> asyncpg.Connection:
         """Connect and look at the schema, if that is not done yet."""
@@ -171,11 +175,18 @@ class Store:
         """Translate the driver's errors, and give up a server that does not answer in time.
 
         `terminate` is the only way out of a connection whose peer is gone: cancelling would first ask the server
-        to cancel, and a rollback would wait for it again.
+        to cancel, and a rollback would wait for it again. A COPY that waits for the peer to read does not notice that
+        either, so it is cancelled then; the driver takes that badly, for it has no transport to say so to.
         """
-        self._restart_timer(connection)
+        self._deadline = deadline = asyncio.timeout(None)
         try:
-            yield
+            async with deadline:
+                self._restart_timer(connection)
+                yield
+        except AttributeError as exc:
+            if not deadline.expired():
+                raise
+            raise translated(TimeoutError("the server did not read what it was sent")) from exc
         except DRIVER_ERRORS as exc:
             error = translated(exc)
             if not isinstance(exc, asyncpg.PostgresError) or judge(error) is Remedy.RECONNECT:
@@ -190,7 +201,9 @@ class Store:
 
     def _restart_timer(self, connection: asyncpg.Connection) -> None:
         self._stop_timer()
-        self._timer = asyncio.get_running_loop().call_later(self._write_timeout, connection.terminate)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._write_timeout, connection.terminate)
+        self._deadline.reschedule(loop.time() + self._write_timeout + GRACE)
 
     async def _sift(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
         """Send one batch's rows through the temporary table, without those that the database refuses."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +16,7 @@ from ingestor.store.connect import connect
 from ingestor.store.migrate import head_revision
 from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
 from ingestor.stream.protocol import Decoder
+from tests.proxy import Proxy
 from tests.servers import query
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
@@ -213,6 +215,27 @@ async def test_a_server_that_hangs_is_given_up(writer_url: str, database: str) -
     store._write_timeout = 10
     assert (await store.write([batch, filled(instance, tick("C"))])).ticks == 1
     await store.close()
+
+
+@pytest.mark.parametrize("how", ["half-open", "reset"])
+async def test_a_server_that_stops_reading(writer_url: str, database: str, how: str) -> None:
+    """A body larger than what the wire holds is given up too, when the peer does not read or is gone."""
+    instance = batcher()
+    batches = [filled(instance, *(tick("X" * 30, T0 + n, 1.0, v) for v in range(20_000))) for n in range(4)]
+    async with Proxy(writer_url) as proxy:
+        store = Store(proxy.url, write_timeout=1)
+        await store.write([filled(batcher(), tick("FIRST"))])  # so that nothing but the body is left to send
+        proxy.hold_after = 500_000
+        if how == "reset":
+            asyncio.get_running_loop().call_later(0.5, proxy.cut)
+        with pytest.raises(StoreError):
+            await asyncio.wait_for(store.write(batches), 10)
+        proxy.cut()
+        proxy.release()
+        store._write_timeout = 60
+        await store.write(batches)
+        await store.close()
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(80_001,)]
 
 
 async def test_a_terminated_connection_is_made_again(store: Store, database: str) -> None:

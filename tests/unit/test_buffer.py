@@ -365,6 +365,21 @@ async def test_a_spool_that_breaks_with_all_that_there_was(tmp_path: Path) -> No
         assert await drained(buffer) == []
 
 
+async def test_a_spool_that_breaks_before_an_append(tmp_path: Path) -> None:
+    """What is appended while the damage is only just found vouches for nothing either."""
+    async with on_disk(tmp_path) as buffer:
+        buffer.put(batch(1, covered_until=10))
+        assert await buffer.secure()
+        assert buffer._spool is not None
+        assert buffer._spool._connection is not None
+        buffer._spool._connection.execute("UPDATE batches SET checksum = 0")
+        buffer.put(batch(2, covered_until=20))
+        taking = asyncio.create_task(buffer.take())
+        assert await asyncio.create_task(buffer.secure())
+        assert [b.covered_until for b in await asyncio.wait_for(taking, 5)] == [None]
+        assert [e.batch.covered_until for e in buffer._spool.read(0, 10, 10**6)] == [None]
+
+
 async def test_a_spool_that_breaks(tmp_path: Path) -> None:
     """What was on it is lost to us, so the session vouches for nothing more, keeps its ticks, and ends."""
     async with on_disk(tmp_path) as buffer:
