@@ -124,10 +124,16 @@ class Store:
         connection = await self.open()
         await self._make_partitions(connection, batches)
         try:
-            return await self._write(connection, batches)
+            return await self._write_or_sift(connection, batches)
         except StoreError as error:
             if judge(error) is Remedy.MAKE_PARTITION:
                 self._months.clear()
+            raise
+
+    async def _write_or_sift(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> Written:
+        try:
+            return await self._write(connection, batches)
+        except StoreError as error:
             if judge(error) is not Remedy.SIFT:
                 raise
         await self._make_staging(connection)
