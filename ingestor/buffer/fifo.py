@@ -75,29 +75,51 @@ class Buffer:
         self._open_session: UUID | None = None
         self._broken_session: UUID | None = None
         self._breaks = 0  # how often the spool was damaged
+        self._told = 0  # how often that was said
 
         self.blocked_by: EndReason | None = None
         """Why the stream must stop; None while it may go on."""
         self._room, self._filled, self._emptied = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._wake, self._safe = asyncio.Event(), asyncio.Event()
+        self._wake, self._safe, self._opened = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._note()
 
+    def claim(self) -> None:
+        """Take possession of the spool. From now on batches may be put. Raises what `Spool.claim` does."""
+        if self._spool is not None:
+            self._spool.claim()
+
     async def open(self) -> None:
-        """Take possession of the spool and of what an earlier process left in it. Raises what `Spool.open` does."""
+        """Find what an earlier process left; it comes before what was put meanwhile.
+
+        Tries again for ever where the disk takes nothing. Raises ConfigurationError where a newer version wrote it.
+        """
         if self._spool is None:
+            self._opened.set()
             return
-        damaged = await self._on_disk(self._spool.open)
-        if damaged is not None:
-            self._telemetry.spool_damaged(damaged)
-        self._newest = self._spooled = self._inherited = self._spool.last
+        while not self._opened.is_set():
+            try:
+                await self._on_disk(self._spool.open)
+                self._opened.set()
+            except SpoolUnavailableError as error:
+                self._refuse(error)
+                await self._clock.sleep(RETRY)
+        self._tell_damage()
+        self._newest += self._spool.last
+        self._memory.shift(self._spool.last)
+        self._spooled = self._inherited = self._spool.last
         if self._spool.depth:
             self._telemetry.spool_found(batches=self._spool.depth, size=self._spool.size)
         self._note()
+
+    async def wait_until_open(self) -> None:
+        """Wait until it is known what an earlier process left."""
+        await self._opened.wait()
 
     async def close(self) -> None:
         """Let go of the spool; what is on disk stays there."""
         if self._spool is not None:
             await self._on_disk(self._spool.close)
+            self._tell_damage()
         self._thread.shutdown()
 
     @property
@@ -147,8 +169,8 @@ class Buffer:
                 continue
             try:
                 entries = await self._on_disk(partial(self._spool.read, self._committed, max_rows, max_bytes))
-            except SpoolDamagedError as error:
-                self._begin_anew(error)
+            except SpoolDamagedError:
+                self._begin_anew()
             except SpoolUnavailableError as error:
                 self._telemetry.disk_trouble(str(error), self._clock.monotonic())
                 await self._clock.sleep(RETRY)
@@ -184,17 +206,18 @@ class Buffer:
             if self._spool.is_full:
                 await self._on_disk(self._spool.restore_reserve)
                 self._note()
+            if self._spool.is_slack:
+                await self._tidy(self._spool.shrink)
 
     async def secure(self) -> bool:
         """Move everything from memory to the disk; return whether the disk took it."""
-        if self._spool is None:
+        if self._spool is None or not self._opened.is_set():
             return not self._memory
         async with self._appending:
             try:
                 await self._append_anyhow(self._spool)
-            except SpoolUnavailableError as error:
-                self._refused = True
-                self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+            except (SpoolUnavailableError, SpoolDamagedError) as error:
+                self._refuse(error)
                 return False
             finally:
                 self._note()
@@ -212,12 +235,18 @@ class Buffer:
         """Wait until everything is on disk, and the database does not take it."""
         await self._safe.wait()
 
+    def _refuse(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
+        """Take note that the disk does not take what must go there."""
+        self._refused = True
+        self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+        self._note()
+
     async def _append_anyhow(self, spool: Spool) -> None:
         """Append; where the file turns out to be damaged, to a new one."""
         try:
             await self._append(spool)
-        except SpoolDamagedError as error:
-            self._begin_anew(error)
+        except SpoolDamagedError:
+            self._begin_anew()
             await self._append(spool)
 
     async def _append(self, spool: Spool) -> None:
@@ -244,22 +273,26 @@ class Buffer:
 
     async def _forget(self, spool: Spool) -> None:
         """Delete from the disk what is committed. Where that fails, it is written again after a restart: no harm."""
-        try:
-            await self._on_disk(partial(spool.forget, self._committed))
-        except SpoolDamagedError as error:
-            self._begin_anew(error)
-        except SpoolUnavailableError as error:
-            self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+        await self._tidy(partial(spool.forget, self._committed))
         if not spool.depth:
             self._telemetry.spool_drained()
         self._note()
 
-    def _begin_anew(self, error: SpoolDamagedError) -> None:
+    async def _tidy(self, call: Callable[[], None]) -> None:
+        """Do what loses nothing where it fails."""
+        try:
+            await self._on_disk(call)
+        except SpoolDamagedError:
+            self._begin_anew()
+        except SpoolUnavailableError as error:
+            self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+
+    def _begin_anew(self) -> None:
         """Go on with an empty spool. What was in the other is lost to us, so nothing after it may vouch for its time.
 
         The open session keeps its ticks and loses its coverage from here on; it is to end, and the next one covers.
         """
-        self._telemetry.spool_damaged(error.path)
+        self._tell_damage()
         self._breaks += 1
         self._spooled = self._committed
         self._inherited = 0
@@ -268,10 +301,17 @@ class Buffer:
         self._broken_session = self._open_session
         self._note()
 
+    def _tell_damage(self) -> None:
+        """Name the damaged files that were not named yet, even where nobody waited for the call that found one."""
+        if self._spool is not None:
+            found, self._told = self._spool.set_aside[self._told :], len(self._spool.set_aside)
+            for path in found:
+                self._telemetry.spool_damaged(path)
+
     def _seconds_to_spool(self) -> float:
         """Return how long what is in memory may stay there; 0 where it must go to the disk now."""
         if not self._memory:
-            return self._spool_after
+            return 0.0 if self._spool is not None and self._spool.is_slack else self._spool_after
         if self._away or self._memory.size >= self._memory_max:
             return 0.0
         return max(0.0, self._memory.oldest_since + self._spool_after - self._clock.monotonic())

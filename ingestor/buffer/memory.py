@@ -61,6 +61,10 @@ class Memory:
         while self._entries and self._entries[0][0].position <= upto:
             self.size -= self._entries.popleft()[0].batch.size
 
+    def shift(self, positions: int) -> None:
+        """Move all entries that far back in the queue."""
+        self._entries = deque((Entry(entry.position + positions, entry.batch), at) for entry, at in self._entries)
+
     def withdraw_coverage(self) -> None:
         """Let no entry vouch for anything: something older than they are was lost."""
         self._entries = deque((Entry(entry.position, without_coverage(entry.batch)), at) for entry, at in self._entries)

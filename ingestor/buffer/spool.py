@@ -36,6 +36,9 @@ CHECKPOINT_PAGES = 1000
 VACUUM_PAGES = 256
 """Free pages (of 4 KiB) that are not worth the work of giving them back."""
 
+VACUUM_STEP = 4096
+"""Pages given back in one step, so that a batch that must go to the disk never waits long."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batches (
     position INTEGER PRIMARY KEY,
@@ -85,6 +88,10 @@ class Spool:
         """The position of the newest batch, 0 where there is none."""
         self.is_full = False
         """Whether the disk was full, and has not had room for the ballast since."""
+        self.is_slack = False
+        """Whether the file is mostly free, so that `shrink` has something to do."""
+        self.set_aside: list[Path] = []
+        """The damaged files that were found, under their new names."""
         self._ballast = directory / "ballast"
         self._lock_path = directory / "lock"
         self._lock: IO[str] | None = None
@@ -92,23 +99,36 @@ class Spool:
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Batch).decode
 
-    def open(self) -> Path | None:
-        """Take possession, and count what is there. Returns the path of a damaged file, if one was set aside.
+    def claim(self) -> None:
+        """Take possession. Raises ConfigurationError where another process owns the directory."""
+        file = self._open_lock()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read(20).strip()
+            file.close()
+            raise ConfigurationError(
+                f"INGESTOR_SPOOL_DIR: {self.path.parent} is in use by another ingestor"
+                f"{f' (process {owner})' if owner else ''}. Stop it, or give each one a directory of its own."
+            ) from None
+        self._lock = file
+        with contextlib.suppress(OSError):  # on a full disk it owns the directory without saying its number
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
 
-        Raises ConfigurationError where another process owns the directory or a newer version wrote the file, and
+    def open(self) -> None:
+        """Count what is there; the directory is claimed first, if it was not. Takes seconds: it reads the whole file.
+
+        A damaged file is set aside. Raises ConfigurationError where a newer version wrote the file, and
         SpoolUnavailableError where the disk does not take even an empty queue.
         """
-        self._claim()
-        damaged: Path | None = None
-        try:
+        if self._lock is None:
+            self.claim()
+        with contextlib.suppress(SpoolDamagedError):
             self._with_reserve(self._connect)
-        except SpoolDamagedError as error:
-            damaged = error.path
-        except BaseException:
-            self.close()
-            raise
         self.restore_reserve()
-        return damaged
 
     def close(self) -> None:
         """Let go of the file and of the directory."""
@@ -119,16 +139,19 @@ class Spool:
 
     def restore_reserve(self) -> None:
         """Make the ballast, if it is not there and the disk has room for twice as much."""
-        with contextlib.suppress(OSError):
+        draft = self._ballast.with_suffix(".new")
+        try:
             if not self._ballast.exists():
                 if shutil.disk_usage(self.path.parent).free < 2 * BALLAST:
                     return
-                draft = self._ballast.with_suffix(".new")
                 with draft.open("wb") as file:
                     file.write(os.urandom(BALLAST))  # random: a file system may keep zeros without using space
                     os.fsync(file.fileno())
                 draft.replace(self._ballast)
             self._go_easy(False)
+        except OSError:
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
     def append(self, entries: Sequence[Entry], *, replaced: int | None = None) -> None:
         """Add batches behind the others, all or none, and drop the one at `replaced`.
@@ -165,19 +188,22 @@ class Spool:
         return [Entry(position, self._decoded(body, checksum)) for position, body, checksum in found]
 
     def forget(self, upto: int) -> None:
-        """Delete the batches up to that position: they are committed. The file shrinks when it is mostly free."""
+        """Delete the batches up to that position: they are committed."""
         if self.is_full and upto >= self.last:
             self._renew()
             return
         self._write(lambda connection: _remove(connection, "position <= ?", (upto,)))
+        with self._connected() as connection:
+            self.is_slack = _is_slack(connection)
+
+    def shrink(self) -> None:
+        """Give a step of the file's free space back to the disk. Not while the disk is full: it takes space first."""
+        self.is_slack = False
         if self.is_full:
             return
         with self._connected() as connection:
-            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-            (pages,) = connection.execute("PRAGMA page_count").fetchone()
-            # While much of it is in use, that would only move the pages in use to the front, over and over.
-            if free > VACUUM_PAGES and free * 2 > pages:
-                connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_STEP}); PRAGMA wal_checkpoint(TRUNCATE)")
+            self.is_slack = _is_slack(connection)
 
     def _renew(self) -> None:
         """Begin a new file in place of one that holds nothing any more: the surest way to free its space."""
@@ -187,22 +213,11 @@ class Spool:
                 Path(f"{self.path}{suffix}").unlink(missing_ok=True)
         self._connect()
 
-    def _claim(self) -> None:
-        file = self._lock_path.open("a+", encoding="ascii")
+    def _open_lock(self) -> IO[str]:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read(20).strip()
-            file.close()
-            raise ConfigurationError(
-                f"INGESTOR_SPOOL_DIR: {self.path.parent} is in use by another ingestor"
-                f"{f' (process {owner})' if owner else ''}. Stop it, or give each one a directory of its own."
-            ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        self._lock = file
+            return self._lock_path.open("a+", encoding="ascii")
+        except OSError as error:
+            raise self._unavailable(error) from error
 
     def _connect(self) -> None:
         try:
@@ -323,10 +338,20 @@ class Spool:
         except OSError as error:
             raise self._unavailable(error) from error
         self._disconnect()
+        self.set_aside.append(target)
+        self.is_slack = False
         self.depth = self.size = self.last = 0
         with contextlib.suppress(SpoolUnavailableError):  # then the next call tries again
             self._connect()
         return SpoolDamagedError(target, why)
+
+
+def _is_slack(connection: sqlite3.Connection) -> bool:
+    """Whether most of the file is free, and it is worth the work."""
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    # While much of it is in use, that would only move the pages in use to the front, over and over.
+    return bool(free > VACUUM_PAGES and free * 2 > pages)
 
 
 def _remove(connection: sqlite3.Connection, where: str, values: tuple[object, ...]) -> _Change:

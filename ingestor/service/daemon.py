@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 
 from ingestor import __version__
 from ingestor.buffer.fifo import Buffer
@@ -63,9 +64,9 @@ class Daemon:
         self.telemetry.started(
             version=__version__, endpoint=self._settings.stream_url, instance=self._settings.instance
         )
-        await self.buffer.open()
+        self.buffer.claim()
         listening = asyncio.create_task(self._listener.run(), name="listener")
-        spooling = asyncio.create_task(self.buffer.run(), name="spooler")
+        spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
@@ -75,6 +76,7 @@ class Daemon:
             await self._drain({writing, spooling}, request)
             await self.buffer.secure()
         finally:
+            await self._store.give_up()
             await _cancel(listening, writing, spooling, stop)
             await self._store.close()
             await self.buffer.close()
@@ -83,7 +85,12 @@ class Daemon:
                 task.result()
         self._account()
 
+    async def _spool(self) -> None:
+        await self.buffer.open()  # which may take seconds, in which the stream is heard already
+        await self.buffer.run()
+
     async def _write(self) -> None:
+        await self.buffer.wait_until_open()
         await self._writer.write_inherited()
         await self._writer.end_crashed_sessions(before=self._began)
         await self._compare()
@@ -126,6 +133,8 @@ def prepare_state_directory(settings: Settings) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "accepted").touch(mode=0o600)
     except OSError as error:
+        if error.errno == errno.ENOSPC:  # which may pass, so a service manager is to try again
+            raise IngestorError(f"The disk of {directory} is full.", hint="Make room on it.") from None
         raise ConfigurationError(
             f"{variable('spool_dir')}: {directory} is not a directory that can be written to: {error.strerror}."
         ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -42,13 +42,61 @@ async def connect(
     application_name: str = "ingestor",
     read_write: bool = False,
 ) -> asyncpg.Connection:
-    """Connect within `timeout` seconds. With `read_write`, of several hosts only one that takes writes will do.
+    """Connect to the first of the URL's hosts that will do; with `read_write`, only one that takes writes does.
 
-    Raises StoreError, with what a person can do about it and without the password.
+    Each host has `timeout` seconds of its own. Raises StoreError, with what a person can do about it and without
+    the password.
     """
     _hide_passwords(url)
     if has_unencoded_password(url):  # the driver would quote a piece of it
         raise StoreError(f"The database URL {redact(url)} cannot be read.", hint="Percent-encode its password.")
+    errors: list[StoreError] = []
+    for host in each_host(url):
+        try:
+            return await _connect(host, timeout, application_name, read_write=read_write)
+        except StoreError as error:
+            errors.append(error)
+    raise max(errors, key=_telling)
+
+
+def each_host(url: str) -> list[str]:
+    """Return a URL for each of the hosts that a URL names, in their order.
+
+    The driver can try several hosts itself, but one that hangs would use up the time of all of them, and one that
+    refuses for another reason than that it starts up would be the last.
+    """
+    try:
+        parts = urlsplit(driver_url(url))
+        parameters = dict(parse_qsl(parts.query))
+    except ValueError:  # the driver says what is wrong
+        return [url]
+    userinfo, at, hosts = parts.netloc.rpartition("@")
+    if "," in hosts:
+        return [urlunsplit(parts._replace(netloc=f"{userinfo}{at}{host}")) for host in hosts.split(",")]
+    names, ports = parameters.get("host", "").split(","), parameters.get("port", "").split(",")
+    if hosts or len(names) == 1 or len(ports) not in {1, len(names)}:
+        return [url]
+    if len(ports) == 1:
+        ports *= len(names)
+    base, _, _ = driver_url(url).partition("?")
+    return [
+        f"{base}?{urlencode({**parameters, 'host': name} | ({'port': port} if port else {}))}"
+        for name, port in zip(names, ports, strict=True)
+    ]
+
+
+def _telling(error: StoreError) -> int:
+    """Return how much an error says: that a server refuses, more than that it is a standby or that none answers."""
+    match error.sqlstate:
+        case None:
+            return 0
+        case "25006":
+            return 1
+        case _:
+            return 2
+
+
+async def _connect(url: str, timeout: float, application_name: str, *, read_write: bool) -> asyncpg.Connection:
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
             driver_url(url),

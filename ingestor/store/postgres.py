@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import groupby
 from typing import TypeAlias
 
@@ -17,10 +17,11 @@ from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
 from ingestor.clock import Clock, SystemClock
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection
-from ingestor.store.connect import DRIVER_ERRORS, connect, translated
+from ingestor.store.connect import DRIVER_ERRORS, connect
+from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE, Remedy, judge
 from ingestor.store.queries import QUERIES
-from ingestor.store.sift import sift
+from ingestor.store.sift import Tolerance, sift
 
 SCHEMA_REVISION = "0001"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
@@ -28,11 +29,13 @@ SCHEMA_REVISION = "0001"
 STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
 
-GRACE = 0.5
-"""Seconds after `terminate` in which the driver should have noticed."""
-
 MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
+
+NO_PARTITION = (
+    "It is made now. Where that does not help, a table with its name, market.ticks_YYYY_MM, stands apart (was it "
+    "detached?): attach it again, or rename it."
+)
 
 _Inserted: TypeAlias = tuple[int, Sequence[Rejection]]
 """How many rows are new, and the rows that were refused."""
@@ -76,43 +79,47 @@ class Store:
         self._url = url
         self._write_timeout = write_timeout
         self._clock = clock or SystemClock()
-        self._connection: asyncpg.Connection | None = None
         self._has_staging = False
         self._staged_until = 0.0
         self._months: set[date] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline = asyncio.timeout(None)
+        self._guarded: Guarded | None = None
+        self._tolerance = Tolerance()
 
-    async def open(self) -> asyncpg.Connection:
+    async def open(self) -> Guarded:
         """Connect and look at the schema, if that is not done yet."""
-        if self._connection is None or self._connection.is_closed():
+        if self._guarded is None or self._guarded.connection.is_closed():
             self._has_staging = False
             self._months.clear()
-            connection = await connect(
-                self._url, timeout=self._write_timeout, application_name="ingestor", read_write=True
+            self._guarded = guarded = Guarded(
+                await connect(self._url, timeout=self._write_timeout, application_name="ingestor", read_write=True),
+                self._write_timeout,
             )
             try:
-                async with self._guarded(connection):
+                async with guarded as connection:
                     await _check_schema(connection)
                     await connection.execute(QUERIES["commit_for_sure"])
-            except StoreError:
-                connection.terminate()
+                    await connection.execute(QUERIES["notice_what_is_gone"], str(round(self._write_timeout * 1000)))
+            except BaseException:
+                guarded.connection.terminate()
                 raise
-            self._connection = connection
-        return self._connection
+        return self._guarded
+
+    async def give_up(self) -> None:
+        """End the write that is under way, if any, without waiting for the server. Whoever waits gets StoreError."""
+        if self._guarded is not None:
+            await self._guarded.give_up()
 
     async def close(self) -> None:
         """Close the connection, at once if the server does not answer."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
+        guarded, self._guarded = self._guarded, None
+        if guarded is not None:
             with contextlib.suppress(*DRIVER_ERRORS):
-                await connection.close(timeout=1)
-            connection.terminate()
+                await guarded.connection.close(timeout=1)
+            guarded.connection.terminate()
 
     async def end_crashed_sessions(self, instance: str, before: Micros) -> int:
         """End this instance's sessions that began before this process and never said how they ended."""
-        connection = await self.open()
-        async with self._guarded(connection):
+        async with await self.open() as connection:
             status = await connection.execute(QUERIES["end_crashed_sessions"], instance, _timestamp(before))
         return _count(status)
 
@@ -121,106 +128,78 @@ class Store:
 
         Where a row is at fault, each batch has a transaction of its own, and such rows become rejections.
         """
-        connection = await self.open()
-        await self._make_partitions(connection, batches)
+        guarded = await self.open()
+        await self._make_partitions(guarded, batches)
         try:
-            return await self._write_or_sift(connection, batches)
+            return await self._write_or_sift(guarded, batches)
         except StoreError as error:
             if judge(error) is Remedy.MAKE_PARTITION:
                 self._months.clear()
+                error.hint = NO_PARTITION
             raise
 
-    async def _write_or_sift(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> Written:
+    async def _write_or_sift(self, guarded: Guarded, batches: Sequence[Batch]) -> Written:
         try:
-            return await self._write(connection, batches)
+            written = await self._write(guarded, batches)
         except StoreError as error:
             if judge(error) is not Remedy.SIFT:
                 raise
-        await self._make_staging(connection)
+        else:
+            self._tolerance.note(written.ticks)
+            return written
+        await self._make_staging(guarded)
         written = Written()
         for batch in batches:
-            written += await self._transaction(connection, [batch], self._sift)
+            sifted = await self._transaction(guarded, [batch], partial(self._sift, guarded))
+            self._tolerance.note(sifted.ticks + len(sifted.refused), len(sifted.refused))
+            written += sifted
         return written
 
-    async def _write(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> Written:
+    async def _write(self, guarded: Guarded, batches: Sequence[Batch]) -> Written:
         """Write by the fast way, or for a while by the staged one, where rows are there already."""
         if self._clock.monotonic() >= self._staged_until:
             try:
-                return await self._transaction(connection, batches, _copy)
+                return await self._transaction(guarded, batches, _copy)
             except StoreError as error:
                 if judge(error) is not Remedy.STAGED:
                     raise
                 self._staged_until = self._clock.monotonic() + STAY_STAGED
-        await self._make_staging(connection)
-        return await self._transaction(connection, batches, _stage)
+        await self._make_staging(guarded)
+        return await self._transaction(guarded, batches, _stage)
 
-    async def _make_staging(self, connection: asyncpg.Connection) -> None:
+    async def _make_staging(self, guarded: Guarded) -> None:
         if not self._has_staging:
-            async with self._guarded(connection):
+            async with guarded as connection:
                 await connection.execute(QUERIES["make_staging"])
             self._has_staging = True
 
-    async def _transaction(self, connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:
+    async def _transaction(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert) -> Written:
         written = Written()
-        async with self._guarded(connection), connection.transaction():
+        async with guarded as connection, connection.transaction():
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
                 written += await _write_session(connection, list(group), insert)
         return written
 
-    async def _make_partitions(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
+    async def _make_partitions(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
         """Make the partitions of the ticks' months and of the months ahead, in transactions of their own."""
         today = (_EPOCH + timedelta(microseconds=self._clock.wall())).date()
         needed = {month for batch in batches for month in batch.months} | set(months_ahead(today))
         for month in sorted(needed - self._months):
-            async with self._guarded(connection):
+            async with guarded as connection:
                 await connection.execute(QUERIES["ensure_partition"], month)
             self._months.add(month)
 
-    @contextlib.asynccontextmanager
-    async def _guarded(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
-        """Translate the driver's errors, and give up a server that does not answer in time.
-
-        `terminate` is the only way out of a connection whose peer is gone: cancelling would first ask the server
-        to cancel, and a rollback would wait for it again. A COPY that waits for the peer to read does not notice that
-        either, so it is cancelled then; the driver takes that badly, for it has no transport to say so to.
-        """
-        self._deadline = deadline = asyncio.timeout(None)
-        try:
-            async with deadline:
-                self._restart_timer(connection)
-                yield
-        except AttributeError as exc:
-            if not deadline.expired():
-                raise
-            raise translated(TimeoutError("the server did not read what it was sent")) from exc
-        except DRIVER_ERRORS as exc:
-            error = translated(exc)
-            if not isinstance(exc, asyncpg.PostgresError) or judge(error) is Remedy.RECONNECT:
-                connection.terminate()
-            raise error from exc
-        finally:
-            self._stop_timer()
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _restart_timer(self, connection: asyncpg.Connection) -> None:
-        self._stop_timer()
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._write_timeout, connection.terminate)
-        self._deadline.reschedule(loop.time() + self._write_timeout + GRACE)
-
-    async def _sift(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+    async def _sift(self, guarded: Guarded, connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
         """Send one batch's rows through the temporary table, without those that the database refuses."""
         (batch,) = batches
 
         async def insert(rows: Iterable[bytes]) -> int:
-            self._restart_timer(connection)  # which is for a server that hangs, not for one that works
+            guarded.renew()
             await connection.execute(QUERIES["empty_staging"])
             return await _stage_rows(connection, rows)
 
-        return await sift(batch, insert, connection.transaction)
+        most = self._tolerance.of(batch.count)
+        return await sift(batch, insert, connection.transaction, most=most)
 
 
 async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:

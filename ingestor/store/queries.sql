@@ -12,6 +12,14 @@ SELECT minimum_version FROM ingest.settings
 -- A server that acknowledges before it has written would break the promise; anything stronger is left alone.
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
 
+-- name: notice_what_is_gone
+-- A connection whose other end is gone must not hold a session's row for hours, which is what TCP would do. Within a
+-- minute the server notices; and nobody waits for a lock longer than the writer waits for an answer. Not given when
+-- connecting, since a connection pooler knows few parameters. On a Unix socket the first four mean nothing.
+SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
+    set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '60000', false),
+    set_config('idle_in_transaction_session_timeout', '60000', false), set_config('lock_timeout', $1, false)
+
 -- name: lock_session
 -- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before.
 SELECT last_batch FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE

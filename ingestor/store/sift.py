@@ -23,18 +23,37 @@ MOST_SHARE = 0.01
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+class Tolerance:
+    """How many rows may be refused: of a batch by the rule above, and in the long run by its share alone.
+
+    Without the second bound, small batches could lose all their rows, one batch after the other.
+    """
+
+    def __init__(self) -> None:
+        self._left = float(MOST_ROWS)
+
+    def of(self, rows: int) -> int:
+        """Return how many of a batch of so many rows may be refused."""
+        return int(min(max(MOST_ROWS, rows * MOST_SHARE), self._left + rows * MOST_SHARE))
+
+    def note(self, rows: int, refused: int = 0) -> None:
+        """Take note of rows that were committed, and of how many among them were refused."""
+        self._left = min(MOST_ROWS, self._left + rows * MOST_SHARE - refused)
+
+
 async def sift(
     batch: Batch,
     insert: Callable[[Sequence[bytes]], Awaitable[int]],
     savepoint: Callable[[], AbstractAsyncContextManager[object]],
+    *,
+    most: int,
 ) -> tuple[int, list[Rejection]]:
     """Insert a batch's rows by halves, each within a savepoint. Returns how many are new, and what was refused.
 
-    Raises what `insert` raises where no row is at fault, and StoreError where too many are.
+    Raises what `insert` raises where no row is at fault, and StoreError where more than `most` are.
     """
     rows = list(unpack(batch.rows))
     positions = list(_positions(batch))
-    most = max(MOST_ROWS, int(len(rows) * MOST_SHARE))
     refused: list[Rejection] = []
 
     async def attempt(first: int, last: int) -> int:
@@ -51,7 +70,8 @@ async def sift(
                 refused.append(Rejection(positions[first], received_at, f"database:{error.sqlstate}", raw, len(raw)))
                 if len(refused) > most:
                     raise StoreError(
-                        f"The database refuses more than {most} of a batch's {len(rows)} ticks. {error.message}",
+                        f"The database refuses more than {most} of a batch's {len(rows)} ticks, or lately more than "
+                        f"{MOST_SHARE:.0%} of all. {error.message}",
                         hint="Nothing is given up; look at the constraints and triggers of market.ticks.",
                     ) from exc
                 return 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ingestor.store.connect import connect
 from tests.chaos.world import Instance, World
 from tests.disks import fill
+from tests.proxy import Proxy
 
 INTERVAL = 1.7
 """Seconds between the beginnings of two faults, in the mean."""
@@ -75,54 +76,39 @@ async def _execute(world: World, statements: str) -> None:
         connection.terminate()
 
 
-async def cut_database(instance: Instance, fault: Fault) -> None:
-    instance.database.cut()
+async def cut(wire: Proxy, fault: Fault) -> None:
+    wire.cut()
 
 
-async def cut_database_in_the_middle(instance: Instance, fault: Fault) -> None:
-    instance.database.cut_in_the_middle()
+async def cut_in_the_middle(wire: Proxy, fault: Fault) -> None:
+    wire.cut_in_the_middle()
     await asyncio.sleep(0.5)
 
 
-async def hold_database(instance: Instance, fault: Fault) -> None:
-    instance.database.hold()
+async def hold(wire: Proxy, fault: Fault) -> None:
+    wire.hold()
     await asyncio.sleep(fault.seconds)
-    instance.database.release()
+    wire.release()
 
 
-async def delay_database(instance: Instance, fault: Fault) -> None:
-    instance.database.delay = 0.15
+async def hold_beyond_the_keepalive(wire: Proxy, fault: Fault) -> None:
+    wire.hold()
+    await asyncio.sleep(2 + fault.seconds)
+    wire.cut()
+    wire.release()
+
+
+async def delay(wire: Proxy, fault: Fault) -> None:
+    wire.delay = 0.15
     await asyncio.sleep(fault.seconds)
-    instance.database.delay = 0.0
+    wire.delay = 0.0
 
 
-async def lose_answers(instance: Instance, fault: Fault) -> None:
-    instance.database.mutes_server = True
+async def lose_answers(wire: Proxy, fault: Fault) -> None:
+    wire.mutes_server = True
     await asyncio.sleep(min(fault.seconds, 0.5))
-    instance.database.cut()
-    instance.database.mutes_server = False
-
-
-async def cut_feed(instance: Instance, fault: Fault) -> None:
-    instance.feed.cut()
-
-
-async def cut_feed_in_the_middle(instance: Instance, fault: Fault) -> None:
-    instance.feed.cut_in_the_middle()
-    await asyncio.sleep(0.5)
-
-
-async def hold_feed(instance: Instance, fault: Fault) -> None:
-    instance.feed.hold()
-    await asyncio.sleep(2 + fault.seconds)  # longer than a ping may take
-    instance.feed.cut()
-    instance.feed.release()
-
-
-async def delay_feed(instance: Instance, fault: Fault) -> None:
-    instance.feed.delay = 0.15
-    await asyncio.sleep(fault.seconds)
-    instance.feed.delay = 0.0
+    wire.cut()
+    wire.mutes_server = False
 
 
 async def kill_daemon(instance: Instance, fault: Fault) -> None:
@@ -167,18 +153,18 @@ ON_SERVER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "server's writes held back": hold_back_writes,
     "server's disk full": fill_servers_disk,
 }
-ON_DATABASE_WIRE: dict[str, Callable[[Instance, Fault], Awaitable[None]]] = {
-    "database wire cut": cut_database,
-    "database wire cut in a message": cut_database_in_the_middle,
-    "database wire half-open": hold_database,
-    "database wire delayed": delay_database,
+ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
+    "database wire cut": cut,
+    "database wire cut in a message": cut_in_the_middle,
+    "database wire half-open": hold,
+    "database wire delayed": delay,
     "database answers lost": lose_answers,
 }
-ON_FEED_WIRE: dict[str, Callable[[Instance, Fault], Awaitable[None]]] = {
-    "feed wire cut": cut_feed,
-    "feed wire cut in a frame": cut_feed_in_the_middle,
-    "feed wire half-open": hold_feed,
-    "feed wire delayed": delay_feed,
+ON_FEED_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
+    "feed wire cut": cut,
+    "feed wire cut in a frame": cut_in_the_middle,
+    "feed wire half-open": hold_beyond_the_keepalive,
+    "feed wire delayed": delay,
 }
 ON_PROCESS: dict[str, Callable[[Instance, Fault], Awaitable[None]]] = {
     "daemon killed": kill_daemon,
@@ -217,10 +203,10 @@ async def strike(world: World, fault: Fault) -> None:
             await ON_SERVER[fault.kind](world, fault)
     elif fault.kind in ON_DATABASE_WIRE:
         async with instance.database_lock:
-            await ON_DATABASE_WIRE[fault.kind](instance, fault)
+            await ON_DATABASE_WIRE[fault.kind](instance.database, fault)
     elif fault.kind in ON_FEED_WIRE:
         async with instance.feed_lock:
-            await ON_FEED_WIRE[fault.kind](instance, fault)
+            await ON_FEED_WIRE[fault.kind](instance.feed, fault)
     elif fault.kind in ON_PROCESS:
         async with instance.process_lock:
             assert instance.daemon.is_running, f"{instance.name} has ended by itself: {instance.daemon.tail()}"

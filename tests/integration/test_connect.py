@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from ingestor.embedded import EmbeddedServer
 from ingestor.errors import StoreError
-from ingestor.store.connect import connect, create_engine, redact
+from ingestor.store.connect import connect, create_engine, each_host, redact
 from tests.proxy import pump
 from tests.servers import TestServer, with_parts
 
@@ -132,6 +132,50 @@ async def test_several_hosts(database: str) -> None:
     parts = urlsplit(database)
     userinfo, _, host = parts.netloc.rpartition("@")
     await works(f"postgresql://{userinfo}@127.0.0.1:1,{host}{parts.path}")
+
+
+async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) -> None:
+    """Neither a host that never answers nor one that does not know the user keeps the next one from being tried."""
+    parts = urlsplit(database)
+    userinfo, _, host = parts.netloc.rpartition("@")
+    never = asyncio.Event()
+
+    async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            await never.wait()
+
+    with EmbeddedServer() as refusing:
+        listener = await asyncio.start_server(hang, "127.0.0.1", 0)
+        hanging = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        hosts = f"{hanging},127.0.0.1:{refusing.port},{host}"
+        connection = await connect(f"postgresql://{userinfo}@{hosts}{parts.path}", timeout=1)
+        assert await connection.fetchval("SELECT current_database()") == parts.path.strip("/")
+        await connection.close()
+        with pytest.raises(StoreError, match="refused the connection"):  # which says more than that one was silent
+            await connect(
+                f"postgresql://nobody:known@127.0.0.1:{refusing.port},{hanging}/postgres", timeout=0.2, read_write=True
+            )
+        never.set()
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "each"),
+    [
+        ("postgresql://u:p@a:1,[::1]:2/d?x=y", ["postgresql://u:p@a:1/d?x=y", "postgresql://u:p@[::1]:2/d?x=y"]),
+        (
+            "postgresql:///d?host=a,b&port=1,2",
+            ["postgresql:///d?host=a&port=1", "postgresql:///d?host=b&port=2"],
+        ),
+        ("postgresql:///d?host=a,b&port=1", ["postgresql:///d?host=a&port=1", "postgresql:///d?host=b&port=1"]),
+        ("postgresql:///d?host=a,b", ["postgresql:///d?host=a", "postgresql:///d?host=b"]),
+        ("postgresql:///d?host=a,b&port=1,2,3", ["postgresql:///d?host=a,b&port=1,2,3"]),
+        ("postgresql://h/d", ["postgresql://h/d"]),
+    ],
+)
+def test_each_host(url: str, each: list[str]) -> None:
+    """A URL is parted by its hosts, in either place, and keeps everything else."""
+    assert each_host(url) == each
 
 
 async def test_the_host_that_takes_writes() -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
 from tests.disks import fill, small_disk
@@ -61,6 +63,30 @@ async def test_a_server_that_hangs(writer_url: str, database: str, process: Serv
         process.resume()
         await stored(database, market)
     assert await query(database, ENDS) == [("stopped",)]
+
+
+async def test_a_second_signal_does_not_wait_for_a_server_that_hangs(
+    writer_url: str, database: str, process: ServerProcess
+) -> None:
+    """Who asks twice is not kept waiting until the write is given up; what is not written is on disk."""
+    request = StopRequest()
+    async with Simulator(port=0, rate=0) as simulator:
+        daemon = Daemon(settings(simulator, writer_url, write_timeout="60s", stop_timeout="60s"))
+        task = asyncio.create_task(daemon.run(request))
+        await simulator.wait_connected()
+        market = Market(simulator)
+        market.trade()
+        await until(database, COUNT, market.sent)
+        process.pause()
+        market.trade()
+        await heard(daemon, market.sent)
+        request()
+        request()
+        await asyncio.wait_for(task, 5)
+        assert daemon.buffer.in_memory == ()
+        process.resume()
+        async with running(settings(simulator, writer_url)):
+            await stored(database, market)
 
 
 async def test_connections_that_are_terminated(writer_url: str, database: str) -> None:

@@ -17,7 +17,7 @@ from ingestor.store.migrate import head_revision
 from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
 from ingestor.stream.protocol import Decoder
 from tests.proxy import Proxy
-from tests.servers import query
+from tests.servers import TestServer, query
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
 
@@ -321,6 +321,44 @@ async def test_too_many_rows_that_the_database_refuses(store: Store, database: s
     await connection.execute("ALTER TABLE market.ticks DROP CONSTRAINT local_rule")
     await connection.close()
     assert (await store.write([batch])).ticks == count
+
+
+async def test_small_batches_do_not_lose_all_their_rows(store: Store, database: str) -> None:
+    """Ten rows are refused one by one, in however many batches; then one in a hundred, and no more."""
+    await constrain(database, "price > 2")
+    instance = batcher()
+    for number in range(10):
+        assert (await store.write([filled(instance, tick(volume=number))])).rejected == 1
+    bad = filled(instance, tick(volume=10))
+    with pytest.raises(StoreError, match="lately more than 1% of all"):
+        await store.write([bad])
+    await store.write([filled(batcher(), *(tick(volume=number, price=3.0) for number in range(100)))])
+    assert (await store.write([bad])).rejected == 1
+    with pytest.raises(StoreError, match="lately more than 1% of all"):
+        await store.write([filled(instance, tick(volume=11))])
+
+
+async def test_a_session_that_outlives_its_other_end(store: Store) -> None:
+    """The server notices a connection whose other end is gone within a minute, not by the defaults of TCP."""
+    async with await store.open() as connection:
+        assert await connection.fetchval("SHOW tcp_keepalives_idle") == "30"
+        assert await connection.fetchval("SHOW tcp_user_timeout") == "60000"
+        assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
+
+
+async def test_a_detached_partition(store: Store, database: str, server: TestServer) -> None:
+    """A month whose table stands apart can't be written to; the error says what to do, and then it can."""
+    if server.edition != "plain":
+        pytest.skip("a hypertable has chunks")
+    await store.write([filled(batcher(), tick())])
+    admin = await connect(database)
+    await admin.execute("ALTER TABLE market.ticks DETACH PARTITION market.ticks_2026_03")
+    batch = filled(batcher(), tick(volume=11))
+    with pytest.raises(StoreError, match="attach it again, or rename it"):
+        await store.write([batch])
+    await admin.execute("ALTER TABLE market.ticks_2026_03 RENAME TO apart")
+    assert (await store.write([batch])).ticks == 1
+    await admin.close()
 
 
 async def test_a_refused_row_beside_one_that_is_there(store: Store, database: str) -> None:

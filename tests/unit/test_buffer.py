@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +34,8 @@ def in_memory(max_bytes: int = 2**20) -> Buffer:
 @contextlib.asynccontextmanager
 async def on_disk(directory: Path, **changes: Any) -> AsyncIterator[Buffer]:
     """A buffer with a spool, whose task is running."""
-    settings = {"memory_max_bytes": 2**20, "spool_max_bytes": 2**30, "spool_after": LONG, **changes}
-    telemetry = Telemetry()
-    buffer = Buffer(spool=Spool(directory), clock=SystemClock(), telemetry=telemetry, **settings)
+    defaults = {"memory_max_bytes": 2**20, "spool_max_bytes": 2**30, "spool_after": LONG, "telemetry": Telemetry()}
+    buffer = Buffer(spool=Spool(directory), clock=SystemClock(), **{**defaults, **changes})
     await buffer.open()
     task = asyncio.create_task(buffer.run())
     try:
@@ -244,6 +244,71 @@ async def test_memory_is_bounded_though_the_disk_is_slow(tmp_path: Path) -> None
         assert blocked(buffer) is EndReason.BUFFER_FULL
         await eventually(lambda: blocked(buffer) is None)
         assert buffer.spooled_batches == 20
+
+
+async def test_what_is_heard_before_the_spool_is_open(tmp_path: Path) -> None:
+    """The stream need not wait until a large spool was looked through; what lies in it goes first all the same."""
+    async with on_disk(tmp_path) as buffer:
+        for number in range(1, 4):
+            buffer.put(batch(number))
+        assert await buffer.secure()
+    settings: dict[str, Any] = {"memory_max_bytes": 2**20, "spool_max_bytes": 2**30}
+    buffer = Buffer(spool=Spool(tmp_path), clock=SystemClock(), telemetry=Telemetry(), **settings)
+    buffer.claim()
+    buffer.put(batch(1, session=OTHER))
+    buffer.put(batch(2, session=OTHER))
+    await buffer.open()
+    buffer.put(batch(3, session=OTHER))
+    assert inherited(buffer)
+    assert await buffer.secure()
+    assert await drained(buffer) == [1, 2, 3, 1, 2, 3]
+    await buffer.close()
+
+
+async def test_space_is_given_back(tmp_path: Path) -> None:
+    """When a large queue has drained, its file is made small beside the work."""
+    async with on_disk(tmp_path, spool_after=0.05) as buffer:
+        for number in range(1, 101):
+            buffer.put(batch(number, 2000))
+        assert await buffer.secure()
+        assert (tmp_path / "spool.db").stat().st_size > 10 * 2**20
+        await drained(buffer)
+        await eventually(lambda: (tmp_path / "spool.db").stat().st_size < 2 * 2**20)
+
+
+async def test_damage_that_nobody_waited_for_is_told(tmp_path: Path) -> None:
+    """Who reads is cancelled at the stop; a damaged file that was found by it is named and counted all the same."""
+    telemetry = Telemetry()
+    async with on_disk(tmp_path, telemetry=telemetry) as buffer:
+        buffer.put(batch(1))
+        assert await buffer.secure()
+        assert buffer._spool is not None
+        assert buffer._spool._connection is not None
+        buffer._spool._connection.execute("UPDATE batches SET checksum = 0")
+        taking = asyncio.create_task(buffer.take())
+        await asyncio.sleep(0)  # it waits for the disk now
+        while not buffer._spool.set_aside:
+            time.sleep(0.001)  # noqa: ASYNC251 - the loop is not to hear of it before the cancellation
+        taking.cancel()
+    assert telemetry.counts.spools_damaged == 1
+
+
+async def test_a_disk_that_damages_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk on which the new file is damaged as well counts as one that takes nothing: the ticks stay in memory."""
+    async with on_disk(tmp_path) as buffer:
+        assert buffer._spool is not None
+
+        def append(_entries: object, **_: object) -> None:
+            raise buffer._spool._set_aside("as ever")  # type: ignore[union-attr]
+
+        monkeypatch.setattr(buffer._spool, "append", append)
+        buffer.put(batch(1))
+        assert not await buffer.secure()
+        assert len(buffer.in_memory) == 1
+        assert blocked(buffer) is EndReason.SPOOL_DAMAGED
+        monkeypatch.undo()
+        assert await buffer.secure()
+        assert not len(buffer.in_memory)
 
 
 async def test_a_successor_goes_on(tmp_path: Path) -> None:

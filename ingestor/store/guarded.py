@@ -1,0 +1,81 @@
+"""A connection that is given up when the server does not answer, with the driver's errors translated."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+
+import asyncpg
+
+from ingestor.store.connect import DRIVER_ERRORS, translated
+from ingestor.store.judge import Remedy, judge
+
+GRACE = 0.5
+"""Seconds after `terminate` in which the driver should have noticed."""
+
+
+class Guarded:
+    """A connection to be used within `async with`, each time for `seconds` from the beginning or the last `renew`.
+
+    `terminate` is the only way out of a connection whose peer is gone: cancelling would first ask the server to
+    cancel, and a rollback would wait for it again. A COPY that waits for the peer to read does not notice that
+    either, so it is cancelled then; the driver takes that badly, for it has no transport to say so to.
+
+    Raises StoreError for everything that the driver raises; the connection is closed where it can't be used again.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, seconds: float) -> None:
+        self.connection = connection
+        self._seconds = seconds
+        self._deadline = asyncio.timeout(None)
+        self._timer: asyncio.TimerHandle | None = None
+        self._left = asyncio.Event()
+        self._left.set()
+
+    def renew(self) -> None:
+        """Begin to count anew: the limit is for a server that hangs, not for one that works."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    async def give_up(self) -> None:
+        """Let go of the connection now, if it is in use, and wait until its user knows."""
+        if not self._left.is_set():
+            self._expire()
+            await self._left.wait()
+
+    def _expire(self) -> None:
+        self.connection.terminate()
+        self._deadline.reschedule(asyncio.get_running_loop().time() + GRACE)
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        """Begin to count."""
+        self._deadline = asyncio.timeout(None)
+        self._left.clear()
+        await self._deadline.__aenter__()
+        self.renew()
+        return self.connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop counting, and translate."""
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            await self._deadline.__aexit__(kind, error, traceback)
+        except TimeoutError as late:
+            error = late
+        finally:
+            self._left.set()
+        match error:
+            case AttributeError() if self._deadline.expired():
+                raise translated(TimeoutError("the server did not read what it was sent")) from error
+            case asyncpg.PostgresError():
+                refusal = translated(error)
+                if judge(refusal) is Remedy.RECONNECT:
+                    self.connection.terminate()
+                raise refusal from error
+            case Exception() if isinstance(error, DRIVER_ERRORS):
+                self.connection.terminate()
+                raise translated(error) from error
