@@ -124,7 +124,6 @@ if __name__ == "__main__":
     if kept:
         shutil.rmtree(place)
     else:
-        print(
-            f"The promise was broken, or not put to the test. Logs and spools are in {place}; CHAOS_SEED={options.seed} tries it again."
-        )
+        print("The promise was broken, or not put to the test.")
+        print(f"Logs and spools are in {place}; CHAOS_SEED={options.seed} tries it again.")
     sys.exit(0 if kept else 1)
