@@ -74,6 +74,7 @@ class Daemon:
             self.telemetry.stopping(waiting_bytes=self.buffer.size)
             await _cancel(listening)
             await self._drain({writing, spooling}, request)
+            await self._wait_for_the_spool(spooling)
             await self.buffer.secure()
         finally:
             await self._store.give_up()
@@ -113,6 +114,13 @@ class Daemon:
             {*waiting, *working}, timeout=self._settings.stop_timeout, return_when=asyncio.FIRST_COMPLETED
         )
         await _cancel(*waiting)
+
+    async def _wait_for_the_spool(self, spooling: asyncio.Task[None]) -> None:
+        """Wait while the spool is still looked through, unless its disk takes nothing."""
+        opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
+        patience = 0 if self.buffer.blocked_by else self._settings.stop_timeout
+        await asyncio.wait({opening, spooling}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(opening)
 
     def _account(self) -> None:
         """Say what is left. Raises IngestorError for what is lost."""

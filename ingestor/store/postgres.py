@@ -23,7 +23,7 @@ from ingestor.store.judge import MIGRATE, Remedy, judge
 from ingestor.store.queries import QUERIES
 from ingestor.store.sift import Tolerance, sift
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
 
 STAY_STAGED = 60.0

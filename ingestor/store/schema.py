@@ -157,16 +157,64 @@ backfills = Table(
     metadata,
     column("gap_from", TIME, "Start of the gap."),
     column("gap_until", TIME, "End of the gap."),
-    column("symbol", TEXT, "The symbol that was asked for."),
-    column("status", TEXT, "How it stands."),
+    column("symbol", TEXT, "The symbol that was asked for; * stands for all of them."),
+    column(
+        "status",
+        TEXT,
+        "pending; filled, no trades or unfillable; of the gap as a whole: pending, backfilled, partial or unfillable.",
+    ),
     column("bars", INTEGER, "Bars received.", default="0"),
     column("attempts", INTEGER, "How often it was tried.", default="0"),
-    column("error", TEXT, "What the last attempt failed with.", null=True),
+    column("error", TEXT, "Why it is unfillable, or what the last attempt failed with.", null=True),
     column("started_at", TIME, "First attempt.", default="now()"),
     column("finished_at", TIME, "When it was settled.", null=True),
     PrimaryKeyConstraint("gap_from", "gap_until", "symbol"),
+    CheckConstraint(
+        "status IN ('pending', 'filled', 'no trades', 'unfillable', 'backfilled', 'partial')", name="status"
+    ),
+    Index("backfills_pending_idx", "gap_from", postgresql_where=text("status = 'pending'")),
+    Index("backfills_whole_idx", "gap_from", postgresql_where=text("symbol = '*'")),
     schema="ingest",
-    comment="What was done to fill each gap, by symbol.",
+    comment="What was done to fill each gap: a row for each symbol, and one, with the symbol *, for the gap as a whole.",
+)
+
+excuses = Table(
+    "excuses",
+    metadata,
+    column("excused_from", TIME, "From when on."),
+    column("excused_until", TIME, "Until when."),
+    column("reason", TEXT, "Why, in the words of whoever put it on record."),
+    column("noted_at", TIME, "When it was put on record.", default="now()"),
+    PrimaryKeyConstraint("excused_from", "excused_until"),
+    CheckConstraint("excused_from < excused_until", name="order"),
+    schema="ingest",
+    comment="Times in which the exchange itself did not trade or publish: a gap in them is excused.",
+)
+
+reconciliations = Table(
+    "reconciliations",
+    metadata,
+    column("symbol", TEXT, "The exchange's symbol with its suffix."),
+    column("time", TIME, "Start of the minute."),
+    column("trading_day", DATE, "The exchange's day."),
+    column("difference", TEXT, "missing here, missing there, or differs."),
+    *(
+        column(f"{whose}_{name}", BIGINT if name == "volume" else DOUBLE_PRECISION, f"{what} by {by}.", null=True)
+        for whose, by in (("our", "our ticks"), ("their", "the provider"))
+        for name, what in (
+            ("open", "First price"),
+            ("high", "Highest price"),
+            ("low", "Lowest price"),
+            ("close", "Last price"),
+            ("volume", "Units traded"),
+        )
+    ),
+    column("compared_at", TIME, "When they were compared.", default="now()"),
+    PrimaryKeyConstraint("symbol", "time"),
+    CheckConstraint("difference IN ('missing here', 'missing there', 'differs')", name="difference"),
+    Index(None, "trading_day"),
+    schema="ingest",
+    comment="Minutes that were wholly covered, in which our bar and the provider's are not the same.",
 )
 
 settings = Table(
@@ -181,8 +229,15 @@ settings = Table(
     column("stall_timeout", INTERVAL, "Silence in trading hours after which a stream counts as dead."),
     column("coverage_since", TIME, "Where the ledger begins; null: with the first session.", null=True),
     column("minimum_version", TEXT, "Oldest ingestor that may write here; null: any.", null=True),
+    column(
+        "bar_label",
+        TEXT,
+        "Whether the provider's bars carry the time of their start or of their end; ingestor reconcile finds out.",
+        default="'start'",
+    ),
     PrimaryKeyConstraint("singleton"),
     CheckConstraint("singleton", name="singleton"),
+    CheckConstraint("bar_label IN ('start', 'end')", name="bar_label"),
     schema="ingest",
     comment="What SQL must know of the environment. Written by the first migration, then changed on purpose only.",
 )

@@ -135,7 +135,7 @@ async def test_everything_is_commented(database: str) -> None:
         database,
         "SELECT array_agg(c.relname || '.' || coalesce(a.attname, '')) FROM pg_class c "
         "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped "
-        "WHERE c.relnamespace IN ('market'::regnamespace, 'ingest'::regnamespace) AND c.relkind IN ('r', 'p') "
+        "WHERE c.relnamespace IN ('market'::regnamespace, 'ingest'::regnamespace) AND c.relkind IN ('r', 'p', 'v') "
         "AND NOT c.relispartition AND c.relname <> 'alembic_version' "
         "AND (obj_description(c.oid) IS NULL OR col_description(c.oid, a.attnum) IS NULL)",
     )
@@ -143,7 +143,7 @@ async def test_everything_is_commented(database: str) -> None:
     tables = (
         "SELECT count(*) FROM pg_tables WHERE schemaname IN ('market', 'ingest') AND tablename !~ '^ticks_|^alembic'"
     )
-    assert await value(database, tables) == 8
+    assert await value(database, tables) == 10
 
 
 async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""Coverage: gaps and coverage in SQL, excuses, reconciliations, and one series of bars without holes.
+
+Revision 0002, after 0001. Adds only, so a daemon of before goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+WRITER = "market_write"
+
+VIEWS = (
+    "market.bars_1m",
+    "market.ohlcv_1m",
+    "ingest.whole",
+    "ingest.doubts",
+    "market.coverage",
+    "market.gaps",
+    "ingest.gap_parts",
+    "ingest.covered",
+    "ingest.trading_time",
+)
+"""What stands on others comes before them."""
+
+GRANTS = f"""
+GRANT SELECT ON {", ".join(VIEWS)} TO {WRITER};
+GRANT SELECT, INSERT, UPDATE, DELETE ON market.bars, market.instruments, ingest.backfills, ingest.excuses,
+    ingest.reconciliations TO {WRITER};
+GRANT UPDATE (bar_label) ON ingest.settings TO {WRITER};
+"""
+
+
+def upgrade() -> None:
+    """Add the tables and views, and let the writer use them where that role exists."""
+    connection = op.get_bind()
+    here = Path(__file__)
+    for name in (here.with_suffix(".sql"), here.with_name("0002_coverage_views.sql")):
+        for statement in name.read_text(encoding="utf-8").split(";\n"):
+            if statement.strip():
+                connection.exec_driver_sql(statement)
+    if connection.scalar(sa.text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)"), {"name": WRITER}):
+        for statement in GRANTS.strip().split(";\n"):
+            connection.exec_driver_sql(statement.rstrip(";"))
+
+
+def downgrade() -> None:
+    """Take away what was added."""
+    for view in VIEWS:
+        op.execute(f"DROP VIEW {view}")
+    op.execute("DROP FUNCTION ingest.cause(text)")
+    op.execute("ALTER TABLE ingest.backfills DROP CONSTRAINT backfills_status_check")
+    op.execute("DROP INDEX ingest.backfills_pending_idx, ingest.backfills_whole_idx")
+    op.execute("ALTER TABLE ingest.settings DROP COLUMN bar_label")
+    op.execute("DROP TABLE ingest.reconciliations, ingest.excuses")

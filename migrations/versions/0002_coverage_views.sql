@@ -1,0 +1,253 @@
+-- The views of revision 0002. From what the sessions vouch for to the gaps, the coverage and the series without holes.
+-- Each side of a subtraction is one multirange before it is subtracted: that keeps five years within milliseconds.
+
+CREATE FUNCTION ingest.cause(end_reason text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE end_reason
+        WHEN 'stopped' THEN 'the daemon was stopped'
+        WHEN 'finished' THEN 'the daemon was stopped'
+        WHEN 'closed' THEN 'the connection was closed or cut'
+        WHEN 'keepalive' THEN 'the server did not answer a ping'
+        WHEN 'stall' THEN 'connected, but mute in trading hours'
+        WHEN 'clock_step' THEN 'the clock of the machine was set'
+        WHEN 'message_too_big' THEN 'the server sent a message that was too big'
+        WHEN 'protocol_error' THEN 'the server broke the protocol'
+        WHEN 'buffer_full' THEN 'the buffer was full, since the database was away'
+        WHEN 'disk_full' THEN 'the disk of the buffer was full'
+        WHEN 'spool_damaged' THEN 'the buffer on disk was damaged'
+        WHEN 'frozen' THEN 'the process was frozen'
+        WHEN 'authentication_timeout' THEN 'the server did not answer the token'
+        WHEN 'stream_limit' THEN 'the plan''s limit of streams was reached'
+        WHEN 'not_authorised' THEN 'the server refused the token'
+        WHEN 'no_access' THEN 'the plan has no access to the stream'
+        WHEN 'server_error' THEN 'the server answered with an error'
+        WHEN 'internal_error' THEN 'ingestor failed by itself'
+        WHEN 'crashed' THEN 'the process died without a word'
+        ELSE end_reason
+    END
+$$;
+
+COMMENT ON FUNCTION ingest.cause IS 'What an end_reason of ingest.stream_sessions means, in words.';
+
+CREATE VIEW ingest.trading_time AS
+WITH ends AS (
+    -- Widened, but never into the next session: what lies between two of them belongs to the earlier one's tail.
+    SELECT t.trading_day, t.opens_at, s.coverage_lead,
+           least(t.closes_at + s.coverage_tail, lead(t.opens_at) OVER (ORDER BY t.trading_day)) AS until
+    FROM ingest.settings s JOIN ingest.trading_sessions t ON t.calendar = s.calendar
+), spans AS (
+    SELECT trading_day,
+           tstzrange(greatest(opens_at - coverage_lead, lag(until) OVER (ORDER BY trading_day)), until) AS span
+    FROM ends
+), limits AS (
+    SELECT coalesce(coverage_since, (SELECT min(authenticated_at) FROM ingest.stream_sessions WHERE kind = 'stream'))
+               AS since,
+           now() - interval '30 seconds' AS until
+    FROM ingest.settings
+)
+SELECT trading_day, span * tstzrange(since, until) AS span
+FROM spans JOIN limits ON since < until AND span && tstzrange(since, until);
+
+COMMENT ON VIEW ingest.trading_time IS 'When something should be heard, by trading day: the session, its lead and its tail, from the ledger''s beginning to half a minute ago. Never overlaps.';
+COMMENT ON COLUMN ingest.trading_time.trading_day IS 'The exchange''s day.';
+COMMENT ON COLUMN ingest.trading_time.span IS 'From when until when.';
+
+CREATE VIEW ingest.covered AS
+WITH sessions AS (
+    SELECT id, authenticated_at, covered_until, end_reason, s.calendar, s.exchange_timezone, s.stall_timeout,
+           greatest(authenticated_at, last_message_at) AS heard_until,
+           ended_at IS NULL AND greatest(connected_at, covered_until, last_message_at) > now() - interval '60 seconds'
+               AS is_alive
+    FROM ingest.stream_sessions, ingest.settings s
+    WHERE kind = 'stream' AND authenticated_at IS NOT NULL
+), judged AS (
+    SELECT *, NOT is_alive AND CASE coalesce(end_reason, 'crashed')
+        WHEN 'stall' THEN true
+        -- Nobody was there to say so, but it was mute for too long while the market was open.
+        WHEN 'crashed' THEN covered_until - heard_until > stall_timeout AND EXISTS (
+            SELECT FROM ingest.trading_sessions t
+            WHERE t.calendar = sessions.calendar
+              AND t.trading_day BETWEEN (heard_until AT TIME ZONE exchange_timezone)::date - 1
+                                    AND (covered_until AT TIME ZONE exchange_timezone)::date + 1
+              AND least(covered_until, closes_at) - greatest(heard_until, opens_at) > stall_timeout)
+        ELSE false
+    END AS was_mute
+    FROM sessions
+), proved AS (
+    SELECT *, CASE WHEN was_mute THEN least(covered_until, heard_until) ELSE covered_until END AS until FROM judged
+)
+SELECT id, tstzrange(authenticated_at, greatest(authenticated_at, until)) AS span,
+       tstzrange(authenticated_at, greatest(authenticated_at, until, CASE WHEN is_alive THEN now() END)) AS expected,
+       CASE WHEN NOT is_alive THEN coalesce(end_reason, 'crashed') END AS end_reason
+FROM proved;
+
+COMMENT ON VIEW ingest.covered IS 'What each session vouches for.';
+COMMENT ON COLUMN ingest.covered.id IS 'The session.';
+COMMENT ON COLUMN ingest.covered.span IS 'From its authentication to its last proof; of one that fell mute in trading hours, to its last message.';
+COMMENT ON COLUMN ingest.covered.expected IS 'The same; of one that lives, until now: what is not proved yet is no gap yet.';
+COMMENT ON COLUMN ingest.covered.end_reason IS 'Why it ended; crashed, too, where it fell silent without an end; null while it lives.';
+
+CREATE VIEW ingest.gap_parts AS
+WITH trading AS MATERIALIZED (
+    SELECT trading_day, span FROM ingest.trading_time
+), missed AS MATERIALIZED (
+    SELECT (SELECT range_agg(span) FROM trading)
+           - coalesce((SELECT range_agg(expected) FROM ingest.covered), '{}') AS gaps
+), outcomes AS MATERIALIZED (
+    SELECT coalesce((SELECT range_agg(tstzrange(excused_from, excused_until)) FROM ingest.excuses), '{}') AS excused,
+           coalesce(range_agg(span) FILTER (WHERE status = 'backfilled'), '{}') AS backfilled,
+           coalesce(range_agg(span) FILTER (WHERE status = 'partial'), '{}') AS partial,
+           coalesce(range_agg(span) FILTER (WHERE status = 'unfillable'), '{}') AS unfillable
+    FROM (SELECT tstzrange(gap_from, gap_until) AS span, status FROM ingest.backfills WHERE symbol = '*') AS wholes
+), parts AS (
+    SELECT part.status, unnest(part.spans) AS span
+    FROM missed, outcomes, LATERAL (VALUES
+        ('excused', gaps * excused),
+        ('backfilled', (gaps - excused) * backfilled),
+        ('partial', (gaps - excused - backfilled) * partial),
+        ('unfillable', (gaps - excused - backfilled - partial) * unfillable),
+        ('open', gaps - excused - backfilled - partial - unfillable)) AS part (status, spans)
+), days AS (
+    -- A part may reach over midnight, where every day adjoins the next.
+    SELECT status, span, day::date AS trading_day
+    FROM parts, (SELECT exchange_timezone FROM ingest.settings) AS s, LATERAL generate_series(
+        (lower(span) AT TIME ZONE exchange_timezone)::date - 1,
+        (upper(span) AT TIME ZONE exchange_timezone)::date + 1, interval '1 day') AS day
+)
+SELECT trading_day, days.span * trading.span AS span, status
+FROM days JOIN trading USING (trading_day)
+WHERE days.span && trading.span;
+
+COMMENT ON VIEW ingest.gap_parts IS 'Trading time that nobody heard, by trading day and by what became of it.';
+COMMENT ON COLUMN ingest.gap_parts.trading_day IS 'The exchange''s day.';
+COMMENT ON COLUMN ingest.gap_parts.span IS 'From when until when.';
+COMMENT ON COLUMN ingest.gap_parts.status IS 'open, backfilled, partial, unfillable or excused.';
+
+CREATE VIEW market.gaps AS
+WITH parts AS MATERIALIZED (
+    SELECT row_number() OVER () AS number, trading_day, span, status FROM ingest.gap_parts
+), ends AS (
+    -- The last session that vouched for anything before each gap, by one pass over both.
+    SELECT upper(expected) AS at, 0 AS kind, NULL::bigint AS number, ingest.cause(end_reason) AS cause
+    FROM ingest.covered WHERE end_reason IS NOT NULL
+    UNION ALL SELECT lower(span), 1, number, NULL FROM parts
+), ended AS (
+    SELECT number, cause, count(cause) OVER (ORDER BY at, kind, number) AS place, at, kind FROM ends
+), before AS (
+    SELECT number, first_value(cause) OVER (PARTITION BY place ORDER BY at, kind, number) AS cause FROM ended
+), tries AS (
+    -- In the same way, the last connection within each gap that was not accepted.
+    SELECT connected_at AS at, 0 AS kind, NULL::bigint AS number, ingest.cause(coalesce(end_reason, 'crashed')) AS cause
+    FROM ingest.stream_sessions WHERE kind = 'stream' AND authenticated_at IS NULL
+    UNION ALL SELECT upper(span), 1, number, NULL FROM parts
+), tried AS (
+    SELECT number, cause, at, kind, count(cause) OVER (ORDER BY at, kind, number) AS place FROM tries
+), attempts AS (
+    SELECT number, first_value(cause) OVER again AS cause, first_value(at) OVER again AS at FROM tried
+    WINDOW again AS (PARTITION BY place ORDER BY at, kind, number)
+)
+SELECT trading_day, lower(span) AS started_at, upper(span) AS ended_at, upper(span) - lower(span) AS duration,
+       coalesce(before.cause, 'nothing was recording yet')
+           || CASE WHEN attempts.at > lower(span) AND attempts.cause IS NOT NULL
+                   THEN '; then ' || attempts.cause ELSE '' END
+           || CASE WHEN status = 'excused' THEN coalesce(
+                   (SELECT '; excused: ' || string_agg(reason, ', ' ORDER BY excused_from) FROM ingest.excuses
+                    WHERE tstzrange(excused_from, excused_until) && span), '') ELSE '' END AS cause,
+       status
+FROM parts LEFT JOIN before USING (number) LEFT JOIN attempts USING (number);
+
+COMMENT ON VIEW market.gaps IS 'Every span of trading time that nobody heard, with its cause and what became of it.';
+COMMENT ON COLUMN market.gaps.trading_day IS 'The exchange''s day.';
+COMMENT ON COLUMN market.gaps.started_at IS 'From when on nothing is proved to have been heard.';
+COMMENT ON COLUMN market.gaps.ended_at IS 'When it was heard again, or the trading time ended; of a gap that goes on, half a minute ago.';
+COMMENT ON COLUMN market.gaps.duration IS 'Its length.';
+COMMENT ON COLUMN market.gaps.cause IS 'How the session before it ended, and what later tries met, in words.';
+COMMENT ON COLUMN market.gaps.status IS 'open; backfilled (market.bars has every symbol''s minutes); partial (of some symbols); unfillable; excused (the exchange did not trade).';
+
+CREATE VIEW market.coverage AS
+WITH missed AS (
+    SELECT trading_day,
+           sum(upper(span) - lower(span)) FILTER (WHERE status = 'excused') AS excused,
+           sum(upper(span) - lower(span)) FILTER (WHERE status <> 'excused') AS missed,
+           sum(upper(span) - lower(span)) FILTER (WHERE status = 'backfilled') AS backfilled
+    FROM ingest.gap_parts GROUP BY trading_day
+), minutes AS (
+    SELECT trading_day,
+           extract(epoch FROM upper(span) - lower(span) - coalesce(excused, '0')) / 60 AS trading,
+           extract(epoch FROM coalesce(missed, '0')) / 60 AS missed,
+           extract(epoch FROM coalesce(backfilled, '0')) / 60 AS backfilled
+    FROM ingest.trading_time LEFT JOIN missed USING (trading_day)
+)
+SELECT trading_day, round(trading, 3) AS trading_minutes, round(trading - missed, 3) AS heard_minutes,
+       round(missed, 3) AS missed_minutes, round(backfilled, 3) AS backfilled_minutes,
+       trunc(100 * (trading - missed + backfilled) / nullif(trading, 0), 2) AS percent
+FROM minutes;
+
+COMMENT ON VIEW market.coverage IS 'How much of each trading day was heard, and how much of the rest was filled.';
+COMMENT ON COLUMN market.coverage.trading_day IS 'The exchange''s day.';
+COMMENT ON COLUMN market.coverage.trading_minutes IS 'Minutes of trading time, with lead and tail, without what is excused; of today, so far.';
+COMMENT ON COLUMN market.coverage.heard_minutes IS 'Minutes that some session vouches for.';
+COMMENT ON COLUMN market.coverage.missed_minutes IS 'Minutes that nobody heard: trading_minutes - heard_minutes.';
+COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed minutes whose bars were fetched, for every symbol.';
+COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was heard or backfilled, rounded down.';
+
+CREATE VIEW ingest.doubts AS
+SELECT tstzrange(received_at - coverage_margin, received_at + coverage_margin, '[]') AS span
+FROM ingest.rejected_messages AS r JOIN ingest.stream_sessions AS session ON session.id = r.session_id, ingest.settings
+WHERE session.kind = 'stream';
+
+COMMENT ON VIEW ingest.doubts IS 'When a message came that could not be stored as a tick: a minute with one in it is not wholly covered.';
+COMMENT ON COLUMN ingest.doubts.span IS 'Its arrival, with the margin on both sides.';
+
+CREATE VIEW ingest.whole AS
+WITH heard AS (
+    SELECT unnest(range_agg(span)) AS span FROM ingest.covered
+)
+SELECT coalesce((
+    SELECT range_agg(tstzrange(lower(span) + coverage_margin, upper(span) - coverage_margin))
+    FROM heard, ingest.settings WHERE upper(span) - lower(span) > 2 * coverage_margin
+), '{}') - coalesce((SELECT range_agg(span) FROM ingest.doubts), '{}') AS spans;
+
+COMMENT ON VIEW ingest.whole IS 'The time, by the exchange''s clock, of which every tick was heard: coverage less the margin at both ends, less doubts.';
+COMMENT ON COLUMN ingest.whole.spans IS 'All of it, as one multirange.';
+
+CREATE VIEW market.ohlcv_1m AS
+SELECT symbol, date_bin('1 minute', time, '2000-01-01 00:00:00+00') AS time,
+       (array_agg(price ORDER BY time, received_at, occurrence))[1] AS open,
+       max(price) AS high, min(price) AS low,
+       (array_agg(price ORDER BY time DESC, received_at DESC, occurrence DESC))[1] AS close,
+       sum(volume)::bigint AS volume, sum(price * volume) AS turnover,
+       sum(price * volume) / nullif(sum(volume), 0) AS vwap, count(*) AS ticks
+FROM market.ticks
+GROUP BY symbol, date_bin('1 minute', time, '2000-01-01 00:00:00+00');
+
+COMMENT ON VIEW market.ohlcv_1m IS 'One-minute bars from the ticks that were heard, whether the minute was wholly covered or not.';
+COMMENT ON COLUMN market.ohlcv_1m.symbol IS 'The exchange''s symbol with its suffix.';
+COMMENT ON COLUMN market.ohlcv_1m.time IS 'Start of the minute, by the exchange''s clock.';
+COMMENT ON COLUMN market.ohlcv_1m.open IS 'First price.';
+COMMENT ON COLUMN market.ohlcv_1m.high IS 'Highest price.';
+COMMENT ON COLUMN market.ohlcv_1m.low IS 'Lowest price.';
+COMMENT ON COLUMN market.ohlcv_1m.close IS 'Last price.';
+COMMENT ON COLUMN market.ohlcv_1m.volume IS 'Units traded.';
+COMMENT ON COLUMN market.ohlcv_1m.turnover IS 'Money traded: the sum of price times volume.';
+COMMENT ON COLUMN market.ohlcv_1m.vwap IS 'Volume-weighted average price; null where no units were traded.';
+COMMENT ON COLUMN market.ohlcv_1m.ticks IS 'Number of ticks.';
+
+CREATE VIEW market.bars_1m AS
+SELECT symbol, time, open, high, low, close, volume, 'stream' AS source
+FROM market.ohlcv_1m, (SELECT spans FROM ingest.whole OFFSET 0) AS whole
+WHERE tstzrange(time, time + interval '1 minute') <@ spans
+UNION ALL
+SELECT symbol, time, open, high, low, close, volume, 'backfill'
+FROM market.bars, (SELECT spans FROM ingest.whole OFFSET 0) AS whole
+WHERE resolution = interval '1 minute' AND NOT tstzrange(time, time + interval '1 minute') <@ spans;
+
+COMMENT ON VIEW market.bars_1m IS 'One series of one-minute bars: ours where the minute was wholly covered, else the fetched one. A minute with neither had no trades, or lies in a gap (market.gaps).';
+COMMENT ON COLUMN market.bars_1m.symbol IS 'The exchange''s symbol with its suffix.';
+COMMENT ON COLUMN market.bars_1m.time IS 'Start of the minute, by the exchange''s clock.';
+COMMENT ON COLUMN market.bars_1m.open IS 'First price.';
+COMMENT ON COLUMN market.bars_1m.high IS 'Highest price.';
+COMMENT ON COLUMN market.bars_1m.low IS 'Lowest price.';
+COMMENT ON COLUMN market.bars_1m.close IS 'Last price.';
+COMMENT ON COLUMN market.bars_1m.volume IS 'Units traded.';
+COMMENT ON COLUMN market.bars_1m.source IS 'stream: from our ticks. backfill: fetched from the provider.';
