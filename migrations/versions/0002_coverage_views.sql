@@ -107,8 +107,9 @@ WITH trading AS MATERIALIZED (
         ('partial', (gaps - excused - backfilled) * partial),
         ('unfillable', (gaps - excused - backfilled - partial) * unfillable),
         ('open', gaps - excused - backfilled - partial - unfillable)) AS part (status, spans)
-), days AS (
-    -- A part may reach over midnight, where every day adjoins the next.
+), days AS MATERIALIZED (
+    -- A part may reach over midnight, where every day adjoins the next. Joined by the day, not by overlap: that would be
+    -- every part with every day.
     SELECT status, span, day::date AS trading_day
     FROM parts, (SELECT exchange_timezone FROM ingest.settings) AS s, LATERAL generate_series(
         (lower(span) AT TIME ZONE exchange_timezone)::date - 1,
