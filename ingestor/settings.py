@@ -67,19 +67,29 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
-def _check_stream_url(value: str) -> str:
+def _check_endpoint(value: str, plain: str, form: str) -> str:
+    """Return the address of a service that is sent the token, by the scheme `plain` on this machine only."""
+    secure = f"{plain}s"
     try:
         parts = urlsplit(value)
         valid = parts.port is None or parts.port > 0
     except ValueError:
         parts, valid = urlsplit(""), False
-    if not valid or parts.scheme not in {"ws", "wss"} or not parts.hostname:
-        raise ValueError("not a WebSocket address; write wss://HOST[:PORT]/PATH")
+    if not valid or parts.scheme not in {plain, secure} or not parts.hostname:
+        raise ValueError(f"not {form}")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must not contain a user, a password, a query or a fragment: it is recorded")
-    if parts.scheme == "ws" and not is_loopback(parts.hostname):
-        raise ValueError("would send the token unencrypted; use wss:// (ws:// is for this machine only)")
+    if parts.scheme == plain and not is_loopback(parts.hostname):
+        raise ValueError(f"would send the token unencrypted; use {secure}:// ({plain}:// is for this machine only)")
     return value
+
+
+def _check_stream_url(value: str) -> str:
+    return _check_endpoint(value, "ws", "a WebSocket address; write wss://HOST[:PORT]/PATH")
+
+
+def _check_rest_url(value: str) -> str:
+    return _check_endpoint(value, "http", "an HTTP address; write https://HOST[:PORT]").rstrip("/")
 
 
 def has_unencoded_password(url: str) -> bool:
@@ -143,6 +153,9 @@ class Settings(BaseSettings):
     token_file: Path | None = _setting(None, "file with the token, read again at every connection")
     stream_url: Annotated[str, AfterValidator(_check_stream_url)] = _setting(
         "wss://stream.financefeast.io/ws", "Stream API endpoint; wss:// only, except on this machine"
+    )
+    rest_url: Annotated[str, AfterValidator(_check_rest_url)] = _setting(
+        "https://api.financefeast.io", "REST API, from which gaps are filled; https:// only, except on this machine"
     )
     database_url: Annotated[SecretStr, AfterValidator(_check_database_url)] | None = _setting(
         None,

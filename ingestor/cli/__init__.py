@@ -8,9 +8,13 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
+from ingestor.cli.backfill import backfill
 from ingestor.cli.check import check
 from ingestor.cli.demo import demo
+from ingestor.cli.gaps import gaps
+from ingestor.cli.maintain import maintain
 from ingestor.cli.migrate import migrate
+from ingestor.cli.reconcile import reconcile
 from ingestor.cli.replay import replay
 from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
@@ -26,7 +30,7 @@ app = typer.Typer(
     epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 78 configuration. "
     "Settings are environment variables that begin with INGESTOR_; see .env.example.",
 )
-for command in (run, demo, simulate, migrate, check, replay):
+for command in (run, demo, simulate, migrate, check, gaps, backfill, reconcile, replay, maintain):
     app.command()(command)
 
 

@@ -81,16 +81,18 @@ def sessions(name: CalendarName, timezone: str, first: date, last: date) -> Iter
 @cache
 def xnze() -> tuple[TradingSession, ...]:
     """Return the sessions of the bundled snapshot."""
-    text = files(__package__).joinpath("xnze.csv").read_text(encoding="utf-8")
+    return tuple(read(files(__package__).joinpath("xnze.csv").read_text(encoding="utf-8")))
+
+
+def read(text: str) -> Iterator[TradingSession]:
+    """Yield the sessions of a snapshot: CSV with comments."""
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
-    return tuple(
-        TradingSession(
+    for row in rows:
+        yield TradingSession(
             date.fromisoformat(row["trading_day"]),
             _instant(datetime.fromisoformat(row["opens_at"])),
             _instant(datetime.fromisoformat(row["closes_at"])),
         )
-        for row in rows
-    )
 
 
 def _whole_day(day: date, timezone: ZoneInfo) -> TradingSession:

@@ -1,6 +1,6 @@
-"""Rewrites the bundled snapshot of the exchange's calendar: ``python -m ingestor.coverage.snapshot``.
+"""Reads the exchange's calendar from its library. Needs the extra `calendar`: the only importer of it, and of pandas.
 
-For the maintainers, once a year. Needs the extra `calendar`: the only importer of that library, and of pandas.
+As a command, ``python -m ingestor.coverage.snapshot``, it rewrites the bundled snapshot: once a year.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from pathlib import Path
 
 import exchange_calendars
 
+from ingestor.coverage.calendar import TradingSession, read
+
+VERSION = version("exchange-calendars")
+
 YEARS_BACK = 10
 YEARS_AHEAD = 3
 """Holidays follow rules, and Matariki is fixed by law until 2052; what NZX decides is not known so long before."""
@@ -20,7 +24,7 @@ def snapshot(first: date, last: date) -> str:
     """Return the calendar XNZE as CSV: trading day, opening and close in UTC."""
     calendar = exchange_calendars.get_calendar("XNZE", start=first.isoformat(), end=last.isoformat())
     lines = [
-        f"# Trading sessions of NZX, from exchange_calendars {version('exchange-calendars')} (XNZE), in UTC.",
+        f"# Trading sessions of NZX, from exchange_calendars {VERSION} (XNZE), in UTC.",
         "# Made by python -m ingestor.coverage.snapshot; do not edit.",
         "trading_day,opens_at,closes_at",
     ]
@@ -32,6 +36,11 @@ def snapshot(first: date, last: date) -> str:
 def span(today: date) -> tuple[date, date]:
     """Return the first and the last day of a snapshot made today: whole years."""
     return date(today.year - YEARS_BACK, 1, 1), date(today.year + YEARS_AHEAD, 12, 31)
+
+
+def sessions(today: date) -> list[TradingSession]:
+    """Return the sessions that the installed library knows, from ten years back to three ahead."""
+    return list(read(snapshot(*span(today))))
 
 
 if __name__ == "__main__":

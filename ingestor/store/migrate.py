@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -15,19 +15,15 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor import coverage
-from ingestor.coverage.calendar import CalendarName, sessions
+from ingestor.coverage.calendar import xnze
 from ingestor.errors import ConfigurationError, StoreError
-from ingestor.model import SECOND
 from ingestor.settings import SHARED, Settings
 from ingestor.store import schema
 from ingestor.store.connect import create_engine
 from ingestor.store.judge import hint
-from ingestor.store.postgres import months_ahead
+from ingestor.store.upkeep import keep_calendars, make_partitions
 
 OWNER = "Migrate as a role that owns the database, or has CREATE on it and owns what was made before."
-YEARS_BACK = 10
-YEARS_AHEAD = 2
-_CALENDARS: tuple[CalendarName, ...] = ("XNZE", "always")
 
 
 def configuration() -> Config:
@@ -100,13 +96,8 @@ async def _fill(connection: AsyncConnection, settings: Settings, report: Callabl
         written = await connection.execute(insert(schema.settings).values(values).on_conflict_do_nothing())
         if written.rowcount:
             report(f"The calendar in force is {settings.exchange_calendar}, in {settings.exchange_timezone}.")
-        for name in _CALENDARS:
-            await _fill_calendar(connection, name, settings.exchange_timezone, today)
-        made = [
-            month
-            for month in months_ahead(today)
-            if await connection.scalar(sa.text("SELECT ingest.ensure_partition(:month)"), {"month": month})
-        ]
+        await keep_calendars(connection, settings.exchange_timezone, xnze(), today)
+        made = await make_partitions(connection, today)
     if made:
         report(f"Partitions were made for {', '.join(f'{month:%Y-%m}' for month in made)}.")
     last = await connection.scalar(
@@ -115,33 +106,6 @@ async def _fill(connection: AsyncConnection, settings: Settings, report: Callabl
         )
     )
     report(f"Trading sessions are known until {last}.")
-
-
-async def _fill_calendar(connection: AsyncConnection, name: CalendarName, timezone: str, today: date) -> None:
-    """Insert the sessions from ten years back on, and correct those that have changed."""
-    last = date.max if name == "XNZE" else today.replace(year=today.year + YEARS_AHEAD, month=12, day=31)
-    rows = [
-        {
-            "calendar": name,
-            "trading_day": session.trading_day,
-            "opens_at": datetime.fromtimestamp(session.opens_at / SECOND, UTC),
-            "closes_at": datetime.fromtimestamp(session.closes_at / SECOND, UTC),
-        }
-        for session in sessions(name, timezone, today.replace(year=today.year - YEARS_BACK, month=1, day=1), last)
-    ]
-    statement = insert(schema.trading_sessions)
-    new = statement.excluded
-    changed = sa.tuple_(schema.trading_sessions.c.opens_at, schema.trading_sessions.c.closes_at) != sa.tuple_(
-        new.opens_at, new.closes_at
-    )
-    await connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["calendar", "trading_day"],
-            set_={"opens_at": new.opens_at, "closes_at": new.closes_at},
-            where=changed,
-        ),
-        rows,
-    )
 
 
 class _Reporter(logging.Handler):

@@ -96,7 +96,7 @@ class Store:
             )
             try:
                 async with guarded as connection:
-                    await _check_schema(connection)
+                    await check_schema(connection)
                     await connection.execute(QUERIES["commit_for_sure"])
                     await connection.execute(QUERIES["notice_what_is_gone"], str(round(self._write_timeout * 1000)))
             except BaseException:
@@ -287,7 +287,8 @@ async def _advance(connection: asyncpg.Connection, last: Batch, written: Written
     )
 
 
-async def _check_schema(connection: asyncpg.Connection) -> None:
+async def check_schema(connection: asyncpg.Connection) -> None:
+    """Raise SchemaError where this version can't work with what `ingestor migrate` has left in the database."""
     try:
         revision = await connection.fetchval(QUERIES["schema_revision"])
         minimum = await connection.fetchval(QUERIES["minimum_version"]) if revision else None

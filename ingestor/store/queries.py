@@ -1,4 +1,4 @@
-"""Reads the named blocks of `queries.sql`."""
+"""Reads the named blocks of the `.sql` files beside it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from importlib.resources import files
 
 
 def _load() -> dict[str, str]:
-    text = files(__package__).joinpath("queries.sql").read_text(encoding="utf-8")
-    blocks = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
-    return {name: _without_comments(body) for name, body in zip(blocks[::2], blocks[1::2], strict=True)}
+    queries: dict[str, str] = {}
+    for name in ("queries.sql", "ledger.sql"):
+        text = files(__package__).joinpath(name).read_text(encoding="utf-8")
+        blocks = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)[1:]
+        queries |= {name: _without_comments(body) for name, body in zip(blocks[::2], blocks[1::2], strict=True)}
+    return queries
 
 
 def _without_comments(body: str) -> str:

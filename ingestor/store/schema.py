@@ -175,7 +175,7 @@ backfills = Table(
     Index("backfills_pending_idx", "gap_from", postgresql_where=text("status = 'pending'")),
     Index("backfills_whole_idx", "gap_from", postgresql_where=text("symbol = '*'")),
     schema="ingest",
-    comment="What was done to fill each gap: a row for each symbol, and one, with the symbol *, for the gap as a whole.",
+    comment="What was done to fill each gap: a row for each symbol, and one, named *, for the gap as a whole.",
 )
 
 excuses = Table(

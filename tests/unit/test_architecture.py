@@ -14,6 +14,7 @@ LAYERS = [
     {"settings", "telemetry", "clock"},
     {"batch", "buffer", "stream", "coverage"},
     {"store", "simulator", "embedded"},
+    {"backfill"},
     {"service"},
     {"demo"},
     {"cli"},
@@ -27,6 +28,7 @@ OWNERS = {
     "rich": {"cli"},
     "msgspec": {"stream", "model", "simulator", "buffer"},
     "sqlite3": {"buffer"},
+    "httpx": {"backfill"},
 }
 
 

@@ -1,0 +1,213 @@
+"""Fills gaps with the provider's one-minute bars: every symbol, and resumable at the symbol where it stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from zoneinfo import ZoneInfo
+
+from ingestor.backfill.client import EXCHANGE, MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.clock import Clock
+from ingestor.errors import IngestorError
+from ingestor.model import SECOND
+from ingestor.store.ledger import Bounds, Ledger, MinuteBar, Outcome, Piece, minute_of
+
+KEPT = timedelta(days=365)
+"""How long the source keeps one-minute bars: 1 year, by its documentation."""
+
+TOO_OLD = "older than the source keeps one-minute bars (1 year)"
+CONCURRENCY = 4
+"""Requests at once."""
+
+
+def asked_for(piece: Piece, margin: timedelta) -> tuple[datetime, datetime]:
+    """Return the whole minutes that a piece touches, with the margin at both ends: from, and up to."""
+    last = piece.ended_at + margin
+    until = minute_of(last)
+    return minute_of(piece.started_at - margin), until if until == last else until + MINUTE
+
+
+def cut(piece: Piece, now: datetime, margin: timedelta) -> Piece | None:
+    """Return the part of a piece that may be asked for now; None where there is none yet.
+
+    A minute is asked for when it has been over for the margin and a minute: the source needs its time as well.
+    """
+    newest = minute_of(now - margin - MINUTE)
+    if asked_for(piece, margin)[1] <= newest:
+        return piece
+    ended_at = newest - margin
+    return Piece(piece.started_at, ended_at) if ended_at > piece.started_at else None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to the source: a symbol on one day, with all the pieces that its answer settles."""
+
+    symbol: str
+    pieces: tuple[Piece, ...]
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What there is to do: new pieces and their symbols, what is too old, and what has to wait until it is over."""
+
+    pieces: tuple[Piece, ...] = ()
+    symbols: tuple[tuple[str, ...], ...] = ()
+    too_old: tuple[Piece, ...] = ()
+    too_young: tuple[Piece, ...] = ()
+    begun: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to ask for, and nothing to give up."""
+        return not (self.pieces or self.too_old or self.begun)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What was done, in symbols of pieces. `failures` are the errors, each with how often it came."""
+
+    filled: int = 0
+    no_trades: int = 0
+    unfillable: int = 0
+    pending: int = 0
+    bars: int = 0
+    failures: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Count."""
+        for each in outcomes:
+            self.bars += each.bars
+            match each.status:
+                case "filled":
+                    self.filled += 1
+                case "no trades":
+                    self.no_trades += 1
+                case "unfillable":
+                    self.unfillable += 1
+                case "pending":
+                    self.pending += 1
+                    self.failures[each.error or ""] += 1
+
+
+class Backfill:
+    """Fills what the ledger says is open from the REST API."""
+
+    def __init__(self, ledger: Ledger, client: RestClient, *, clock: Clock, concurrency: int = CONCURRENCY) -> None:
+        self._ledger = ledger
+        self._client = client
+        self._clock = clock
+        self._concurrency = concurrency
+
+    async def refresh_instruments(self) -> int:
+        """Ask what is listed, and note it beside what was heard; return how many are listed."""
+        listed = await self._client.instruments()
+        await self._ledger.store_instruments(EXCHANGE, listed)
+        return len(listed)
+
+    async def plan(self, bounds: Bounds) -> Plan:
+        """Look at what there is to do. Nothing is asked for, and nothing put on record."""
+        now = self._now()
+        pieces: list[Piece] = []
+        too_old: list[Piece] = []
+        too_young: list[Piece] = []
+        for each in await self._ledger.fillable(bounds):
+            part = cut(each, now, self._ledger.margin)
+            if each.started_at < now - KEPT:
+                too_old.append(each)
+            elif part is None:
+                too_young.append(each)
+            else:
+                pieces.append(part)
+        symbols = [tuple(await self._ledger.active_symbols(piece.started_at)) for piece in pieces]
+        if pieces and not all(symbols):
+            raise IngestorError("No instrument is known yet, so there is nothing to ask for.")
+        begun = len(await self._pending(bounds))
+        return Plan(tuple(pieces), tuple(symbols), tuple(too_old), tuple(too_young), begun)
+
+    async def begin(self, plan: Plan) -> None:
+        """Put the plan on record: from here on it can be taken up again after whatever happens."""
+        for piece in plan.too_old:
+            await self._ledger.give_up(piece, TOO_OLD)
+        for piece, symbols in zip(plan.pieces, plan.symbols, strict=True):
+            await self._ledger.begin(piece, symbols)
+
+    async def requests(self, bounds: Bounds, only: Collection[str] = ()) -> list[Request]:
+        """Return what is to be asked of all that was begun within the bounds: the symbols `only`, or every one."""
+        pending = await self._pending(bounds)
+        found: list[Request] = []
+        for (symbol, _), group in groupby(pending, key=lambda entry: (entry[1], self._day(entry[0]))):
+            if only and symbol not in only:
+                continue
+            pieces = tuple(piece for piece, _ in group)
+            ranges = [asked_for(piece, self._ledger.margin) for piece in pieces]
+            since, until = min(start for start, _ in ranges), max(end for _, end in ranges)
+            found.append(Request(symbol, pieces, since, until))
+        # By day, so that a gap is settled as a whole before the next one is begun.
+        return sorted(found, key=lambda request: (request.since, request.symbol))
+
+    async def run(self, requests: Sequence[Request], on_done: Callable[[Request], None] = lambda _: None) -> Summary:
+        """Ask and store, several at once. Raises ConfigurationError where the token is refused, StoreError."""
+        summary = Summary()
+        waiting = iter(requests)
+
+        async def work() -> None:
+            for request in waiting:
+                summary.add(await self._settle(request))
+                on_done(request)
+
+        tasks = [asyncio.create_task(work(), name=f"backfill {number}") for number in range(self._concurrency)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return summary
+
+    async def _settle(self, request: Request) -> list[Outcome]:
+        try:
+            bars = await self._client.minutes(request.symbol, request.since, request.until, self._ledger.label)
+        except UnknownTickerError as error:
+            outcomes = [Outcome(piece, "unfillable", error=str(error)) for piece in request.pieces]
+            await self._ledger.settle(request.symbol, outcomes, ())
+            return outcomes
+        except SourceError as error:
+            outcomes = [Outcome(piece, "pending", error=str(error)) for piece in request.pieces]
+            await self._ledger.settle(request.symbol, outcomes, ())
+            return outcomes
+        outcomes, wanted = self._part(request, bars)
+        await self._ledger.settle(request.symbol, outcomes, wanted)
+        return outcomes
+
+    def _part(self, request: Request, bars: Sequence[MinuteBar]) -> tuple[list[Outcome], list[MinuteBar]]:
+        """Return what each piece gets of an answer, and the bars that some piece wants: the others were heard."""
+        outcomes: list[Outcome] = []
+        wanted: dict[datetime, MinuteBar] = {}
+        for piece in request.pieces:
+            since, until = asked_for(piece, self._ledger.margin)
+            its = {bar.time: bar for bar in bars if since <= bar.time < until}
+            outcomes.append(Outcome(piece, "filled" if its else "no trades", len(its)))
+            wanted |= its
+        return outcomes, list(wanted.values())
+
+    async def _pending(self, bounds: Bounds) -> list[tuple[Piece, str]]:
+        """Return what was begun and is not settled, by symbol and time."""
+        first, last, since, until = bounds.parameters()
+        return [
+            (piece, symbol)
+            for piece, symbol in await self._ledger.pending(since, until)
+            if (first is None or self._day(piece) >= first) and (last is None or self._day(piece) < last)
+        ]
+
+    def _day(self, piece: Piece) -> date:
+        return piece.started_at.astimezone(ZoneInfo(self._ledger.timezone)).date()
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)

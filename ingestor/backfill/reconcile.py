@@ -1,0 +1,117 @@
+"""Compares our minutes with the provider's: finds what the server dropped while the stream looked alive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.errors import IngestorError
+from ingestor.store.ledger import Difference, Label, Ledger, MinuteBar, minute_of
+
+SHIFTS: dict[Label, int] = {"start": 0, "end": 1}
+"""By how many minutes a label is later than the start of its bar."""
+
+Minutes = Mapping[datetime, MinuteBar]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How well the provider's bars agree with ours, minute by minute, when their times are taken in one way."""
+
+    label: Label
+    same: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def compared(self) -> int:
+        """How many minutes either side has a bar for."""
+        return self.same + len(self.differences)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """A day's comparison. `best` fits better than `other`, or is what is assumed where nothing can be told."""
+
+    day: date
+    minutes: int
+    symbols: tuple[str, ...]
+    unknown: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...]
+    best: Fit
+    other: Fit
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the bars tell which label is right."""
+        return self.best.same > self.other.same
+
+
+def compare(symbol: str, minutes: Sequence[datetime], ours: Minutes, theirs: Minutes) -> tuple[int, list[Difference]]:
+    """Return how many of the minutes have the same bar on both sides, and the differences."""
+    same = 0
+    found: list[Difference] = []
+    for minute in minutes:
+        our, their = ours.get(minute), theirs.get(minute)
+        if our is None and their is None:
+            continue
+        if our is not None and their is not None and _equal(our, their):
+            same += 1
+        else:
+            found.append(Difference(symbol, minute, our, their))
+    return same, found
+
+
+def _equal(our: MinuteBar, their: MinuteBar) -> bool:
+    prices = ((our.open, their.open), (our.high, their.high), (our.low, their.low), (our.close, their.close))
+    return our.volume == their.volume and all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in prices)
+
+
+async def reconcile(
+    ledger: Ledger,
+    client: RestClient,
+    day: date,
+    *,
+    only: Collection[str] = (),
+    on_symbols: Callable[[int], None] = lambda _: None,
+    on_done: Callable[[str], None] = lambda _: None,
+) -> Reconciliation:
+    """Compare every wholly covered minute of a trading day, and put the differences on record.
+
+    Whether the source labels a bar by its start or its end is not documented: both are tried. Raises IngestorError
+    where that day can't be compared.
+    """
+    span = await ledger.trading_day(day)
+    if span is None:
+        raise IngestorError(f"{day} is no trading day of which anything was recorded.")
+    first, last = minute_of(span[0]), minute_of(span[1])
+    minutes = await ledger.whole_minutes(first, last)
+    if not minutes:
+        raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")
+    symbols = [symbol for symbol in await ledger.active_symbols(first) if not only or symbol in only]
+    on_symbols(len(symbols))
+    counts: dict[Label, tuple[int, list[Difference]]] = {"start": (0, []), "end": (0, [])}
+    unknown: list[str] = []
+    failed: list[tuple[str, str]] = []
+    for symbol in symbols:
+        try:
+            theirs = await client.minutes(symbol, first, last + 2 * MINUTE, "start")
+        except UnknownTickerError:
+            unknown.append(symbol)
+        except SourceError as error:
+            failed.append((symbol, str(error)))
+        else:
+            ours = {bar.time: bar for bar in await ledger.own_bars(symbol, first, last + MINUTE)}
+            for label, shift in SHIFTS.items():
+                same, found = compare(symbol, minutes, ours, {bar.time - shift * MINUTE: bar for bar in theirs})
+                counts[label] = (counts[label][0] + same, counts[label][1] + found)
+        on_done(symbol)
+    fits = {label: Fit(label, same, tuple(found)) for label, (same, found) in counts.items()}
+    best, other = fits[ledger.label], fits["end" if ledger.label == "start" else "start"]
+    if other.same > best.same:
+        best, other = other, best
+    compared = [symbol for symbol in symbols if symbol not in {*unknown, *(name for name, _ in failed)}]
+    await ledger.store_differences(day, compared, best.differences)
+    return Reconciliation(day, len(minutes), tuple(compared), tuple(unknown), tuple(failed), best, other)

@@ -1,0 +1,49 @@
+"""`ingestor backfill`: fills what was not heard."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from ingestor import settings as configuration
+from ingestor.cli.bounds import Since, Until, bounds
+from ingestor.settings import parse_duration
+from ingestor.telemetry import hide
+
+
+def backfill(
+    since: Since = None,
+    until: Until = None,
+    symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol; can be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on for ever, and fill gaps as they appear.")] = False,
+    every: Annotated[str, typer.Option(help="With --watch: how long to wait between two looks.")] = "1m",
+) -> None:
+    """Ask Financefeast's REST API for the one-minute bars of every open gap, into `market.bars`.
+
+    Every symbol that may have traded is asked for, on each day with a gap. The rate limit is honoured, and what was
+    interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know is
+    `unfillable`, one without bars had `no trades`, and gaps older than a year, which the provider no longer keeps, are
+    `unfillable` as a whole: all of it is on record in `ingest.backfills`. A minute is asked for when it has been over
+    for a minute and **INGESTOR_COVERAGE_MARGIN**.
+
+    Ends with 0 when nothing is left to fill, and with 1 when some of it failed: run it again later.
+    Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
+    """
+    span = bounds(since, until)
+    try:
+        interval = parse_duration(every)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--every") from None
+    settings = configuration.load()
+    hide(settings.read_database_url())
+    hide(settings.read_token())
+    from ingestor.cli import filling
+
+    only = frozenset(symbol or ())
+    if watch:
+        asyncio.run(filling.watch(settings, span, only, interval))
+    elif not asyncio.run(filling.once(settings, span, only, dry_run=dry_run)):
+        raise typer.Exit(1)

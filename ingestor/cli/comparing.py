@@ -1,0 +1,89 @@
+"""Runs a reconciliation and shows what it found, for `ingestor reconcile`."""
+
+from __future__ import annotations
+
+from datetime import date
+from zoneinfo import ZoneInfo
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ingestor.backfill.client import RestClient
+from ingestor.backfill.reconcile import Reconciliation, reconcile
+from ingestor.clock import SystemClock
+from ingestor.settings import Settings
+from ingestor.store.ledger import Ledger, MinuteBar
+from ingestor.telemetry import scrub
+
+MOST_ROWS = 40
+
+
+async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: bool) -> bool:
+    """Compare, show what was found, and return whether all is the same."""
+    console = Console(highlight=False)
+    clock = SystemClock()
+    columns = (TextColumn("[bold]compare[/bold]"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    async with Ledger(settings.read_database_url()) as ledger:
+        async with RestClient(
+            settings.rest_url, settings.read_token(), timezone=ledger.timezone, clock=clock
+        ) as client:
+            with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+                task = bar.add_task("", total=None)
+                found = await reconcile(
+                    ledger,
+                    client,
+                    day,
+                    only=only,
+                    on_symbols=lambda count: bar.update(task, total=count),
+                    on_done=lambda _: bar.update(task, advance=1),
+                )
+        show(console, found, ZoneInfo(ledger.timezone))
+        if adopt and found.is_decided and found.best.label != ledger.label:
+            await ledger.adopt(found.best.label)
+            console.print(f"From now on bars are taken by their {found.best.label}. Run `ingestor backfill`.")
+        elif found.is_decided and found.best.label != ledger.label:
+            console.print(
+                f"Until now they are taken by their {ledger.label}: run this again with --adopt-label.", style="yellow"
+            )
+    return not (found.best.differences or found.failed)
+
+
+def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
+    """Print what was compared, and what differs."""
+    best, other = found.best, found.other
+    console.print(
+        f"{found.day}: {found.minutes:,} minutes wholly covered, {len(found.symbols):,} symbols. "
+        f"Bars compared: {best.compared:,}, the same: {best.same:,}, different: {len(best.differences):,}."
+    )
+    if found.is_decided:
+        console.print(
+            f"The provider labels a bar by its {best.label}: {best.same:,} bars fit, "
+            f"by its {other.label} {other.same:,}."
+        )
+    else:
+        console.print("Whether the provider labels a bar by its start or its end can't be told from this day.")
+    if found.unknown:
+        console.print(f"Unknown to the provider: {', '.join(found.unknown)}", soft_wrap=True)
+    for symbol, error in found.failed:
+        console.print(f"{symbol} could not be compared: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
+    if best.differences:
+        console.print(_table(found, zone))
+        if len(best.differences) > MOST_ROWS:
+            console.print(f"… and {len(best.differences) - MOST_ROWS:,} more in ingest.reconciliations.", style="dim")
+
+
+def _table(found: Reconciliation, zone: ZoneInfo) -> Table:
+    table = Table(header_style="dim")
+    for name in ("symbol", "minute", "difference"):
+        table.add_column(name, no_wrap=True)
+    for name in ("ours: open high low close x volume", "theirs"):
+        table.add_column(name, justify="right")
+    for each in found.best.differences[:MOST_ROWS]:
+        minute = f"{each.time.astimezone(zone):%H:%M}"
+        table.add_row(each.symbol, minute, each.kind, _bar(each.ours), _bar(each.theirs))
+    return table
+
+
+def _bar(bar: MinuteBar | None) -> str:
+    return "" if bar is None else f"{bar.open:g} {bar.high:g} {bar.low:g} {bar.close:g} x {bar.volume:,}"

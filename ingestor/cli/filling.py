@@ -1,0 +1,127 @@
+"""Runs a backfill and shows its progress: for `ingestor backfill` and the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Collection, Coroutine
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ingestor.backfill.client import RestClient, SourceError
+from ingestor.backfill.fill import Backfill, Plan, Summary
+from ingestor.clock import SystemClock
+from ingestor.coverage.page import duration
+from ingestor.errors import StoreError
+from ingestor.service.signals import StopRequest, handled
+from ingestor.settings import Settings
+from ingestor.store.ledger import Bounds, Ledger
+from ingestor.telemetry import scrub
+
+
+async def once(settings: Settings, span: Bounds, only: Collection[str], *, dry_run: bool) -> bool:
+    """Fill what there is to fill; return whether nothing has failed."""
+    console = Console(highlight=False)
+    async with filling(console, settings) as job:
+        listed = await job.refresh_instruments()
+        console.print(f"{listed:,} instruments are listed.")
+        if dry_run:
+            describe(console, await job.plan(span), only)
+            return True
+        summary = await fill(console, job, span, only)
+        return not summary.pending
+
+
+async def watch(settings: Settings, span: Bounds, only: Collection[str], interval: float) -> None:
+    """Look again and again; whatever fails but the settings is tried again."""
+    console = Console(highlight=False)
+    with handled() as request:
+        while not request.stop.is_set():
+            try:
+                async with filling(console, settings) as job:
+                    await job.refresh_instruments()
+                    await _until_stopped(fill(console, job, span, only, quiet=True), request)
+            except (StoreError, SourceError) as error:
+                console.print(f"Not now: {scrub(str(error))}", style="yellow", soft_wrap=True, markup=False)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(request.stop.wait(), interval)
+
+
+async def _until_stopped(work: Coroutine[Any, Any, Summary], request: StopRequest) -> None:
+    """Do it, or be stopped in the middle: what was begun is taken up again by the next run."""
+    doing = asyncio.create_task(work, name="backfill")
+    stop = asyncio.create_task(request.stop.wait(), name="stop")
+    await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (doing, stop):
+        if not task.done():
+            task.cancel()
+    await asyncio.gather(doing, stop, return_exceptions=True)
+    if not doing.cancelled():
+        doing.result()
+
+
+@contextlib.asynccontextmanager
+async def filling(console: Console, settings: Settings) -> AsyncIterator[Backfill]:
+    """Connect to both ends."""
+    clock = SystemClock()
+
+    def waiting(seconds: float) -> None:
+        console.print(f"The rate limit is reached: waiting {seconds:.0f} s.", style="dim")
+
+    async with (
+        Ledger(settings.read_database_url()) as ledger,
+        RestClient(
+            settings.rest_url,
+            settings.read_token(),
+            timezone=ledger.timezone,
+            clock=clock,
+            on_wait=waiting,
+        ) as client,
+    ):
+        yield Backfill(ledger, client, clock=clock)
+
+
+def describe(console: Console, plan: Plan, only: Collection[str]) -> None:
+    """Say what there is to do."""
+    for piece, symbols in zip(plan.pieces, plan.symbols, strict=True):
+        count = sum(symbol in only for symbol in symbols) if only else len(symbols)
+        length = duration(piece.ended_at - piece.started_at)
+        console.print(f"{piece.started_at:%Y-%m-%d %H:%M:%S} UTC, {length}: {count:,} symbols", soft_wrap=True)
+    if plan.begun:
+        console.print(f"{plan.begun:,} symbols of gaps that an earlier run has begun")
+    if plan.too_old:
+        console.print(f"{len(plan.too_old):,} gaps are older than the source keeps one-minute bars (1 year).")
+    if plan.too_young:
+        console.print(f"{len(plan.too_young):,} gaps are too young: their minutes are asked for a minute after them.")
+    if plan.is_empty and not plan.too_young:
+        console.print("No gap is open.")
+
+
+async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[str], *, quiet: bool = False) -> Summary:
+    """Fill what there is to fill now, with a progress bar on a terminal; `quiet` says nothing about nothing."""
+    plan = await job.plan(span)
+    if not (quiet and plan.is_empty):
+        describe(console, plan, only)
+    await job.begin(plan)
+    requests = await job.requests(span, only)
+    if not requests:
+        return Summary()
+    columns = (
+        TextColumn("[bold]backfill[/bold] {task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(requests))
+        summary = await job.run(requests, lambda done: bar.update(task, advance=1, description=done.symbol))
+    console.print(
+        f"{len(requests):,} requests, {summary.bars:,} bars. Symbols of gaps: {summary.filled:,} filled, "
+        f"{summary.no_trades:,} without trades, {summary.unfillable:,} unfillable, "
+        f"{summary.pending:,} to be tried again."
+    )
+    for error, count in summary.failures.items():
+        console.print(f"  {count:,} times: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
+    return summary

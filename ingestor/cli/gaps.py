@@ -1,0 +1,166 @@
+"""`ingestor gaps`: what was not heard."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ingestor import settings as configuration
+from ingestor.cli.bounds import Since, Until, bounds, moment
+from ingestor.coverage.page import MEANING, as_html, duration
+from ingestor.coverage.report import Day, Report, as_csv, as_json
+from ingestor.errors import IngestorError
+from ingestor.store.ledger import Bounds, Ledger
+from ingestor.telemetry import hide
+
+MOST_DAYS = 20
+STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excused": "dim"}
+
+
+class Format(StrEnum):
+    """How the report is written."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    HTML = "html"
+
+
+def gaps(
+    since: Since = None,
+    until: Until = None,
+    output_format: Annotated[
+        Format, typer.Option("--format", help="A table for people, json or csv for programs, html for a page to keep.")
+    ] = Format.TABLE,
+    output: Annotated[Path | None, typer.Option(help="Write the report to this file.", dir_okay=False)] = None,
+    excuse: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(
+            metavar="FROM TO REASON",
+            help="First put on record that the exchange itself did not trade: days, or instants with offset.",
+        ),
+    ] = None,
+) -> None:
+    """Show every span of trading time that was not heard, with its cause and what became of it.
+
+    Trading time is each session of the calendar with **INGESTOR_COVERAGE_LEAD** and **INGESTOR_COVERAGE_TAIL** around
+    it, as they stand in the database. `--format html` writes one file with a heat map, a time line for each day, and
+    all gaps: for a browser, a phone, or paper. The JSON is described by a schema in the documentation.
+
+    Ends with 0 when no gap is open, with 1 when some are. Needs **INGESTOR_DATABASE_URL**.
+    """
+    span = bounds(since, until)
+    excused = excuse and (moment(excuse[0], "--excuse"), moment(excuse[1], "--excuse"), excuse[2])
+    settings = configuration.load()
+    hide(settings.read_database_url())
+    report = asyncio.run(_report(settings, span, excused))
+    match output_format:
+        case Format.TABLE:
+            with output.open("w", encoding="utf-8") if output else sys.stdout as file:
+                show(Console(file=file, highlight=False), report)
+        case _:
+            render = {Format.JSON: as_json, Format.CSV: lambda found: as_csv(found.gaps), Format.HTML: as_html}
+            text = render[output_format](report)
+            if output is None:
+                sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
+            else:
+                write(output, text)
+    if report.open_gaps:
+        raise typer.Exit(1)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file. Raises IngestorError."""
+    try:
+        path.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise IngestorError(f"{path} cannot be written: {error.strerror}.") from None
+
+
+async def _report(
+    settings: configuration.Settings, span: Bounds, excused: tuple[date | datetime, date | datetime, str] | None
+) -> Report:
+    async with Ledger(settings.read_database_url()) as ledger:
+        if excused is not None:
+            first, last = (_instant(bound, ledger.timezone) for bound in excused[:2])
+            if first >= last:
+                raise typer.BadParameter("FROM must be before TO", param_hint="--excuse")
+            await ledger.excuse(first, last, excused[2])
+        return await ledger.report(span, datetime.now(UTC))
+
+
+def _instant(bound: date | datetime, timezone: str) -> datetime:
+    """Return an instant; of a day, its first."""
+    if isinstance(bound, datetime):
+        return bound
+    return datetime.combine(bound, time(), ZoneInfo(timezone))
+
+
+def show(console: Console, report: Report) -> None:
+    """Print the report for people: the totals, the days that are not whole, and all gaps."""
+    totals = report.totals
+    if totals.percent is None:
+        console.print("There was no trading time yet. Coverage begins with the first session of `ingestor run`.")
+        return
+    console.print(
+        f"{len(report.days):,} trading days, {_minutes(totals.trading)} of trading time: "
+        f"{_minutes(totals.heard)} heard, {_minutes(totals.missed)} missed, {_minutes(totals.backfilled)} of it "
+        f"backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]"
+    )
+    if not report.gaps:
+        console.print("No gap.")
+        return
+    lacking = [day for day in report.days if day.percent is not None and day.percent < 100]
+    if lacking:
+        console.print(_days(lacking[-MOST_DAYS:]))
+        if len(lacking) > MOST_DAYS:
+            console.print(f"… and {len(lacking) - MOST_DAYS:,} days before them; `--until` shows those.", style="dim")
+    console.print(_gaps(report))
+    for status in {gap.status: None for gap in report.gaps}:
+        console.print(Text(f"{status}: ", STYLES[status]) + Text(MEANING[status], "dim"))
+
+
+def _days(days: Sequence[Day]) -> Table:
+    table = Table(title="Days that are not whole", title_justify="left", header_style="dim")
+    table.add_column("day")
+    for name in ("trading", "heard", "missed", "backfilled", "percent"):
+        table.add_column(name, justify="right")
+    for day in days:
+        minutes = (day.trading_minutes, day.heard_minutes, day.missed_minutes, day.backfilled_minutes)
+        table.add_row(f"{day.trading_day:%a} {day.trading_day}", *map(_minutes, minutes), f"{day.percent:.2f} %")
+    return table
+
+
+def _gaps(report: Report) -> Table:
+    zone = ZoneInfo(report.timezone)
+    table = Table(title=f"Gaps, in the time of {report.timezone}", title_justify="left", header_style="dim")
+    for name in ("day", "from", "to"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("length", justify="right", no_wrap=True)
+    table.add_column("cause")
+    table.add_column("outcome", no_wrap=True)
+    for gap in report.gaps:
+        table.add_row(
+            str(gap.trading_day),
+            f"{gap.started_at.astimezone(zone):%H:%M:%S}",
+            f"{gap.ended_at.astimezone(zone):%H:%M:%S}",
+            duration(gap.duration),
+            gap.cause,
+            Text(gap.status, STYLES[gap.status]),
+        )
+    return table
+
+
+def _minutes(minutes: float) -> str:
+    return duration(timedelta(minutes=minutes))

@@ -1,0 +1,52 @@
+"""`ingestor maintain`: what has to be done now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Annotated
+
+import typer
+
+from ingestor import settings as configuration
+from ingestor.errors import StoreError
+from ingestor.service.signals import handled
+from ingestor.telemetry import hide, scrub
+
+
+def maintain(
+    every: Annotated[
+        str | None, typer.Option(help="Do it again and again, with this pause (12h), until SIGTERM or Ctrl-C.")
+    ] = None,
+) -> None:
+    """Keep the trading calendar, and make partitions ahead. Can be repeated; once a day is right.
+
+    The calendar comes from the library exchange-calendars where the extra `calendar` is installed, else from the
+    snapshot that this version brought along. Needs **INGESTOR_DATABASE_URL** with the role that migrated.
+    """
+    try:
+        interval = None if every is None else configuration.parse_duration(every)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--every") from None
+    settings = configuration.load()
+    hide(settings.read_database_url())
+    asyncio.run(_maintain(settings, interval))
+
+
+async def _maintain(settings: configuration.Settings, interval: float | None) -> None:
+    from ingestor.service.maintain import maintain as maintain_once
+
+    def say(line: str) -> None:
+        print(scrub(line), flush=True)
+
+    if interval is None:
+        await maintain_once(settings, say)
+        return
+    with handled() as request:
+        while not request.stop.is_set():
+            try:
+                await maintain_once(settings, say)
+            except StoreError as error:
+                say(str(error))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(request.stop.wait(), interval)

@@ -1,0 +1,43 @@
+"""`ingestor reconcile`: compares our minutes with the provider's."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from ingestor import settings as configuration
+from ingestor.cli.bounds import moment
+from ingestor.telemetry import hide
+
+
+def reconcile(
+    day: Annotated[str, typer.Option("--date", help="The trading day, such as 2026-11-20.")],
+    symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol; can be repeated.")] = None,
+    adopt_label: Annotated[
+        bool,
+        typer.Option(
+            "--adopt-label", help="Go by the label that fits best from now on; what was fetched is fetched again."
+        ),
+    ] = False,
+) -> None:
+    """Compare each minute that was wholly covered with the provider's: open, high, low, close and volume.
+
+    It finds what the server dropped while the stream looked alive. Differences go to `ingest.reconciliations`. Whether
+    the provider labels a bar by its start or by its end is not documented: both are tried, and what fits is said.
+
+    Ends with 0 when all is the same, with 1 when something differs or could not be compared.
+    Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
+    """
+    trading_day = moment(day, "--date")
+    if isinstance(trading_day, datetime):
+        raise typer.BadParameter("give a day, such as 2026-11-20", param_hint="--date")
+    settings = configuration.load()
+    hide(settings.read_database_url())
+    hide(settings.read_token())
+    from ingestor.cli import comparing
+
+    if not asyncio.run(comparing.run(settings, trading_day, frozenset(symbol or ()), adopt=adopt_label)):
+        raise typer.Exit(1)

@@ -1,0 +1,238 @@
+"""The gap report as one self-contained page: no script, no network; for screens of any size and for paper."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from html import escape
+from zoneinfo import ZoneInfo
+
+from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
+
+MEANING: dict[Status, str] = {
+    "open": "missed, and not filled yet",
+    "backfilled": "missed, and filled with the provider's bars",
+    "partial": "filled for some symbols only",
+    "unfillable": "missed; the provider has nothing for it",
+    "excused": "the exchange itself did not trade",
+}
+
+CELL = 13
+"""Pixels from one day of the heat map to the next."""
+
+NARROWEST = 3
+"""Of 1,000 units of a time line: the least width of a gap, so that a second of a day can still be seen."""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --faint: #667085; --line: #d8dde5; --card: #f5f7fa;
+  --heard: #2f9e6e; --none: #e6e9ee; --open: #d92d20; --backfilled: #2e78d2; --partial: #e08c0b; --unfillable: #7a4fb5;
+  --excused: #98a2b3; --step1: #8fcdb0; --step2: #f2c14e; --step3: #ee8a5a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --paper: #12161c; --faint: #98a2b3; --line: #2b323d;
+  --card: #1a2029; --none: #262d38; } }
+* { box-sizing: border-box } body { margin: 0 auto; padding: 1.5rem; max-width: 68rem; color: var(--ink);
+  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem } p { margin: .3rem 0 }
+.faint { color: var(--faint) } .cards { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1.2rem 0 }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .6rem .9rem;
+  flex: 1 1 8rem } .card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums }
+.scroll { overflow-x: auto } svg { display: block } svg text { fill: var(--faint); font: 10px system-ui, sans-serif }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th { text-align: left; font-weight: 600; color: var(--faint); white-space: nowrap } td, th {
+  padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
+td.number, th.number { text-align: right }
+td.time { white-space: nowrap } .lines td { padding: .15rem .7rem .15rem 0; border: 0; white-space: nowrap }
+.lines td.wide { width: 100% } .lines svg { width: 100%; height: 15px }
+.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 .9em }
+.status { white-space: nowrap } .status .key { margin-left: 0 }
+.heard { fill: var(--heard); background: var(--heard) } .none { fill: var(--none); background: var(--none) }
+.open { fill: var(--open); background: var(--open) } .partial { fill: var(--partial); background: var(--partial) }
+.backfilled { fill: var(--backfilled); background: var(--backfilled) }
+.unfillable { fill: var(--unfillable); background: var(--unfillable) }
+.excused { fill: var(--excused); background: var(--excused) } .step1 { fill: var(--step1); background: var(--step1) }
+.step2 { fill: var(--step2); background: var(--step2) } .step3 { fill: var(--step3); background: var(--step3) }
+@media (max-width: 40rem) { body { padding: .9rem } .gaps thead { display: none } .gaps tr { display: block;
+  padding: .5rem 0; border-bottom: 1px solid var(--line) } .gaps td { display: block; border: 0; padding: 0;
+  text-align: left !important } }
+@media print { :root { color-scheme: light } body { max-width: none; padding: 0; font-size: 11px } tr, .card, svg {
+  break-inside: avoid } .scroll { overflow: visible } * { print-color-adjust: exact;
+  -webkit-print-color-adjust: exact } }
+"""
+
+
+def as_html(report: Report) -> str:
+    """Return the whole page."""
+    zone = ZoneInfo(report.timezone)
+    body = "\n".join(
+        (
+            _head(report, zone),
+            _cards(report),
+            _heat_map(report),
+            _time_lines(report, zone),
+            _gaps(report, zone),
+        )
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Coverage: {_percent(report.totals.percent)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _head(report: Report, zone: ZoneInfo) -> str:
+    if report.days:
+        span = f"{report.days[0].trading_day:%-d %B %Y} to {report.days[-1].trading_day:%-d %B %Y}"
+    else:
+        span = "no trading day"
+    made = report.made_at.astimezone(zone)
+    return (
+        f"<h1>Coverage of the stream</h1>\n<p>{span}, {len(report.days):,} trading days</p>\n"
+        f'<p class="faint">Times are those of {escape(report.timezone)}. As of {made:%-d %B %Y, %H:%M:%S %Z}.</p>'
+    )
+
+
+def _cards(report: Report) -> str:
+    totals = report.totals
+    cards = (
+        ("heard or backfilled", _percent(totals.percent)),
+        ("trading time", _minutes(totals.trading)),
+        ("heard", _minutes(totals.heard)),
+        ("missed", _minutes(totals.missed)),
+        ("backfilled of it", _minutes(totals.backfilled)),
+        ("gaps, open ones", f"{len(report.gaps):,}, {report.open_gaps:,}"),
+    )
+    return (
+        '<div class="cards">'
+        + "".join(f'<div class="card"><b>{value}</b><span class="faint">{label}</span></div>' for label, value in cards)
+        + "</div>"
+    )
+
+
+def _heat_map(report: Report) -> str:
+    """One square a day, a column a week, a block a year."""
+    years: dict[int, list[Day]] = defaultdict(list)
+    for day in report.days:
+        years[day.trading_day.year].append(day)
+    keys = "".join(
+        f'<span class="key {name}"></span>{label}'
+        for name, label in (
+            ("heard", "all heard"), ("backfilled", "all heard or backfilled"), ("step1", "99 %"), ("step2", "90 %"),
+            ("step3", "50 %"), ("open", "less"),
+        )
+    )  # fmt: skip
+    blocks = "\n".join(_year(year, days) for year, days in sorted(years.items(), reverse=True))
+    return f'<h2>Each day</h2>\n<p class="faint">{keys}</p>\n{blocks}'
+
+
+def _year(year: int, days: list[Day]) -> str:
+    first = date(year, 1, 1)
+    offset = first.weekday()
+
+    def column(day: date) -> int:
+        return ((day - first).days + offset) // 7
+
+    cells = "".join(
+        f'<rect class="{_shade(day)}" x="{30 + column(day.trading_day) * CELL}" '
+        f'y="{16 + day.trading_day.weekday() * CELL}" width="{CELL - 2}" height="{CELL - 2}" rx="2">'
+        f"<title>{day.trading_day:%a %-d %b %Y}: {_percent(day.percent)}, "
+        f"{_minutes(day.missed_minutes)} missed</title></rect>"
+        for day in days
+    )
+    months = "".join(
+        f'<text x="{30 + column(date(year, month, 1)) * CELL}" y="10">{date(year, month, 1):%b}</text>'
+        for month in range(1, 13)
+    )
+    return (
+        f'<div class="scroll"><svg width="{30 + 54 * CELL}" height="{18 + 7 * CELL}" role="img" '
+        f'aria-label="Coverage of each day of {year}">{months}<text x="0" y="26">{year}</text>{cells}</svg></div>'
+    )
+
+
+def _shade(day: Day) -> str:
+    percent = 100.0 if day.percent is None else day.percent
+    if percent >= 100:
+        return "heard" if day.missed_minutes == 0 else "backfilled"
+    for name, least in (("step1", 99), ("step2", 90), ("step3", 50)):
+        if percent >= least:
+            return name
+    return "open"
+
+
+def _time_lines(report: Report, zone: ZoneInfo) -> str:
+    gaps: dict[date, list[Gap]] = defaultdict(list)
+    for gap in report.gaps:
+        gaps[gap.trading_day].append(gap)
+    keys = '<span class="key heard"></span>heard' + "".join(
+        f'<span class="key {status}"></span>{status}: {escape(MEANING[status])}' for status in STATUSES
+    )
+    rows = "\n".join(
+        f'<tr><td class="time">{day.trading_day:%a %-d %b %Y}</td>'
+        f'<td class="time faint">{day.started_at.astimezone(zone):%H:%M}</td>'
+        f'<td class="wide">{_line(day, gaps[day.trading_day], zone)}</td>'
+        f'<td class="time faint">{day.ended_at.astimezone(zone):%H:%M}</td>'
+        f'<td class="number">{_percent(day.percent)}</td></tr>'
+        for day in reversed(report.days)
+    )
+    return f'<h2>Time lines</h2>\n<p class="faint">{keys}</p>\n<table class="lines"><tbody>\n{rows}\n</tbody></table>'
+
+
+def _line(day: Day, gaps: list[Gap], zone: ZoneInfo) -> str:
+    whole = (day.ended_at - day.started_at) / timedelta(seconds=1)
+    bars = "".join(
+        f'<rect class="{gap.status}" x="{x:.1f}" width="{width:.1f}" height="15"><title>{_span(gap, zone)}: '
+        f"{escape(gap.cause)} ({gap.status})</title></rect>"
+        for gap, x, width in _places(day.started_at, whole, gaps)
+    )
+    return (
+        '<svg viewBox="0 0 1000 15" preserveAspectRatio="none">'
+        f'<rect class="heard" width="1000" height="15" rx="2"></rect>{bars}</svg>'
+    )
+
+
+def _places(start: datetime, whole: float, gaps: list[Gap]) -> Iterator[tuple[Gap, float, float]]:
+    for gap in gaps:
+        x = 1000 * (gap.started_at - start).total_seconds() / whole
+        width = max(1000 * gap.duration.total_seconds() / whole, NARROWEST)
+        yield gap, min(x, 1000 - width), width
+
+
+def _gaps(report: Report, zone: ZoneInfo) -> str:
+    if not report.gaps:
+        return "<h2>Gaps</h2>\n<p>None.</p>"
+    rows = "\n".join(
+        f'<tr><td class="time">{gap.trading_day:%a %-d %b %Y}</td><td class="time">{_span(gap, zone)}</td>'
+        f'<td class="number">{duration(gap.duration)}</td><td>{escape(gap.cause)}</td>'
+        f'<td class="status"><span class="key {gap.status}"></span>{gap.status}</td></tr>'
+        for gap in reversed(report.gaps)
+    )
+    return (
+        '<h2>Gaps</h2>\n<table class="gaps"><thead><tr><th>day</th><th>from, to</th><th class="number">length</th>'
+        f"<th>cause</th><th>outcome</th></tr></thead><tbody>\n{rows}\n</tbody></table>"
+    )
+
+
+def _span(gap: Gap, zone: ZoneInfo) -> str:
+    return f"{gap.started_at.astimezone(zone):%H:%M:%S} to {gap.ended_at.astimezone(zone):%H:%M:%S}"
+
+
+def _minutes(minutes: float) -> str:
+    return duration(timedelta(minutes=minutes))
+
+
+def _percent(value: float | None) -> str:
+    return "no trading time" if value is None else f"{value:.2f} %"
+
+
+def duration(length: timedelta) -> str:
+    """Return a length as people write it: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`."""
+    seconds = length.total_seconds()
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"

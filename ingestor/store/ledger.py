@@ -1,0 +1,248 @@
+"""What the database knows of coverage: reads the gap report, and keeps the books of backfill and reconciliation."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from types import TracebackType
+from typing import Any, Literal, Self, TypeAlias
+from uuid import UUID
+
+import asyncpg
+
+from ingestor.coverage.report import Day, Gap, Report
+from ingestor.errors import SchemaError
+from ingestor.store.connect import DRIVER_ERRORS, connect, translated
+from ingestor.store.judge import MIGRATE
+from ingestor.store.postgres import check_schema
+from ingestor.store.queries import QUERIES
+
+Label: TypeAlias = Literal["start", "end"]
+"""Whether the provider's bars carry the time of their start or of their end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """From `since` (inclusive) to `until` (exclusive): trading days, or instants; None is no bound."""
+
+    since: date | datetime | None = None
+    until: date | datetime | None = None
+
+    def parameters(self) -> tuple[date | None, date | None, datetime | None, datetime | None]:
+        """Return both as days, and both as instants: of each only one is given."""
+        days = [None if isinstance(bound, datetime) else bound for bound in (self.since, self.until)]
+        instants = [bound if isinstance(bound, datetime) else None for bound in (self.since, self.until)]
+        return days[0], days[1], instants[0], instants[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A span that is filled as one. `trading_day` is the exchange's."""
+
+    started_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MinuteBar:
+    """The trades of one symbol in the minute that begins at `time`."""
+
+    time: datetime
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """An instrument as the provider lists it."""
+
+    symbol: str
+    company_name: str | None
+    industry: str | None
+    uuid: UUID | None
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of asking for a piece and a symbol."""
+
+    piece: Piece
+    status: Literal["filled", "no trades", "unfillable", "pending"]
+    bars: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A wholly covered minute in which our bar and the provider's are not the same; None: there is none."""
+
+    symbol: str
+    time: datetime
+    ours: MinuteBar | None
+    theirs: MinuteBar | None
+
+    @property
+    def kind(self) -> Literal["missing here", "missing there", "differs"]:
+        """In words."""
+        if self.ours is None:
+            return "missing here"
+        return "differs" if self.theirs is not None else "missing there"
+
+
+class Ledger:
+    """One connection, used while entered; calls wait for each other. Every method raises StoreError."""
+
+    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
+        self._url = url
+        self._timeout = timeout
+        self._lock = asyncio.Lock()
+        self._open: asyncpg.Connection | None = None
+        self.timezone = "UTC"
+        """The exchange's time zone."""
+        self.margin = timedelta()
+        """Doubt between the exchange's clock and ours."""
+        self.label: Label = "start"
+
+    async def __aenter__(self) -> Self:
+        self._open = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
+        try:
+            async with self._connection() as connection:
+                await check_schema(connection)
+                settings = await connection.fetchrow(QUERIES["ledger_settings"])
+        except BaseException:
+            self._open.terminate()
+            raise
+        if settings is None:
+            raise SchemaError("The database's settings were never written.", hint=MIGRATE)
+        self.timezone, self.margin, self.label = settings
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None:
+            with contextlib.suppress(*DRIVER_ERRORS):
+                await self._open.close(timeout=1)
+            self._open.terminate()
+
+    async def report(self, bounds: Bounds, now: datetime) -> Report:
+        """Return coverage and gaps, as of one moment."""
+        parameters = bounds.parameters()
+        async with self._connection() as connection, connection.transaction(isolation="repeatable_read"):
+            days = await connection.fetch(QUERIES["report_days"], *parameters)
+            gaps = await connection.fetch(QUERIES["report_gaps"], *parameters)
+        return Report(
+            bounds.since,
+            bounds.until,
+            self.timezone,
+            now,
+            tuple(Day(*row) for row in days),
+            tuple(Gap(*row) for row in gaps),
+        )
+
+    async def excuse(self, since: datetime, until: datetime, reason: str) -> None:
+        """Put on record that the exchange itself did not trade."""
+        async with self._connection() as connection:
+            await connection.execute(QUERIES["excuse"], since, until, reason)
+
+    async def store_instruments(self, exchange: str, listed: Sequence[Listing]) -> None:
+        """Note what the provider lists, and when each symbol was first and last heard."""
+        rows = [(each.symbol, exchange, each.company_name, each.industry, each.uuid, each.active) for each in listed]
+        async with self._connection() as connection, connection.transaction():
+            await connection.executemany(QUERIES["upsert_instrument"], rows)
+            if rows:
+                await connection.execute(QUERIES["retire_instruments"], exchange, [row[0] for row in rows])
+            await connection.execute(QUERIES["note_seen_instruments"], exchange)
+
+    async def active_symbols(self, since: datetime) -> list[str]:
+        """Return the symbols that may have traded since then."""
+        async with self._connection() as connection:
+            return [row["symbol"] for row in await connection.fetch(QUERIES["active_symbols"], since)]
+
+    async def fillable(self, bounds: Bounds) -> list[Piece]:
+        """Return what is open and not begun yet, in the order of time; what was begun needlessly is forgotten."""
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute(QUERIES["forget_needless"])
+            rows = await connection.fetch(QUERIES["fillable"], *bounds.parameters())
+        return [Piece(row["gap_from"], row["gap_until"]) for row in rows]
+
+    async def begin(self, piece: Piece, symbols: Sequence[str]) -> None:
+        """Put on record that a piece is to be filled, for all of these symbols."""
+        async with self._connection() as connection:
+            await connection.execute(QUERIES["begin_backfill"], piece.started_at, piece.ended_at, list(symbols))
+
+    async def give_up(self, piece: Piece, why: str) -> None:
+        """Put on record that nothing can fill a piece."""
+        async with self._connection() as connection:
+            await connection.execute(QUERIES["give_up_backfill"], piece.started_at, piece.ended_at, why)
+
+    async def pending(self, since: datetime | None, until: datetime | None) -> list[tuple[Piece, str]]:
+        """Return the pieces and symbols that were begun and are not settled, in the order of symbols and time."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(QUERIES["pending_backfills"], since, until)
+        return [(Piece(row["gap_from"], row["gap_until"]), row["symbol"]) for row in rows]
+
+    async def settle(self, symbol: str, outcomes: Sequence[Outcome], bars: Iterable[MinuteBar]) -> None:
+        """Store a symbol's bars and what came of its pieces, all or nothing. To do it again changes nothing."""
+        rows = [(symbol, bar.time, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars]
+        async with self._connection() as connection, connection.transaction():
+            await connection.executemany(QUERIES["upsert_bar"], rows)
+            for each in outcomes:
+                key = (each.piece.started_at, each.piece.ended_at)
+                await connection.execute(QUERIES["settle_backfill"], *key, symbol, each.status, each.bars, each.error)
+                await connection.execute(QUERIES["settle_whole_backfill"], *key)
+
+    async def trading_day(self, day: date) -> tuple[datetime, datetime] | None:
+        """Return when something should have been heard on a trading day; None where it is none, or not on record."""
+        async with self._connection() as connection:
+            row = await connection.fetchrow(QUERIES["trading_day_span"], day)
+        return None if row is None else (row["started_at"], row["ended_at"])
+
+    async def whole_minutes(self, since: datetime, until: datetime) -> list[datetime]:
+        """Return the starts of the minutes that were wholly covered."""
+        async with self._connection() as connection:
+            return [row["minute"] for row in await connection.fetch(QUERIES["whole_minutes"], since, until)]
+
+    async def own_bars(self, symbol: str, since: datetime, until: datetime) -> list[MinuteBar]:
+        """Return a symbol's bars from our ticks; `since` and `until` are whole minutes."""
+        async with self._connection() as connection:
+            return [MinuteBar(*row) for row in await connection.fetch(QUERIES["own_bars"], since, until, symbol)]
+
+    async def store_differences(self, day: date, symbols: Sequence[str], found: Sequence[Difference]) -> None:
+        """Replace what was noted for these symbols and that day."""
+        rows = [(day, each.symbol, each.time, each.kind, *_values(each.ours), *_values(each.theirs)) for each in found]
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute(QUERIES["forget_reconciliations"], day, list(symbols))
+            await connection.executemany(QUERIES["note_difference"], rows)
+
+    async def adopt(self, label: Label) -> None:
+        """Take the provider's bars by another label from now on. What was fetched is forgotten, to be fetched again."""
+        async with self._connection() as connection, connection.transaction():
+            for query, *arguments in (("adopt_label", label), ("forget_bars",), ("forget_backfills",)):
+                await connection.execute(QUERIES[query], *arguments)
+        self.label = label
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        assert self._open is not None
+        async with self._lock:
+            try:
+                yield self._open
+            except DRIVER_ERRORS as exc:
+                raise translated(exc) from exc
+
+
+def _values(bar: MinuteBar | None) -> tuple[Any, ...]:
+    return (None,) * 5 if bar is None else (bar.open, bar.high, bar.low, bar.close, bar.volume)
+
+
+def minute_of(moment: datetime) -> datetime:
+    """Return the start of the minute that contains a moment, in UTC."""
+    return moment.astimezone(UTC).replace(second=0, microsecond=0)

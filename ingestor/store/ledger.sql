@@ -1,0 +1,153 @@
+-- The SQL of gaps, backfill and reconciliation, in named blocks. `ingestor.store.queries` reads them by name.
+
+-- name: ledger_settings
+-- What of the settings the backfill goes by.
+SELECT exchange_timezone, coverage_margin, bar_label FROM ingest.settings
+
+-- name: report_days
+-- $1 and $2: trading days, from the first up to but not including the second; null: no bound. $3, $4: the same as instants.
+SELECT c.trading_day, lower(t.span) AS started_at, upper(t.span) AS ended_at, c.trading_minutes::float8,
+       c.heard_minutes::float8, c.missed_minutes::float8, c.backfilled_minutes::float8, c.percent::float8
+FROM market.coverage c JOIN ingest.trading_time t USING (trading_day)
+WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_day < $2)
+  AND t.span && tstzrange($3, $4)
+ORDER BY trading_day
+
+-- name: report_gaps
+SELECT trading_day, started_at, ended_at, cause, status FROM market.gaps
+WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_day < $2)
+  AND tstzrange(started_at, ended_at) && tstzrange($3, $4)
+ORDER BY started_at
+
+-- name: excuse
+INSERT INTO ingest.excuses (excused_from, excused_until, reason) VALUES ($1, $2, $3)
+ON CONFLICT (excused_from, excused_until) DO UPDATE SET reason = excluded.reason, noted_at = now()
+
+-- name: upsert_instrument
+INSERT INTO market.instruments (symbol, exchange, company_name, industry, uuid, active)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (symbol) DO UPDATE SET exchange = excluded.exchange, company_name = excluded.company_name,
+    industry = excluded.industry, uuid = excluded.uuid, active = excluded.active
+WHERE (instruments.exchange, instruments.company_name, instruments.industry, instruments.uuid, instruments.active)
+    IS DISTINCT FROM (excluded.exchange, excluded.company_name, excluded.industry, excluded.uuid, excluded.active)
+
+-- name: retire_instruments
+-- What the provider no longer lists.
+UPDATE market.instruments SET active = false WHERE exchange = $1 AND active AND symbol <> ALL ($2::text[])
+
+-- name: note_seen_instruments
+-- First and last tick of every symbol, by steps through the key instead of through the ticks.
+WITH RECURSIVE symbols AS (
+    (SELECT symbol FROM market.ticks ORDER BY symbol LIMIT 1)
+    UNION ALL
+    SELECT (SELECT t.symbol FROM market.ticks t WHERE t.symbol > s.symbol ORDER BY t.symbol LIMIT 1)
+    FROM symbols s WHERE s.symbol IS NOT NULL
+)
+INSERT INTO market.instruments (symbol, exchange, first_seen, last_seen)
+SELECT symbol, $1, (SELECT t.time FROM market.ticks t WHERE t.symbol = s.symbol ORDER BY t.time LIMIT 1),
+       (SELECT t.time FROM market.ticks t WHERE t.symbol = s.symbol ORDER BY t.time DESC LIMIT 1)
+FROM symbols s WHERE symbol IS NOT NULL
+ON CONFLICT (symbol) DO UPDATE SET first_seen = excluded.first_seen, last_seen = excluded.last_seen
+WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (excluded.first_seen, excluded.last_seen)
+
+-- name: active_symbols
+-- What may have traded since $1: what is listed, what nobody knows, and what was heard after it.
+SELECT symbol FROM market.instruments WHERE coalesce(active, true) OR last_seen >= $1 ORDER BY symbol
+
+-- name: fillable
+-- What nobody heard, or not all of it, and nobody has settled or begun to fill: by trading day, within the bounds.
+WITH begun AS (
+    SELECT coalesce(range_agg(tstzrange(gap_from, gap_until)), '{}') AS spans FROM ingest.backfills WHERE symbol = '*'
+), wanted AS (
+    SELECT trading_day, span FROM ingest.gap_parts WHERE status = 'open'
+    UNION ALL
+    SELECT trading_day, t.span * d.span FROM ingest.trading_time t JOIN ingest.doubts d ON t.span && d.span
+), parts AS (
+    SELECT trading_day, unnest(range_agg(span) - (SELECT spans FROM begun)) AS span FROM wanted GROUP BY trading_day
+)
+SELECT trading_day, lower(span) AS gap_from, upper(span) AS gap_until FROM parts
+WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_day < $2)
+  AND span && tstzrange($3, $4)
+ORDER BY span
+
+-- name: forget_needless
+-- What was begun, and has been heard after all: a spool was written meanwhile.
+WITH needed AS (
+    SELECT coalesce(range_agg(span), '{}') AS spans
+    FROM (SELECT span FROM ingest.gap_parts WHERE status = 'open' UNION ALL SELECT span FROM ingest.doubts) AS wanted
+), needless AS (
+    SELECT gap_from, gap_until FROM ingest.backfills, needed
+    WHERE symbol = '*' AND status = 'pending' AND NOT tstzrange(gap_from, gap_until) && spans
+)
+DELETE FROM ingest.backfills b USING needless n WHERE b.gap_from = n.gap_from AND b.gap_until = n.gap_until
+
+-- name: begin_backfill
+INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status)
+SELECT $1, $2, symbol, 'pending' FROM unnest($3::text[] || '*'::text) AS symbol
+ON CONFLICT (gap_from, gap_until, symbol) DO NOTHING
+
+-- name: give_up_backfill
+-- What the provider does not keep any more is not asked for.
+INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status, error, finished_at)
+VALUES ($1, $2, '*', 'unfillable', $3, now()) ON CONFLICT (gap_from, gap_until, symbol) DO NOTHING
+
+-- name: pending_backfills
+SELECT gap_from, gap_until, symbol FROM ingest.backfills
+WHERE status = 'pending' AND symbol <> '*' AND tstzrange(gap_from, gap_until) && tstzrange($1, $2)
+ORDER BY symbol, gap_from
+
+-- name: upsert_bar
+INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
+VALUES ($1, $2, interval '1 minute', $3, $4, $5, $6, $7, 'financefeast')
+ON CONFLICT (symbol, resolution, time) DO UPDATE SET open = excluded.open, high = excluded.high, low = excluded.low,
+    close = excluded.close, volume = excluded.volume, source = excluded.source, fetched_at = now()
+
+-- name: settle_backfill
+UPDATE ingest.backfills SET status = $4, bars = $5, error = $6, attempts = attempts + 1,
+    finished_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END
+WHERE gap_from = $1 AND gap_until = $2 AND symbol = $3
+
+-- name: settle_whole_backfill
+-- Once every symbol is settled, so is the gap.
+UPDATE ingest.backfills w SET bars = s.bars, attempts = s.attempts, finished_at = now(),
+    status = CASE WHEN s.every THEN 'unfillable' WHEN s.some THEN 'partial' ELSE 'backfilled' END
+FROM (SELECT coalesce(sum(bars), 0)::integer AS bars, coalesce(max(attempts), 0) AS attempts,
+             bool_or(status = 'pending') AS pending, bool_and(status = 'unfillable') AS every,
+             bool_or(status = 'unfillable') AS some
+      FROM ingest.backfills WHERE gap_from = $1 AND gap_until = $2 AND symbol <> '*') AS s
+WHERE w.gap_from = $1 AND w.gap_until = $2 AND w.symbol = '*' AND NOT s.pending
+
+-- name: trading_day_span
+SELECT lower(span) AS started_at, upper(span) AS ended_at FROM ingest.trading_time WHERE trading_day = $1
+
+-- name: whole_minutes
+-- The minutes between $1 and $2 that were wholly covered.
+SELECT minute FROM generate_series(date_bin('1 minute', $1, '2000-01-01 00:00:00+00'), $2, interval '1 minute') AS minute,
+    (SELECT spans FROM ingest.whole OFFSET 0) AS whole
+WHERE tstzrange(minute, minute + interval '1 minute') <@ spans
+
+-- name: own_bars
+-- Our bars of the minutes between $1 and $2, of one symbol.
+SELECT date_bin('1 minute', time, '2000-01-01 00:00:00+00') AS time,
+       (array_agg(price ORDER BY time, received_at, occurrence))[1] AS open, max(price) AS high, min(price) AS low,
+       (array_agg(price ORDER BY time DESC, received_at DESC, occurrence DESC))[1] AS close, sum(volume)::bigint AS volume
+FROM market.ticks WHERE symbol = $3 AND time >= $1 AND time < $2
+GROUP BY 1
+
+-- name: forget_reconciliations
+DELETE FROM ingest.reconciliations WHERE trading_day = $1 AND symbol = ANY ($2::text[])
+
+-- name: note_difference
+INSERT INTO ingest.reconciliations (trading_day, symbol, time, difference, our_open, our_high, our_low, our_close,
+    our_volume, their_open, their_high, their_low, their_close, their_volume)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+
+-- name: adopt_label
+UPDATE ingest.settings SET bar_label = $1
+
+-- name: forget_bars
+-- They were taken by the other label: all of them are fetched again.
+DELETE FROM market.bars WHERE source = 'financefeast'
+
+-- name: forget_backfills
+DELETE FROM ingest.backfills WHERE error IS NULL OR symbol <> '*'
