@@ -1,5 +1,6 @@
 -- The views of revision 0002. From what the sessions vouch for to the gaps, the coverage and the series without holes.
 -- Each side of a subtraction is one multirange before it is subtracted: that keeps five years within milliseconds.
+-- LIMIT 1 tells the planner what it can't know of a table that is never analysed: that the settings are one row.
 
 CREATE FUNCTION ingest.cause(end_reason text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
@@ -34,7 +35,7 @@ WITH ends AS (
     -- Widened, but never into the next session: what lies between two of them belongs to the earlier one's tail.
     SELECT t.trading_day, t.opens_at, s.coverage_lead,
            least(t.closes_at + s.coverage_tail, lead(t.opens_at) OVER (ORDER BY t.trading_day)) AS until
-    FROM ingest.settings s JOIN ingest.trading_sessions t ON t.calendar = s.calendar
+    FROM (SELECT * FROM ingest.settings LIMIT 1) AS s JOIN ingest.trading_sessions t ON t.calendar = s.calendar
 ), spans AS (
     SELECT trading_day,
            tstzrange(greatest(opens_at - coverage_lead, lag(until) OVER (ORDER BY trading_day)), until) AS span
@@ -43,7 +44,7 @@ WITH ends AS (
     SELECT coalesce(coverage_since, (SELECT min(authenticated_at) FROM ingest.stream_sessions WHERE kind = 'stream'))
                AS since,
            now() - interval '30 seconds' AS until
-    FROM ingest.settings
+    FROM (SELECT * FROM ingest.settings LIMIT 1) AS s
 )
 SELECT trading_day, span * tstzrange(since, until) AS span
 FROM spans JOIN limits ON since < until AND span && tstzrange(since, until);
@@ -58,7 +59,7 @@ WITH sessions AS (
            greatest(authenticated_at, last_message_at) AS heard_until,
            ended_at IS NULL AND greatest(connected_at, covered_until, last_message_at) > now() - interval '60 seconds'
                AS is_alive
-    FROM ingest.stream_sessions, ingest.settings s
+    FROM ingest.stream_sessions, (SELECT * FROM ingest.settings LIMIT 1) AS s
     WHERE kind = 'stream' AND authenticated_at IS NOT NULL
 ), judged AS (
     SELECT *, NOT is_alive AND CASE coalesce(end_reason, 'crashed')
@@ -111,7 +112,7 @@ WITH trading AS MATERIALIZED (
     -- A part may reach over midnight, where every day adjoins the next. Joined by the day, not by overlap: that would be
     -- every part with every day.
     SELECT status, span, day::date AS trading_day
-    FROM parts, (SELECT exchange_timezone FROM ingest.settings) AS s, LATERAL generate_series(
+    FROM parts, (SELECT exchange_timezone FROM ingest.settings LIMIT 1) AS s, LATERAL generate_series(
         (lower(span) AT TIME ZONE exchange_timezone)::date - 1,
         (upper(span) AT TIME ZONE exchange_timezone)::date + 1, interval '1 day') AS day
 )
@@ -194,7 +195,8 @@ COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was 
 
 CREATE VIEW ingest.doubts AS
 SELECT tstzrange(received_at - coverage_margin, received_at + coverage_margin, '[]') AS span
-FROM ingest.rejected_messages AS r JOIN ingest.stream_sessions AS session ON session.id = r.session_id, ingest.settings
+FROM ingest.rejected_messages AS r JOIN ingest.stream_sessions AS session ON session.id = r.session_id,
+    (SELECT * FROM ingest.settings LIMIT 1) AS s
 WHERE session.kind = 'stream';
 
 COMMENT ON VIEW ingest.doubts IS 'When a message came that could not be stored as a tick: a minute with one in it is not wholly covered.';
@@ -206,7 +208,7 @@ WITH heard AS (
 )
 SELECT coalesce((
     SELECT range_agg(tstzrange(lower(span) + coverage_margin, upper(span) - coverage_margin))
-    FROM heard, ingest.settings WHERE upper(span) - lower(span) > 2 * coverage_margin
+    FROM heard, (SELECT * FROM ingest.settings LIMIT 1) AS s WHERE upper(span) - lower(span) > 2 * coverage_margin
 ), '{}') - coalesce((SELECT range_agg(span) FROM ingest.doubts), '{}') AS spans;
 
 COMMENT ON VIEW ingest.whole IS 'The time, by the exchange''s clock, of which every tick was heard: coverage less the margin at both ends, less doubts.';

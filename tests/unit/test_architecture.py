@@ -26,7 +26,7 @@ OWNERS = {
     "exchange_calendars": {"coverage"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "msgspec": {"stream", "model", "simulator", "buffer"},
+    "msgspec": {"stream", "model", "simulator", "buffer", "backfill"},
     "sqlite3": {"buffer"},
     "httpx": {"backfill"},
 }

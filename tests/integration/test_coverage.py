@@ -1,0 +1,311 @@
+"""Gaps and coverage in SQL, from sessions that are put on record by hand."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ingestor.model import EndReason
+from ingestor.store.connect import connect
+from tests.servers import TestServer, query
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+
+GAPS = "SELECT started_at, ended_at, cause, status FROM market.gaps ORDER BY started_at"
+DAYS = (
+    "SELECT trading_day, trading_minutes::float, heard_minutes::float, missed_minutes::float, "
+    "backfilled_minutes::float, percent::float FROM market.coverage ORDER BY trading_day"
+)
+FRIDAY = date(2026, 11, 20)
+
+
+async def gaps(url: str, until: datetime = ENDS) -> list[tuple[Any, ...]]:
+    """The gaps of that Friday: whatever the tests are run on, the days after it are gaps too."""
+    return [row for row in await query(url, GAPS) if row[0] < until]
+
+
+async def friday(url: str) -> tuple[float, ...]:
+    (row,) = [row for row in await query(url, DAYS) if row[0] == FRIDAY]
+    return row[1:]
+
+
+async def test_nothing_was_ever_recorded(database: str) -> None:
+    """Without a session there is no ledger: neither gaps nor trading time."""
+    assert await query(database, GAPS) == []
+    assert await query(database, DAYS) == []
+
+
+async def test_a_whole_day(database: str) -> None:
+    """A session around the trading time, across midnight of either clock, leaves no gap."""
+    await heard(database, BEGINS - timedelta(hours=3), ENDS + timedelta(hours=20))
+    assert await gaps(database) == []
+    assert await friday(database) == (495, 495, 0, 0, 100)
+
+
+async def test_a_cut_is_a_gap_with_its_cause(database: str) -> None:
+    """What lies between two sessions is missed, and says how the first of them ended."""
+    await heard(database, BEGINS, at(100), "closed")
+    await heard(database, at(103), at(200), "keepalive")
+    await heard(database, at(201.5), ENDS, "stopped")
+    assert await gaps(database) == [
+        (at(100), at(103), "the connection was closed or cut", "open"),
+        (at(200), at(201.5), "the server did not answer a ping", "open"),
+    ]
+    assert await friday(database) == (495, 490.5, 4.5, 0, 99.09)
+
+
+async def test_overlapping_instances(database: str) -> None:
+    """What one of two instances heard was heard; a gap is what both missed, by the cause of the later."""
+    await heard(database, BEGINS, at(100), "closed", instance="one")
+    await heard(database, at(50), at(110), "frozen", instance="two")
+    await heard(database, at(120), ENDS, instance="one")
+    await heard(database, at(300), at(310), instance="two")
+    assert await gaps(database) == [(at(110), at(120), "the process was frozen", "open")]
+
+
+async def test_outside_of_trading_time_nothing_is_missed(database: str) -> None:
+    """The nights and the weekend are no gaps: a daemon that is stopped then has missed nothing."""
+    await heard(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
+    await heard(database, BEGINS, ENDS, "stopped")
+    assert await gaps(database) == []
+
+
+async def test_from_the_opening_on(database: str) -> None:
+    """A daemon that was started too late has missed the time from the beginning of the trading time."""
+    await heard(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
+    await heard(database, at(45), ENDS)
+    assert await gaps(database) == [(BEGINS, at(45), "the daemon was stopped", "open")]
+
+
+async def test_the_ledger_begins_with_the_first_session(database: str) -> None:
+    """What was before is no gap, unless it is said that the ledger begins earlier."""
+    await heard(database, at(60), ENDS)
+    assert await gaps(database) == []
+    await execute(database, "UPDATE ingest.settings SET coverage_since = $1", BEGINS + 10 * MINUTE)
+    assert await gaps(database) == [(at(10), at(60), "nothing was recording yet", "open")]
+
+
+async def test_a_process_killed_without_a_word(database: str) -> None:
+    """A session that never ended and shows no life covers until its last proof."""
+    await heard(database, BEGINS, at(200), None)
+    await heard(database, at(210), ENDS)
+    assert await gaps(database) == [(at(200), at(210), "the process died without a word", "open")]
+
+
+async def test_a_spool_that_is_written_later(database: str) -> None:
+    """A gap goes when what covers it arrives after all."""
+    first = await heard(database, BEGINS, at(200), None)
+    await heard(database, at(210), ENDS)
+    assert len(await gaps(database)) == 1
+    proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2 WHERE id = $1"
+    await execute(database, proof, first, at(210))
+    assert await gaps(database) == []
+
+
+async def test_a_stall_covers_until_the_last_message(database: str) -> None:
+    """Pongs that were answered do not count once it shows that the stream was mute."""
+    await heard(database, BEGINS, at(200), "stall", last=at(194))
+    await heard(database, at(201), ENDS)
+    assert await gaps(database) == [(at(194), at(201), "connected, but mute in trading hours", "open")]
+
+
+@pytest.mark.parametrize(("reason", "missed"), [(None, 16), ("crashed", 16), ("closed", 10)])
+async def test_a_crash_while_it_was_mute(database: str, reason: str | None, missed: float) -> None:
+    """A process that died can't have said that the stream was mute for too long; the ledger finds it."""
+    await heard(database, BEGINS, at(200), reason, last=at(194))
+    await heard(database, at(210), ENDS)
+    assert (await friday(database))[:3] == (495, 495 - missed, missed)
+
+
+async def test_quiet_before_the_opening_is_not_mute(database: str) -> None:
+    """In the lead silence is right: only a session's open hours count."""
+    await heard(database, BEGINS, at(62), "crashed", last=BEGINS + MINUTE)
+    await heard(database, at(65), ENDS)
+    assert await gaps(database) == [(at(62), at(65), "the process died without a word", "open")]
+
+
+async def test_a_live_session(database: str) -> None:
+    """What a live session has not proved yet is no gap; once it shows no life for a minute, it is one."""
+    now = datetime.now(UTC)
+    await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
+    session = await heard(database, now - timedelta(hours=1), now - timedelta(seconds=50), None)
+    assert await query(database, GAPS) == []
+    assert [row[5] for row in await query(database, DAYS)][-1] == 100
+    await execute(
+        database, "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2 WHERE id = $1",
+        session, now - timedelta(seconds=70),
+    )  # fmt: skip
+    ((start, end, cause, status),) = await query(database, GAPS)
+    assert (start, cause, status) == (now - timedelta(seconds=70), "the process died without a word", "open")
+    assert timedelta(seconds=35) < end - start < timedelta(seconds=60)
+
+
+async def test_refused_connections_are_part_of_the_cause(database: str) -> None:
+    """A gap tells what later tries met."""
+    await heard(database, BEGINS, at(100), "closed")
+    await heard(database, at(101), at(101), "stream_limit", accepted=False)
+    await heard(database, at(105), at(105), "not_authorised", accepted=False)
+    await heard(database, at(110), at(300), "closed")
+    await heard(database, at(301), ENDS)
+    assert [row[2] for row in await gaps(database)] == [
+        "the connection was closed or cut; then the server refused the token",
+        "the connection was closed or cut",
+    ]
+
+
+async def test_a_replay_covers_nothing(database: str) -> None:
+    """A file that is replayed says nothing about what the stream sent."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(100), at(200), kind="replay")
+    await heard(database, at(200), ENDS)
+    assert [row[:2] for row in await gaps(database)] == [(at(100), at(200))]
+
+
+async def test_an_excuse(database: str) -> None:
+    """A halt that is on record is excused, only where it was; what is excused does not count as trading time."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(200), ENDS)
+    await execute(database, "INSERT INTO ingest.excuses VALUES ($1, $2, 'outage of the exchange')", at(150), at(400))
+    assert await gaps(database) == [
+        (at(100), at(150), "the connection was closed or cut", "open"),
+        (at(150), at(200), "the connection was closed or cut; excused: outage of the exchange", "excused"),
+    ]
+    assert await friday(database) == (445, 395, 50, 0, 88.76)
+
+
+async def test_what_became_of_a_gap(database: str) -> None:
+    """Each part of a gap has the outcome of its own backfill; what is pending is open."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(200), ENDS)
+    for begin, end, status in ((100, 120, "backfilled"), (120, 130, "partial"), (130, 140, "unfillable"),
+                               (140, 150, "pending"), (160, 180, "backfilled")):  # fmt: skip
+        await execute(
+            database,
+            "INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status) VALUES ($1, $2, '*', $3)",
+            at(begin), at(end), status,
+        )  # fmt: skip
+    assert [(row[0], row[1], row[3]) for row in await gaps(database)] == [
+        (at(100), at(120), "backfilled"),
+        (at(120), at(130), "partial"),
+        (at(130), at(140), "unfillable"),
+        (at(140), at(160), "open"),
+        (at(160), at(180), "backfilled"),
+        (at(180), at(200), "open"),
+    ]
+    assert await friday(database) == (495, 395, 100, 40, 87.87)
+
+
+async def test_the_change_of_summer_time(database: str) -> None:
+    """Trading days are as long on both sides of the change, and move by an hour in UTC; calendar days are not."""
+    await heard(database, datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 10, 1, tzinfo=UTC))
+    sql = "SELECT trading_day, lower(span) FROM ingest.trading_time WHERE trading_day IN ('2026-09-25', '2026-09-28')"
+    assert sorted(await query(database, sql)) == [
+        (date(2026, 9, 25), datetime(2026, 9, 24, 21, tzinfo=UTC)),
+        (date(2026, 9, 28), datetime(2026, 9, 27, 20, tzinfo=UTC)),
+    ]
+    days = {row[0]: row[1] for row in await query(database, DAYS)}
+    assert days[date(2026, 9, 25)] == days[date(2026, 9, 28)] == 495
+    assert date(2026, 9, 26) not in days
+    await execute(database, "UPDATE ingest.settings SET calendar = 'always', coverage_since = '2026-04-01+00'")
+    days = {row[0]: row[1] for row in await query(database, DAYS)}
+    assert (days[date(2026, 4, 5)], days[date(2026, 9, 27)], days[date(2026, 9, 28)]) == (1500, 1380, 1440)
+
+
+async def test_early_closes_and_holidays(database: str) -> None:
+    """Christmas Eve is shorter, Christmas Day is none."""
+    await execute(database, "UPDATE ingest.settings SET coverage_since = '2025-12-23+00'")
+    await heard(database, BEGINS, ENDS)
+    days = {row[0]: row[1] for row in await query(database, DAYS)}
+    assert days[date(2025, 12, 24)] == 255
+    assert date(2025, 12, 25) not in days
+    assert date(2025, 12, 26) not in days
+
+
+async def test_a_gap_over_midnight_belongs_to_both_days(database: str) -> None:
+    """Where every day adjoins the next, a gap is told by day."""
+    await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
+    midnight = datetime(2026, 11, 18, 11, tzinfo=UTC)
+    await heard(database, midnight - timedelta(hours=5), midnight - timedelta(hours=1))
+    await heard(database, midnight + timedelta(hours=2), datetime.now(UTC))
+    rows = await query(database, "SELECT trading_day, started_at, ended_at FROM market.gaps ORDER BY started_at")
+    assert rows == [
+        (date(2026, 11, 18), midnight - timedelta(hours=1), midnight),
+        (date(2026, 11, 19), midnight, midnight + timedelta(hours=2)),
+    ]
+
+
+async def test_every_reason_has_words(database: str) -> None:
+    """No cause is an internal name."""
+    for reason in EndReason:
+        ((words,),) = await query(database, f"SELECT ingest.cause('{reason}')")
+        assert " " in words
+
+
+async def test_five_years_are_quick(server: TestServer, database: str) -> None:
+    """Five years of daily restarts in the middle of the trading day: both views within 200 ms."""
+    connection = await connect(database)
+    await connection.execute(
+        "INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until, "
+        "last_message_at, ended_at, end_reason) SELECT gen_random_uuid(), 'one', 'ws://x', at, at, "
+        "at + interval '23:59:50', at + interval '23:59:49', at + interval '23:59:51', "
+        "(array['stopped', 'closed', 'crashed', 'stall'])[1 + extract(day FROM at)::int % 4] "
+        "FROM generate_series(date_trunc('day', now()) - interval '5 years' + interval '23 hours', "
+        "now() - interval '1 day', interval '1 day') AS at"
+    )
+    await connection.execute("ANALYZE ingest.stream_sessions, ingest.trading_sessions")
+    for view, least in (("market.gaps", 1200), ("market.coverage", 1200)):
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            assert len(await connection.fetch(f"SELECT * FROM {view}")) > least
+            times.append(time.perf_counter() - began)
+        assert min(times) < 0.2, times
+    await connection.close()
+
+
+TICK = "INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) VALUES ($1, $1, $2, 10, 1, $3)"
+BAR = (
+    "INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source) "
+    "VALUES ($2, $1, '1 minute', 9, 9, 9, 9, 9, 'financefeast')"
+)
+SERIES = "SELECT time, open, source FROM market.bars_1m WHERE symbol = 'A.NZ' ORDER BY time"
+
+
+async def test_one_series_of_bars(database: str) -> None:
+    """Ours where the minute was wholly covered, the fetched one elsewhere; of two, only one."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102.5), ENDS)
+    for minute in (98, 99, 102, 103, 105):
+        await execute(database, TICK, at(minute) + timedelta(seconds=40), 1.5, "A.NZ")
+    for minute in (98, 99, 100, 102, 104):
+        await execute(database, BAR, at(minute), "A.NZ")
+    assert await query(database, SERIES) == [
+        (at(98), 1.5, "stream"),  # heard, and fetched for nothing
+        (at(99), 9, "backfill"),  # within the margin of the gap: a tick may be on the other side
+        (at(100), 9, "backfill"),
+        (at(102), 9, "backfill"),  # half of it was heard
+        (at(103), 1.5, "stream"),
+        (at(105), 1.5, "stream"),  # of 104, wholly heard, we know better: there was no trade
+    ]
+
+
+async def test_a_minute_with_a_rejection_is_not_whole(database: str) -> None:
+    """A message that could not be read may have been a trade of that minute."""
+    session = await heard(database, BEGINS, ENDS)
+    await execute(
+        database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
+    )
+    for minute in (49, 50, 51):
+        await execute(database, TICK, at(minute), 1.5, "A.NZ")
+    await execute(database, BAR, at(50), "A.NZ")
+    assert await query(database, SERIES) == [(at(49), 1.5, "stream"), (at(50), 9, "backfill"), (at(51), 1.5, "stream")]
+
+
+async def test_sessions_that_touch_make_one_range(database: str) -> None:
+    """No margin is taken where one session takes over from another."""
+    await heard(database, BEGINS, at(100.5), instance="one")
+    await heard(database, at(100.4), ENDS, instance="two")
+    await execute(database, TICK, at(100), 1.5, "A.NZ")
+    assert await query(database, SERIES) == [(at(100), 1.5, "stream")]

@@ -1,0 +1,253 @@
+"""The client of the REST API, against servers that behave, and servers that do not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from ingestor.backfill import client as module
+from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
+from ingestor.clock import SystemClock
+from ingestor.errors import ConfigurationError
+from ingestor.model import SECOND, Tick
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.ledger import MinuteBar
+from tests.clocks import ManualClock
+from tests.rest import HANG, Asked, answer, scripted
+
+START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def bar(minute: int, price: float = 1.0, volume: Any = 5) -> dict[str, Any]:
+    """A bar as the API sends it: in Auckland's time, without an offset."""
+    moment = (START + minute * MINUTE).astimezone(ZoneInfo("Pacific/Auckland")).replace(tzinfo=None)
+    prices = dict.fromkeys(("open", "high", "low", "close"), price)
+    return {"timestamp": moment.isoformat(), **prices, "volume": volume}
+
+
+def bars(*minutes: int) -> bytes:
+    return answer({"ticker": "AIR.NZ", "hits": len(minutes), "data": [bar(minute) for minute in minutes]})
+
+
+@contextlib.asynccontextmanager
+async def client(url: str, clock: Any = None, timeout: float = 5.0) -> AsyncIterator[RestClient]:
+    async with RestClient(
+        url, TOKEN, timezone="Pacific/Auckland", clock=clock or ManualClock(), timeout=timeout
+    ) as found:
+        yield found
+
+
+async def minutes(url: str, *, until: int = 10, **options: Any) -> list[int]:
+    """Ask for the minutes from the start on; return which came."""
+    async with client(url, **options) as found:
+        received = await found.minutes("AIR.NZ", START, START + until * MINUTE, "start")
+    return [(each.time - START) // MINUTE for each in received]
+
+
+async def test_against_the_simulator() -> None:
+    """The documented API: bars of what was streamed, instruments with their names, an unknown ticker."""
+    async with Simulator(port=0, rate=0) as simulator:
+        start = round(START.timestamp()) * SECOND
+        simulator.send([Tick("AIR.NZ", start + 61 * SECOND, price, 10) for price in (0.5, 0.75, 0.25)])
+        async with client(simulator.rest_url) as found:
+            assert await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start") == [
+                MinuteBar(START + MINUTE, 0.5, 0.75, 0.25, 0.25, 30)
+            ]
+            assert await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "end") == [
+                MinuteBar(START, 0.5, 0.75, 0.25, 0.25, 30)
+            ]
+            assert await found.minutes("AIR.NZ", START, START + MINUTE, "start") == []
+            listed = {each.symbol: each for each in await found.instruments()}
+            assert listed["AIR.NZ"].company_name == "Air New Zealand"
+            assert listed["AIR.NZ"].active
+            assert isinstance(listed["AIR.NZ"].uuid, UUID)
+            with pytest.raises(UnknownTickerError):
+                await found.minutes("NONE.NZ", START, START + MINUTE, "start")
+
+
+async def test_what_is_asked() -> None:
+    """The exchange's wall time, the ticker, and the token in a header, where it does not show in any log."""
+    async with scripted(lambda _: bars()) as server:
+        await minutes(server.url)
+    (asked,) = server.asked
+    assert asked.path == "/data/intraday"
+    assert asked.parameters == {
+        "ticker": "AIR.NZ",
+        "exchange": "nzx",
+        "datetime_from": "2026-11-20 10:00:00",
+        "datetime_to": "2026-11-20 10:10:00",
+        "interval": "1m",
+    }
+    assert asked.headers["authorization"] == f"bearer {TOKEN}".lower()
+
+
+async def test_what_lies_outside_of_the_range_is_dropped() -> None:
+    """Whether the end is meant inclusively is not documented; a whole day instead of some minutes does no harm."""
+    async with scripted(lambda _: bars(-5, -1, 0, 3, 9, 10, 300)) as server:
+        assert await minutes(server.url) == [0, 3, 9]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        answer({"message": "busy"}, status=500),
+        answer({"message": "busy"}, status=503),
+        answer({"message": "busy"}, status=502),
+        bars(1, 2)[:-10],
+        answer([bar(1)], cut=20),
+        answer(b"<html>proxy error</html>"),
+        answer(b'{"data": [{"timestamp": 7}]}'),
+        answer({"data": [{**bar(1), "open": None}]}),
+        answer({"message": "no data here"}),
+        answer(b"\xff\xfe"),
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n",
+    ],
+)
+async def test_passing_failures(failure: bytes) -> None:
+    """A server error, a cut or malformed answer is asked again; when it stays so, the error says how often."""
+    left = [failure, failure]
+    async with scripted(lambda _: left.pop() if left else bars(1, 2)) as server:
+        assert await minutes(server.url) == [1, 2]
+        assert len(server.asked) == 3
+    async with scripted(lambda _: failure) as server:
+        with pytest.raises(SourceError, match="5 times"):
+            await minutes(server.url)
+        assert len(server.asked) == 5
+
+
+async def test_a_server_that_hangs() -> None:
+    """It is given up after a while, and asked again."""
+    left = [HANG]
+    async with scripted(lambda _: left.pop() if left else bars(1)) as server:
+        assert await minutes(server.url, timeout=0.2) == [1]
+
+
+async def test_a_server_that_is_not_there() -> None:
+    """Nobody listens: the error says so."""
+    async with scripted(lambda _: HANG) as server:
+        url = server.url
+    with pytest.raises(SourceError, match="ConnectError"):
+        await minutes(url)
+
+
+@pytest.mark.parametrize(
+    ("record", "what"),
+    [
+        ({**bar(1), "timestamp": "yesterday"}, "timestamp"),
+        ({**bar(1), "volume": 1.5}, "volume"),
+        ({**bar(1), "volume": -1}, "volume"),
+        ({**bar(1), "volume": 1e30}, "volume"),
+    ],
+)
+async def test_nonsense_in_a_bar(record: dict[str, Any], what: str) -> None:
+    """A bar that can't be true spoils its answer: nothing of it is taken."""
+    async with scripted(lambda _: answer({"data": [bar(2), record]})) as server:
+        with pytest.raises(SourceError, match=what):
+            await minutes(server.url)
+
+
+async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A huge answer is not read to its end."""
+    monkeypatch.setattr(module, "MAX_ANSWER", 1000)
+    async with scripted(lambda _: bars(*range(200))) as server:
+        with pytest.raises(SourceError, match="larger than"):
+            await minutes(server.url)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_token_needs_a_person(status: int) -> None:
+    """No other request would fare better."""
+    async with scripted(lambda _: answer({"message": "no"}, status=status)) as server:
+        with pytest.raises(ConfigurationError, match=rf"INGESTOR_TOKEN: 127.0.0.1 refused it \({status}") as caught:
+            await minutes(server.url)
+        assert TOKEN not in str(caught.value)
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [301, 307, 400, 410])
+async def test_redirects_and_other_refusals(status: int) -> None:
+    """The token is not carried anywhere else, and what will not change is not asked again."""
+    async with scripted(lambda _: answer({}, status=status, location="http://127.0.0.1:1/")) as server:
+        with pytest.raises(SourceError, match=f"answered {status}"):
+            await minutes(server.url)
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("form", ["moment", "seconds", "retry-after", "nothing"])
+async def test_the_rate_limit(form: str) -> None:
+    """429 is waited for until its reset, however that is written, and never counts as a failure."""
+    clock = ManualClock()
+    began = clock.monotonic()
+    forms: dict[str, dict[str, Any]] = {
+        "moment": {"x_ratelimit_reset": f"{clock.wall() / SECOND + 40:.0f}"},
+        "seconds": {"x_ratelimit_reset": 40},
+        "retry-after": {"retry_after": 40},
+        "nothing": {},
+    }
+    left = [answer({"message": "slow"}, status=429, **forms[form])] * 7
+    waits: list[float] = []
+
+    def script(_: Asked) -> bytes:
+        return left.pop() if left else bars(1)
+
+    async with scripted(script) as server:
+        async with RestClient(
+            server.url, TOKEN, timezone="Pacific/Auckland", clock=clock, on_wait=waits.append
+        ) as found:
+            assert len(await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start")) == 1
+    assert clock.monotonic() - began >= (70 if form == "nothing" else 40)
+    assert waits[0] == pytest.approx(10 if form == "nothing" else 40, abs=1)
+
+
+async def test_nothing_left_of_the_rate_limit() -> None:
+    """When an answer says that it was the last one, the next waits for the reset instead of running into it."""
+    clock = ManualClock()
+    began = clock.monotonic()
+    good = {"data": [bar(1)]}
+    async with scripted(lambda _: answer(good, x_ratelimit_remaining=0, x_ratelimit_reset=30)) as server:
+        async with client(server.url, clock) as found:
+            for _ in range(3):
+                await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start")
+    assert 60 <= clock.monotonic() - began < 90
+
+
+async def test_a_rate_limit_without_end() -> None:
+    """A server that never lets us is given up."""
+    async with scripted(lambda _: answer({}, status=429, x_ratelimit_reset=5)) as server:
+        with pytest.raises(SourceError, match="20 resets"):
+            await minutes(server.url)
+
+
+async def test_offsets_and_the_hour_that_comes_twice() -> None:
+    """Times with an offset are what they say; of an hour that comes twice the bars are taken in their order."""
+    first = datetime(2026, 4, 4, 13, 0, tzinfo=UTC)  # 02:00 in Auckland, for the first time
+    stamps = ["2026-04-05T02:00:00", "2026-04-05T02:59:00", "2026-04-05T02:00:00", "2026-04-05T02:30:00.000000",
+              "2026-04-05T03:00:00", "2026-04-05T03:01:00+12:00"]  # fmt: skip
+    body = {"data": [{**bar(0), "timestamp": stamp} for stamp in stamps]}
+    async with scripted(lambda _: answer(body)) as server:
+        async with client(server.url) as found:
+            received = await found.minutes("AIR.NZ", first, first + 180 * MINUTE, "start")
+            assert [(each.time - first) // MINUTE for each in received] == [0, 59, 60, 90, 120, 121]
+            late = await found.minutes("AIR.NZ", first + 60 * MINUTE, first + 90 * MINUTE, "start")
+    assert [(each.time - first) // MINUTE for each in late][:1] == [60]
+    assert server.asked[1].parameters["datetime_from"] == "2026-04-05 02:00:00"
+    assert server.asked[1].parameters["datetime_to"] == "2026-04-05 03:30:00"
+
+
+async def test_no_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token goes where the URL says, whatever proxies are set."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    async with scripted(lambda _: bars(1)) as server:
+        began = time.monotonic()
+        assert await minutes(server.url, clock=SystemClock()) == [1]
+        assert time.monotonic() - began < 5
