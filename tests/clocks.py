@@ -1,6 +1,10 @@
-"""A clock that moves when it is told to."""
+"""Clocks that move when they are told to."""
 
 from __future__ import annotations
+
+import asyncio
+from heapq import heappop, heappush
+from itertools import count
 
 from ingestor.model import SECOND, Micros
 
@@ -29,3 +33,26 @@ class ManualClock:
     def step(self, seconds: float) -> None:
         """Set the wall clock."""
         self._wall += round(seconds * SECOND)
+
+
+class SteppedClock(ManualClock):
+    """One for whole daemons: who sleeps is woken by `advance`, in the order of time, and does not move the clock."""
+
+    def __init__(self, wall: Micros) -> None:
+        super().__init__(wall)
+        self._numbers = count()
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+
+    async def sleep(self, seconds: float) -> None:
+        woken = asyncio.get_running_loop().create_future()
+        heappush(self._sleepers, (self.monotonic() + seconds, next(self._numbers), woken))
+        if seconds <= 0:
+            self.advance(0)
+        await woken
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        while self._sleepers and self._sleepers[0][0] <= self.monotonic():
+            _, _, woken = heappop(self._sleepers)
+            if not woken.done():
+                woken.set_result(None)

@@ -103,7 +103,8 @@ async def look(connection: Any, world: World) -> tuple[list[Any], list[Any]]:
         )
         await connection.executemany(
             "INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, "
-            "covered_until, last_message_at, ended_at, end_reason) VALUES ($1, 'one', 'x', $2, $2, $3, $3, $3, 'closed')",
+            "covered_until, last_message_at, ended_at, end_reason) "
+            "VALUES ($1, 'one', 'x', $2, $2, $3, $3, $3, 'closed')",
             [(uuid4(), at(start), at(end)) for start, end in world.sessions],
         )
         await connection.executemany(

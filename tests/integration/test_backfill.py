@@ -1,0 +1,441 @@
+"""Gaps are filled: a scripted day, and everything that can go wrong with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.backfill.client import EXCHANGE, RestClient
+from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
+from ingestor.errors import ConfigurationError
+from ingestor.model import SECOND
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
+from ingestor.settings import Settings
+from ingestor.simulator.market import Market
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.ledger import Bounds, Ledger, Listing, Piece
+from tests.clocks import ManualClock, SteppedClock
+from tests.recording import settings
+from tests.rest import HANG, Asked, answer, scripted
+from tests.servers import TestServer, query
+from tests.sessions import BEGINS, ENDS, MINUTE, OPENS, at, execute, heard
+
+LATER = round((ENDS + timedelta(hours=1)).timestamp()) * SECOND
+STATES = "SELECT symbol, status, bars FROM ingest.backfills ORDER BY gap_from, symbol"
+GAPS = f"SELECT started_at, ended_at, status FROM market.gaps WHERE started_at < '{ENDS}' ORDER BY started_at"
+
+
+@contextlib.asynccontextmanager
+async def job(writer_url: str, rest_url: str, clock: Any = None) -> AsyncIterator[tuple[Backfill, Ledger]]:
+    clock = clock or ManualClock(LATER)
+    async with Ledger(writer_url) as ledger:
+        async with RestClient(rest_url, TOKEN, timezone=ledger.timezone, clock=clock, timeout=2) as client:
+            yield Backfill(ledger, client, clock=clock), ledger
+
+
+async def fill(writer_url: str, rest_url: str, clock: Any = None, bounds: Bounds | None = None) -> Summary:
+    """Do what `ingestor backfill` does, for that Friday."""
+    bounds = bounds or Bounds(until=ENDS)
+    async with job(writer_url, rest_url, clock) as (backfill, _):
+        await backfill.begin(await backfill.plan(bounds))
+        return await backfill.run(await backfill.requests(bounds))
+
+
+async def known(url: str, *symbols: str) -> None:
+    async with Ledger(url) as ledger:
+        await ledger.store_instruments(EXCHANGE, [Listing(symbol, None, None, None, True) for symbol in symbols])
+
+
+def bars(*starts: datetime) -> bytes:
+    """Bars of the price 1.5 that begin at these moments."""
+    prices = dict.fromkeys(("open", "high", "low", "close"), 1.5)
+    return answer({"data": [{"timestamp": start.isoformat(), **prices, "volume": 10} for start in starts]})
+
+
+class Day:
+    """A market and a daemon on one clock, from which the test decides when time passes."""
+
+    def __init__(self, simulator: Simulator, clock: SteppedClock, configuration: Settings) -> None:
+        self.simulator = simulator
+        self.clock = clock
+        self._configuration = configuration
+        self._market = Market(3, 4.0, clock.wall())
+        self._counted = 0
+
+    async def start(self) -> None:
+        """Start a daemon, as a process would be started: it knows nothing but its settings and its spool."""
+        self._counted = sum(account.sent for account in self.simulator.accounts)
+        self._request = StopRequest()
+        self._daemon = Daemon(self._configuration, clock=self.clock)
+        self._task = asyncio.create_task(self._daemon.run(self._request))
+        while not self.simulator.connected:
+            await self._step(trading=False)
+
+    async def trade(self, minutes: float) -> None:
+        """Let so much time pass, with trades, whoever hears them."""
+        until = self.clock.wall() + round(minutes * 60) * SECOND
+        while self.clock.wall() < until:
+            await self._step(trading=True)
+
+    async def rest(self, minutes: float) -> None:
+        """Let time pass without trades."""
+        until = self.clock.wall() + round(minutes * 60) * SECOND
+        while self.clock.wall() < until:
+            await self._step(trading=False)
+
+    async def cut(self) -> None:
+        """Cut the connection; it is made again as time passes."""
+        self.simulator.drop_all()
+        await self.simulator.wait_connected(0)
+
+    async def _step(self, *, trading: bool) -> None:
+        self.clock.advance(0.5)
+        ticks = self._market.until(self.clock.wall())
+        if trading:
+            self.simulator.send(ticks)
+        await asyncio.sleep(0.001)
+        sent = sum(account.sent for account in self.simulator.accounts) - self._counted
+        async with asyncio.timeout(5):
+            while not self._task.done() and self._daemon.telemetry.counts.messages < sent:
+                await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        """SIGTERM."""
+        self._request()
+        await asyncio.wait_for(self._task, 10)
+
+    async def die(self) -> None:
+        """End without a word: what was only in memory is gone, and nothing of an end is written."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+async def calendar_of_one_day(database: str) -> None:
+    """A trading day of 40 minutes, with five minutes around it."""
+    await execute(database, "DELETE FROM ingest.trading_sessions")
+    await execute(
+        database,
+        "INSERT INTO ingest.trading_sessions VALUES ('XNZE', '2026-11-20', $1, $2)",
+        OPENS, OPENS + 40 * MINUTE,
+    )  # fmt: skip
+    await execute(database, "UPDATE ingest.settings SET coverage_lead = '5 min', coverage_tail = '5 min'")
+
+
+async def allow_connections(server: TestServer, database: str, allowed: bool) -> None:
+    name = database.rpartition("/")[2]
+    await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS {allowed}")
+    if not allowed:
+        await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+
+
+async def test_a_scripted_day(writer_url: str, database: str, server: TestServer, tmp_path: Path) -> None:
+    """Cuts, a crash and a database outage: after the backfill every minute of every symbol is the market's own."""
+    await calendar_of_one_day(database)
+    clock = SteppedClock(round((OPENS - 5 * MINUTE).timestamp()) * SECOND)
+    async with Simulator(port=0, rate=0, market_clock=clock.wall) as simulator:
+        day = Day(
+            simulator,
+            clock,
+            settings(
+                simulator,
+                writer_url,
+                exchange_calendar="XNZE",
+                ping_interval="1s",
+                heartbeat="1s",
+                batch_max_delay="1ms",
+                reconnect_max_delay="2s",
+                spool_dir=tmp_path / "day",
+            ),
+        )
+        await day.start()
+        await day.rest(1.5)
+        await day.trade(6)
+        await day.cut()
+        await day.trade(5)
+        await allow_connections(server, database, False)
+        await day.trade(4)
+        await allow_connections(server, database, True)
+        await day.trade(4)
+        await day.die()
+        await day.trade(2.3)
+        await day.start()
+        await day.trade(3.2)
+        await allow_connections(server, database, False)
+        await day.trade(2.1)
+        await day.die()  # with the last minutes in the spool
+        await allow_connections(server, database, True)
+        await day.trade(1)
+        await day.start()
+        await day.trade(4)
+        await day.cut()
+        await day.trade(13)
+        await day.rest(4.5)
+        await day.stop()
+        open_gaps = await query(database, "SELECT cause, status FROM market.gaps ORDER BY started_at")
+        assert [cause for cause, _ in open_gaps] == [
+            "the connection was closed or cut",
+            "the process died without a word",
+            "the process died without a word",
+            "the connection was closed or cut",
+        ]
+        assert {status for _, status in open_gaps} == {"open"}
+        async with job(writer_url, simulator.rest_url, clock) as (backfill, _):
+            assert await backfill.refresh_instruments() == 36
+            await backfill.begin(await backfill.plan(Bounds()))
+            summary = await backfill.run(await backfill.requests(Bounds()))
+        assert (summary.pending, summary.unfillable) == (0, 0)
+        assert summary.filled > 36
+        start, end = (round(moment.timestamp()) * SECOND for moment in (BEGINS, ENDS))
+        symbols = {symbol for (symbol,) in await query(database, "SELECT symbol FROM market.instruments")}
+        expected = {
+            (symbol, bar.start // SECOND): (bar.open, bar.high, bar.low, bar.close, bar.volume)
+            for symbol in symbols
+            for bar in simulator.bars.of(symbol, start, end, lambda minute: minute)
+        }
+    rows = await query(database, "SELECT * FROM market.bars_1m")
+    assert {(row[0], round(row[1].timestamp())): row[2:7] for row in rows} == expected
+    assert len(rows) == len(expected)
+    sources = [row[7] for row in rows]
+    assert min(sources.count("stream"), sources.count("backfill")) > 100
+    assert {status for (status,) in await query(database, "SELECT status FROM market.gaps")} == {"backfilled"}
+    assert await query(database, "SELECT percent FROM market.coverage") == [(100,)]
+    listed = await query(database, "SELECT count(*), count(company_name), count(last_seen) FROM market.instruments")
+    assert listed[0][:2] == (36, 36)
+    assert listed[0][2] > 25
+
+
+async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
+    """Bars, no bars, and a symbol that the provider does not know: each is on record, and the gap is partly filled."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ", "B.NZ", "GONE.NZ")
+
+    def script(asked: Asked) -> bytes:
+        match asked.parameters["ticker"]:
+            case "A.NZ":
+                return bars(at(98), at(99), at(100), at(101), at(102), at(103))
+            case "B.NZ":
+                return bars()
+            case _:
+                return answer({"message": "unknown"}, status=404)
+
+    async with scripted(script) as server:
+        summary = await fill(writer_url, server.url)
+        assert (summary.filled, summary.no_trades, summary.unfillable, summary.pending) == (1, 1, 1, 0)
+        assert len(server.asked) == 3
+        assert server.asked[0].parameters["datetime_from"] == "2026-11-20 10:39:00"
+        assert server.asked[0].parameters["datetime_to"] == "2026-11-20 10:43:00"
+        assert (await fill(writer_url, server.url)).filled == 0
+        assert len(server.asked) == 3
+    assert await query(database, STATES) == [
+        ("*", "partial", 4), ("A.NZ", "filled", 4), ("B.NZ", "no trades", 0), ("GONE.NZ", "unfillable", 0)
+    ]  # fmt: skip
+    assert await query(database, GAPS) == [(at(100), at(102), "partial")]
+    assert await query(database, "SELECT time, resolution, source FROM market.bars ORDER BY time") == [
+        (at(minute), MINUTE, "financefeast") for minute in (99, 100, 101, 102)
+    ]
+
+
+async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str) -> None:
+    """However often the stream was cut, a symbol is asked for once a day; what was heard is not taken from it."""
+    for minute in range(0, 480, 20):
+        await heard(database, at(minute), at(minute + 19))
+    await heard(database, at(480), ENDS)
+    await known(writer_url, "A.NZ", "B.NZ")
+    async with scripted(lambda _: bars(*(at(minute) for minute in range(490)))) as server:
+        summary = await fill(writer_url, server.url)
+        assert len(server.asked) == 2
+    assert summary.filled == 48
+    assert await query(database, "SELECT DISTINCT status FROM market.gaps") == [("backfilled",), ("open",)]
+    rows = await query(database, "SELECT time FROM market.bars WHERE symbol = 'A.NZ' ORDER BY time")
+    times = [row[0] for row in rows]
+    assert times == [at(minute + near) for minute in range(0, 480, 20) for near in (18, 19, 20)]
+
+
+async def test_taken_up_again_where_it_stopped(writer_url: str, database: str) -> None:
+    """A run that was interrupted, or whose answers failed, asks only for what is not settled yet."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ", "B.NZ", "C.NZ", "D.NZ", "E.NZ", "F.NZ")
+    broken = {"B.NZ", "D.NZ"}
+
+    def script(asked: Asked) -> bytes:
+        return answer({}, status=410) if asked.parameters["ticker"] in broken else bars(at(100))
+
+    async with scripted(script) as server:
+        summary = await fill(writer_url, server.url)
+        assert (summary.filled, summary.pending) == (4, 2)
+        assert list(summary.failures.values()) == [2]
+        assert await query(database, GAPS) == [(at(100), at(102), "open")]
+        broken.clear()
+        before = len(server.asked)
+        summary = await fill(writer_url, server.url)
+        assert (summary.filled, summary.pending) == (2, 0)
+        assert sorted(asked.parameters["ticker"] for asked in server.asked[before:]) == ["B.NZ", "D.NZ"]
+    assert await query(database, GAPS) == [(at(100), at(102), "backfilled")]
+
+
+async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
+    """What was settled before the end stays so."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, *(f"{letter}.NZ" for letter in "ABCDEFGH"))
+    allowed = 3
+
+    def script(_: Asked) -> bytes:
+        nonlocal allowed
+        allowed -= 1
+        return bars(at(100)) if allowed >= 0 else HANG
+
+    async with scripted(script) as server:
+        running = asyncio.create_task(fill(writer_url, server.url))
+        async with asyncio.timeout(10):
+            while await query(database, "SELECT count(*) FROM ingest.backfills WHERE status = 'filled'") != [(3,)]:
+                await asyncio.sleep(0.02)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        asked = len(server.asked)
+        allowed = 100
+        assert (await fill(writer_url, server.url)).filled == 5
+        assert len(server.asked) - asked == 5
+    assert await query(database, GAPS) == [(at(100), at(102), "backfilled")]
+
+
+async def test_only_some_symbols(writer_url: str, database: str) -> None:
+    """With `--symbol` the others stay pending, so the gap stays open."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ", "B.NZ")
+    async with scripted(lambda _: bars(at(100))) as server, job(writer_url, server.url) as (backfill, _):
+        bounds = Bounds(until=ENDS)
+        await backfill.begin(await backfill.plan(bounds))
+        await backfill.run(await backfill.requests(bounds, {"A.NZ"}))
+        assert [asked.parameters["ticker"] for asked in server.asked] == ["A.NZ"]
+    assert await query(database, STATES) == [("*", "pending", 0), ("A.NZ", "filled", 1), ("B.NZ", "pending", 0)]
+    assert await query(database, GAPS) == [(at(100), at(102), "open")]
+
+
+async def test_older_than_the_source_keeps(writer_url: str, database: str) -> None:
+    """A gap of more than a year ago is not asked for, and says why it stays."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ")
+    clock = ManualClock(LATER + 366 * 86400 * SECOND)
+    async with scripted(lambda _: bars()) as server:
+        await fill(writer_url, server.url, clock)
+        assert server.asked == []
+    assert await query(database, GAPS) == [(at(100), at(102), "unfillable")]
+    ((error,),) = await query(database, "SELECT error FROM ingest.backfills")
+    assert error == "older than the source keeps one-minute bars (1 year)"
+
+
+async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
+    """Its older part is filled while it lasts, and the rest later; no minute is asked for before it is over."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(200), ENDS)
+    await known(writer_url, "A.NZ")
+    async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
+        for minute in (101, 150.2, 201, 205):
+            await fill(writer_url, server.url, ManualClock(round(at(minute).timestamp()) * SECOND))
+        ends = [asked.parameters["datetime_to"] for asked in server.asked]
+    assert ends == ["2026-11-20 11:29:00", "2026-11-20 12:19:00", "2026-11-20 12:21:00"]
+    assert {row[2] for row in await query(database, GAPS)} == {"backfilled"}
+    times = {row[0] for row in await query(database, "SELECT time FROM market.bars")}
+    assert times == {at(minute) for minute in range(99, 201)}
+
+
+async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database: str) -> None:
+    """It lies in no gap, but its bar may not be ours."""
+    session = await heard(database, BEGINS, ENDS)
+    await execute(
+        database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
+    )
+    await known(writer_url, "A.NZ")
+    async with scripted(lambda _: bars(at(49), at(50), at(51))) as server:
+        assert (await fill(writer_url, server.url)).filled == 1
+        assert (await fill(writer_url, server.url)).filled == 0
+    assert await query(database, "SELECT time, source FROM market.bars_1m") == [(at(50), "backfill")]
+
+
+async def test_what_was_heard_after_all(writer_url: str, database: str) -> None:
+    """A gap that was begun and is none any more, since a spool was written, is forgotten."""
+    session = await heard(database, BEGINS, at(100), None)
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ")
+    async with scripted(lambda _: answer({}, status=410)) as server:
+        assert (await fill(writer_url, server.url)).pending == 1
+        proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2 WHERE id = $1"
+        await execute(database, proof, session, at(102))
+        assert (await fill(writer_url, server.url)).pending == 0
+    assert await query(database, STATES) == []
+
+
+async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> None:
+    """No other symbol would fare better, and nothing is settled by it."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ", "B.NZ")
+    async with scripted(lambda _: answer({}, status=403)) as server:
+        with pytest.raises(ConfigurationError):
+            await fill(writer_url, server.url)
+    assert {row[1] for row in await query(database, STATES)} == {"pending"}
+
+
+async def test_instruments(writer_url: str, database: str) -> None:
+    """Names from the provider, first and last seen from the ticks; what is no longer listed is no longer active."""
+    tick = (
+        "INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) VALUES ($1, $1, 1, 1, 1, $2)"
+    )
+    for minute, symbol in ((1, "A.NZ"), (5, "A.NZ"), (3, "BOND.NZ")):
+        await execute(database, tick, at(minute), symbol)
+    rows = "SELECT symbol, company_name, active, first_seen, last_seen FROM market.instruments ORDER BY symbol"
+    async with Ledger(writer_url) as ledger:
+        listed = [Listing("A.NZ", "A", "Things", None, True), Listing("B.NZ", "B", None, None, True)]
+        await ledger.store_instruments(EXCHANGE, listed)
+        assert await query(database, rows) == [
+            ("A.NZ", "A", True, at(1), at(5)),
+            ("B.NZ", "B", True, None, None),
+            ("BOND.NZ", None, None, at(3), at(3)),
+        ]
+        await ledger.store_instruments(EXCHANGE, listed[:1])
+        assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
+        await ledger.store_instruments(EXCHANGE, [])
+        assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
+    assert [row[2] for row in await query(database, rows)] == [True, False, None]
+
+
+MARGIN = timedelta(seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "first", "last"),
+    [(100, 102, 99, 103), (100.5, 100.6, 100, 101), (100.05, 100.1, 99, 101), (100.5, 100.95, 100, 102),
+     (100 + 5 / 60, 101 - 5 / 60, 100, 101)],
+)  # fmt: skip
+def test_whole_minutes_are_asked_for(start: float, end: float, first: int, last: int) -> None:
+    """From the minute of the start less the margin to the minute after the end and the margin."""
+    piece = Piece(rounded(start), rounded(end))
+    assert asked_for(piece, MARGIN) == (at(first), at(last))
+
+
+@pytest.mark.parametrize(
+    ("now", "until"), [(104.1, 102), (104.0, 101 - 5 / 60 + 1), (101.5, None), (102.2, 101 - 5 / 60), (500, 102)]
+)
+def test_minutes_that_are_too_young(now: float, until: float | None) -> None:
+    """A minute is asked for when it has been over for the margin and a minute."""
+    piece = Piece(at(100), at(102))
+    part = cut(piece, rounded(now), MARGIN)
+    assert part == (None if until is None else Piece(at(100), rounded(until)))
+    if part is not None:
+        assert asked_for(part, MARGIN)[1] + MARGIN + MINUTE <= rounded(now)
+
+
+def rounded(minutes: float) -> datetime:
+    return at(round(minutes * 60) / 60).replace(microsecond=0)
