@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
 from zoneinfo import ZoneInfo
 
-from ingestor.backfill.client import EXCHANGE, MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTickerError
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError
 from ingestor.model import SECOND
@@ -104,12 +104,6 @@ class Backfill:
         self._client = client
         self._clock = clock
         self._concurrency = concurrency
-
-    async def refresh_instruments(self) -> int:
-        """Ask what is listed, and note it beside what was heard; return how many are listed."""
-        listed = await self._client.instruments()
-        await self._ledger.store_instruments(EXCHANGE, listed)
-        return len(listed)
 
     async def plan(self, bounds: Bounds) -> Plan:
         """Look at what there is to do. Nothing is asked for, and nothing put on record."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Difference, Label, Ledger, MinuteBar, minute_of
 
@@ -90,6 +91,7 @@ async def reconcile(
     minutes = await ledger.whole_minutes(first, last)
     if not minutes:
         raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")
+    await refresh_instruments(ledger, client)
     symbols = [symbol for symbol in await ledger.active_symbols(first) if not only or symbol in only]
     on_symbols(len(symbols))
     counts: dict[Label, tuple[int, list[Difference]]] = {"start": (0, []), "end": (0, [])}

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ingestor.backfill.client import RestClient, SourceError
 from ingestor.backfill.fill import Backfill, Plan, Summary
+from ingestor.backfill.instruments import refresh_instruments
 from ingestor.clock import SystemClock
 from ingestor.coverage.page import duration
 from ingestor.errors import StoreError
@@ -24,8 +25,7 @@ from ingestor.telemetry import scrub
 async def once(settings: Settings, span: Bounds, only: Collection[str], *, dry_run: bool) -> bool:
     """Fill what there is to fill; return whether nothing has failed."""
     console = Console(highlight=False)
-    async with filling(console, settings) as job:
-        listed = await job.refresh_instruments()
+    async with filling(console, settings) as (job, listed):
         console.print(f"{listed:,} instruments are listed.")
         if dry_run:
             describe(console, await job.plan(span), only)
@@ -40,8 +40,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
     with handled() as request:
         while not request.stop.is_set():
             try:
-                async with filling(console, settings) as job:
-                    await job.refresh_instruments()
+                async with filling(console, settings) as (job, _):
                     await _until_stopped(fill(console, job, span, only, quiet=True), request)
             except (StoreError, SourceError) as error:
                 console.print(f"Not now: {scrub(str(error))}", style="yellow", soft_wrap=True, markup=False)
@@ -63,8 +62,8 @@ async def _until_stopped(work: Coroutine[Any, Any, Summary], request: StopReques
 
 
 @contextlib.asynccontextmanager
-async def filling(console: Console, settings: Settings) -> AsyncIterator[Backfill]:
-    """Connect to both ends."""
+async def filling(console: Console, settings: Settings) -> AsyncIterator[tuple[Backfill, int]]:
+    """Connect to both ends, and ask what is listed: that many instruments are."""
     clock = SystemClock()
 
     def waiting(seconds: float) -> None:
@@ -80,7 +79,8 @@ async def filling(console: Console, settings: Settings) -> AsyncIterator[Backfil
             on_wait=waiting,
         ) as client,
     ):
-        yield Backfill(ledger, client, clock=clock)
+        listed = await refresh_instruments(ledger, client)
+        yield Backfill(ledger, client, clock=clock), listed
 
 
 def describe(console: Console, plan: Plan, only: Collection[str]) -> None:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from html import escape
+from importlib.resources import files
 from zoneinfo import ZoneInfo
 
 from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
@@ -24,45 +25,11 @@ CELL = 13
 NARROWEST = 3
 """Of 1,000 units of a time line: the least width of a gap, so that a second of a day can still be seen."""
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --paper: #fff; --faint: #667085; --line: #d8dde5; --card: #f5f7fa;
-  --heard: #2f9e6e; --none: #e6e9ee; --open: #d92d20; --backfilled: #2e78d2; --partial: #e08c0b; --unfillable: #7a4fb5;
-  --excused: #98a2b3; --step1: #8fcdb0; --step2: #f2c14e; --step3: #ee8a5a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ef; --paper: #12161c; --faint: #98a2b3; --line: #2b323d;
-  --card: #1a2029; --none: #262d38; } }
-* { box-sizing: border-box } body { margin: 0 auto; padding: 1.5rem; max-width: 68rem; color: var(--ink);
-  background: var(--paper); font: 15px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem } p { margin: .3rem 0 }
-.faint { color: var(--faint) } .cards { display: flex; flex-wrap: wrap; gap: .7rem; margin: 1.2rem 0 }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .6rem .9rem;
-  flex: 1 1 8rem } .card b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums }
-.scroll { overflow-x: auto } svg { display: block } svg text { fill: var(--faint); font: 10px system-ui, sans-serif }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th { text-align: left; font-weight: 600; color: var(--faint); white-space: nowrap } td, th {
-  padding: .3rem .7rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.number, th.number { text-align: right }
-td.time { white-space: nowrap } .lines td { padding: .15rem .7rem .15rem 0; border: 0; white-space: nowrap }
-.lines td.wide { width: 100% } .lines svg { width: 100%; height: 15px }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 .9em }
-.status { white-space: nowrap } .status .key { margin-left: 0 }
-.heard { fill: var(--heard); background: var(--heard) } .none { fill: var(--none); background: var(--none) }
-.open { fill: var(--open); background: var(--open) } .partial { fill: var(--partial); background: var(--partial) }
-.backfilled { fill: var(--backfilled); background: var(--backfilled) }
-.unfillable { fill: var(--unfillable); background: var(--unfillable) }
-.excused { fill: var(--excused); background: var(--excused) } .step1 { fill: var(--step1); background: var(--step1) }
-.step2 { fill: var(--step2); background: var(--step2) } .step3 { fill: var(--step3); background: var(--step3) }
-@media (max-width: 40rem) { body { padding: .9rem } .gaps thead { display: none } .gaps tr { display: block;
-  padding: .5rem 0; border-bottom: 1px solid var(--line) } .gaps td { display: block; border: 0; padding: 0;
-  text-align: left !important } }
-@media print { :root { color-scheme: light } body { max-width: none; padding: 0; font-size: 11px } tr, .card, svg {
-  break-inside: avoid } .scroll { overflow: visible } * { print-color-adjust: exact;
-  -webkit-print-color-adjust: exact } }
-"""
-
 
 def as_html(report: Report) -> str:
     """Return the whole page."""
     zone = ZoneInfo(report.timezone)
+    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
         (
             _head(report, zone),
@@ -75,7 +42,7 @@ def as_html(report: Report) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Coverage: {_percent(report.totals.percent)}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<title>Coverage: {_percent(report.totals.percent)}</title>\n<style>\n{style}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -100,7 +67,7 @@ def _cards(report: Report) -> str:
         ("heard", _minutes(totals.heard)),
         ("missed", _minutes(totals.missed)),
         ("backfilled of it", _minutes(totals.backfilled)),
-        ("gaps, open ones", f"{len(report.gaps):,}, {report.open_gaps:,}"),
+        ("gaps are open", f"{report.open_gaps:,} of {len(report.gaps):,}"),
     )
     return (
         '<div class="cards">'
@@ -114,38 +81,42 @@ def _heat_map(report: Report) -> str:
     years: dict[int, list[Day]] = defaultdict(list)
     for day in report.days:
         years[day.trading_day.year].append(day)
-    keys = "".join(
-        f'<span class="key {name}"></span>{label}'
-        for name, label in (
-            ("heard", "all heard"), ("backfilled", "all heard or backfilled"), ("step1", "99 %"), ("step2", "90 %"),
-            ("step3", "50 %"), ("open", "less"),
-        )
+    keys = _keys(
+        ("heard", "all heard"), ("backfilled", "all heard or backfilled"), ("step1", "99 %"), ("step2", "90 %"),
+        ("step3", "50 %"), ("open", "less"),
     )  # fmt: skip
     blocks = "\n".join(_year(year, days) for year, days in sorted(years.items(), reverse=True))
-    return f'<h2>Each day</h2>\n<p class="faint">{keys}</p>\n{blocks}'
+    return f"<h2>Each day</h2>\n{keys}\n{blocks}"
+
+
+def _keys(*keys: tuple[str, str]) -> str:
+    items = "".join(f'<span><span class="key {name}"></span>{escape(label)}</span>' for name, label in keys)
+    return f'<p class="faint keys">{items}</p>'
 
 
 def _year(year: int, days: list[Day]) -> str:
-    first = date(year, 1, 1)
+    first = date(year, days[0].trading_day.month, 1)
     offset = first.weekday()
 
-    def column(day: date) -> int:
-        return ((day - first).days + offset) // 7
+    def x(day: date) -> int:
+        return 30 + ((day - first).days + offset) // 7 * CELL
 
     cells = "".join(
-        f'<rect class="{_shade(day)}" x="{30 + column(day.trading_day) * CELL}" '
-        f'y="{16 + day.trading_day.weekday() * CELL}" width="{CELL - 2}" height="{CELL - 2}" rx="2">'
+        f'<rect class="{_shade(day)}" x="{x(day.trading_day)}" y="{16 + day.trading_day.weekday() * CELL}" '
+        f'width="{CELL - 2}" height="{CELL - 2}" rx="2">'
         f"<title>{day.trading_day:%a %-d %b %Y}: {_percent(day.percent)}, "
         f"{_minutes(day.missed_minutes)} missed</title></rect>"
         for day in days
     )
     months = "".join(
-        f'<text x="{30 + column(date(year, month, 1)) * CELL}" y="10">{date(year, month, 1):%b}</text>'
-        for month in range(1, 13)
+        f'<text x="{x(date(year, month, 1))}" y="10">{date(year, month, 1):%b}</text>'
+        for month in range(first.month, days[-1].trading_day.month + 1)
     )
+    width = x(days[-1].trading_day) + 3 * CELL
+    height = 16 + (1 + max(day.trading_day.weekday() for day in days)) * CELL
     return (
-        f'<div class="scroll"><svg width="{30 + 54 * CELL}" height="{18 + 7 * CELL}" role="img" '
-        f'aria-label="Coverage of each day of {year}">{months}<text x="0" y="26">{year}</text>{cells}</svg></div>'
+        f'<svg class="year" viewBox="0 0 {width} {height}" style="max-width: {width}px" role="img" '
+        f'aria-label="Coverage of each day of {year}">{months}<text x="0" y="26">{year}</text>{cells}</svg>'
     )
 
 
@@ -163,9 +134,7 @@ def _time_lines(report: Report, zone: ZoneInfo) -> str:
     gaps: dict[date, list[Gap]] = defaultdict(list)
     for gap in report.gaps:
         gaps[gap.trading_day].append(gap)
-    keys = '<span class="key heard"></span>heard' + "".join(
-        f'<span class="key {status}"></span>{status}: {escape(MEANING[status])}' for status in STATUSES
-    )
+    keys = _keys(("heard", "heard"), *((status, f"{status}: {MEANING[status]}") for status in STATUSES))
     rows = "\n".join(
         f'<tr><td class="time">{day.trading_day:%a %-d %b %Y}</td>'
         f'<td class="time faint">{day.started_at.astimezone(zone):%H:%M}</td>'

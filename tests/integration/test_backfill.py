@@ -13,6 +13,7 @@ import pytest
 
 from ingestor.backfill.client import EXCHANGE, RestClient
 from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
+from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
@@ -186,8 +187,8 @@ async def test_a_scripted_day(writer_url: str, database: str, server: TestServer
             "the connection was closed or cut",
         ]
         assert {status for _, status in open_gaps} == {"open"}
-        async with job(writer_url, simulator.rest_url, clock) as (backfill, _):
-            assert await backfill.refresh_instruments() == 36
+        async with job(writer_url, simulator.rest_url, clock) as (backfill, ledger):
+            assert await refresh_instruments(ledger, backfill._client) == 36
             await backfill.begin(await backfill.plan(Bounds()))
             summary = await backfill.run(await backfill.requests(Bounds()))
         assert (summary.pending, summary.unfillable) == (0, 0)

@@ -5,8 +5,6 @@ import gzip
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from ingestor.simulator.server import TOKEN, Simulator
+from tests.commands import ingestor, start
 from tests.recording import until
 from tests.servers import TestServer, query, with_parts
 
@@ -26,28 +25,6 @@ def line(**fields: Any) -> bytes:
     return json.dumps({"type": "price", "data": {**TICK, **fields}}).encode()
 
 
-async def ingestor(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run a command as a process of its own; return its status, output and error output."""
-    process = await start(*arguments, **environment)
-    output, errors = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return process.returncode, output.decode(), errors.decode()
-
-
-async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_TEST_")}
-    variables.update({f"INGESTOR_{name}": value for name, value in environment.items()})
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "ingestor",
-        *arguments,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
 @pytest.fixture
 async def login(server: TestServer) -> AsyncIterator[str]:
     """A daemon's login with a password that can't be there by chance."""
@@ -57,7 +34,9 @@ async def login(server: TestServer) -> AsyncIterator[str]:
     await server.run(f"DROP ROLE {name}")
 
 
-@pytest.mark.parametrize("command", ["run", "demo", "simulate", "migrate", "check", "replay"])
+@pytest.mark.parametrize(
+    "command", ["run", "demo", "simulate", "migrate", "check", "gaps", "backfill", "reconcile", "replay", "maintain"]
+)
 async def test_help(command: str) -> None:
     """Each command explains itself."""
     status, output, _ = await ingestor(command, "--help")
@@ -91,13 +70,16 @@ async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> 
     assert all(word in text for word, text in zip(words, lines, strict=True))
 
 
-@pytest.mark.parametrize(("command", "expected"), [("migrate", 1), ("replay", 1), ("check", 78)])
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [("migrate", 1), ("replay", 1), ("check", 78), ("gaps", 1), ("backfill", 1), ("reconcile", 1), ("maintain", 1)],
+)
 async def test_a_dead_database_shows_no_password(command: str, expected: int, tmp_path: Path) -> None:
     """A database that can't be reached is told in a line, with the password neither as written nor as meant."""
     (tmp_path / "ticks.jsonl").write_bytes(line())
-    arguments = [command, *(["ticks.jsonl"] if command == "replay" else [])]
+    arguments = [command, *{"replay": ["ticks.jsonl"], "reconcile": ["--date=2026-11-20"]}.get(command, [])]
     url = "postgresql://somebody:un%40mistakable-5Qz@127.0.0.1:1/d"
-    status, output, errors = await ingestor(*arguments, DATABASE_URL=url, STREAM_URL="ws://127.0.0.1:1/ws")
+    status, output, errors = await ingestor(*arguments, DATABASE_URL=url, STREAM_URL="ws://127.0.0.1:1/ws", TOKEN=TOKEN)
     assert status == expected
     assert "cannot be reached" in output + errors
     assert "5Qz" not in output + errors

@@ -1,0 +1,289 @@
+"""gaps, backfill, reconcile and maintain, as a user runs them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.model import SECOND, Tick
+from ingestor.simulator.server import TOKEN, Simulator
+from tests.commands import ingestor, start
+from tests.recording import until
+from tests.rest import Asked, answer, scripted
+from tests.servers import query
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+
+UNTIL = ("--until", "2026-11-21")
+TICK = "INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) VALUES ($1, $1, $2, $3, 1, $4)"
+
+
+LISTED = answer({"data": [{"symbol": "A.NZ"}, {"symbol": "B.NZ", "uuid4": "no uuid", "active": True}]})
+
+
+@pytest.fixture(autouse=True)
+def _wide_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line of a table is broken."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+async def with_a_gap(database: str) -> None:
+    """Friday was heard, but for two minutes."""
+    await heard(database, BEGINS, at(100), "closed")
+    await heard(database, at(102), ENDS, "stopped")
+
+
+def seconds(minute: float) -> int:
+    return round(at(minute).timestamp()) * SECOND
+
+
+async def test_gaps_as_a_table(writer_url: str, database: str) -> None:
+    """Totals, the day that is not whole, the gap with its cause in the exchange's time, and what its outcome means."""
+    status, output, _ = await ingestor("gaps", DATABASE_URL=writer_url)
+    assert (status, output) == (
+        0, "There was no trading time yet. Coverage begins with the first session of `ingestor run`.\n",
+    )  # fmt: skip
+    await with_a_gap(database)
+    status, output, _ = await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url)
+    assert status == 1
+    for words in ("1 trading days, 8 h 15 min", "Coverage: 99.59 %", "Fri 2026-11-20", "10:40:00", "2 min 0 s",
+                  "the connection was closed or cut", "open: missed, and not filled yet"):  # fmt: skip
+        assert words in output, output
+    status, output, _ = await ingestor("gaps", "--until", "2026-11-20T10:30:00+13:00", DATABASE_URL=writer_url)
+    assert status == 0
+    assert "No gap." in output
+
+
+async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path) -> None:
+    """JSON and CSV to standard output or to a file; the status tells whether a gap is open."""
+    await with_a_gap(database)
+    status, output, _ = await ingestor("gaps", "--format", "json", *UNTIL, DATABASE_URL=writer_url)
+    document = json.loads(output)
+    assert status == 1
+    assert (document["version"], document["since"], document["until"]) == (1, None, "2026-11-21")
+    assert document["coverage"] == [
+        {"trading_day": "2026-11-20", "trading_minutes": 495.0, "heard_minutes": 493.0, "missed_minutes": 2.0,
+         "backfilled_minutes": 0.0, "percent": 99.59}
+    ]  # fmt: skip
+    assert document["gaps"] == [
+        {"trading_day": "2026-11-20", "started_at": at(100).isoformat(), "ended_at": at(102).isoformat(),
+         "seconds": 120.0, "cause": "the connection was closed or cut", "status": "open"}
+    ]  # fmt: skip
+    status, output, _ = await ingestor("gaps", "--format=csv", "--output=gaps.csv", *UNTIL, DATABASE_URL=writer_url)
+    assert (status, output) == (1, "")
+    assert len((tmp_path / "gaps.csv").read_text(encoding="utf-8").splitlines()) == 2
+    await ingestor("gaps", "--format=html", "--output=gaps.html", *UNTIL, DATABASE_URL=writer_url)
+    assert (tmp_path / "gaps.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    status, _, errors = await ingestor("gaps", "--format=html", "--output=/proc/x", DATABASE_URL=writer_url)
+    assert (status, errors) == (1, "ingestor: /proc/x cannot be written: No such file or directory.\n")
+
+
+async def test_an_excuse(writer_url: str, database: str) -> None:
+    """A halt is put on record with a reason, and its gap is no open one any more."""
+    await with_a_gap(database)
+    arguments = ("gaps", "--excuse", "2026-11-20T10:00:00+13:00", "2026-11-20T11:00:00+13:00", "trading halt", *UNTIL)
+    status, output, _ = await ingestor(*arguments, DATABASE_URL=writer_url)
+    assert status == 0
+    assert "excused: trading halt" in output
+    assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--since", "yesterday"),
+        ("--until", "2026-11-20T10:00:00"),
+        ("--format", "xml"),
+        ("--excuse", "2026-11-20", "2026-11-20", "nothing"),
+        ("--excuse", "2026-11-20", "soon", "nothing"),
+        ("--excuse", "2026-11-20", "2026-11-21"),
+    ],
+)
+async def test_wrong_options(writer_url: str, arguments: tuple[str, ...]) -> None:
+    """Each is told, with 2."""
+    status, _, errors = await ingestor("gaps", *arguments, DATABASE_URL=writer_url)
+    assert status == 2
+    assert "Traceback" not in errors
+
+
+async def test_without_a_schema(empty_database: str) -> None:
+    """The remedy is one line, and it is a person's turn."""
+    status, _, errors = await ingestor("gaps", DATABASE_URL=empty_database)
+    assert status == 78
+    assert "ingestor migrate" in errors
+
+
+async def test_backfill(writer_url: str, database: str) -> None:
+    """What would be asked for, then the bars, then nothing more to do."""
+    await with_a_gap(database)
+    async with Simulator(port=0, rate=0) as simulator:
+        simulator.send([Tick("AIR.NZ", seconds(100.5), 0.5, 10), Tick("FPH.NZ", seconds(300), 30.0, 10)])
+        environment = {"DATABASE_URL": writer_url, "REST_URL": simulator.rest_url, "TOKEN": TOKEN}
+        status, output, _ = await ingestor("backfill", "--dry-run", *UNTIL, **environment)
+        assert status == 0
+        assert "36 instruments are listed." in output
+        assert "2026-11-19 21:40:00 UTC, 2 min 0 s: 36 symbols" in output
+        assert await query(database, "SELECT count(*) FROM ingest.backfills") == [(0,)]
+        status, output, _ = await ingestor("backfill", "--symbol", "AIR.NZ", *UNTIL, **environment)
+        assert status == 0
+        assert "1 requests, 1 bars. Symbols of gaps: 1 filled, 0 without trades, 0 unfillable, 0 to be" in output
+        status, output, _ = await ingestor("backfill", *UNTIL, **environment)
+        assert status == 0
+        assert "35 symbols of gaps that an earlier run has begun" in output
+        assert "35 requests, 0 bars. Symbols of gaps: 0 filled, 35 without trades" in output
+        status, output, _ = await ingestor("backfill", *UNTIL, **environment)
+        assert (status, output) == (0, "36 instruments are listed.\nNo gap is open.\n")
+    assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
+    assert await query(database, "SELECT symbol, time, source FROM market.bars_1m") == [("AIR.NZ", at(100), "backfill")]
+
+
+async def test_backfill_that_fails(writer_url: str, database: str) -> None:
+    """What failed is said, with how often, and 1 says that there is something left."""
+    await with_a_gap(database)
+
+    def script(asked: Asked) -> bytes:
+        return LISTED if asked.path == "/info/ticker" else answer({}, status=410)
+
+    async with scripted(script) as server:
+        environment = {"DATABASE_URL": writer_url, "REST_URL": server.url, "TOKEN": TOKEN}
+        status, output, _ = await ingestor("backfill", *UNTIL, **environment)
+    assert status == 1
+    assert "2 to be tried again" in output
+    assert "2 times: /data/intraday: the server answered 410" in output
+
+
+async def test_backfill_with_a_refused_token(writer_url: str, database: str) -> None:
+    """A person must act, and the token does not show."""
+    await with_a_gap(database)
+    async with Simulator(port=0, rate=0) as simulator:
+        environment = {"DATABASE_URL": writer_url, "REST_URL": simulator.rest_url, "TOKEN": "tk_unmistakable_7Qz"}
+        status, output, errors = await ingestor("backfill", *UNTIL, **environment)
+    assert status == 78
+    assert errors.startswith("ingestor: INGESTOR_TOKEN: 127.0.0.1 refused it (403")
+    assert "7Qz" not in output + errors
+
+
+async def test_backfill_that_watches(writer_url: str, database: str) -> None:
+    """It fills gaps as they appear, until it is told to stop."""
+    await heard(database, BEGINS, at(100), "closed")
+    later = await heard(database, at(100), ENDS, "stopped")
+    async with Simulator(port=0, rate=0) as simulator:
+        simulator.send([Tick("AIR.NZ", seconds(100.5), 0.5, 10)])
+        process = await start(
+            "backfill", "--watch", "--every=100ms", *UNTIL,
+            DATABASE_URL=writer_url, REST_URL=simulator.rest_url, TOKEN=TOKEN,
+        )  # fmt: skip
+        await until(database, "SELECT count(*) FROM market.instruments", 36)
+        await execute(database, "UPDATE ingest.stream_sessions SET authenticated_at = $2 WHERE id = $1", later, at(102))
+        await until(database, "SELECT count(*) FROM ingest.backfills WHERE status = 'backfilled'", 1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0, errors
+    assert await query(database, "SELECT symbol, time FROM market.bars") == [("AIR.NZ", at(100))]
+
+
+def ohlcv(price: float, volume: int, minute: float) -> dict[str, Any]:
+    prices = dict.fromkeys(("open", "high", "low", "close"), price)
+    return {"timestamp": at(minute).isoformat(), **prices, "volume": volume}
+
+
+async def test_reconcile(writer_url: str, database: str) -> None:
+    """What differs is shown and put on record, by the label that fits; then nothing differs any more."""
+    await heard(database, BEGINS, ENDS, "stopped")
+    for minute in (10, 11, 15, 20):
+        await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
+    labelled = [ohlcv(1.5 + minute, 100, minute + 1) for minute in (10, 11)]
+    labelled += [ohlcv(16.5, 90, 16), ohlcv(7, 70, 31)]
+
+    def script(asked: Asked) -> bytes:
+        if asked.path == "/info/ticker":
+            return LISTED
+        if asked.parameters["ticker"] == "GONE.NZ":
+            return answer({}, status=404)
+        return answer({"data": labelled if asked.parameters["ticker"] == "A.NZ" else []})
+
+    await execute(database, "INSERT INTO market.instruments (symbol, exchange) VALUES ('GONE.NZ', 'nzx')")
+    async with scripted(script) as server:
+        environment = {"DATABASE_URL": writer_url, "REST_URL": server.url, "TOKEN": TOKEN}
+        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", **environment)
+        assert status == 1
+        assert "493 minutes wholly covered, 2 symbols. Bars compared: 5, the same: 2, different: 3." in output, output
+        assert "The provider labels a bar by its end: 2 bars fit, by its start 0." in output
+        assert "Unknown to the provider: GONE.NZ" in output
+        assert "run this again with --adopt-label" in output
+        sql = "SELECT time, difference, our_volume, their_volume FROM ingest.reconciliations ORDER BY time"
+        assert await query(database, sql) == [
+            (at(15), "differs", 100, 90),
+            (at(20), "missing there", 100, None),
+            (at(30), "missing here", None, 70),
+        ]
+        labelled[2:] = [ohlcv(16.5, 100, 16), ohlcv(21.5, 100, 21)]
+        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", "--adopt-label", **environment)
+        assert status == 0
+        assert "From now on bars are taken by their end." in output
+        assert await query(database, sql) == []
+        assert await query(database, "SELECT bar_label FROM ingest.settings") == [("end",)]
+        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", "--symbol=A.NZ", **environment)
+        assert status == 0
+        assert "1 symbols" in output
+        assert "adopt" not in output
+
+
+async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database: str) -> None:
+    """The stream looked alive, and the simulator's bars say what it had sent."""
+    await heard(database, BEGINS, ENDS, "stopped")
+    async with Simulator(port=0, rate=0) as simulator:
+        for minute in range(5, 25):
+            simulator.send([Tick("AIR.NZ", seconds(minute + part), 1.0 + minute / 100, 10) for part in (0.1, 0.6)])
+            for part in (0.1, 0.6):
+                if minute not in {8, 20} and (minute, part) != (12, 0.6):
+                    await execute(database, TICK, at(minute + part), 1.0 + minute / 100, 10, "AIR.NZ")
+        environment = {"DATABASE_URL": writer_url, "REST_URL": simulator.rest_url, "TOKEN": TOKEN}
+        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", **environment)
+    assert status == 1
+    assert "The provider labels a bar by its start: 17 bars fit" in output
+    assert await query(database, "SELECT time, difference FROM ingest.reconciliations ORDER BY time") == [
+        (at(8), "missing here"), (at(12), "differs"), (at(20), "missing here")
+    ]  # fmt: skip
+
+
+async def test_reconcile_without_anything_to_compare(writer_url: str, database: str) -> None:
+    """A day that is none, or was not heard, is told."""
+    await heard(database, BEGINS, BEGINS + timedelta(seconds=5))
+    environment = {"DATABASE_URL": writer_url, "REST_URL": "http://127.0.0.1:1", "TOKEN": TOKEN}
+    status, _, errors = await ingestor("reconcile", "--date=2026-11-21", **environment)
+    assert (status, errors) == (1, "ingestor: 2026-11-21 is no trading day of which anything was recorded.\n")
+    status, _, errors = await ingestor("reconcile", "--date=2026-11-20", **environment)
+    assert status == 1
+    assert "No minute of 2026-11-20 was wholly covered" in errors
+    assert (await ingestor("reconcile", "--date=2026-11-20T10:00:00Z", **environment))[0] == 2
+
+
+async def test_maintain(database: str, writer_url: str) -> None:
+    """The calendar is corrected: sessions that are missing, moved, or none."""
+    await execute(database, "DELETE FROM ingest.trading_sessions WHERE trading_day = '2026-11-20'")
+    early = "UPDATE ingest.trading_sessions SET closes_at = closes_at - $1::interval WHERE trading_day = '2026-11-19'"
+    await execute(database, early, MINUTE)
+    await execute(
+        database, "INSERT INTO ingest.trading_sessions VALUES ('XNZE', '2026-11-21', $1, $2)",
+        at(60) + timedelta(days=1), at(90) + timedelta(days=1),
+    )  # fmt: skip
+    status, output, errors = await ingestor("maintain", DATABASE_URL=database)
+    assert status == 0, errors
+    assert "trading sessions changed, known until 20" in output
+    days = await query(
+        database, "SELECT trading_day::text, closes_at - opens_at FROM ingest.trading_sessions "
+        "WHERE calendar = 'XNZE' AND trading_day BETWEEN '2026-11-19' AND '2026-11-22' ORDER BY 1",
+    )  # fmt: skip
+    assert days == [("2026-11-19", timedelta(hours=6.75)), ("2026-11-20", timedelta(hours=6.75))]
+    again = (await ingestor("maintain", DATABASE_URL=database))[1]
+    assert ": 0 trading sessions changed" in again
+    await execute(database, early, MINUTE)
+    status, _, errors = await ingestor("maintain", DATABASE_URL=writer_url)
+    assert status == 1
+    assert "Maintain as a role that owns the database" in errors

@@ -1,0 +1,43 @@
+"""A gap report with something of everything, for the tests of how it is shown."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import groupby
+
+from ingestor.coverage.calendar import xnze
+from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
+from ingestor.model import SECOND
+
+MADE_AT = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
+CAUSES = (
+    "the connection was closed or cut",
+    "the process died without a word; then the server refused the token",
+    "connected, but mute in trading hours",
+    "the daemon was stopped; excused: outage of <the exchange> & its feed",
+)
+
+
+def sample(days: int = 400) -> Report:
+    """Return the report of so many trading days, with a gap in every ninth."""
+    sessions = [session for session in xnze() if session.opens_at < MADE_AT.timestamp() * SECOND][-days:]
+    gaps: list[Gap] = []
+    spans: list[tuple[datetime, datetime]] = []
+    for number, session in enumerate(sessions):
+        opens = datetime.fromtimestamp(session.opens_at / SECOND, UTC)
+        spans.append((opens - timedelta(hours=1), opens + timedelta(hours=7, minutes=15)))
+        if number % 9 == 4:
+            kind = number // 9
+            status: Status = STATUSES[kind % len(STATUSES)]
+            start = opens + timedelta(minutes=37 * (kind % 7), seconds=kind)
+            end = start + timedelta(seconds=20 * (kind % 5 + 1) ** 4)
+            gaps.append(Gap(session.trading_day, start, end, CAUSES[kind % len(CAUSES)], status))
+    by_day = {day: list(its) for day, its in groupby(gaps, key=lambda gap: gap.trading_day)}
+    rows = []
+    for session, (start, end) in zip(sessions, spans, strict=True):
+        mine = by_day.get(session.trading_day, [])
+        missed = sum(gap.duration / timedelta(minutes=1) for gap in mine if gap.status != "excused")
+        filled = sum(gap.duration / timedelta(minutes=1) for gap in mine if gap.status == "backfilled")
+        percent = int(10_000 * (495 - missed + filled) / 495) / 100
+        rows.append(Day(session.trading_day, start, end, 495.0, 495 - missed, missed, filled, percent))
+    return Report(None, None, "Pacific/Auckland", MADE_AT, tuple(rows), tuple(gaps))
