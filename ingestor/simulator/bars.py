@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ingestor.model import SECOND, Micros, Tick
@@ -34,6 +34,12 @@ class Bars:
             self._minutes.setdefault(tick.symbol, {}),
             Bar(tick.time // MINUTE * MINUTE, tick.price, tick.price, tick.price, tick.price, tick.volume),
         )
+
+    def everything(self) -> Iterator[tuple[str, Bar]]:
+        """Yield each symbol's minutes."""
+        for symbol, minutes in self._minutes.items():
+            for bar in minutes.values():
+                yield symbol, bar
 
     def of(self, symbol: str, begin: Micros, end: Micros, start_of: Callable[[Micros], Micros]) -> list[Bar]:
         """Return the bars that start in [begin, end); `start_of` tells in which bar a minute lies."""

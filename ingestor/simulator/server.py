@@ -103,6 +103,7 @@ class Simulator:
         self._generator: asyncio.Task[None] | None = None
         self._active: dict[int, Account] = {}
         self._changed = asyncio.Event()
+        self._away_until = 0.0
         self.bars = Bars()
         self._rest = RestApi(self.bars, token=TOKEN, timezone=self._timezone, now=market_clock, limit=rate_limit)
         self.accounts: list[Account] = []
@@ -186,6 +187,11 @@ class Simulator:
         for account in list(self._active.values()):
             account.connection.transport.abort()
 
+    def outage(self, seconds: float) -> None:
+        """Cut every connection, and take none for so long (HTTP 503), while the market goes on."""
+        self._away_until = time.monotonic() + seconds
+        self.drop_all()
+
     async def wait_connected(self, number: int = 1) -> None:
         """Wait until there are so many authenticated streams."""
         while len(self._active) != number:
@@ -225,7 +231,9 @@ class Simulator:
     async def _process_request(self, _: ServerConnection, request: Request) -> Response | None:
         """Let a WebSocket through at its path; answer everything else as the REST API."""
         if request.path == PATH:
-            return None
+            if time.monotonic() >= self._away_until:
+                return None
+            return Response(HTTPStatus.SERVICE_UNAVAILABLE, "Service Unavailable", Headers({"Connection": "close"}))
         answer = self._rest.answer(request.path, request.headers.get("Authorization"))
         body = encode(answer)
         headers = Headers(

@@ -180,8 +180,8 @@ WITH missed AS (
            extract(epoch FROM coalesce(backfilled, '0')) / 60 AS backfilled
     FROM ingest.trading_time LEFT JOIN missed USING (trading_day)
 )
-SELECT trading_day, round(trading, 3) AS trading_minutes, round(trading - missed, 3) AS heard_minutes,
-       round(missed, 3) AS missed_minutes, round(backfilled, 3) AS backfilled_minutes,
+SELECT trading_day, round(trading, 6) AS trading_minutes, round(trading - missed, 6) AS heard_minutes,
+       round(missed, 6) AS missed_minutes, round(backfilled, 6) AS backfilled_minutes,
        trunc(100 * (trading - missed + backfilled) / nullif(trading, 0), 2) AS percent
 FROM minutes;
 

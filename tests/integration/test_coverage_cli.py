@@ -51,7 +51,7 @@ async def test_gaps_as_a_table(writer_url: str, database: str) -> None:
     await with_a_gap(database)
     status, output, _ = await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url)
     assert status == 1
-    for words in ("1 trading days, 8 h 15 min", "Coverage: 99.59 %", "Fri 2026-11-20", "10:40:00", "2 min 0 s",
+    for words in ("1 trading day, 8 h 15 min", "Coverage: 99.59 %", "Fri 2026-11-20", "10:40:00", "2 min 0 s",
                   "the connection was closed or cut", "open: missed, and not filled yet"):  # fmt: skip
         assert words in output, output
     status, output, _ = await ingestor("gaps", "--until", "2026-11-20T10:30:00+13:00", DATABASE_URL=writer_url)

@@ -1,0 +1,73 @@
+"""The second half of `ingestor demo --faults`: the gaps are shown, filled, and gone."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ingestor.backfill.fill import asked_for
+from ingestor.cli.filling import fill, filling
+from ingestor.cli.gaps import show, write
+from ingestor.coverage.page import as_html
+from ingestor.coverage.report import Report
+from ingestor.demo import Demo
+from ingestor.service.signals import StopRequest
+from ingestor.store.ledger import Bounds, Ledger, Piece
+
+PAGE = "gaps.html"
+
+
+async def mend(console: Console, demo: Demo, request: StopRequest) -> bool:
+    """Report, wait, fill, report again, and compare with the market; return whether all is whole."""
+    await _pause(console, "Waiting until the report knows the last half minute", 32, request)
+    console.print("\n[bold]What was missed[/bold] (ingestor gaps)\n")
+    report, ready_at = await _look(demo)
+    show(console, report)
+    wait = (ready_at - datetime.now(UTC)).total_seconds()
+    await _pause(console, "Waiting until the missed minutes have been over for a minute", wait, request)
+    if request.stop.is_set():
+        return True
+    console.print("\n[bold]Filling it[/bold] (ingestor backfill)\n")
+    async with filling(console, demo.settings) as (job, _):
+        await fill(console, job, Bounds(), ())
+    console.print("\n[bold]After that[/bold] (ingestor gaps)\n")
+    report, _ = await _look(demo)
+    show(console, report)
+    made, same = await demo.compare()
+    console.print(
+        f"\nThe market made {made:,} one-minute bars; market.bars_1m has {same:,} of them exactly as they were made, "
+        "from the stream where the minute was wholly heard, else from the backfill.",
+        soft_wrap=True,
+    )
+    page = demo.settings.state_path(PAGE)
+    write(page, as_html(report))
+    if console.is_terminal:
+        console.print(f"The same report as a page (ingestor gaps --format html): {page}", soft_wrap=True)
+    return made == same and report.totals.percent == 100
+
+
+async def _look(demo: Demo) -> tuple[Report, datetime]:
+    """Return the report, and from when on all of its gaps can be filled."""
+    async with Ledger(demo.settings.read_database_url()) as ledger:
+        report = await ledger.report(Bounds(), datetime.now(UTC))
+        ends = [asked_for(Piece(gap.started_at, gap.ended_at), ledger.margin)[1] for gap in report.gaps]
+        return report, max(ends, default=report.made_at) + ledger.margin + timedelta(minutes=1, seconds=1)
+
+
+async def _pause(console: Console, why: str, seconds: float, request: StopRequest) -> None:
+    """Wait, visibly, unless somebody has seen enough."""
+    if seconds <= 0 or request.stop.is_set():
+        return
+    if not console.is_terminal:
+        console.print(f"{why}: {seconds:.0f} s.")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(why, total=seconds)
+        while not bar.tasks[0].finished and not request.stop.is_set():
+            try:
+                await asyncio.wait_for(request.stop.wait(), min(0.5, seconds))
+            except TimeoutError:
+                bar.update(task, advance=0.5)
