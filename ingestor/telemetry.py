@@ -76,6 +76,8 @@ class Counts:
     batches_written: int = 0
     write_failures: int = 0
     spools_damaged: int = 0
+    calendar_days_left: int | None = None
+    """How many days ahead the trading calendar is known; None before the first look."""
     rejected: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     last_batch_rows: int = 0
@@ -105,6 +107,12 @@ class Telemetry:
     def warned(self, event: str, **facts: Any) -> None:
         """Log what a person should look at, though everything goes on."""
         self._log.warning(event, **facts)
+
+    def calendar_known(self, *, days: int, warn_below: int, remedy: str) -> None:
+        """Note how many days ahead the trading calendar is known, and warn when there are few."""
+        self.counts.calendar_days_left = days
+        if days < warn_below:
+            self._log.warning("calendar_ends", in_days=days, remedy=remedy)
 
     def stopping(self, **facts: Any) -> None:
         """Log that a stop was asked for."""

@@ -113,8 +113,9 @@ def show(console: Console, report: Report) -> None:
     if totals.percent is None:
         console.print("There was no trading time yet. Coverage begins with the first session of `ingestor run`.")
         return
+    days = "1 trading day" if len(report.days) == 1 else f"{len(report.days):,} trading days"
     console.print(
-        f"{len(report.days):,} trading day{'s' if len(report.days) != 1 else ''}, {_minutes(totals.trading)} of trading time: "
+        f"{days}, {_minutes(totals.trading)} of trading time: "
         f"{_minutes(totals.heard)} heard, {_minutes(totals.missed)} missed, {_minutes(totals.backfilled)} of it "
         f"backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]",
         soft_wrap=True,

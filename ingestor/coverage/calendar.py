@@ -18,6 +18,11 @@ from zoneinfo import ZoneInfo
 
 from ingestor.model import SECOND, Micros
 
+DAYS_AHEAD = 30
+"""With fewer days of the calendar known, it is time to renew it."""
+
+RENEW = "Upgrade ingestor, or install its extra `calendar`, and run `ingestor maintain`."
+
 CalendarName = Literal["XNZE", "always"]
 
 

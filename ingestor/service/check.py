@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
 from ingestor.buffer.spool import BALLAST
+from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.agreement import differences
 from ingestor.service.daemon import prepare_state_directory
@@ -21,8 +22,6 @@ from ingestor.store.judge import MIGRATE
 from ingestor.store.postgres import check_revision, no_schema
 from ingestor.stream.connection import open_connection
 from ingestor.stream.judge import check_token, judge
-
-CALENDAR_DAYS_LEFT = 30
 
 
 class Verdict(Enum):
@@ -136,8 +135,8 @@ def _agreement(settings: Settings, facts: SchemaFacts) -> Finding:
 def _calendar(facts: SchemaFacts) -> Finding:
     if facts.last_trading_day is None:
         return Finding("calendar", Verdict.PROBLEM, f"no trading sessions of {facts.calendar}. {MIGRATE}")
-    left = (facts.last_trading_day - datetime.now(UTC).date()).days
+    left = facts.days_left(datetime.now(UTC).date())
     text = f"{facts.calendar} is known until {facts.last_trading_day}, {left} days ahead"
-    if left < CALENDAR_DAYS_LEFT:
-        return Finding("calendar", Verdict.WARNING, f"{text}: upgrade ingestor and run `ingestor migrate`")
+    if left < DAYS_AHEAD:
+        return Finding("calendar", Verdict.WARNING, f"{text}. {RENEW}")
     return Finding("calendar", Verdict.OK, text)

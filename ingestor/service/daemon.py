@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from datetime import UTC, datetime
 
 from ingestor import __version__
 from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Spool
 from ingestor.clock import Clock, SystemClock
-from ingestor.coverage.calendar import load
+from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, load
 from ingestor.errors import ConfigurationError, IngestorError, StoreError
+from ingestor.model import SECOND
 from ingestor.service.agreement import differences
 from ingestor.service.listener import Listener
 from ingestor.service.signals import StopRequest
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
-from ingestor.store.inspect import inspect
+from ingestor.store.inspect import SchemaFacts, inspect
 from ingestor.store.postgres import Store
 from ingestor.telemetry import Telemetry
+
+LOOK_AGAIN = 86_400.0
+"""Seconds between two looks at what changes slowly."""
 
 
 class Daemon:
@@ -30,6 +35,7 @@ class Daemon:
         self._clock = clock or SystemClock()
         self.telemetry = telemetry or Telemetry()
         self._began = self._clock.wall()
+        self._writes = asyncio.Event()
         self.buffer = Buffer(
             memory_max_bytes=settings.memory_max_bytes,
             clock=self._clock,
@@ -68,9 +74,10 @@ class Daemon:
         listening = asyncio.create_task(self._listener.run(), name="listener")
         spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
+        looking = asyncio.create_task(self._look_now_and_then(), name="lookout")
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
-            await asyncio.wait({listening, spooling, writing, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({listening, spooling, writing, looking, stop}, return_when=asyncio.FIRST_COMPLETED)
             self.telemetry.stopping(waiting_bytes=self.buffer.size)
             await _cancel(listening)
             await self._drain({writing, spooling}, request)
@@ -78,10 +85,10 @@ class Daemon:
             await self.buffer.secure()
         finally:
             await self._store.give_up()
-            await _cancel(listening, writing, spooling, stop)
+            await _cancel(listening, writing, spooling, looking, stop)
             await self._store.close()
             await self.buffer.close()
-        for task in (listening, writing, spooling):
+        for task in (listening, writing, spooling, looking):
             if not task.cancelled():
                 task.result()
         self._account()
@@ -94,15 +101,25 @@ class Daemon:
         await self.buffer.wait_until_open()
         await self._writer.write_inherited()
         await self._writer.end_crashed_sessions(before=self._began)
-        await self._compare()
+        self._writes.set()
         await self._writer.run()
 
-    async def _compare(self) -> None:
-        """Say where the views of the database were told something else than this environment says."""
-        with contextlib.suppress(StoreError):  # if the database has just gone away, the writer will say so
-            facts = await inspect(self._settings.read_database_url(), timeout=self._settings.write_timeout)
-            for difference in differences(self._settings, facts.schema) if facts.schema else ():
-                self.telemetry.warned("settings_differ", detail=difference)
+    async def _look_now_and_then(self) -> None:
+        """Once the database answers, and then once a day, look whether a person should know something of it."""
+        await self._writes.wait()
+        while True:
+            with contextlib.suppress(StoreError):  # if the database has just gone away, the writer will say so
+                facts = await inspect(self._settings.read_database_url(), timeout=self._settings.write_timeout)
+                if facts.schema is not None:
+                    self._judge(facts.schema)
+            await self._clock.sleep(LOOK_AGAIN)
+
+    def _judge(self, facts: SchemaFacts) -> None:
+        """Say where the database's views were told something else than the environment says, and what runs out."""
+        for difference in differences(self._settings, facts):
+            self.telemetry.warned("settings_differ", detail=difference)
+        today = datetime.fromtimestamp(self._clock.wall() / SECOND, UTC).date()
+        self.telemetry.calendar_known(days=facts.days_left(today), warn_below=DAYS_AHEAD, remedy=RENEW)
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until nothing is left, or all of it is on disk, or the stop timeout is over, or somebody hurries."""

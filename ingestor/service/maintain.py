@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import sqlalchemy as sa
 
-from ingestor.coverage.calendar import TradingSession, xnze
+from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
 from ingestor.errors import SchemaError, StoreError
 from ingestor.settings import Settings
 from ingestor.store import schema
@@ -16,9 +16,6 @@ from ingestor.store.connect import create_engine
 from ingestor.store.judge import MIGRATE, hint
 from ingestor.store.migrate import OWNER
 from ingestor.store.upkeep import keep_calendars, make_partitions
-
-CALENDAR_DAYS_LEFT = 30
-"""With fewer days of the calendar ahead, it is time to upgrade."""
 
 
 async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
@@ -47,8 +44,8 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
     report(f"Calendar from {source}: {changes} trading sessions changed, known until {last}.")
     report(f"Partitions made: {', '.join(f'{month:%Y-%m}' for month in made) or 'none was missing'}.")
     left = (last - today).days if last else 0
-    if left < CALENDAR_DAYS_LEFT:
-        report(f"Warning: the calendar ends in {left} days. Upgrade ingestor, or its extra `calendar`.")
+    if left < DAYS_AHEAD:
+        report(f"Warning: the calendar ends in {left} days. {RENEW}")
 
 
 def known_sessions() -> tuple[str, list[TradingSession]]:

@@ -45,6 +45,10 @@ class SchemaFacts:
     last_trading_day: date | None
     missing_privileges: tuple[str, ...]
 
+    def days_left(self, today: date) -> int:
+        """Return how many days ahead the trading calendar is known."""
+        return (self.last_trading_day - today).days if self.last_trading_day else 0
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFacts:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import EndReason, Tick
@@ -349,3 +350,19 @@ async def test_a_database_that_is_away_at_first(writer_url: str, database: str, 
                 await asyncio.sleep(0.01)
         await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS true")
         await until(database, "SELECT count(*) FROM market.ticks", 1)
+
+
+async def test_a_calendar_that_runs_out(writer_url: str, database: str) -> None:
+    """Some weeks before its end the log and the counts tell, with what to do."""
+    connection = await connect(database)
+    await connection.execute("DELETE FROM ingest.trading_sessions WHERE trading_day > now() + interval '20 days'")
+    await connection.execute("UPDATE ingest.settings SET calendar = 'XNZE'")
+    await connection.close()
+    async with Simulator(port=0, rate=0) as simulator:
+        with structlog.testing.capture_logs() as logs:
+            async with running(settings(simulator, writer_url)) as daemon, asyncio.timeout(10):
+                while daemon.telemetry.counts.calendar_days_left is None:
+                    await asyncio.sleep(0.01)
+    assert 10 < daemon.telemetry.counts.calendar_days_left <= 20
+    (warning,) = [entry for entry in logs if entry["event"] == "calendar_ends"]
+    assert "ingestor maintain" in warning["remedy"]
