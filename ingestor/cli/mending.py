@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
@@ -65,9 +66,9 @@ async def _pause(console: Console, why: str, seconds: float, request: StopReques
         console.print(f"{why}: {seconds:.0f} s.")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(why, total=seconds)
+        task, began = bar.add_task(why, total=seconds), time.monotonic()
         while not bar.tasks[0].finished and not request.stop.is_set():
             try:
                 await asyncio.wait_for(request.stop.wait(), min(0.5, seconds))
             except TimeoutError:
-                bar.update(task, advance=0.5)
+                bar.update(task, completed=time.monotonic() - began)
