@@ -41,7 +41,8 @@ LONGEST_WAIT = 3600.0
 """Seconds: no reset of a rate limit is further away."""
 
 EPOCH = 1_000_000_000
-"""A reset above this is a moment (seconds since 1970), below it a number of seconds: the documentation does not say."""
+"""A reset above this is a moment (since 1970, in seconds or milliseconds), below it a number of seconds: which of
+them the documentation does not say."""
 
 MINUTE = timedelta(minutes=1)
 
@@ -225,6 +226,8 @@ class RestClient:
             reset = _number(answer.headers.get("retry-after"))
         if reset is None:
             reset = UNSAID
+        if reset > 1000 * EPOCH:
+            reset /= 1000
         seconds = reset - self._clock.wall() / SECOND if reset > EPOCH else reset
         resume_at = self._clock.monotonic() + min(max(seconds, 1.0), LONGEST_WAIT)
         self._resume_at = max(self._resume_at, resume_at)

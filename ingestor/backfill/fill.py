@@ -127,6 +127,7 @@ class Backfill:
 
     async def begin(self, plan: Plan) -> None:
         """Put the plan on record: from here on it can be taken up again after whatever happens."""
+        await self._ledger.forget_needless()
         for piece in plan.too_old:
             await self._ledger.give_up(piece, TOO_OLD)
         for piece, symbols in zip(plan.pieces, plan.symbols, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -65,19 +66,28 @@ def gaps(
     settings = configuration.load()
     hide(settings.read_database_url())
     report = asyncio.run(_report(settings, span, excused))
-    match output_format:
-        case Format.TABLE:
-            with output.open("w", encoding="utf-8") if output else sys.stdout as file:
-                show(Console(file=file, highlight=False), report)
-        case _:
-            render = {Format.JSON: as_json, Format.CSV: lambda found: as_csv(found.gaps), Format.HTML: as_html}
-            text = render[output_format](report)
-            if output is None:
-                sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
-            else:
-                write(output, text)
+    if output is not None:
+        write(output, _rendered(report, output_format))
+    elif output_format is Format.TABLE:
+        show(Console(highlight=False), report)
+    else:
+        sys.stdout.write(_rendered(report, output_format))
     if report.open_gaps:
         raise typer.Exit(1)
+
+
+def _rendered(report: Report, output_format: Format) -> str:
+    match output_format:
+        case Format.JSON:
+            return as_json(report) + "\n"
+        case Format.CSV:
+            return as_csv(report.gaps)
+        case Format.HTML:
+            return as_html(report)
+        case Format.TABLE:
+            file = io.StringIO()
+            show(Console(file=file, highlight=False), report)
+            return file.getvalue()
 
 
 def write(path: Path, text: str) -> None:

@@ -15,10 +15,14 @@ import asyncpg
 
 from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import SchemaError
-from ingestor.store.connect import DRIVER_ERRORS, connect, translated
+from ingestor.store.connect import DRIVER_ERRORS, connect
+from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
 from ingestor.store.postgres import check_schema
 from ingestor.store.queries import QUERIES
+
+PATIENCE = 120.0
+"""Seconds for one transaction, after which a server counts as gone."""
 
 Label: TypeAlias = Literal["start", "end"]
 """Whether the provider's bars carry the time of their start or of their end."""
@@ -103,7 +107,7 @@ class Ledger:
         self._url = url
         self._timeout = timeout
         self._lock = asyncio.Lock()
-        self._open: asyncpg.Connection | None = None
+        self._open: Guarded | None = None
         self.timezone = "UTC"
         """The exchange's time zone."""
         self.margin = timedelta()
@@ -111,13 +115,14 @@ class Ledger:
         self.label: Label = "start"
 
     async def __aenter__(self) -> Self:
-        self._open = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
+        connection = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
+        self._open = Guarded(connection, PATIENCE)
         try:
             async with self._connection() as connection:
                 await check_schema(connection)
                 settings = await connection.fetchrow(QUERIES["ledger_settings"])
         except BaseException:
-            self._open.terminate()
+            self._open.connection.terminate()
             raise
         if settings is None:
             raise SchemaError("The database's settings were never written.", hint=MIGRATE)
@@ -129,8 +134,8 @@ class Ledger:
     ) -> None:
         if self._open is not None:
             with contextlib.suppress(*DRIVER_ERRORS):
-                await self._open.close(timeout=1)
-            self._open.terminate()
+                await self._open.connection.close(timeout=1)
+            self._open.connection.terminate()
 
     async def report(self, bounds: Bounds, now: datetime) -> Report:
         """Return coverage and gaps, as of one moment."""
@@ -167,11 +172,15 @@ class Ledger:
             return [row["symbol"] for row in await connection.fetch(QUERIES["active_symbols"], since)]
 
     async def fillable(self, bounds: Bounds) -> list[Piece]:
-        """Return what is open and not begun yet, in the order of time; what was begun needlessly is forgotten."""
-        async with self._connection() as connection, connection.transaction():
-            await connection.execute(QUERIES["forget_needless"])
+        """Return what is open and not begun yet, in the order of time."""
+        async with self._connection() as connection:
             rows = await connection.fetch(QUERIES["fillable"], *bounds.parameters())
         return [Piece(row["gap_from"], row["gap_until"]) for row in rows]
+
+    async def forget_needless(self) -> None:
+        """Forget what was begun, is not settled, and has been heard after all."""
+        async with self._connection() as connection:
+            await connection.execute(QUERIES["forget_needless"])
 
     async def begin(self, piece: Piece, symbols: Sequence[str]) -> None:
         """Put on record that a piece is to be filled, for all of these symbols."""
@@ -193,6 +202,8 @@ class Ledger:
         """Store a symbol's bars and what came of its pieces, all or nothing. To do it again changes nothing."""
         rows = [(symbol, bar.time, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars]
         async with self._connection() as connection, connection.transaction():
+            for each in outcomes:
+                await connection.execute(QUERIES["lock_backfill"], each.piece.started_at, each.piece.ended_at)
             await connection.executemany(QUERIES["upsert_bar"], rows)
             for each in outcomes:
                 key = (each.piece.started_at, each.piece.ended_at)
@@ -232,11 +243,8 @@ class Ledger:
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
         assert self._open is not None
-        async with self._lock:
-            try:
-                yield self._open
-            except DRIVER_ERRORS as exc:
-                raise translated(exc) from exc
+        async with self._lock, self._open as connection:
+            yield connection
 
 
 def _values(bar: MinuteBar | None) -> tuple[Any, ...]:

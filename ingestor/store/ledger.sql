@@ -102,6 +102,10 @@ VALUES ($1, $2, interval '1 minute', $3, $4, $5, $6, $7, 'financefeast')
 ON CONFLICT (symbol, resolution, time) DO UPDATE SET open = excluded.open, high = excluded.high, low = excluded.low,
     close = excluded.close, volume = excluded.volume, source = excluded.source, fetched_at = now()
 
+-- name: lock_backfill
+-- Two that settle the last two symbols at once would each take the other's for pending.
+SELECT FROM ingest.backfills WHERE gap_from = $1 AND gap_until = $2 AND symbol = '*' FOR UPDATE
+
 -- name: settle_backfill
 UPDATE ingest.backfills SET status = $4, bars = $5, error = $6, attempts = attempts + 1,
     finished_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END

@@ -5,6 +5,7 @@ Revision 0002, after 0001. Adds only, so a daemon of before goes on.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,6 +15,8 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+
+log = logging.getLogger("ingestor.migrations")
 
 WRITER = "market_write"
 
@@ -49,6 +52,8 @@ def upgrade() -> None:
     if connection.scalar(sa.text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)"), {"name": WRITER}):
         for statement in GRANTS.strip().split(";\n"):
             connection.exec_driver_sql(statement.rstrip(";"))
+    else:
+        log.warning("There is no role %s. When it is made, it needs in addition: %s", WRITER, " ".join(GRANTS.split()))
 
 
 def downgrade() -> None:

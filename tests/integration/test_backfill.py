@@ -21,7 +21,7 @@ from ingestor.service.signals import StopRequest
 from ingestor.settings import Settings
 from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.store.ledger import Bounds, Ledger, Listing, Piece
+from ingestor.store.ledger import Bounds, Ledger, Listing, Outcome, Piece
 from tests.clocks import ManualClock, SteppedClock
 from tests.recording import settings
 from tests.rest import HANG, Asked, answer, scripted
@@ -307,6 +307,31 @@ async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
         assert (await fill(writer_url, server.url)).filled == 5
         assert len(server.asked) - asked == 5
     assert await query(database, GAPS) == [(at(100), at(102), "backfilled")]
+
+
+async def test_two_at_once(writer_url: str, database: str) -> None:
+    """One that watches and one by hand: everything is settled, whoever settles the last symbols."""
+    for minute in range(0, 480, 20):
+        await heard(database, at(minute), at(minute + 19))
+    await heard(database, at(480), ENDS)
+    await known(writer_url, *(f"{number}.NZ" for number in range(12)))
+    async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
+        for result in await asyncio.gather(*(fill(writer_url, server.url) for _ in range(3))):
+            assert result.pending == 0
+    assert {row[2] for row in await query(database, GAPS)} == {"backfilled"}
+
+
+async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> None:
+    """Two processes that settle them in the same moment don't take each other's symbol for pending."""
+    pieces = [Piece(at(minute), at(minute + 1)) for minute in range(60)]
+    async with Ledger(writer_url) as one, Ledger(writer_url) as other:
+        for piece in pieces:
+            await one.begin(piece, ["A.NZ", "B.NZ"])
+            await asyncio.gather(
+                one.settle("A.NZ", [Outcome(piece, "no trades")], ()),
+                other.settle("B.NZ", [Outcome(piece, "no trades")], ()),
+            )
+    assert await query(database, "SELECT DISTINCT status FROM ingest.backfills WHERE symbol = '*'") == [("backfilled",)]
 
 
 async def test_only_some_symbols(writer_url: str, database: str) -> None:

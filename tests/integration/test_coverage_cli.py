@@ -79,8 +79,11 @@ async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path)
     assert len((tmp_path / "gaps.csv").read_text(encoding="utf-8").splitlines()) == 2
     await ingestor("gaps", "--format=html", "--output=gaps.html", *UNTIL, DATABASE_URL=writer_url)
     assert (tmp_path / "gaps.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    status, _, errors = await ingestor("gaps", "--format=html", "--output=/proc/x", DATABASE_URL=writer_url)
-    assert (status, errors) == (1, "ingestor: /proc/x cannot be written: No such file or directory.\n")
+    await ingestor("gaps", "--output=gaps.txt", *UNTIL, DATABASE_URL=writer_url)
+    assert "Coverage: 99.59 %" in (tmp_path / "gaps.txt").read_text(encoding="utf-8")
+    for form in ("html", "table"):
+        status, _, errors = await ingestor("gaps", f"--format={form}", "--output=/proc/x", DATABASE_URL=writer_url)
+        assert (status, errors) == (1, "ingestor: /proc/x cannot be written: No such file or directory.\n")
 
 
 async def test_an_excuse(writer_url: str, database: str) -> None:

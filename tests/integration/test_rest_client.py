@@ -182,13 +182,14 @@ async def test_redirects_and_other_refusals(status: int) -> None:
         assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("form", ["moment", "seconds", "retry-after", "nothing"])
+@pytest.mark.parametrize("form", ["moment", "milliseconds", "seconds", "retry-after", "nothing"])
 async def test_the_rate_limit(form: str) -> None:
     """429 is waited for until its reset, however that is written, and never counts as a failure."""
     clock = ManualClock()
     began = clock.monotonic()
     forms: dict[str, dict[str, Any]] = {
         "moment": {"x_ratelimit_reset": f"{clock.wall() / SECOND + 40:.0f}"},
+        "milliseconds": {"x_ratelimit_reset": f"{clock.wall() / 1000 + 40_000:.0f}"},
         "seconds": {"x_ratelimit_reset": 40},
         "retry-after": {"retry_after": 40},
         "nothing": {},

@@ -16,6 +16,7 @@ import pytest
 from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect
+from ingestor.store.ledger import Bounds, Ledger
 from ingestor.store.migrate import migrate
 from ingestor.store.postgres import Store, Written
 from tests.integration.test_store import batcher, filled, tick
@@ -242,11 +243,12 @@ async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
         await value(server.url(), "CREATE ROLE owner LOGIN PASSWORD 'owner'")
         await value(server.url(), "CREATE DATABASE market OWNER owner")
         lines = await run(with_parts(server.url("market"), database="market", user="owner", password="owner"))
-        (told,) = [text for text in lines if "market_write" in text]
-        assert "\n" not in told
+        first, second = [text for text in lines if "market_write" in text]
+        assert "\n" not in first + second
         assert any("from nothing to revision" in text for text in lines)
         connection = await connect(server.url("market"))
-        await connection.execute(told.partition("superuser run: ")[2])
+        await connection.execute(first.partition("superuser run: ")[2])
+        await connection.execute(second.partition("in addition: ")[2])
         await connection.execute("CREATE ROLE daemon LOGIN PASSWORD 'daemon' IN ROLE market_write")
         await connection.close()
         store = Store(
@@ -254,6 +256,8 @@ async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
         )
         assert await store.write([filled(batcher(), tick())]) == Written(1, 1, 0, 0)
         await store.close()
+        async with Ledger(with_parts(server.url("market"), database="market", user="daemon", password="daemon")) as one:
+            assert await one.fillable(Bounds()) == []
 
 
 async def test_several_databases_of_a_new_server_at_once() -> None:
