@@ -82,8 +82,8 @@ def _heat_map(report: Report) -> str:
     for day in report.days:
         years[day.trading_day.year].append(day)
     keys = _keys(
-        ("heard", "all heard"), ("backfilled", "all heard or backfilled"), ("step1", "99 %"), ("step2", "90 %"),
-        ("step3", "50 %"), ("open", "less"),
+        ("heard", "all heard"), ("backfilled", "all heard or backfilled"), ("step1", "≥ 99 %"), ("step2", "≥ 90 %"),
+        ("step3", "≥ 50 %"), ("open", "less"),
     )  # fmt: skip
     blocks = "\n".join(_year(year, days) for year, days in sorted(years.items(), reverse=True))
     return f"<h2>Each day</h2>\n{keys}\n{blocks}"
