@@ -121,7 +121,9 @@ def show(console: Console, report: Report) -> None:
     """Print the report for people: the totals, the days that are not whole, and all gaps."""
     totals = report.totals
     if totals.percent is None:
-        console.print("There was no trading time yet. Coverage begins with the first session of `ingestor run`.")
+        console.print(
+            "There was no trading time yet. Coverage begins with the first session of `ingestor run`.", soft_wrap=True
+        )
         return
     days = "1 trading day" if len(report.days) == 1 else f"{len(report.days):,} trading days"
     console.print(

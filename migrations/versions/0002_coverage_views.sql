@@ -194,7 +194,7 @@ COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed min
 COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was heard or backfilled, rounded down.';
 
 CREATE VIEW ingest.doubts AS
-SELECT tstzrange(received_at - coverage_margin, received_at + coverage_margin, '[]') AS span
+SELECT tstzrange(received_at - coverage_margin, received_at + coverage_margin + interval '1 microsecond') AS span
 FROM ingest.rejected_messages AS r JOIN ingest.stream_sessions AS session ON session.id = r.session_id,
     (SELECT * FROM ingest.settings LIMIT 1) AS s
 WHERE session.kind = 'stream';
