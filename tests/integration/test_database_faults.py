@@ -231,7 +231,7 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
         ("ALTER TABLE market.ticks RENAME TO gone", "ALTER TABLE market.gone RENAME TO ticks", "ingestor migrate"),
         (
             "UPDATE ingest.alembic_version SET version_num = '0000'",
-            "UPDATE ingest.alembic_version SET version_num = '0001'",
+            "UPDATE ingest.alembic_version SET version_num = '0002'",
             "ingestor migrate",
         ),
     ],

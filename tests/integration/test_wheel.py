@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestor.store.postgres import SCHEMA_REVISION
 from tests.servers import query
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,11 @@ def test_what_the_wheel_holds(unpacked: Path) -> None:
         "ingestor/migrations/env.py",
         "ingestor/migrations/versions/0001_first_schema.py",
         "ingestor/migrations/versions/0001_first_schema.sql",
+        "ingestor/migrations/versions/0002_coverage.sql",
+        "ingestor/migrations/versions/0002_coverage_views.sql",
         "ingestor/store/queries.sql",
+        "ingestor/store/ledger.sql",
+        "ingestor/coverage/page.css",
         "ingestor/coverage/xnze.csv",
         "ingestor/py.typed",
     }
@@ -48,7 +53,7 @@ async def test_the_wheel_can_migrate(unpacked: Path, empty_database: str, tmp_pa
     where = "import ingestor; print(ingestor.__file__)"
     expected = {
         ("-c", where): f"{unpacked}/ingestor/__init__.py\n",
-        ("-m", "ingestor", "migrate"): "The schema went from nothing to revision 0001.\n",
+        ("-m", "ingestor", "migrate"): f"The schema went from nothing to revision {SCHEMA_REVISION}.\n",
     }
     for arguments, words in expected.items():
         process = await asyncio.create_subprocess_exec(
