@@ -23,6 +23,9 @@ TOO_OLD = "older than the source keeps one-minute bars (1 year)"
 CONCURRENCY = 4
 """Requests at once."""
 
+MOST_FAILURES = 10
+"""So many requests that fail one after the other, each after several tries, end a run: the source is away."""
+
 
 def asked_for(piece: Piece, margin: timedelta) -> tuple[datetime, datetime]:
     """Return the whole minutes that a piece touches, with the margin at both ends: from, and up to."""
@@ -79,6 +82,8 @@ class Summary:
     pending: int = 0
     bars: int = 0
     failures: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    unasked: int = 0
+    """Requests that were not made, since too many before them had failed."""
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count."""
@@ -151,10 +156,15 @@ class Backfill:
         """Ask and store, several at once. Raises ConfigurationError where the token is refused, StoreError."""
         summary = Summary()
         waiting = iter(requests)
+        failed = done = 0
 
         async def work() -> None:
-            for request in waiting:
-                summary.add(await self._settle(request))
+            nonlocal failed, done
+            while failed < MOST_FAILURES and (request := next(waiting, None)) is not None:
+                outcomes = await self._settle(request)
+                failed = failed + 1 if outcomes[0].status == "pending" else 0
+                done += 1
+                summary.add(outcomes)
                 on_done(request)
 
         tasks = [asyncio.create_task(work(), name=f"backfill {number}") for number in range(self._concurrency)]
@@ -164,6 +174,7 @@ class Backfill:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        summary.unasked = len(requests) - done
         return summary
 
     async def _settle(self, request: Request) -> list[Outcome]:

@@ -118,11 +118,15 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
         task = bar.add_task("", total=len(requests))
         summary = await job.run(requests, lambda done: bar.update(task, advance=1, description=done.symbol))
     console.print(
-        f"{len(requests):,} requests, {summary.bars:,} bars. Symbols of gaps: {summary.filled:,} filled, "
+        f"{len(requests) - summary.unasked:,} requests, {summary.bars:,} bars. Symbols of gaps: {summary.filled:,} filled, "
         f"{summary.no_trades:,} without trades, {summary.unfillable:,} unfillable, "
         f"{summary.pending:,} to be tried again.",
         soft_wrap=True,
     )
+    if summary.unasked:
+        console.print(
+            f"The source is away: {summary.unasked:,} requests were not made. Run it again later.", style="yellow"
+        )
     for error, count in summary.failures.items():
         console.print(f"  {count:,} times: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
     return summary

@@ -414,6 +414,21 @@ async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> N
     assert {row[1] for row in await query(database, STATES)} == {"pending"}
 
 
+async def test_a_source_that_is_away(writer_url: str, database: str) -> None:
+    """After some failures in a row a run ends, instead of trying every symbol for hours; the next one goes on."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, *(f"{number}.NZ" for number in range(50)))
+    away = True
+    async with scripted(lambda _: answer({}, status=410) if away else bars(at(100))) as server:
+        summary = await fill(writer_url, server.url)
+        assert 10 <= summary.pending <= 13
+        assert summary.unasked == 50 - summary.pending
+        away = False
+        summary = await fill(writer_url, server.url)
+        assert (summary.filled, summary.pending, summary.unasked) == (50, 0, 0)
+
+
 async def test_instruments(writer_url: str, database: str) -> None:
     """Names from the provider, first and last seen from the ticks; what is no longer listed is no longer active."""
     tick = (
