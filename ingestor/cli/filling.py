@@ -119,8 +119,8 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
         summary = await job.run(requests, lambda done: bar.update(task, advance=1, description=done.symbol))
     console.print(
         f"{len(requests) - summary.unasked:,} requests, {summary.bars:,} bars. "
-        f"Symbols of gaps: {summary.filled:,} filled, {summary.no_trades:,} without trades, {summary.unfillable:,} unfillable, "
-        f"{summary.pending:,} to be tried again.",
+        f"Symbols of gaps: {summary.filled:,} filled, {summary.no_trades:,} without trades, "
+        f"{summary.unfillable:,} unfillable, {summary.pending:,} to be tried again.",
         soft_wrap=True,
     )
     if summary.unasked:
