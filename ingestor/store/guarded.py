@@ -29,6 +29,7 @@ class Guarded:
         self._seconds = seconds
         self._deadline = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
+        self._given_up = False
         self._left = asyncio.Event()
         self._left.set()
 
@@ -45,6 +46,7 @@ class Guarded:
             await self._left.wait()
 
     def _expire(self) -> None:
+        self._given_up = True
         self.connection.terminate()
         self._deadline.reschedule(asyncio.get_running_loop().time() + GRACE)
 
@@ -69,8 +71,8 @@ class Guarded:
         finally:
             self._left.set()
         match error:
-            case AttributeError() if self._deadline.expired():
-                raise translated(TimeoutError("the server did not read what it was sent")) from error
+            case AttributeError() if self._given_up:  # the driver misses what `terminate` took from it
+                raise translated(TimeoutError("the server was given up")) from error
             case asyncpg.PostgresError():
                 refusal = translated(error)
                 if judge(refusal) is Remedy.RECONNECT:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+from collections import Counter
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,7 @@ from ingestor.batch import Batcher
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, SessionEnd, Tick
 from ingestor.store.connect import connect
+from ingestor.store.guarded import Guarded
 from ingestor.store.migrate import head_revision
 from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
 from ingestor.stream.protocol import Decoder
@@ -344,6 +347,29 @@ async def test_a_session_that_outlives_its_other_end(store: Store) -> None:
         assert await connection.fetchval("SHOW tcp_keepalives_idle") == "30"
         assert await connection.fetchval("SHOW tcp_user_timeout") == "60000"
         assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"
+
+
+async def test_a_connection_that_is_given_up_at_any_moment(writer_url: str) -> None:
+    """Whatever the driver is doing just then, what comes of it is an error of ours, or the answer."""
+    chance = random.Random(5)
+    ended = Counter[str]()
+    for _ in range(60):
+        guarded = Guarded(await connect(writer_url), 10)
+
+        async def use(guarded: Guarded = guarded) -> None:
+            async with guarded as connection:
+                for number in range(50):
+                    await connection.fetchval(f"SELECT {number}, $1::int", number)
+
+        using = asyncio.create_task(use())
+        for _ in range(chance.randrange(400)):  # so that it may come between an answer and the task that waits for it
+            await asyncio.sleep(0)
+        await guarded.give_up()
+        (result,) = await asyncio.gather(using, return_exceptions=True)
+        assert result is None or isinstance(result, StoreError)
+        ended[type(result).__name__] += 1
+        guarded.connection.terminate()
+    assert ended["StoreError"] > 10
 
 
 async def test_a_detached_partition(store: Store, database: str, server: TestServer) -> None:
