@@ -51,8 +51,9 @@ ON CONFLICT (symbol) DO UPDATE SET first_seen = excluded.first_seen, last_seen =
 WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (excluded.first_seen, excluded.last_seen)
 
 -- name: active_symbols
--- What may have traded since $1: what is listed, what nobody knows, and what was heard after it.
-SELECT symbol FROM market.instruments WHERE coalesce(active, true) OR last_seen >= $1 ORDER BY symbol
+-- What may have traded since $1: what is listed, what nobody knows, and what was heard in the week before or later.
+SELECT symbol FROM market.instruments
+WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '7 days' ORDER BY symbol
 
 -- name: fillable
 -- What nobody heard, or not all of it, and nobody has settled or begun to fill: by trading day, within the bounds.

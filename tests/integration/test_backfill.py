@@ -449,7 +449,10 @@ async def test_instruments(writer_url: str, database: str) -> None:
         assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
         await ledger.store_instruments(EXCHANGE, [])
         assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
-    assert [row[2] for row in await query(database, rows)] == [True, False, None]
+        await ledger.store_instruments(EXCHANGE, listed[1:])  # a symbol that was heard shortly before may have traded
+        assert await ledger.active_symbols(at(100)) == ["A.NZ", "B.NZ", "BOND.NZ"]
+        assert await ledger.active_symbols(at(100) + timedelta(days=8)) == ["B.NZ", "BOND.NZ"]
+    assert [row[2] for row in await query(database, rows)] == [False, True, None]
 
 
 MARGIN = timedelta(seconds=5)
