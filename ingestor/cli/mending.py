@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ingestor.backfill.client import MINUTE
 from ingestor.backfill.fill import asked_for
 from ingestor.cli.filling import fill, filling
 from ingestor.cli.gaps import show, write
@@ -16,18 +17,23 @@ from ingestor.coverage.page import as_html
 from ingestor.coverage.report import Report
 from ingestor.demo import Demo
 from ingestor.service.signals import StopRequest
-from ingestor.store.ledger import Bounds, Ledger, Piece
+from ingestor.store.ledger import Bounds, Ledger, Piece, minute_of
 
 PAGE = "gaps.html"
+
+COVERAGE_LAG = timedelta(seconds=20)
+"""In quiet, coverage moves with each pong (10 s) and is on record with the next heartbeat (5 s)."""
 
 
 async def mend(console: Console, demo: Demo, request: StopRequest) -> bool:
     """Report, wait, fill, report again, and compare with the market; return whether all is whole."""
+    last_minute = minute_of(datetime.now(UTC)) + MINUTE
     await _pause(console, "Waiting until the report knows the last half minute", 32, request)
     console.print("\n[bold]What was missed[/bold] (ingestor gaps)\n")
     report, ready_at = await _look(demo)
     show(console, report)
-    wait = (ready_at - datetime.now(UTC)).total_seconds()
+    # The market's last minute is whole when the stream's coverage has passed its end.
+    wait = (max(ready_at, last_minute + COVERAGE_LAG) - datetime.now(UTC)).total_seconds()
     await _pause(console, "Waiting until the missed minutes have been over for a minute", wait, request)
     if request.stop.is_set():
         return True
@@ -55,7 +61,7 @@ async def _look(demo: Demo) -> tuple[Report, datetime]:
     async with Ledger(demo.settings.read_database_url()) as ledger:
         report = await ledger.report(Bounds(), datetime.now(UTC))
         ends = [asked_for(Piece(gap.started_at, gap.ended_at), ledger.margin)[1] for gap in report.gaps]
-        return report, max(ends, default=report.made_at) + ledger.margin + timedelta(minutes=1, seconds=1)
+        return report, max(ends, default=report.made_at) + ledger.margin + MINUTE + timedelta(seconds=1)
 
 
 async def _pause(console: Console, why: str, seconds: float, request: StopRequest) -> None:
