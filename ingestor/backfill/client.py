@@ -76,6 +76,8 @@ class _Bar(msgspec.Struct):
 
 class _Bars(msgspec.Struct):
     data: list[_Bar]
+    hits: int | None = None
+    interval: str | None = None
 
 
 class _Instrument(msgspec.Struct):
@@ -83,11 +85,11 @@ class _Instrument(msgspec.Struct):
     company_name: str | None = None
     industry: str | None = None
     uuid4: str | None = None
-    active: bool = True
+    active: bool | None = None
 
 
 class _Instruments(msgspec.Struct):
-    data: list[_Instrument]
+    data: list[msgspec.Raw]
 
 
 class RestClient:
@@ -111,12 +113,17 @@ class RestClient:
         self._on_wait = on_wait
         self._timeout = timeout
         self._resume_at = -math.inf
-        self._http = httpx.AsyncClient(
-            base_url=base_url,
-            headers={"Authorization": f"Bearer {token}", "User-Agent": f"ingestor/{__version__}"},
-            timeout=timeout,
-            trust_env=False,  # a proxy of the environment, or a .netrc, is nobody we would send the token to
-        )
+        try:
+            if not httpx.URL(base_url).host:
+                raise ValueError("it names no host")
+            self._http = httpx.AsyncClient(
+                base_url=base_url,
+                headers={"Authorization": f"Bearer {token}", "User-Agent": f"ingestor/{__version__}"},
+                timeout=timeout,
+                trust_env=False,  # a proxy of the environment, or a .netrc, is nobody we would send the token to
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigurationError(f"INGESTOR_REST_URL: no address that can be used: {error}") from None
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -130,11 +137,7 @@ class RestClient:
     async def instruments(self) -> list[Listing]:
         """Return what is listed on the exchange. Raises SourceError."""
         answer = await self._get("/info/ticker", {"exchange": EXCHANGE}, _Instruments)
-        return [
-            Listing(each.symbol, each.company_name, each.industry, _uuid(each.uuid4), each.active)
-            for each in answer.data
-            if each.symbol and "\0" not in each.symbol
-        ]
+        return [listing for raw in answer.data if (listing := _listing(raw)) is not None]
 
     async def minutes(self, symbol: str, since: datetime, until: datetime, label: Label) -> list[MinuteBar]:
         """Return a symbol's one-minute bars that begin at or after `since` and before `until`, both whole minutes.
@@ -152,6 +155,10 @@ class RestClient:
             "interval": "1m",
         }
         answer = await self._get("/data/intraday", parameters, _Bars)
+        if answer.hits not in {None, len(answer.data)}:
+            raise _malformed(f"{answer.hits} hits and {len(answer.data)} bars")
+        if answer.interval not in {None, "1m"}:
+            raise _malformed(f"the interval {answer.interval[:10]!r}")
         bars: dict[datetime, MinuteBar] = {}
         previous = datetime.min.replace(tzinfo=UTC)
         for record in answer.data:
@@ -196,7 +203,7 @@ class RestClient:
             raise _TransientError(f"no complete answer ({type(error).__name__}: {error})") from error
         try:
             return msgspec.json.decode(bytes(body), type=kind, strict=False)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _TransientError(f"an answer that is not as documented ({error})") from error
 
     def _judge(self, path: str, answer: httpx.Response) -> None:
@@ -252,11 +259,11 @@ class RestClient:
         """Read a timestamp: with its offset, or as the exchange's wall time, of an hour that comes twice in order."""
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError:
+            if moment.tzinfo is not None:
+                return moment.astimezone(UTC)
+            early, late = (moment.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        except (ValueError, OverflowError):
             raise _malformed(f"a timestamp {text[:40]!r}") from None
-        if moment.tzinfo is not None:
-            return moment.astimezone(UTC)
-        early, late = (moment.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
         return late if early <= previous or early < first <= late else early
 
 
@@ -264,6 +271,8 @@ def _bar(record: _Bar, start: datetime) -> MinuteBar:
     prices = (record.open, record.high, record.low, record.close)
     if not all(map(math.isfinite, (*prices, record.volume))):
         raise _malformed("a number that is not finite")
+    if start.second or start.microsecond:
+        raise _malformed(f"a bar that begins at {start:%H:%M:%S.%f}")
     volume = int(record.volume)
     if volume != record.volume or not 0 <= volume < 2**63:
         raise _malformed(f"a volume of {record.volume!r}")
@@ -272,6 +281,18 @@ def _bar(record: _Bar, start: datetime) -> MinuteBar:
 
 def _malformed(what: str) -> SourceError:
     return SourceError(f"/data/intraday: the answer is not as documented: it has {what}.")
+
+
+def _listing(raw: msgspec.Raw) -> Listing | None:
+    """Return an instrument; None where the record is none: one that is bad must not spoil the others."""
+    try:
+        each = msgspec.json.decode(raw, type=_Instrument)
+    except msgspec.MsgspecError:
+        return None
+    if not each.symbol or "\0" in each.symbol:
+        return None
+    name, industry = (text and text.replace("\0", "") for text in (each.company_name, each.industry))
+    return Listing(each.symbol, name, industry, _uuid(each.uuid4), each.active is not False)
 
 
 def _number(text: str | None) -> float | None:

@@ -178,6 +178,11 @@ class Backfill:
         return summary
 
     async def _settle(self, request: Request) -> list[Outcome]:
+        oldest = self._now() - KEPT
+        if any(piece.started_at < oldest for piece in request.pieces):  # the run, or the gap, has lasted too long
+            outcomes = [Outcome(piece, "unfillable", error=TOO_OLD) for piece in request.pieces]
+            await self._ledger.settle(request.symbol, outcomes, ())
+            return outcomes
         try:
             bars = await self._client.minutes(request.symbol, request.since, request.until, self._ledger.label)
         except UnknownTickerError as error:

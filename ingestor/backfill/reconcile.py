@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from datetime import date, datetime
 
 from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.backfill.fill import KEPT, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Difference, Label, Ledger, MinuteBar, minute_of
+
+ENOUGH = 10
+"""Bars that must fit one label, and ten times as many as fit the other, before it is believed."""
 
 SHIFTS: dict[Label, int] = {"start": 0, "end": 1}
 """By how many minutes a label is later than the start of its bar."""
@@ -47,7 +51,7 @@ class Reconciliation:
     @property
     def is_decided(self) -> bool:
         """Whether the bars tell which label is right."""
-        return self.best.same > self.other.same
+        return self.best.same >= ENOUGH and self.best.same >= 10 * self.other.same
 
 
 def compare(symbol: str, minutes: Sequence[datetime], ours: Minutes, theirs: Minutes) -> tuple[int, list[Difference]]:
@@ -74,6 +78,7 @@ async def reconcile(
     ledger: Ledger,
     client: RestClient,
     day: date,
+    now: datetime,
     *,
     only: Collection[str] = (),
     on_symbols: Callable[[int], None] = lambda _: None,
@@ -84,15 +89,11 @@ async def reconcile(
     Whether the source labels a bar by its start or its end is not documented: both are tried. Raises IngestorError
     where that day can't be compared.
     """
-    span = await ledger.trading_day(day)
-    if span is None:
-        raise IngestorError(f"{day} is no trading day of which anything was recorded.")
-    first, last = minute_of(span[0]), minute_of(span[1])
-    minutes = await ledger.whole_minutes(first, last)
-    if not minutes:
-        raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")
+    first, last, minutes = await _whole_minutes(ledger, day, now)
     await refresh_instruments(ledger, client)
     symbols = [symbol for symbol in await ledger.active_symbols(first) if not only or symbol in only]
+    if strange := set(only) - set(symbols):
+        raise IngestorError(f"No symbol of that day: {', '.join(sorted(strange))}.")
     on_symbols(len(symbols))
     counts: dict[Label, tuple[int, list[Difference]]] = {"start": (0, []), "end": (0, [])}
     unknown: list[str] = []
@@ -117,3 +118,17 @@ async def reconcile(
     compared = [symbol for symbol in symbols if symbol not in {*unknown, *(name for name, _ in failed)}]
     await ledger.store_differences(day, compared, best.differences)
     return Reconciliation(day, len(minutes), tuple(compared), tuple(unknown), tuple(failed), best, other)
+
+
+async def _whole_minutes(ledger: Ledger, day: date, now: datetime) -> tuple[datetime, datetime, list[datetime]]:
+    """Return a day's span, as far as the source should have it by now, and its wholly covered minutes."""
+    span = await ledger.trading_day(day)
+    if span is None:
+        raise IngestorError(f"{day} is no trading day of which anything was recorded.")
+    if span[0] < now - KEPT:
+        raise IngestorError(f"{day} is {TOO_OLD}.")
+    first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - ledger.margin - 2 * MINUTE))
+    minutes = await ledger.whole_minutes(first, last)
+    if not minutes:
+        raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")
+    return first, last, minutes

@@ -37,12 +37,14 @@ def backfill(
         interval = parse_duration(every)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--every") from None
+    if interval < 1:
+        raise typer.BadParameter("at least 1s", param_hint="--every")
     settings = configuration.load()
     hide(settings.read_database_url())
     hide(settings.read_token())
     from ingestor.cli import filling
 
-    only = frozenset(symbol or ())
+    only = frozenset(each.upper() for each in symbol or ())
     if watch:
         asyncio.run(filling.watch(settings, span, only, interval))
     elif not asyncio.run(filling.once(settings, span, only, dry_run=dry_run)):

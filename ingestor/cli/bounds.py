@@ -18,21 +18,31 @@ Until = Annotated[str | None, typer.Option(help="Until this trading day, or this
 
 def bounds(since: str | None, until: str | None) -> Bounds:
     """Return what `--since` and `--until` say."""
-    return Bounds(
-        None if since is None else moment(since, "--since"), None if until is None else moment(until, "--until")
-    )
+    first = None if since is None else moment(since, "--since")
+    last = None if until is None else moment(until, "--until")
+    if first is not None and last is not None and _comes_after(first, last):
+        raise typer.BadParameter("--since must be before --until", param_hint="--since")
+    return Bounds(first, last)
 
 
 def moment(text: str, option: str) -> date | datetime:
     """Read a trading day, or an instant with its offset."""
     try:
-        if len(text) == len("2026-11-20"):
-            return date.fromisoformat(text)
-        instant = datetime.fromisoformat(text)
+        is_day = len(text) == len("2026-11-20")
+        found = date.fromisoformat(text) if is_day else datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is neither a day (2026-11-20) nor an instant (2026-11-20T10:00:00+13:00)", param_hint=option
         ) from None
-    if instant.tzinfo is None:
+    if not 1990 <= found.year <= 2200:
+        raise typer.BadParameter(f"{text!r} is out of range: 1990 to 2200", param_hint=option)
+    if isinstance(found, datetime) and found.tzinfo is None:
         raise typer.BadParameter(f"{text!r} has no offset, such as +13:00 or Z", param_hint=option)
-    return instant
+    return found
+
+
+def _comes_after(first: date | datetime, last: date | datetime) -> bool:
+    """Whether two bounds of one kind are in the wrong order; those of different kinds can't be compared."""
+    if isinstance(first, datetime) and isinstance(last, datetime):
+        return first >= last
+    return not isinstance(first, datetime) and not isinstance(last, datetime) and first >= last

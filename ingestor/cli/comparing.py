@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 from zoneinfo import ZoneInfo
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ingestor.backfill.client import RestClient
 from ingestor.backfill.reconcile import Reconciliation, reconcile
@@ -34,6 +35,7 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
                     ledger,
                     client,
                     day,
+                    datetime.now(UTC),
                     only=only,
                     on_symbols=lambda count: bar.update(task, total=count),
                     on_done=lambda _: bar.update(task, advance=1),
@@ -46,7 +48,7 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
             console.print(
                 f"Until now they are taken by their {ledger.label}: run this again with --adopt-label.", style="yellow"
             )
-    return not (found.best.differences or found.failed)
+    return bool(found.symbols) and not (found.best.differences or found.failed)
 
 
 def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
@@ -64,7 +66,7 @@ def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
     else:
         console.print("Whether the provider labels a bar by its start or its end can't be told from this day.")
     if found.unknown:
-        console.print(f"Unknown to the provider: {', '.join(found.unknown)}", soft_wrap=True)
+        console.print(f"Unknown to the provider: {', '.join(found.unknown)}", soft_wrap=True, markup=False)
     for symbol, error in found.failed:
         console.print(f"{symbol} could not be compared: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
     if best.differences:
@@ -81,7 +83,7 @@ def _table(found: Reconciliation, zone: ZoneInfo) -> Table:
         table.add_column(name, justify="right")
     for each in found.best.differences[:MOST_ROWS]:
         minute = f"{each.time.astimezone(zone):%H:%M}"
-        table.add_row(each.symbol, minute, each.kind, _bar(each.ours), _bar(each.theirs))
+        table.add_row(Text(each.symbol), minute, each.kind, _bar(each.ours), _bar(each.theirs))
     return table
 
 

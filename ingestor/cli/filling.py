@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ingestor.backfill.client import RestClient, SourceError
+from ingestor.backfill.client import RestClient
 from ingestor.backfill.fill import Backfill, Plan, Summary
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.clock import SystemClock
 from ingestor.coverage.page import duration
-from ingestor.errors import StoreError
+from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.service.signals import StopRequest, handled
 from ingestor.settings import Settings
 from ingestor.store.ledger import Bounds, Ledger
@@ -40,15 +40,21 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
     with handled() as request:
         while not request.stop.is_set():
             try:
-                async with filling(console, settings) as (job, _):
-                    await _until_stopped(fill(console, job, span, only, quiet=True), request)
-            except (StoreError, SourceError) as error:
+                await _until_stopped(_look(console, settings, span, only), request)
+            except ConfigurationError:
+                raise
+            except IngestorError as error:
                 console.print(f"Not now: {scrub(str(error))}", style="yellow", soft_wrap=True, markup=False)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(request.stop.wait(), interval)
 
 
-async def _until_stopped(work: Coroutine[Any, Any, Summary], request: StopRequest) -> None:
+async def _look(console: Console, settings: Settings, span: Bounds, only: Collection[str]) -> None:
+    async with filling(console, settings) as (job, _):
+        await fill(console, job, span, only, quiet=True)
+
+
+async def _until_stopped(work: Coroutine[Any, Any, None], request: StopRequest) -> None:
     """Do it, or be stopped in the middle: what was begun is taken up again by the next run."""
     doing = asyncio.create_task(work, name="backfill")
     stop = asyncio.create_task(request.stop.wait(), name="stop")
@@ -109,7 +115,8 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
     if not requests:
         return Summary()
     columns = (
-        TextColumn("[bold]backfill[/bold] {task.description:12}"),
+        TextColumn("[bold]backfill[/bold]"),
+        TextColumn("{task.description:12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -170,7 +170,7 @@ def _gaps(report: Report) -> Table:
             f"{gap.started_at.astimezone(zone):%H:%M:%S}",
             f"{gap.ended_at.astimezone(zone):%H:%M:%S}",
             duration(gap.duration),
-            gap.cause,
+            Text(gap.cause),
             Text(gap.status, STYLES[gap.status]),
         )
     return table

@@ -28,6 +28,8 @@ def maintain(
         interval = None if every is None else configuration.parse_duration(every)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--every") from None
+    if interval is not None and interval < 1:
+        raise typer.BadParameter("at least 1s", param_hint="--every")
     settings = configuration.load()
     hide(settings.read_database_url())
     asyncio.run(_maintain(settings, interval))

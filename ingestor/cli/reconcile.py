@@ -19,7 +19,8 @@ def reconcile(
     adopt_label: Annotated[
         bool,
         typer.Option(
-            "--adopt-label", help="Go by the label that fits best from now on; what was fetched is fetched again."
+            "--adopt-label",
+            help="From now on go by the label that fits best; what was fetched is moved.",
         ),
     ] = False,
 ) -> None:
@@ -39,5 +40,7 @@ def reconcile(
     hide(settings.read_token())
     from ingestor.cli import comparing
 
-    if not asyncio.run(comparing.run(settings, trading_day, frozenset(symbol or ()), adopt=adopt_label)):
+    if not asyncio.run(
+        comparing.run(settings, trading_day, frozenset(each.upper() for each in symbol or ()), adopt=adopt_label)
+    ):
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from ingestor.coverage.report import Day, Gap, Report
-from ingestor.errors import SchemaError
+from ingestor.errors import IngestorError, SchemaError
 from ingestor.store.connect import DRIVER_ERRORS, connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
@@ -204,11 +204,18 @@ class Ledger:
         async with self._connection() as connection, connection.transaction():
             for each in outcomes:
                 await connection.execute(QUERIES["lock_backfill"], each.piece.started_at, each.piece.ended_at)
-            await connection.executemany(QUERIES["upsert_bar"], rows)
+            if await connection.fetchval(QUERIES["current_label"]) != self.label:
+                raise IngestorError("The label of the bars was changed meanwhile (ingestor reconcile): run it again.")
+            settled = 0
             for each in outcomes:
                 key = (each.piece.started_at, each.piece.ended_at)
-                await connection.execute(QUERIES["settle_backfill"], *key, symbol, each.status, each.bars, each.error)
+                status = await connection.execute(
+                    QUERIES["settle_backfill"], *key, symbol, each.status, each.bars, each.error
+                )
+                settled += int(status.rsplit(" ", 1)[1])
                 await connection.execute(QUERIES["settle_whole_backfill"], *key)
+            if settled:  # else somebody else was quicker, or it is not needed any more
+                await connection.executemany(QUERIES["upsert_bar"], rows)
 
     async def trading_day(self, day: date) -> tuple[datetime, datetime] | None:
         """Return when something should have been heard on a trading day; None where it is none, or not on record."""
@@ -234,9 +241,10 @@ class Ledger:
             await connection.executemany(QUERIES["note_difference"], rows)
 
     async def adopt(self, label: Label) -> None:
-        """Take the provider's bars by another label from now on. What was fetched is forgotten, to be fetched again."""
+        """Take the provider's bars by another label from now on. What was fetched is moved, and asked for again."""
+        shift = timedelta(minutes=-1 if label == "end" else 1)
         async with self._connection() as connection, connection.transaction():
-            for query, *arguments in (("adopt_label", label), ("forget_bars",), ("forget_backfills",)):
+            for query, *arguments in (("adopt_label", label), ("shift_bars", shift), ("forget_backfills",)):
                 await connection.execute(QUERIES[query], *arguments)
         self.label = label
 

@@ -51,9 +51,9 @@ ON CONFLICT (symbol) DO UPDATE SET first_seen = excluded.first_seen, last_seen =
 WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (excluded.first_seen, excluded.last_seen)
 
 -- name: active_symbols
--- What may have traded since $1: what is listed, what nobody knows, and what was heard in the week before or later.
+-- What may have traded since $1: what is listed, what nobody knows, and what was heard in the month before or later.
 SELECT symbol FROM market.instruments
-WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '7 days' ORDER BY symbol
+WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '30 days' ORDER BY symbol
 
 -- name: fillable
 -- What nobody heard, or not all of it, and nobody has settled or begun to fill: by trading day, within the bounds.
@@ -62,7 +62,8 @@ WITH begun AS (
 ), wanted AS (
     SELECT trading_day, span FROM ingest.gap_parts WHERE status = 'open'
     UNION ALL
-    SELECT trading_day, t.span * d.span FROM ingest.trading_time t JOIN ingest.doubts d ON t.span && d.span
+    SELECT trading_day, unnest(multirange(t.span) * d.spans)
+    FROM ingest.trading_time t, (SELECT coalesce(range_agg(span), '{}') AS spans FROM ingest.doubts) AS d
 ), parts AS (
     SELECT trading_day, unnest(range_agg(span) - (SELECT spans FROM begun)) AS span FROM wanted GROUP BY trading_day
 )
@@ -95,7 +96,7 @@ VALUES ($1, $2, '*', 'unfillable', $3, now()) ON CONFLICT (gap_from, gap_until, 
 -- name: pending_backfills
 SELECT gap_from, gap_until, symbol FROM ingest.backfills
 WHERE status = 'pending' AND symbol <> '*' AND tstzrange(gap_from, gap_until) && tstzrange($1, $2)
-ORDER BY symbol, gap_from
+ORDER BY symbol, gap_from, gap_until
 
 -- name: upsert_bar
 INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
@@ -110,7 +111,7 @@ SELECT FROM ingest.backfills WHERE gap_from = $1 AND gap_until = $2 AND symbol =
 -- name: settle_backfill
 UPDATE ingest.backfills SET status = $4, bars = $5, error = $6, attempts = attempts + 1,
     finished_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END
-WHERE gap_from = $1 AND gap_until = $2 AND symbol = $3
+WHERE gap_from = $1 AND gap_until = $2 AND symbol = $3 AND status = 'pending'
 
 -- name: settle_whole_backfill
 -- Once every symbol is settled, so is the gap.
@@ -150,9 +151,16 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 -- name: adopt_label
 UPDATE ingest.settings SET bar_label = $1
 
--- name: forget_bars
--- They were taken by the other label: all of them are fetched again.
-DELETE FROM market.bars WHERE source = 'financefeast'
+-- name: current_label
+-- Held until the commit, so that nobody changes it in between.
+SELECT bar_label FROM ingest.settings FOR SHARE
+
+-- name: shift_bars
+-- They were taken by the other label. What the source does not keep any more can't be fetched again, so all are moved.
+WITH moved AS (DELETE FROM market.bars WHERE source = 'financefeast' AND resolution = interval '1 minute' RETURNING *)
+INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source, fetched_at)
+SELECT symbol, time + $1::interval, resolution, open, high, low, close, volume, source, fetched_at FROM moved
 
 -- name: forget_backfills
-DELETE FROM ingest.backfills WHERE error IS NULL OR symbol <> '*'
+-- So that the minutes at the edges are fetched as well, while the source keeps them.
+DELETE FROM ingest.backfills WHERE gap_from > now() - interval '364 days'

@@ -96,7 +96,7 @@ async def _fill(connection: AsyncConnection, settings: Settings, report: Callabl
         written = await connection.execute(insert(schema.settings).values(values).on_conflict_do_nothing())
         if written.rowcount:
             report(f"The calendar in force is {settings.exchange_calendar}, in {settings.exchange_timezone}.")
-        await keep_calendars(connection, settings.exchange_timezone, xnze(), today)
+        await keep_calendars(connection, settings.exchange_timezone, xnze(), today, correct=False)
         made = await make_partitions(connection, today)
     if made:
         report(f"Partitions were made for {', '.join(f'{month:%Y-%m}' for month in made)}.")

@@ -19,12 +19,19 @@ YEARS_AHEAD = 2
 
 
 async def keep_calendars(
-    connection: AsyncConnection, timezone: str, known: Iterable[TradingSession], today: date
+    connection: AsyncConnection, timezone: str, known: Iterable[TradingSession], today: date, *, correct: bool = True
 ) -> int:
-    """Bring the sessions of XNZE to what is `known`, and those of `always` to two years ahead; return the changes."""
+    """Bring the sessions of XNZE to what is `known`, and those of `always` to two years ahead; return the changes.
+
+    Without `correct` only days behind the last one on record are added: what came from a newer source stays.
+    """
     first = today.replace(year=today.year - YEARS_BACK, month=1, day=1)
     last = today.replace(year=today.year + YEARS_AHEAD, month=12, day=31)
     exchange = [session for session in known if session.trading_day >= first]
+    if not correct:
+        table = schema.trading_sessions
+        newest = await connection.scalar(sa.select(sa.func.max(table.c.trading_day)).where(table.c.calendar == "XNZE"))
+        exchange = [session for session in exchange if newest is None or session.trading_day > newest]
     return await _keep(connection, "XNZE", exchange) + await _keep(
         connection, "always", list(sessions("always", timezone, first, last))
     )
@@ -46,6 +53,8 @@ async def _keep(connection: AsyncConnection, name: str, wanted: list[TradingSess
         row.trading_day: (row.opens_at, row.closes_at)
         for row in await connection.execute(sa.select(table).where(table.c.calendar == name))
     }
+    if not rows:
+        return 0
     changed = [row for row in rows if before.get(row["trading_day"]) != (row["opens_at"], row["closes_at"])]
     days = {session.trading_day for session in wanted}
     gone = [day for day in before if day not in days and min(days) <= day <= max(days)]

@@ -14,14 +14,14 @@ import pytest
 from ingestor.backfill.client import EXCHANGE, RestClient
 from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
 from ingestor.backfill.instruments import refresh_instruments
-from ingestor.errors import ConfigurationError
+from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import Settings
 from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.store.ledger import Bounds, Ledger, Listing, Outcome, Piece
+from ingestor.store.ledger import Bounds, Ledger, Listing, MinuteBar, Outcome, Piece
 from tests.clocks import ManualClock, SteppedClock
 from tests.recording import settings
 from tests.rest import HANG, Asked, answer, scripted
@@ -334,6 +334,50 @@ async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> N
     assert await query(database, "SELECT DISTINCT status FROM ingest.backfills WHERE symbol = '*'") == [("backfilled",)]
 
 
+async def test_what_is_settled_stays(writer_url: str, database: str) -> None:
+    """A slower run that fails, or finds nothing, does not undo what another has settled, nor store its bars."""
+    piece = Piece(at(100), at(102))
+    bar = MinuteBar(at(100), 1.0, 1.0, 1.0, 1.0, 5)
+    async with Ledger(writer_url) as ledger:
+        await ledger.begin(piece, ["A.NZ", "B.NZ"])
+        await ledger.settle("A.NZ", [Outcome(piece, "filled", 1)], [bar])
+        await ledger.settle("B.NZ", [Outcome(piece, "no trades")], ())
+        for late in (Outcome(piece, "pending", error="away"), Outcome(piece, "unfillable", error="404")):
+            await ledger.settle("A.NZ", [late], [MinuteBar(at(101), 2.0, 2.0, 2.0, 2.0, 5)])
+    assert await query(database, STATES) == [("*", "backfilled", 1), ("A.NZ", "filled", 1), ("B.NZ", "no trades", 0)]
+    assert await query(database, "SELECT time FROM market.bars") == [(at(100),)]
+
+
+async def test_pending_for_more_than_a_year(writer_url: str, database: str) -> None:
+    """What failed until the source did not keep it any more is unfillable, not without trades."""
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(102), ENDS)
+    await known(writer_url, "A.NZ")
+    async with scripted(lambda _: answer({}, status=410)) as server:
+        assert (await fill(writer_url, server.url)).pending == 1
+    async with scripted(lambda _: bars()) as server:
+        assert (await fill(writer_url, server.url, ManualClock(LATER + 400 * 86400 * SECOND))).unfillable == 1
+        assert server.asked == []
+    assert await query(database, GAPS) == [(at(100), at(102), "unfillable")]
+
+
+async def test_another_label(writer_url: str, database: str) -> None:
+    """When the label is changed, bars are moved, the gap is asked for again, and a run of before stores nothing."""
+    piece = Piece(at(100), at(102))
+    async with Ledger(writer_url) as ledger, Ledger(writer_url) as older:
+        await ledger.begin(piece, ["A.NZ"])
+        found = [MinuteBar(at(minute), 1.0, 1.0, 1.0, 1.0, minute) for minute in (99, 100, 101)]
+        await ledger.settle("A.NZ", [Outcome(piece, "filled", 3)], found)
+        await ledger.adopt("end")
+        times = "SELECT time, volume FROM market.bars ORDER BY time"
+        assert await query(database, times) == [(at(98), 99), (at(99), 100), (at(100), 101)]
+        assert await query(database, STATES) == []
+        await ledger.begin(piece, ["A.NZ"])
+        with pytest.raises(IngestorError, match="label of the bars was changed"):
+            await older.settle("A.NZ", [Outcome(piece, "filled", 1)], [MinuteBar(at(101), 9.0, 9.0, 9.0, 9.0, 9)])
+        assert len(await query(database, times)) == 3
+
+
 async def test_only_some_symbols(writer_url: str, database: str) -> None:
     """With `--symbol` the others stay pending, so the gap stays open."""
     await heard(database, BEGINS, at(100))
@@ -451,7 +495,7 @@ async def test_instruments(writer_url: str, database: str) -> None:
         assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
         await ledger.store_instruments(EXCHANGE, listed[1:])  # a symbol that was heard shortly before may have traded
         assert await ledger.active_symbols(at(100)) == ["A.NZ", "B.NZ", "BOND.NZ"]
-        assert await ledger.active_symbols(at(100) + timedelta(days=8)) == ["B.NZ", "BOND.NZ"]
+        assert await ledger.active_symbols(at(100) + timedelta(days=31)) == ["B.NZ", "BOND.NZ"]
     assert [row[2] for row in await query(database, rows)] == [False, True, None]
 
 

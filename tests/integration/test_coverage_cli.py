@@ -89,10 +89,17 @@ async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path)
 async def test_an_excuse(writer_url: str, database: str) -> None:
     """A halt is put on record with a reason, and its gap is no open one any more."""
     await with_a_gap(database)
-    arguments = ("gaps", "--excuse", "2026-11-20T10:00:00+13:00", "2026-11-20T11:00:00+13:00", "trading halt", *UNTIL)
+    arguments = (
+        "gaps",
+        "--excuse",
+        "2026-11-20T10:00:00+13:00",
+        "2026-11-20T11:00:00+13:00",
+        "trading [/b] halt of [NZX]",
+        *UNTIL,
+    )
     status, output, _ = await ingestor(*arguments, DATABASE_URL=writer_url)
     assert status == 0
-    assert "excused: trading halt" in output
+    assert "excused: trading [/b] halt of [NZX]" in output
     assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
 
 
@@ -105,6 +112,10 @@ async def test_an_excuse(writer_url: str, database: str) -> None:
         ("--excuse", "2026-11-20", "2026-11-20", "nothing"),
         ("--excuse", "2026-11-20", "soon", "nothing"),
         ("--excuse", "2026-11-20", "2026-11-21"),
+        ("--excuse", "0001-01-01", "2026-11-21", "long ago"),
+        ("--since", "2026-11-21", "--until", "2026-11-20"),
+        ("--since", "2026-11-21T00:00:00Z", "--until", "2026-11-20T00:00:00Z"),
+        ("--until", "9999-12-31T23:59:59-05:00"),
     ],
 )
 async def test_wrong_options(writer_url: str, arguments: tuple[str, ...]) -> None:
@@ -178,7 +189,7 @@ async def test_backfill_that_watches(writer_url: str, database: str) -> None:
     async with Simulator(port=0, rate=0) as simulator:
         simulator.send([Tick("AIR.NZ", seconds(100.5), 0.5, 10)])
         process = await start(
-            "backfill", "--watch", "--every=100ms", *UNTIL,
+            "backfill", "--watch", "--every=1s", *UNTIL,
             DATABASE_URL=writer_url, REST_URL=simulator.rest_url, TOKEN=TOKEN,
         )  # fmt: skip
         await until(database, "SELECT count(*) FROM market.instruments", 36)
@@ -198,9 +209,9 @@ def ohlcv(price: float, volume: int, minute: float) -> dict[str, Any]:
 async def test_reconcile(writer_url: str, database: str) -> None:
     """What differs is shown and put on record, by the label that fits; then nothing differs any more."""
     await heard(database, BEGINS, ENDS, "stopped")
-    for minute in (10, 11, 15, 20):
+    for minute in (*range(40, 52), 15, 20):
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
-    labelled = [ohlcv(1.5 + minute, 100, minute + 1) for minute in (10, 11)]
+    labelled = [ohlcv(1.5 + minute, 100, minute + 1) for minute in range(40, 52)]
     labelled += [ohlcv(16.5, 90, 16), ohlcv(7, 70, 31)]
 
     def script(asked: Asked) -> bytes:
@@ -215,8 +226,8 @@ async def test_reconcile(writer_url: str, database: str) -> None:
         environment = {"DATABASE_URL": writer_url, "REST_URL": server.url, "TOKEN": TOKEN}
         status, output, _ = await ingestor("reconcile", "--date=2026-11-20", **environment)
         assert status == 1
-        assert "493 minutes wholly covered, 2 symbols. Bars compared: 5, the same: 2, different: 3." in output, output
-        assert "The provider labels a bar by its end: 2 bars fit, by its start 0." in output
+        assert "493 minutes wholly covered, 2 symbols. Bars compared: 15, the same: 12, different: 3." in output, output
+        assert "The provider labels a bar by its end: 12 bars fit, by its start 0." in output
         assert "Unknown to the provider: GONE.NZ" in output
         assert "run this again with --adopt-label" in output
         sql = "SELECT time, difference, our_volume, their_volume FROM ingest.reconciliations ORDER BY time"
@@ -225,7 +236,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
             (at(20), "missing there", 100, None),
             (at(30), "missing here", None, 70),
         ]
-        labelled[2:] = [ohlcv(16.5, 100, 16), ohlcv(21.5, 100, 21)]
+        labelled[12:] = [ohlcv(16.5, 100, 16), ohlcv(21.5, 100, 21)]
         status, output, _ = await ingestor("reconcile", "--date=2026-11-20", "--adopt-label", **environment)
         assert status == 0
         assert "From now on bars are taken by their end." in output

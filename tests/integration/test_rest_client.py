@@ -108,6 +108,7 @@ async def test_what_lies_outside_of_the_range_is_dropped() -> None:
         answer({"data": [{**bar(1), "open": None}]}),
         answer({"message": "no data here"}),
         answer(b"\xff\xfe"),
+        answer(b'{"data": [], "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
         b"nonsense\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n",
     ],
@@ -143,6 +144,9 @@ async def test_a_server_that_is_not_there() -> None:
     ("record", "what"),
     [
         ({**bar(1), "timestamp": "yesterday"}, "timestamp"),
+        ({**bar(1), "timestamp": "0001-01-01T00:00:00"}, "timestamp"),
+        ({**bar(1), "timestamp": "9999-12-31T23:59:59-05:00"}, "timestamp"),
+        ({**bar(1), "timestamp": "2026-11-20T10:01:30"}, "begins at 21:01:30"),
         ({**bar(1), "volume": 1.5}, "volume"),
         ({**bar(1), "volume": -1}, "volume"),
         ({**bar(1), "volume": 1e30}, "volume"),
@@ -153,6 +157,32 @@ async def test_nonsense_in_a_bar(record: dict[str, Any], what: str) -> None:
     async with scripted(lambda _: answer({"data": [bar(2), record]})) as server:
         with pytest.raises(SourceError, match=what):
             await minutes(server.url)
+
+
+@pytest.mark.parametrize(("fields", "what"), [({"hits": 400}, "400 hits"), ({"interval": "1h"}, "interval")])
+async def test_an_answer_to_another_question(fields: dict[str, Any], what: str) -> None:
+    """What it says of itself must be true: a part of the bars, or longer ones, are no answer."""
+    async with scripted(lambda _: answer({"data": [bar(2)], **fields})) as server:
+        with pytest.raises(SourceError, match=what):
+            await minutes(server.url)
+
+
+async def test_bad_instruments_do_not_spoil_the_others() -> None:
+    """A record that is none is left out; odd fields are mended or empty."""
+    records = [{"symbol": "A.NZ", "active": None, "company_name": "a\0b", "uuid4": "x"}, {"symbol": 7}, {}, "B.NZ",
+               {"symbol": "C\0.NZ"}, {"symbol": "D.NZ", "active": False, "meta": [[[[]]]]}]  # fmt: skip
+    async with scripted(lambda _: answer({"data": records})) as server, client(server.url) as found:
+        listed = await found.instruments()
+    assert [(each.symbol, each.company_name, each.active) for each in listed] == [
+        ("A.NZ", "ab", True), ("D.NZ", None, False)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("url", ["https://xn--a.com", "https://a\x01b.nz"])
+async def test_an_address_that_cannot_be_used(url: str) -> None:
+    """It is a setting to be mended."""
+    with pytest.raises(ConfigurationError, match="INGESTOR_REST_URL"):
+        await minutes(url)
 
 
 async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
