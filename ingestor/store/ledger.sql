@@ -56,16 +56,21 @@ SELECT symbol FROM market.instruments
 WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '30 days' ORDER BY symbol
 
 -- name: fillable
--- What nobody heard, or not all of it, and nobody has settled or begun to fill: by trading day, within the bounds.
-WITH begun AS (
-    SELECT coalesce(range_agg(tstzrange(gap_from, gap_until)), '{}') AS spans FROM ingest.backfills WHERE symbol = '*'
-), wanted AS (
-    SELECT trading_day, span FROM ingest.gap_parts WHERE status = 'open'
-    UNION ALL
-    SELECT trading_day, unnest(multirange(t.span) * d.spans)
-    FROM ingest.trading_time t, (SELECT coalesce(range_agg(span), '{}') AS spans FROM ingest.doubts) AS d
+-- What of the trading time is not wholly covered (gaps with the margin around them, the edges of what was heard, doubts),
+-- not excused, and neither settled nor begun: by trading day, within the bounds.
+WITH open_time AS MATERIALIZED (
+    SELECT unnest((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole)
+                  - coalesce((SELECT range_agg(tstzrange(excused_from, excused_until)) FROM ingest.excuses), '{}')
+                  - coalesce((SELECT range_agg(tstzrange(gap_from, gap_until)) FROM ingest.backfills
+                              WHERE symbol = '*'), '{}')) AS span
+), days AS MATERIALIZED (
+    SELECT span, day::date AS trading_day
+    FROM open_time, (SELECT exchange_timezone FROM ingest.settings LIMIT 1) AS s, LATERAL generate_series(
+        (lower(span) AT TIME ZONE exchange_timezone)::date - 1,
+        (upper(span) AT TIME ZONE exchange_timezone)::date + 1, interval '1 day') AS day
 ), parts AS (
-    SELECT trading_day, unnest(range_agg(span) - (SELECT spans FROM begun)) AS span FROM wanted GROUP BY trading_day
+    SELECT trading_day, days.span * t.span AS span
+    FROM days JOIN ingest.trading_time t USING (trading_day) WHERE days.span && t.span
 )
 SELECT trading_day, lower(span) AS gap_from, upper(span) AS gap_until FROM parts
 WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_day < $2)
@@ -74,9 +79,8 @@ ORDER BY span
 
 -- name: forget_needless
 -- What was begun, and has been heard after all: a spool was written meanwhile.
-WITH needed AS (
-    SELECT coalesce(range_agg(span), '{}') AS spans
-    FROM (SELECT span FROM ingest.gap_parts WHERE status = 'open' UNION ALL SELECT span FROM ingest.doubts) AS wanted
+WITH needed AS MATERIALIZED (
+    SELECT coalesce((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole), '{}') AS spans
 ), needless AS (
     SELECT gap_from, gap_until FROM ingest.backfills, needed
     WHERE symbol = '*' AND status = 'pending' AND NOT tstzrange(gap_from, gap_until) && spans

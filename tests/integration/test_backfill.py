@@ -214,8 +214,8 @@ async def test_a_scripted_day(writer_url: str, database: str, server: TestServer
 
 async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
     """Bars, no bars, and a symbol that the provider does not know: each is on record, and the gap is partly filled."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "GONE.NZ")
 
     def script(asked: Asked) -> bytes:
@@ -247,8 +247,8 @@ async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
 async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str) -> None:
     """However often the stream was cut, a symbol is asked for once a day; what was heard is not taken from it."""
     for minute in range(0, 480, 20):
-        await heard(database, at(minute), at(minute + 19))
-    await heard(database, at(480), ENDS)
+        await heard(database, at(minute or -1), at(minute + 19))
+    await heard(database, at(480), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
     async with scripted(lambda _: bars(*(at(minute) for minute in range(490)))) as server:
         summary = await fill(writer_url, server.url)
@@ -262,8 +262,8 @@ async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str
 
 async def test_taken_up_again_where_it_stopped(writer_url: str, database: str) -> None:
     """A run that was interrupted, or whose answers failed, asks only for what is not settled yet."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "C.NZ", "D.NZ", "E.NZ", "F.NZ")
     broken = {"B.NZ", "D.NZ"}
 
@@ -285,8 +285,8 @@ async def test_taken_up_again_where_it_stopped(writer_url: str, database: str) -
 
 async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
     """What was settled before the end stays so."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, *(f"{letter}.NZ" for letter in "ABCDEFGH"))
     allowed = 3
 
@@ -312,8 +312,8 @@ async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
 async def test_two_at_once(writer_url: str, database: str) -> None:
     """One that watches and one by hand: everything is settled, whoever settles the last symbols."""
     for minute in range(0, 480, 20):
-        await heard(database, at(minute), at(minute + 19))
-    await heard(database, at(480), ENDS)
+        await heard(database, at(minute or -1), at(minute + 19))
+    await heard(database, at(480), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(12)))
     async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
         for result in await asyncio.gather(*(fill(writer_url, server.url) for _ in range(3))):
@@ -350,8 +350,8 @@ async def test_what_is_settled_stays(writer_url: str, database: str) -> None:
 
 async def test_pending_for_more_than_a_year(writer_url: str, database: str) -> None:
     """What failed until the source did not keep it any more is unfillable, not without trades."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: answer({}, status=410)) as server:
         assert (await fill(writer_url, server.url)).pending == 1
@@ -380,8 +380,8 @@ async def test_another_label(writer_url: str, database: str) -> None:
 
 async def test_only_some_symbols(writer_url: str, database: str) -> None:
     """With `--symbol` the others stay pending, so the gap stays open."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
     async with scripted(lambda _: bars(at(100))) as server, job(writer_url, server.url) as (backfill, _):
         bounds = Bounds(until=ENDS)
@@ -394,8 +394,8 @@ async def test_only_some_symbols(writer_url: str, database: str) -> None:
 
 async def test_older_than_the_source_keeps(writer_url: str, database: str) -> None:
     """A gap of more than a year ago is not asked for, and says why it stays."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     clock = ManualClock(LATER + 366 * 86400 * SECOND)
     async with scripted(lambda _: bars()) as server:
@@ -408,8 +408,8 @@ async def test_older_than_the_source_keeps(writer_url: str, database: str) -> No
 
 async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
     """Its older part is filled while it lasts, and the rest later; no minute is asked for before it is over."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(200), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(200), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
         for minute in (101, 150.2, 201, 205):
@@ -421,9 +421,20 @@ async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
     assert times == {at(minute) for minute in range(99, 201)}
 
 
+async def test_the_edges_of_what_was_heard_are_asked_for(writer_url: str, database: str) -> None:
+    """Within the margin of its ends a session may have missed a trade: no gap, but the bars come from the source."""
+    await heard(database, BEGINS - timedelta(seconds=2), ENDS + timedelta(seconds=2))
+    await known(writer_url, "A.NZ")
+    async with scripted(lambda _: bars(at(-1), at(0), at(1), at(493), at(494), at(495))) as server:
+        await fill(writer_url, server.url)
+    assert await query(database, GAPS) == []
+    times = {row[0] for row in await query(database, "SELECT time FROM market.bars_1m")}
+    assert {at(0), at(494)} <= times
+
+
 async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database: str) -> None:
     """It lies in no gap, but its bar may not be ours."""
-    session = await heard(database, BEGINS, ENDS)
+    session = await heard(database, BEGINS - MINUTE, ENDS + MINUTE)
     await execute(
         database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
     )
@@ -436,8 +447,8 @@ async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database:
 
 async def test_what_was_heard_after_all(writer_url: str, database: str) -> None:
     """A gap that was begun and is none any more, since a spool was written, is forgotten."""
-    session = await heard(database, BEGINS, at(100), None)
-    await heard(database, at(102), ENDS)
+    session = await heard(database, BEGINS - MINUTE, at(100), None)
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: answer({}, status=410)) as server:
         assert (await fill(writer_url, server.url)).pending == 1
@@ -449,8 +460,8 @@ async def test_what_was_heard_after_all(writer_url: str, database: str) -> None:
 
 async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> None:
     """No other symbol would fare better, and nothing is settled by it."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
     async with scripted(lambda _: answer({}, status=403)) as server:
         with pytest.raises(ConfigurationError):
@@ -460,8 +471,8 @@ async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> N
 
 async def test_a_source_that_is_away(writer_url: str, database: str) -> None:
     """After some failures in a row a run ends, instead of trying every symbol for hours; the next one goes on."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102), ENDS)
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(50)))
     away = True
     async with scripted(lambda _: answer({}, status=410) if away else bars(at(100))) as server:

@@ -34,8 +34,8 @@ def _wide_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def with_a_gap(database: str) -> None:
     """Friday was heard, but for two minutes."""
-    await heard(database, BEGINS, at(100), "closed")
-    await heard(database, at(102), ENDS, "stopped")
+    await heard(database, BEGINS - MINUTE, at(100), "closed")
+    await heard(database, at(102), ENDS + MINUTE, "stopped")
 
 
 def seconds(minute: float) -> int:
@@ -141,7 +141,7 @@ async def test_backfill(writer_url: str, database: str) -> None:
         status, output, _ = await ingestor("backfill", "--dry-run", *UNTIL, **environment)
         assert status == 0
         assert "36 instruments are listed." in output
-        assert "2026-11-19 21:40:00 UTC, 2 min 0 s: 36 symbols" in output
+        assert "2026-11-19 21:39:55 UTC, 2 min 10 s: 36 symbols" in output
         assert await query(database, "SELECT count(*) FROM ingest.backfills") == [(0,)]
         status, output, _ = await ingestor("backfill", "--symbol", "AIR.NZ", *UNTIL, **environment)
         assert status == 0
@@ -184,8 +184,8 @@ async def test_backfill_with_a_refused_token(writer_url: str, database: str) -> 
 
 async def test_backfill_that_watches(writer_url: str, database: str) -> None:
     """It fills gaps as they appear, until it is told to stop."""
-    await heard(database, BEGINS, at(100), "closed")
-    later = await heard(database, at(100), ENDS, "stopped")
+    await heard(database, BEGINS - MINUTE, at(100), "closed")
+    later = await heard(database, at(100), ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:
         simulator.send([Tick("AIR.NZ", seconds(100.5), 0.5, 10)])
         process = await start(
@@ -208,7 +208,7 @@ def ohlcv(price: float, volume: int, minute: float) -> dict[str, Any]:
 
 async def test_reconcile(writer_url: str, database: str) -> None:
     """What differs is shown and put on record, by the label that fits; then nothing differs any more."""
-    await heard(database, BEGINS, ENDS, "stopped")
+    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     for minute in (*range(40, 52), 15, 20):
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
     labelled = [ohlcv(1.5 + minute, 100, minute + 1) for minute in range(40, 52)]
@@ -226,7 +226,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
         environment = {"DATABASE_URL": writer_url, "REST_URL": server.url, "TOKEN": TOKEN}
         status, output, _ = await ingestor("reconcile", "--date=2026-11-20", **environment)
         assert status == 1
-        assert "493 minutes wholly covered, 2 symbols. Bars compared: 15, the same: 12, different: 3." in output, output
+        assert "495 minutes wholly covered, 2 symbols. Bars compared: 15, the same: 12, different: 3." in output, output
         assert "The provider labels a bar by its end: 12 bars fit, by its start 0." in output
         assert "Unknown to the provider: GONE.NZ" in output
         assert "run this again with --adopt-label" in output
@@ -250,7 +250,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
 
 async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database: str) -> None:
     """The stream looked alive, and the simulator's bars say what it had sent."""
-    await heard(database, BEGINS, ENDS, "stopped")
+    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:
         for minute in range(5, 25):
             simulator.send([Tick("AIR.NZ", seconds(minute + part), 1.0 + minute / 100, 10) for part in (0.1, 0.6)])
@@ -268,7 +268,7 @@ async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database
 
 async def test_reconcile_without_anything_to_compare(writer_url: str, database: str) -> None:
     """A day that is none, or was not heard, is told."""
-    await heard(database, BEGINS, BEGINS + timedelta(seconds=5))
+    await heard(database, BEGINS - MINUTE, BEGINS + timedelta(seconds=5))
     environment = {"DATABASE_URL": writer_url, "REST_URL": "http://127.0.0.1:1", "TOKEN": TOKEN}
     status, _, errors = await ingestor("reconcile", "--date=2026-11-21", **environment)
     assert (status, errors) == (1, "ingestor: 2026-11-21 is no trading day of which anything was recorded.\n")
