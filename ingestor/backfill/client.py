@@ -28,7 +28,7 @@ TIMEOUT = 30.0
 """Seconds without a sign of the server, after which a request is done again."""
 
 MAX_ANSWER = 32 * 2**20
-"""Bytes. A day of one-minute bars is 50 KB, the list of all instruments less than 1 MB."""
+"""Bytes: many times a day of one-minute bars, or the list of all instruments."""
 
 ATTEMPTS = 5
 MOST_LIMITS = 20

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
-from ingestor.cli.bounds import Since, Until, bounds
-from ingestor.settings import parse_duration
+from ingestor.cli.bounds import Since, Until, bounds, in_seconds
 from ingestor.telemetry import hide
 
 
@@ -33,12 +32,7 @@ def backfill(
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
-    try:
-        interval = parse_duration(every)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--every") from None
-    if interval < 1:
-        raise typer.BadParameter("at least 1s", param_hint="--every")
+    interval = in_seconds(every, "--every", least=1)
     settings = configuration.load()
     hide(settings.read_database_url())
     hide(settings.read_token())

@@ -1,4 +1,4 @@
-"""How people write spans of time on the command line."""
+"""How people write times on the command line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ingestor.settings import parse_duration
 from ingestor.store.ledger import Bounds
 
 Since = Annotated[
@@ -38,6 +39,17 @@ def moment(text: str, option: str) -> date | datetime:
         raise typer.BadParameter(f"{text!r} is out of range: 1990 to 2200", param_hint=option)
     if isinstance(found, datetime) and found.tzinfo is None:
         raise typer.BadParameter(f"{text!r} has no offset, such as +13:00 or Z", param_hint=option)
+    return found
+
+
+def in_seconds(text: str, option: str, *, least: float = 0.0) -> float:
+    """Read a duration, in seconds."""
+    try:
+        found = parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+    if found < least:
+        raise typer.BadParameter(f"at least {least:g}s", param_hint=option)
     return found
 
 

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ingestor import settings as configuration
+from ingestor.cli.bounds import in_seconds
 from ingestor.demo import QUERIES, Demo, State, running
 from ingestor.service.signals import StopRequest, handled
 from ingestor.telemetry import configure
@@ -42,10 +42,7 @@ def demo(
     coverage back at 100 %. It takes about two minutes more: a minute is asked for when it has been over for a minute.
     It ends with 1 when a minute is not the market's own after that.
     """
-    try:
-        seconds = configuration.parse_duration(duration)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--duration") from None
+    seconds = in_seconds(duration, "--duration")
     configure("error", "auto")
     if not asyncio.run(_demo(seconds, rate, seed, fault or [], cuts=faults)):
         raise typer.Exit(1)
@@ -95,10 +92,7 @@ async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequ
             elif state.latest and (not said or elapsed - said >= PLAIN_EVERY):
                 said = elapsed
                 console.print(_line(state, elapsed, per_second), soft_wrap=True)
-            try:
-                await asyncio.wait_for(request.stop.wait(), min(REFRESH, max(seconds - elapsed, 0.01)))
-            except TimeoutError:
-                continue
+            await request.pause(min(REFRESH, max(seconds - elapsed, 0.01)))
 
 
 class _Rate:

@@ -45,8 +45,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
                 raise
             except IngestorError as error:
                 console.print(f"Not now: {scrub(str(error))}", style="yellow", soft_wrap=True, markup=False)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(request.stop.wait(), interval)
+            await request.pause(interval)
 
 
 async def _look(console: Console, settings: Settings, span: Bounds, only: Collection[str]) -> None:

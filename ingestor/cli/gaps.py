@@ -6,7 +6,7 @@ import asyncio
 import io
 import sys
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ from rich.text import Text
 
 from ingestor import settings as configuration
 from ingestor.cli.bounds import Since, Until, bounds, moment
-from ingestor.coverage.page import MEANING, as_html, duration
+from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Bounds, Ledger
@@ -127,8 +127,8 @@ def show(console: Console, report: Report) -> None:
         return
     days = "1 trading day" if len(report.days) == 1 else f"{len(report.days):,} trading days"
     console.print(
-        f"{days}, {_minutes(totals.trading)} of trading time: "
-        f"{_minutes(totals.heard)} heard, {_minutes(totals.missed)} missed, {_minutes(totals.backfilled)} of it "
+        f"{days}, {in_minutes(totals.trading)} of trading time: "
+        f"{in_minutes(totals.heard)} heard, {in_minutes(totals.missed)} missed, {in_minutes(totals.backfilled)} of it "
         f"backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]",
         soft_wrap=True,
     )
@@ -152,7 +152,7 @@ def _days(days: Sequence[Day]) -> Table:
         table.add_column(name, justify="right")
     for day in days:
         minutes = (day.trading_minutes, day.heard_minutes, day.missed_minutes, day.backfilled_minutes)
-        table.add_row(f"{day.trading_day:%a} {day.trading_day}", *map(_minutes, minutes), f"{day.percent:.2f} %")
+        table.add_row(f"{day.trading_day:%a} {day.trading_day}", *map(in_minutes, minutes), f"{day.percent:.2f} %")
     return table
 
 
@@ -174,7 +174,3 @@ def _gaps(report: Report) -> Table:
             Text(gap.status, STYLES[gap.status]),
         )
     return table
-
-
-def _minutes(minutes: float) -> str:
-    return duration(timedelta(minutes=minutes))

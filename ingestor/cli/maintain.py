@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Annotated
 
 import typer
 
 from ingestor import settings as configuration
+from ingestor.cli.bounds import in_seconds
 from ingestor.errors import StoreError
 from ingestor.service.signals import handled
 from ingestor.telemetry import hide, scrub
@@ -24,12 +24,7 @@ def maintain(
     The calendar comes from the library exchange-calendars where the extra `calendar` is installed, else from the
     snapshot that this version brought along. Needs **INGESTOR_DATABASE_URL** with the role that migrated.
     """
-    try:
-        interval = None if every is None else configuration.parse_duration(every)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--every") from None
-    if interval is not None and interval < 1:
-        raise typer.BadParameter("at least 1s", param_hint="--every")
+    interval = None if every is None else in_seconds(every, "--every", least=1)
     settings = configuration.load()
     hide(settings.read_database_url())
     asyncio.run(_maintain(settings, interval))
@@ -50,5 +45,4 @@ async def _maintain(settings: configuration.Settings, interval: float | None) ->
                 await maintain_once(settings, say)
             except StoreError as error:
                 say(str(error))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(request.stop.wait(), interval)
+            await request.pause(interval)

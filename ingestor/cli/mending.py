@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -74,7 +73,5 @@ async def _pause(console: Console, why: str, seconds: float, request: StopReques
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task, began = bar.add_task(why, total=seconds), time.monotonic()
         while not bar.tasks[0].finished and not request.stop.is_set():
-            try:
-                await asyncio.wait_for(request.stop.wait(), min(0.5, seconds))
-            except TimeoutError:
-                bar.update(task, completed=time.monotonic() - began)
+            await request.pause(min(0.5, seconds))
+            bar.update(task, completed=time.monotonic() - began)

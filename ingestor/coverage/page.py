@@ -63,10 +63,10 @@ def _cards(report: Report) -> str:
     totals = report.totals
     cards = (
         ("heard or backfilled", _percent(totals.percent)),
-        ("trading time", _minutes(totals.trading)),
-        ("heard", _minutes(totals.heard)),
-        ("missed", _minutes(totals.missed)),
-        ("backfilled of it", _minutes(totals.backfilled)),
+        ("trading time", in_minutes(totals.trading)),
+        ("heard", in_minutes(totals.heard)),
+        ("missed", in_minutes(totals.missed)),
+        ("backfilled of it", in_minutes(totals.backfilled)),
         ("gaps are open", f"{report.open_gaps:,} of {len(report.gaps):,}"),
     )
     return (
@@ -105,7 +105,7 @@ def _year(year: int, days: list[Day]) -> str:
         f'<rect class="{_shade(day)}" x="{x(day.trading_day)}" y="{16 + day.trading_day.weekday() * CELL}" '
         f'width="{CELL - 2}" height="{CELL - 2}" rx="2">'
         f"<title>{day.trading_day:%a %-d %b %Y}: {_percent(day.percent)}, "
-        f"{_minutes(day.missed_minutes)} missed</title></rect>"
+        f"{in_minutes(day.missed_minutes)} missed</title></rect>"
         for day in days
     )
     months = "".join(
@@ -185,7 +185,8 @@ def _span(gap: Gap, zone: ZoneInfo) -> str:
     return f"{gap.started_at.astimezone(zone):%H:%M:%S} to {gap.ended_at.astimezone(zone):%H:%M:%S}"
 
 
-def _minutes(minutes: float) -> str:
+def in_minutes(minutes: float) -> str:
+    """Return a length, given in minutes, as `duration` writes it."""
     return duration(timedelta(minutes=minutes))
 
 

@@ -9,38 +9,28 @@ from importlib.util import find_spec
 import sqlalchemy as sa
 
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
-from ingestor.errors import SchemaError, StoreError
+from ingestor.errors import SchemaError
 from ingestor.settings import Settings
 from ingestor.store import schema
-from ingestor.store.connect import create_engine
-from ingestor.store.judge import MIGRATE, hint
-from ingestor.store.migrate import OWNER
-from ingestor.store.upkeep import keep_calendars, make_partitions
+from ingestor.store.judge import MIGRATE
+from ingestor.store.upkeep import as_owner, keep_calendars, last_trading_day, make_partitions
 
 
 async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
     """Do all of it once; `report` is told what was done in sentences. Raises StoreError."""
     today = datetime.now(UTC).date()
     source, known = known_sessions()
-    engine = create_engine(settings.read_database_url())
-    try:
-        async with engine.begin() as connection:
-            row = (await connection.execute(sa.select(schema.settings))).one_or_none()
-            if row is None:
-                raise SchemaError("The database's settings were never written.", hint=MIGRATE)
-            changes = await keep_calendars(connection, row.exchange_timezone, known, today)
-            made = await make_partitions(connection, today)
-            last = await connection.scalar(
-                sa.select(sa.func.max(schema.trading_sessions.c.trading_day)).where(
-                    schema.trading_sessions.c.calendar == row.calendar
-                )
-            )
-    except sa.exc.DBAPIError as error:
-        sqlstate = getattr(error.orig, "sqlstate", None)
-        advice = OWNER.replace("Migrate", "Maintain") if sqlstate == "42501" else hint(sqlstate)
-        raise StoreError(f"Maintenance failed: {error.orig}.", sqlstate=sqlstate, hint=advice) from error
-    finally:
-        await engine.dispose()
+    url = settings.read_database_url()
+    async with (
+        as_owner(url, failure="Maintenance failed", verb="Maintain") as engine,
+        engine.begin() as connection,
+    ):
+        row = (await connection.execute(sa.select(schema.settings))).one_or_none()
+        if row is None:
+            raise SchemaError("The database's settings were never written.", hint=MIGRATE)
+        changes = await keep_calendars(connection, row.exchange_timezone, known, today)
+        made = await make_partitions(connection, today)
+        last = await last_trading_day(connection, row.calendar)
     report(f"Calendar from {source}: {changes} trading sessions changed, known until {last}.")
     report(f"Partitions made: {', '.join(f'{month:%Y-%m}' for month in made) or 'none was missing'}.")
     left = (last - today).days if last else 0

@@ -21,6 +21,12 @@ class StopRequest:
         """Take note of one signal."""
         (self.hurry if self.stop.is_set() else self.stop).set()
 
+    async def pause(self, seconds: float) -> None:
+        """Wait so long, or until a stop is asked for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.stop.wait()
+
 
 @contextlib.contextmanager
 def handled() -> Iterator[StopRequest]:

@@ -18,7 +18,7 @@ from ingestor.errors import IngestorError, SchemaError
 from ingestor.store.connect import DRIVER_ERRORS, connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
-from ingestor.store.postgres import check_schema
+from ingestor.store.postgres import check_schema, count_of
 from ingestor.store.queries import QUERIES
 
 PATIENCE = 120.0
@@ -44,7 +44,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A span that is filled as one. `trading_day` is the exchange's."""
+    """A span of one trading day that is filled as one."""
 
     started_at: datetime
     ended_at: datetime
@@ -212,7 +212,7 @@ class Ledger:
                 status = await connection.execute(
                     QUERIES["settle_backfill"], *key, symbol, each.status, each.bars, each.error
                 )
-                settled += int(status.rsplit(" ", 1)[1])
+                settled += count_of(status)
                 await connection.execute(QUERIES["settle_whole_backfill"], *key)
             if settled:  # else somebody else was quicker, or it is not needed any more
                 await connection.executemany(QUERIES["upsert_bar"], rows)

@@ -16,14 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor import coverage
 from ingestor.coverage.calendar import xnze
-from ingestor.errors import ConfigurationError, StoreError
+from ingestor.errors import ConfigurationError
 from ingestor.settings import SHARED, Settings
 from ingestor.store import schema
-from ingestor.store.connect import create_engine
-from ingestor.store.judge import hint
-from ingestor.store.upkeep import keep_calendars, make_partitions
-
-OWNER = "Migrate as a role that owns the database, or has CREATE on it and owns what was made before."
+from ingestor.store.upkeep import as_owner, keep_calendars, last_trading_day, make_partitions
 
 
 def configuration() -> Config:
@@ -52,23 +48,18 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
     `report` is told each step in a sentence. Raises StoreError.
     """
     logging.getLogger("ingestor.migrations").addHandler(_Reporter(report))
-    engine = create_engine(url)
-    try:
-        async with engine.connect() as connection:
-            before = await _revision(connection)
-            await connection.run_sync(_upgrade)
-            after = await _revision(connection)
-            if before == after:
-                report(f"The schema is at revision {after} already.")
-            else:
-                report(f"The schema went from {before or 'nothing'} to revision {after}.")
-            await _fill(connection, settings, report)
-    except sa.exc.DBAPIError as error:
-        sqlstate = getattr(error.orig, "sqlstate", None)
-        advice = OWNER if sqlstate == "42501" else hint(sqlstate)
-        raise StoreError(f"The migration failed: {error.orig}.", sqlstate=sqlstate, hint=advice) from error
-    finally:
-        await engine.dispose()
+    async with (
+        as_owner(url, failure="The migration failed", verb="Migrate") as engine,
+        engine.connect() as connection,
+    ):
+        before = await _revision(connection)
+        await connection.run_sync(_upgrade)
+        after = await _revision(connection)
+        if before == after:
+            report(f"The schema is at revision {after} already.")
+        else:
+            report(f"The schema went from {before or 'nothing'} to revision {after}.")
+        await _fill(connection, settings, report)
 
 
 def _upgrade(connection: sa.Connection) -> None:
@@ -100,11 +91,7 @@ async def _fill(connection: AsyncConnection, settings: Settings, report: Callabl
         made = await make_partitions(connection, today)
     if made:
         report(f"Partitions were made for {', '.join(f'{month:%Y-%m}' for month in made)}.")
-    last = await connection.scalar(
-        sa.select(sa.func.max(schema.trading_sessions.c.trading_day)).where(
-            schema.trading_sessions.c.calendar == settings.exchange_calendar
-        )
-    )
+    last = await last_trading_day(connection, settings.exchange_calendar)
     report(f"Trading sessions are known until {last}.")
 
 

@@ -121,7 +121,7 @@ class Store:
         """End this instance's sessions that began before this process and never said how they ended."""
         async with await self.open() as connection:
             status = await connection.execute(QUERIES["end_crashed_sessions"], instance, _timestamp(before))
-        return _count(status)
+        return count_of(status)
 
     async def write(self, batches: Sequence[Batch]) -> Written:
         """Commit batches, oldest first, in one transaction. To write them again changes nothing.
@@ -251,14 +251,14 @@ async def _stage(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _I
 
 async def _stage_rows(connection: asyncpg.Connection, rows: Iterable[bytes]) -> int:
     await _copy_rows(connection, "pg_temp", "ticks_staged", rows)
-    return _count(await connection.execute(QUERIES["insert_staged"]))
+    return count_of(await connection.execute(QUERIES["insert_staged"]))
 
 
 async def _copy_rows(connection: asyncpg.Connection, schema: str, table: str, rows: Iterable[bytes]) -> int:
     status = await connection.copy_to_table(
         table, schema_name=schema, columns=COLUMNS, source=_body(rows), format="binary"
     )
-    return _count(status)
+    return count_of(status)
 
 
 async def _body(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
@@ -336,6 +336,6 @@ def _timestamp(instant: Micros | None) -> datetime | None:
     return None if instant is None else _EPOCH + timedelta(seconds=instant // SECOND, microseconds=instant % SECOND)
 
 
-def _count(status: str) -> int:
+def count_of(status: str) -> int:
     """Return the number at the end of a command's status, such as `COPY 5000` or `INSERT 0 12`."""
     return int(status.rsplit(" ", 1)[1])

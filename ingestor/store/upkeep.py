@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, date, datetime
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.coverage.calendar import TradingSession, sessions
+from ingestor.errors import StoreError
 from ingestor.model import SECOND
 from ingestor.store import schema
+from ingestor.store.connect import create_engine
+from ingestor.store.judge import hint
 from ingestor.store.postgres import months_ahead
 
 YEARS_BACK = 10
 YEARS_AHEAD = 2
+
+
+@contextlib.asynccontextmanager
+async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncEngine]:
+    """Connect for what only the schema's owner may do. Raises StoreError, which begins with `failure`."""
+    engine = create_engine(url)
+    try:
+        yield engine
+    except sa.exc.DBAPIError as error:
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        owner = f"{verb} as a role that owns the database, or has CREATE on it and owns what was made before."
+        advice = owner if sqlstate == "42501" else hint(sqlstate)
+        raise StoreError(f"{failure}: {error.orig}.", sqlstate=sqlstate, hint=advice) from error
+    finally:
+        await engine.dispose()
+
+
+async def last_trading_day(connection: AsyncConnection, calendar: str) -> date | None:
+    """Return the last day of a calendar that is on record."""
+    table = schema.trading_sessions
+    found: date | None = await connection.scalar(
+        sa.select(sa.func.max(table.c.trading_day)).where(table.c.calendar == calendar)
+    )
+    return found
 
 
 async def keep_calendars(
@@ -29,8 +57,7 @@ async def keep_calendars(
     last = today.replace(year=today.year + YEARS_AHEAD, month=12, day=31)
     exchange = [session for session in known if session.trading_day >= first]
     if not correct:
-        table = schema.trading_sessions
-        newest = await connection.scalar(sa.select(sa.func.max(table.c.trading_day)).where(table.c.calendar == "XNZE"))
+        newest = await last_trading_day(connection, "XNZE")
         exchange = [session for session in exchange if newest is None or session.trading_day > newest]
     return await _keep(connection, "XNZE", exchange) + await _keep(
         connection, "always", list(sessions("always", timezone, first, last))
@@ -39,6 +66,8 @@ async def keep_calendars(
 
 async def _keep(connection: AsyncConnection, name: str, wanted: list[TradingSession]) -> int:
     """Insert what is missing, correct what has changed, and delete what is none within the days that are known."""
+    if not wanted:
+        return 0
     table = schema.trading_sessions
     rows = [
         {
@@ -53,8 +82,6 @@ async def _keep(connection: AsyncConnection, name: str, wanted: list[TradingSess
         row.trading_day: (row.opens_at, row.closes_at)
         for row in await connection.execute(sa.select(table).where(table.c.calendar == name))
     }
-    if not rows:
-        return 0
     changed = [row for row in rows if before.get(row["trading_day"]) != (row["opens_at"], row["closes_at"])]
     days = {session.trading_day for session in wanted}
     gone = [day for day in before if day not in days and min(days) <= day <= max(days)]
