@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 
 import asyncpg
@@ -12,6 +13,9 @@ from ingestor.store.judge import Remedy, judge
 
 GRACE = 0.5
 """Seconds after `terminate` in which the driver should have noticed."""
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds for the server to say goodbye."""
 
 
 class Guarded:
@@ -38,6 +42,12 @@ class Guarded:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    async def close(self) -> None:
+        """Close the connection, at once if the server does not answer."""
+        with contextlib.suppress(*DRIVER_ERRORS):
+            await self.connection.close(timeout=CLOSE_TIMEOUT)
+        self.connection.terminate()
 
     async def give_up(self) -> None:
         """Let go of the connection now, if it is in use, and wait until its user knows."""
@@ -71,6 +81,8 @@ class Guarded:
         finally:
             self._left.set()
         match error:
+            case asyncio.CancelledError():  # the driver asks a server that may hang to cancel: let go of that too
+                self.connection.terminate()
             case AttributeError() if self._given_up:  # the driver misses what `terminate` took from it
                 raise translated(TimeoutError("the server was given up")) from error
             case asyncpg.PostgresError():

@@ -7,8 +7,8 @@ from datetime import date, timedelta
 
 import asyncpg
 
-from ingestor.errors import StoreError
-from ingestor.store.connect import DRIVER_ERRORS, connect
+from ingestor.store.connect import connect
+from ingestor.store.guarded import Guarded
 
 MINIMUM_SERVER = 15
 
@@ -63,15 +63,14 @@ class DatabaseFacts:
 
 
 async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
-    """Look at a database. Raises StoreError where that can't be done."""
-    connection = await connect(url, timeout=timeout, application_name="ingestor check")
+    """Look at a database, for at most so many seconds. Raises StoreError where that can't be done."""
+    guarded = Guarded(await connect(url, timeout=timeout, application_name="ingestor check"), timeout)
     try:
-        (server,) = await connection.fetch(_SERVER)
-        schema = await _schema(connection) if server["migrated"] else None
-    except DRIVER_ERRORS as exc:
-        raise StoreError(f"The database could not be read: {exc}") from exc
+        async with guarded as connection:
+            (server,) = await connection.fetch(_SERVER)
+            schema = await _schema(connection) if server["migrated"] else None
     finally:
-        await connection.close()
+        await guarded.close()
     return DatabaseFacts(
         server["version"],
         server["major"],

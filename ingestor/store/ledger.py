@@ -15,7 +15,7 @@ import asyncpg
 
 from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
-from ingestor.store.connect import DRIVER_ERRORS, connect
+from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
 from ingestor.store.postgres import check_schema, count_of
@@ -133,9 +133,7 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._open is not None:
-            with contextlib.suppress(*DRIVER_ERRORS):
-                await self._open.connection.close(timeout=1)
-            self._open.connection.terminate()
+            await self._open.close()
 
     async def report(self, bounds: Bounds, now: datetime) -> Report:
         """Return coverage and gaps, as of one moment."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +16,7 @@ from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
 from ingestor.clock import Clock, SystemClock
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection
-from ingestor.store.connect import DRIVER_ERRORS, connect
+from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE, Remedy, judge
 from ingestor.store.queries import QUERIES
@@ -113,9 +112,7 @@ class Store:
         """Close the connection, at once if the server does not answer."""
         guarded, self._guarded = self._guarded, None
         if guarded is not None:
-            with contextlib.suppress(*DRIVER_ERRORS):
-                await guarded.connection.close(timeout=1)
-            guarded.connection.terminate()
+            await guarded.close()
 
     async def end_crashed_sessions(self, instance: str, before: Micros) -> int:
         """End this instance's sessions that began before this process and never said how they ended."""

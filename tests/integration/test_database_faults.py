@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import structlog
 
+from ingestor.errors import StoreError
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
+from ingestor.store.inspect import inspect
 from tests.disks import fill, small_disk
 from tests.processes import ServerProcess
 from tests.proxy import Proxy
@@ -87,6 +89,38 @@ async def test_a_second_signal_does_not_wait_for_a_server_that_hangs(
         process.resume()
         async with running(settings(simulator, writer_url)):
             await stored(database, market)
+
+
+@contextlib.asynccontextmanager
+async def locked(url: str, table: str) -> AsyncIterator[None]:
+    """Let nobody read a table."""
+    connection = await connect(url)
+    async with connection.transaction():
+        await connection.execute(f"LOCK TABLE {table}")
+        yield
+    await connection.close()
+
+
+async def test_a_look_at_a_server_that_hangs(writer_url: str, database: str) -> None:
+    """Whoever looks at a database is not kept waiting by it."""
+    async with locked(database, "ingest.trading_sessions"):
+        with pytest.raises(StoreError):
+            await asyncio.wait_for(inspect(writer_url, timeout=0.2), 5)
+
+
+async def test_a_stop_while_the_database_is_looked_at(writer_url: str, database: str, process: ServerProcess) -> None:
+    """The daily look at the calendar, too, is let go of when the server hangs."""
+    request = StopRequest()
+    looking = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%trading_sessions%'"
+    async with locked(database, "ingest.trading_sessions"), Simulator(port=0, rate=0) as simulator:
+        daemon = Daemon(settings(simulator, writer_url, write_timeout="60s", stop_timeout="60s"))
+        task = asyncio.create_task(daemon.run(request))
+        await until(database, looking, 1)
+        process.pause()
+        request()
+        request()
+        await asyncio.wait_for(task, 5)
+        process.resume()
 
 
 async def test_connections_that_are_terminated(writer_url: str, database: str) -> None:
