@@ -46,6 +46,9 @@ them the documentation does not say."""
 
 MINUTE = timedelta(minutes=1)
 
+AUTHENTICATED = "/data/"
+"""Where the API looks at the token."""
+
 _T = TypeVar("_T")
 
 
@@ -78,6 +81,7 @@ class _Bars(msgspec.Struct):
     data: list[_Bar]
     hits: int | None = None
     interval: str | None = None
+    ticker: str | None = None
 
 
 class _Instrument(msgspec.Struct):
@@ -90,6 +94,7 @@ class _Instrument(msgspec.Struct):
 
 class _Instruments(msgspec.Struct):
     data: list[msgspec.Raw]
+    hits: int | None = None
 
 
 class RestClient:
@@ -113,6 +118,8 @@ class RestClient:
         self._on_wait = on_wait
         self._timeout = timeout
         self._resume_at = -math.inf
+        self.was_accepted = False
+        """Whether the server has taken the token."""
         try:
             if not httpx.URL(base_url).host:
                 raise ValueError("it names no host")
@@ -137,6 +144,8 @@ class RestClient:
     async def instruments(self) -> list[Listing]:
         """Return what is listed on the exchange. Raises SourceError."""
         answer = await self._get("/info/ticker", {"exchange": EXCHANGE}, _Instruments)
+        if answer.hits not in {None, len(answer.data)}:
+            raise _malformed(f"{answer.hits} hits and {len(answer.data)} instruments", "/info/ticker")
         return [listing for raw in answer.data if (listing := _listing(raw)) is not None]
 
     async def minutes(self, symbol: str, since: datetime, until: datetime, label: Label) -> list[MinuteBar]:
@@ -159,6 +168,8 @@ class RestClient:
             raise _malformed(f"{answer.hits} hits and {len(answer.data)} bars")
         if answer.interval not in {None, "1m"}:
             raise _malformed(f"the interval {answer.interval[:10]!r}")
+        if answer.ticker is not None and _stem(answer.ticker) != _stem(symbol):
+            raise _malformed(f"the ticker {answer.ticker[:20]!r}")
         bars: dict[datetime, MinuteBar] = {}
         previous = datetime.min.replace(tzinfo=UTC)
         for record in answer.data:
@@ -210,6 +221,7 @@ class RestClient:
         """Raise what a status means."""
         status = answer.status_code
         if status == HTTPStatus.OK:
+            self.was_accepted |= path.startswith(AUTHENTICATED)
             return
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             raise _LimitedError("The rate limit was reached.")
@@ -219,7 +231,7 @@ class RestClient:
             raise ConfigurationError(
                 f"INGESTOR_TOKEN: {answer.url.host} refused it ({status} at {path}). Check the token and its plan."
             )
-        if status == HTTPStatus.NOT_FOUND and path.startswith("/data/"):
+        if status == HTTPStatus.NOT_FOUND and path.startswith(AUTHENTICATED):
             raise UnknownTickerError("unknown to the provider (404)")
         raise SourceError(f"{path}: the server answered {status}; is INGESTOR_REST_URL right?")
 
@@ -279,8 +291,13 @@ def _bar(record: _Bar, start: datetime) -> MinuteBar:
     return MinuteBar(start, *prices, volume)
 
 
-def _malformed(what: str) -> SourceError:
-    return SourceError(f"/data/intraday: the answer is not as documented: it has {what}.")
+def _malformed(what: str, path: str = "/data/intraday") -> SourceError:
+    return SourceError(f"{path}: the answer is not as documented: it has {what}.")
+
+
+def _stem(ticker: str) -> str:
+    """Return a ticker without its suffix and its case: whether the API repeats both is not documented."""
+    return ticker.partition(".")[0].upper()
 
 
 def _listing(raw: msgspec.Raw) -> Listing | None:

@@ -14,7 +14,8 @@ from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTic
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError
 from ingestor.model import SECOND
-from ingestor.store.ledger import Bounds, Ledger, MinuteBar, Outcome, Piece, minute_of
+from ingestor.store.ledger import Begun, Bounds, Ledger, MinuteBar, Outcome, Piece, minute_of
+from ingestor.telemetry import scrub
 
 KEPT = timedelta(days=365)
 """How long the source keeps one-minute bars: 1 year, by its documentation."""
@@ -22,6 +23,10 @@ KEPT = timedelta(days=365)
 TOO_OLD = "older than the source keeps one-minute bars (1 year)"
 CONCURRENCY = 4
 """Requests at once."""
+
+UNKNOWN_TRIES = 3
+"""So many times a symbol that the provider lists must be unknown (404) before that is believed: a gateway that is being
+set up answers so, too."""
 
 MOST_FAILURES = 10
 """So many requests that fail one after the other, each after several tries, end a run: the source is away."""
@@ -51,7 +56,7 @@ class Request:
     """One question to the source: a symbol on one day, with all the pieces that its answer settles."""
 
     symbol: str
-    pieces: tuple[Piece, ...]
+    begun: tuple[Begun, ...]
     since: datetime
     until: datetime
 
@@ -102,13 +107,45 @@ class Summary:
 
 
 class Backfill:
-    """Fills what the ledger says is open from the REST API."""
+    """Fills what the ledger says is open from the REST API.
 
-    def __init__(self, ledger: Ledger, client: RestClient, *, clock: Clock, concurrency: int = CONCURRENCY) -> None:
+    A `patient` one asks again for what has failed only when its time has come; any other asks at once.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        client: RestClient,
+        *,
+        clock: Clock,
+        concurrency: int = CONCURRENCY,
+        patient: bool = False,
+    ) -> None:
         self._ledger = ledger
         self._client = client
         self._clock = clock
         self._concurrency = concurrency
+        self._patient = patient
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the source has taken the token."""
+        return self._client.was_accepted
+
+    async def check(self, only: Collection[str]) -> None:
+        """Raise IngestorError where nobody knows one of these symbols."""
+        if strange := await self._ledger.unknown_symbols(only):
+            raise IngestorError(
+                f"Nobody knows {', '.join(strange)}: neither the provider lists it, nor was it ever heard.",
+                hint="Write symbols with their suffix (AIR.NZ); market.instruments has all of them.",
+            )
+
+    async def ask_again(self, bounds: Bounds) -> None:
+        """Let what was given up within the bounds be asked for once more, where the source may still have it."""
+        first, last, since, until = bounds.parameters()
+        for piece in await self._ledger.given_up(since, until):
+            if self._lies_within(piece, first, last):
+                await self._ledger.ask_again(piece)
 
     async def plan(self, bounds: Bounds) -> Plan:
         """Look at what there is to do. Nothing is asked for, and nothing put on record."""
@@ -142,13 +179,13 @@ class Backfill:
         """Return what is to be asked of all that was begun within the bounds: the symbols `only`, or every one."""
         pending = await self._pending(bounds)
         found: list[Request] = []
-        for (symbol, _), group in groupby(pending, key=lambda entry: (entry[1], self._day(entry[0]))):
+        for (symbol, _), group in groupby(pending, key=lambda each: (each.symbol, self._day(each.piece))):
             if only and symbol not in only:
                 continue
-            pieces = tuple(piece for piece, _ in group)
-            ranges = [asked_for(piece, self._ledger.margin) for piece in pieces]
+            begun = tuple(group)
+            ranges = [asked_for(each.piece, self._ledger.margin) for each in begun]
             since, until = min(start for start, _ in ranges), max(end for _, end in ranges)
-            found.append(Request(symbol, pieces, since, until))
+            found.append(Request(symbol, begun, since, until))
         # By day, so that a gap is settled as a whole before the next one is begun.
         return sorted(found, key=lambda request: (request.since, request.symbol))
 
@@ -162,7 +199,7 @@ class Backfill:
             nonlocal failed, done
             while failed < MOST_FAILURES and (request := next(waiting, None)) is not None:
                 outcomes = await self._settle(request)
-                failed = failed + 1 if outcomes[0].status == "pending" else 0
+                failed = failed + 1 if any(each.status == "pending" for each in outcomes) else 0
                 done += 1
                 summary.add(outcomes)
                 on_done(request)
@@ -179,46 +216,49 @@ class Backfill:
 
     async def _settle(self, request: Request) -> list[Outcome]:
         oldest = self._now() - KEPT
-        if any(piece.started_at < oldest for piece in request.pieces):  # the run, or the gap, has lasted too long
-            outcomes = [Outcome(piece, "unfillable", error=TOO_OLD) for piece in request.pieces]
-            await self._ledger.settle(request.symbol, outcomes, ())
-            return outcomes
-        try:
-            bars = await self._client.minutes(request.symbol, request.since, request.until, self._ledger.label)
-        except UnknownTickerError as error:
-            outcomes = [Outcome(piece, "unfillable", error=str(error)) for piece in request.pieces]
-            await self._ledger.settle(request.symbol, outcomes, ())
-            return outcomes
-        except SourceError as error:
-            outcomes = [Outcome(piece, "pending", error=str(error)) for piece in request.pieces]
-            await self._ledger.settle(request.symbol, outcomes, ())
-            return outcomes
-        outcomes, wanted = self._part(request, bars)
-        await self._ledger.settle(request.symbol, outcomes, wanted)
+        bars: Sequence[MinuteBar] = ()
+        if any(each.piece.started_at < oldest for each in request.begun):  # the run, or the gap, has lasted too long
+            outcomes = [Outcome(each.piece, "unfillable", error=TOO_OLD) for each in request.begun]
+        else:
+            try:
+                found = await self._client.minutes(request.symbol, request.since, request.until, self._ledger.label)
+            except (UnknownTickerError, SourceError) as error:
+                outcomes = [_failed(each, error) for each in request.begun]
+            else:
+                outcomes, bars = self._part(request, found)
+        await self._ledger.settle(request.symbol, outcomes, bars)
         return outcomes
 
     def _part(self, request: Request, bars: Sequence[MinuteBar]) -> tuple[list[Outcome], list[MinuteBar]]:
         """Return what each piece gets of an answer, and the bars that some piece wants: the others were heard."""
         outcomes: list[Outcome] = []
         wanted: dict[datetime, MinuteBar] = {}
-        for piece in request.pieces:
-            since, until = asked_for(piece, self._ledger.margin)
+        for each in request.begun:
+            since, until = asked_for(each.piece, self._ledger.margin)
             its = {bar.time: bar for bar in bars if since <= bar.time < until}
-            outcomes.append(Outcome(piece, "filled" if its else "no trades", len(its)))
+            outcomes.append(Outcome(each.piece, "filled" if its else "no trades", len(its)))
             wanted |= its
         return outcomes, list(wanted.values())
 
-    async def _pending(self, bounds: Bounds) -> list[tuple[Piece, str]]:
+    async def _pending(self, bounds: Bounds) -> list[Begun]:
         """Return what was begun and is not settled, by symbol and time."""
         first, last, since, until = bounds.parameters()
-        return [
-            (piece, symbol)
-            for piece, symbol in await self._ledger.pending(since, until)
-            if (first is None or self._day(piece) >= first) and (last is None or self._day(piece) < last)
-        ]
+        pending = await self._ledger.pending(since, until, due=self._patient)
+        return [each for each in pending if self._lies_within(each.piece, first, last)]
+
+    def _lies_within(self, piece: Piece, first: date | None, last: date | None) -> bool:
+        day = self._day(piece)
+        return (first is None or day >= first) and (last is None or day < last)
 
     def _day(self, piece: Piece) -> date:
         return piece.started_at.astimezone(ZoneInfo(self._ledger.timezone)).date()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
+
+
+def _failed(each: Begun, error: IngestorError) -> Outcome:
+    """Return what a failure means: a symbol that is not listed, or is unknown again and again, is given up."""
+    is_believed = not each.is_listed or each.attempts + 1 >= UNKNOWN_TRIES
+    is_final = isinstance(error, UnknownTickerError) and is_believed
+    return Outcome(each.piece, "unfillable" if is_final else "pending", error=scrub(str(error)))

@@ -16,6 +16,7 @@ def backfill(
     since: Since = None,
     until: Until = None,
     symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol; can be repeated.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also what was given up as unknown to the provider.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on for ever, and fill gaps as they appear.")] = False,
     every: Annotated[str, typer.Option(help="With --watch: how long to wait between two looks.")] = "1m",
@@ -23,10 +24,12 @@ def backfill(
     """Ask Financefeast's REST API for the one-minute bars of every open gap, into `market.bars`.
 
     Every symbol that may have traded is asked for, on each day with a gap. The rate limit is honoured, and what was
-    interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know is
-    `unfillable`, one without bars had `no trades`, and gaps older than a year, which the provider no longer keeps, are
-    `unfillable` as a whole: all of it is on record in `ingest.backfills`. A minute is asked for when it has been over
-    for a minute and **INGESTOR_COVERAGE_MARGIN**.
+    interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know (of those
+    that it lists: three times) is `unfillable` until `--again`, one without bars had `no trades`, and gaps older than
+    a year, which the provider no longer keeps, are `unfillable` as a whole: all of it is on record in
+    `ingest.backfills`. A minute is asked for when it has been over for a minute and **INGESTOR_COVERAGE_MARGIN**.
+
+    With --watch, what has failed is asked for again after a minute, then four times as late each time, up to a day.
 
     Ends with 0 when nothing is left to fill, and with 1 when some of it failed: run it again later.
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
@@ -41,5 +44,5 @@ def backfill(
     only = frozenset(each.upper() for each in symbol or ())
     if watch:
         asyncio.run(filling.watch(settings, span, only, interval))
-    elif not asyncio.run(filling.once(settings, span, only, dry_run=dry_run)):
+    elif not asyncio.run(filling.once(settings, span, only, again=again, dry_run=dry_run)):
         raise typer.Exit(1)

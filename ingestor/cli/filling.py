@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any
 
@@ -21,36 +22,69 @@ from ingestor.settings import Settings
 from ingestor.store.ledger import Bounds, Ledger
 from ingestor.telemetry import scrub
 
+LISTING = 3600.0
+"""Seconds after which `--watch` asks anew what is listed."""
 
-async def once(settings: Settings, span: Bounds, only: Collection[str], *, dry_run: bool) -> bool:
+REFUSED_PAUSE = 60.0
+"""Seconds at least between two tries with a token that was accepted, and is refused now."""
+
+
+async def once(settings: Settings, span: Bounds, only: Collection[str], *, again: bool, dry_run: bool) -> bool:
     """Fill what there is to fill; return whether nothing has failed."""
     console = Console(highlight=False)
     async with filling(console, settings) as (job, listed):
         console.print(f"{listed:,} instruments are listed.")
+        await job.check(only)
         if dry_run:
             describe(console, await job.plan(span), only)
             return True
+        if again:
+            await job.ask_again(span)
         summary = await fill(console, job, span, only)
         return not summary.pending
 
 
 async def watch(settings: Settings, span: Bounds, only: Collection[str], interval: float) -> None:
-    """Look again and again; whatever fails but the settings is tried again."""
+    """Look again and again; whatever fails is tried again, but for settings that never worked."""
     console = Console(highlight=False)
+    watcher = _Watcher(console, settings, span, only)
     with handled() as request:
         while not request.stop.is_set():
+            pause = interval
             try:
-                await _until_stopped(_look(console, settings, span, only), request)
-            except ConfigurationError:
-                raise
+                await _until_stopped(watcher.look(), request)
             except IngestorError as error:
+                if isinstance(error, ConfigurationError):
+                    if not watcher.has_worked:
+                        raise
+                    pause = max(interval, REFUSED_PAUSE)
                 console.print(f"Not now: {scrub(str(error))}", style="yellow", soft_wrap=True, markup=False)
-            await request.pause(interval)
+            await request.pause(pause)
 
 
-async def _look(console: Console, settings: Settings, span: Bounds, only: Collection[str]) -> None:
-    async with filling(console, settings) as (job, _):
-        await fill(console, job, span, only, quiet=True)
+class _Watcher:
+    """One who looks again and again. `has_worked`: the source has answered with this token."""
+
+    def __init__(self, console: Console, settings: Settings, span: Bounds, only: Collection[str]) -> None:
+        self._console = console
+        self._settings = settings
+        self._span = span
+        self._only = only
+        self._clock = SystemClock()
+        self._listed_until = -math.inf
+        self.has_worked = False
+
+    async def look(self) -> None:
+        """Fill what there is to fill now."""
+        is_listed = self._clock.monotonic() < self._listed_until
+        async with filling(self._console, self._settings, listing=not is_listed, patient=True) as (job, _):
+            if not is_listed:
+                await job.check(self._only)
+                self._listed_until = self._clock.monotonic() + LISTING
+            try:
+                await fill(self._console, job, self._span, self._only, quiet=True)
+            finally:
+                self.has_worked |= job.was_accepted
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None], request: StopRequest) -> None:
@@ -67,8 +101,10 @@ async def _until_stopped(work: Coroutine[Any, Any, None], request: StopRequest) 
 
 
 @contextlib.asynccontextmanager
-async def filling(console: Console, settings: Settings) -> AsyncIterator[tuple[Backfill, int]]:
-    """Connect to both ends, and ask what is listed: that many instruments are."""
+async def filling(
+    console: Console, settings: Settings, *, listing: bool = True, patient: bool = False
+) -> AsyncIterator[tuple[Backfill, int]]:
+    """Connect to both ends, and ask what is listed, unless without `listing`: that many instruments are."""
     clock = SystemClock()
 
     def waiting(seconds: float) -> None:
@@ -84,8 +120,15 @@ async def filling(console: Console, settings: Settings) -> AsyncIterator[tuple[B
             on_wait=waiting,
         ) as client,
     ):
-        listed = await refresh_instruments(ledger, client)
-        yield Backfill(ledger, client, clock=clock), listed
+        listed, kept = await refresh_instruments(ledger, client) if listing else (0, 0)
+        if kept:
+            console.print(
+                f"{kept:,} instruments that were listed before are not any more. That is too many to be believed: "
+                "they are kept as active.",
+                style="yellow",
+                soft_wrap=True,
+            )
+        yield Backfill(ledger, client, clock=clock, patient=patient), listed
 
 
 def describe(console: Console, plan: Plan, only: Collection[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from types import TracebackType
@@ -23,6 +23,9 @@ from ingestor.store.queries import QUERIES
 
 PATIENCE = 120.0
 """Seconds for one transaction, after which a server counts as gone."""
+
+RETIRED_AT_ONCE = 10
+"""Instruments, or a tenth of all that are listed if that is more, that one answer may retire."""
 
 Label: TypeAlias = Literal["start", "end"]
 """Whether the provider's bars carry the time of their start or of their end."""
@@ -48,6 +51,16 @@ class Piece:
 
     started_at: datetime
     ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A symbol of a piece that is not settled yet: how often it was asked for, and whether the provider lists it."""
+
+    piece: Piece
+    symbol: str
+    attempts: int = 0
+    is_listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,19 +168,31 @@ class Ledger:
         async with self._connection() as connection:
             await connection.execute(QUERIES["excuse"], since, until, reason)
 
-    async def store_instruments(self, exchange: str, listed: Sequence[Listing]) -> None:
-        """Note what the provider lists, and when each symbol was first and last heard."""
+    async def store_instruments(self, exchange: str, listed: Sequence[Listing]) -> int:
+        """Note what the provider lists, and when each symbol was first and last heard.
+
+        What it lists no longer is retired, unless that is much at once: then it rather is the answer that is short.
+        Returns how many are kept for that reason.
+        """
         rows = [(each.symbol, exchange, each.company_name, each.industry, each.uuid, each.active) for each in listed]
         async with self._connection() as connection, connection.transaction():
             await connection.executemany(QUERIES["upsert_instrument"], rows)
-            if rows:
+            missing = await connection.fetchval(QUERIES["count_unlisted"], exchange, [row[0] for row in rows])
+            is_short = missing > max(RETIRED_AT_ONCE, len(rows) // 10) or not rows
+            if not is_short:
                 await connection.execute(QUERIES["retire_instruments"], exchange, [row[0] for row in rows])
             await connection.execute(QUERIES["note_seen_instruments"], exchange)
+        return missing if is_short else 0
 
     async def active_symbols(self, since: datetime) -> list[str]:
         """Return the symbols that may have traded since then."""
         async with self._connection() as connection:
             return [row["symbol"] for row in await connection.fetch(QUERIES["active_symbols"], since)]
+
+    async def unknown_symbols(self, symbols: Collection[str]) -> list[str]:
+        """Return those of the symbols that were neither listed nor heard, ever."""
+        async with self._connection() as connection:
+            return [row["symbol"] for row in await connection.fetch(QUERIES["unknown_symbols"], list(symbols))]
 
     async def fillable(self, bounds: Bounds) -> list[Piece]:
         """Return what is open and not begun yet, in the order of time."""
@@ -190,11 +215,26 @@ class Ledger:
         async with self._connection() as connection:
             await connection.execute(QUERIES["give_up_backfill"], piece.started_at, piece.ended_at, why)
 
-    async def pending(self, since: datetime | None, until: datetime | None) -> list[tuple[Piece, str]]:
-        """Return the pieces and symbols that were begun and are not settled, in the order of symbols and time."""
+    async def pending(self, since: datetime | None, until: datetime | None, *, due: bool = False) -> list[Begun]:
+        """Return what was begun and is not settled, in the order of symbols and time.
+
+        With `due` only what it is time to ask for again: each failure is waited for four times as long as the one
+        before, up to a day.
+        """
         async with self._connection() as connection:
-            rows = await connection.fetch(QUERIES["pending_backfills"], since, until)
-        return [(Piece(row["gap_from"], row["gap_until"]), row["symbol"]) for row in rows]
+            rows = await connection.fetch(QUERIES["pending_backfills"], since, until, due)
+        return [Begun(Piece(*row[:2]), *row[2:]) for row in rows]
+
+    async def given_up(self, since: datetime | None, until: datetime | None) -> list[Piece]:
+        """Return the pieces with a symbol that was given up, though the source may still have its bars."""
+        async with self._connection() as connection:
+            rows = await connection.fetch(QUERIES["given_up_backfills"], since, until)
+        return [Piece(*row) for row in rows]
+
+    async def ask_again(self, piece: Piece) -> None:
+        """Let the symbols of a piece that were given up be asked for once more."""
+        async with self._connection() as connection:
+            await connection.execute(QUERIES["ask_again"], piece.started_at, piece.ended_at)
 
     async def settle(self, symbol: str, outcomes: Sequence[Outcome], bars: Iterable[MinuteBar]) -> None:
         """Store a symbol's bars and what came of its pieces, all or nothing. To do it again changes nothing."""

@@ -31,6 +31,9 @@ ON CONFLICT (symbol) DO UPDATE SET exchange = excluded.exchange, company_name = 
 WHERE (instruments.exchange, instruments.company_name, instruments.industry, instruments.uuid, instruments.active)
     IS DISTINCT FROM (excluded.exchange, excluded.company_name, excluded.industry, excluded.uuid, excluded.active)
 
+-- name: count_unlisted
+SELECT count(*) FROM market.instruments WHERE exchange = $1 AND active AND symbol <> ALL ($2::text[])
+
 -- name: retire_instruments
 -- What the provider no longer lists.
 UPDATE market.instruments SET active = false WHERE exchange = $1 AND active AND symbol <> ALL ($2::text[])
@@ -54,6 +57,9 @@ WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (excluded
 -- What may have traded since $1: what is listed, what nobody knows, and what was heard in the month before or later.
 SELECT symbol FROM market.instruments
 WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '30 days' ORDER BY symbol
+
+-- name: unknown_symbols
+SELECT symbol FROM unnest($1::text[]) AS symbol WHERE symbol NOT IN (SELECT symbol FROM market.instruments) ORDER BY symbol
 
 -- name: fillable
 -- What of the trading time is not wholly covered (gaps with the margin around them, the edges of what was heard, doubts),
@@ -98,9 +104,21 @@ INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status, error, finish
 VALUES ($1, $2, '*', 'unfillable', $3, now()) ON CONFLICT (gap_from, gap_until, symbol) DO NOTHING
 
 -- name: pending_backfills
-SELECT gap_from, gap_until, symbol FROM ingest.backfills
+SELECT gap_from, gap_until, symbol, attempts, coalesce(active, false) AS is_listed
+FROM ingest.backfills LEFT JOIN market.instruments USING (symbol)
 WHERE status = 'pending' AND symbol <> '*' AND tstzrange(gap_from, gap_until) && tstzrange($1, $2)
+  AND (NOT $3 OR coalesce(next_attempt_at <= now(), true))
 ORDER BY symbol, gap_from, gap_until
+
+-- name: given_up_backfills
+SELECT DISTINCT gap_from, gap_until FROM ingest.backfills
+WHERE status = 'unfillable' AND symbol <> '*' AND tstzrange(gap_from, gap_until) && tstzrange($1, $2)
+  AND gap_from > now() - interval '364 days'
+ORDER BY gap_from, gap_until
+
+-- name: ask_again
+UPDATE ingest.backfills SET status = 'pending', attempts = 0, finished_at = NULL, next_attempt_at = NULL
+WHERE gap_from = $1 AND gap_until = $2 AND (symbol = '*' OR status = 'unfillable')
 
 -- name: upsert_bar
 INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
@@ -114,7 +132,9 @@ SELECT FROM ingest.backfills WHERE gap_from = $1 AND gap_until = $2 AND symbol =
 
 -- name: settle_backfill
 UPDATE ingest.backfills SET status = $4, bars = $5, error = $6, attempts = attempts + 1,
-    finished_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END
+    finished_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END,
+    next_attempt_at = CASE WHEN $4 = 'pending'
+        THEN now() + least(power(4, least(attempts, 6)) * interval '1 minute', interval '1 day') END
 WHERE gap_from = $1 AND gap_until = $2 AND symbol = $3 AND status = 'pending'
 
 -- name: settle_whole_backfill

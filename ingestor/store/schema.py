@@ -168,6 +168,12 @@ backfills = Table(
     column("error", TEXT, "Why it is unfillable, or what the last attempt failed with.", null=True),
     column("started_at", TIME, "First attempt.", default="now()"),
     column("finished_at", TIME, "When it was settled.", null=True),
+    column(
+        "next_attempt_at",
+        TIME,
+        "Of what is pending: not before this does ingestor backfill --watch ask again.",
+        null=True,
+    ),
     PrimaryKeyConstraint("gap_from", "gap_until", "symbol"),
     CheckConstraint(
         "status IN ('pending', 'filled', 'no trades', 'unfillable', 'backfilled', 'partial')", name="status"

@@ -63,5 +63,6 @@ def downgrade() -> None:
     op.execute("DROP FUNCTION ingest.cause(text)")
     op.execute("ALTER TABLE ingest.backfills DROP CONSTRAINT backfills_status_check")
     op.execute("DROP INDEX ingest.backfills_pending_idx, ingest.backfills_whole_idx")
+    op.execute("ALTER TABLE ingest.backfills DROP COLUMN next_attempt_at")
     op.execute("ALTER TABLE ingest.settings DROP COLUMN bar_label")
     op.execute("DROP TABLE ingest.reconciliations, ingest.excuses")

@@ -59,6 +59,10 @@ ALTER TABLE ingest.settings ADD CONSTRAINT settings_bar_label_check CHECK (bar_l
 
 COMMENT ON COLUMN ingest.settings.bar_label IS 'Whether the provider''s bars carry the time of their start or of their end; ingestor reconcile finds out.';
 
+ALTER TABLE ingest.backfills ADD COLUMN next_attempt_at TIMESTAMP WITH TIME ZONE;
+
+COMMENT ON COLUMN ingest.backfills.next_attempt_at IS 'Of what is pending: not before this does ingestor backfill --watch ask again.';
+
 CREATE INDEX backfills_pending_idx ON ingest.backfills (gap_from) WHERE status = 'pending';
 CREATE INDEX backfills_whole_idx ON ingest.backfills (gap_from) WHERE symbol = '*';
 ALTER TABLE ingest.backfills ADD CONSTRAINT backfills_status_check CHECK (

@@ -16,6 +16,7 @@ from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
 from ingestor.simulator.server import TOKEN
 from ingestor.store.ledger import Bounds, Ledger, Listing, MinuteBar, Outcome, Piece
+from ingestor.telemetry import hide
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
@@ -27,11 +28,13 @@ GAPS = f"SELECT started_at, ended_at, status FROM market.gaps WHERE started_at <
 
 
 @contextlib.asynccontextmanager
-async def job(writer_url: str, rest_url: str, clock: Any = None) -> AsyncIterator[tuple[Backfill, Ledger]]:
+async def job(
+    writer_url: str, rest_url: str, clock: Any = None, *, patient: bool = False
+) -> AsyncIterator[tuple[Backfill, Ledger]]:
     clock = clock or ManualClock(LATER)
     async with Ledger(writer_url) as ledger:
         async with RestClient(rest_url, TOKEN, timezone=ledger.timezone, clock=clock, timeout=2) as client:
-            yield Backfill(ledger, client, clock=clock), ledger
+            yield Backfill(ledger, client, clock=clock, patient=patient), ledger
 
 
 async def fill(writer_url: str, rest_url: str, clock: Any = None, bounds: Bounds | None = None) -> Summary:
@@ -58,6 +61,9 @@ async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
     await heard(database, BEGINS - MINUTE, at(100))
     await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "GONE.NZ")
+    await execute(
+        database, "UPDATE market.instruments SET active = false, last_seen = $1 WHERE symbol = 'GONE.NZ'", at(1)
+    )
 
     def script(asked: Asked) -> bytes:
         match asked.parameters["ticker"]:
@@ -83,6 +89,64 @@ async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
     assert await query(database, "SELECT time, resolution, source FROM market.bars ORDER BY time") == [
         (at(minute), MINUTE, "financefeast") for minute in (99, 100, 101, 102)
     ]
+
+
+async def test_a_listed_symbol_that_is_unknown_for_a_while(writer_url: str, database: str) -> None:
+    """One 404 does not settle it; the third does, until it is asked for again."""
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
+    await known(writer_url, "A.NZ")
+    unknown = True
+    async with scripted(lambda _: answer({}, status=404) if unknown else bars(at(100))) as server:
+        for expected in ("pending", "pending", "unfillable"):
+            await fill(writer_url, server.url)
+            assert {row[1] for row in await query(database, STATES)} == {expected}
+        unknown = False
+        assert (await fill(writer_url, server.url)).filled == 0
+        async with job(writer_url, server.url) as (backfill, _):
+            await backfill.ask_again(Bounds(since=ENDS))
+            assert await backfill.requests(Bounds()) == []
+            await backfill.ask_again(Bounds(until=ENDS))
+        assert (await fill(writer_url, server.url)).filled == 1
+    assert await query(database, GAPS) == [(at(100), at(102), "backfilled")]
+
+
+async def test_one_that_watches_is_patient(writer_url: str, database: str) -> None:
+    """What fails again and again is asked for less and less often; by hand it is asked for at once."""
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
+    await known(writer_url, "A.NZ")
+    waits = "SELECT round(extract(epoch FROM next_attempt_at - now()) / 60) FROM ingest.backfills WHERE symbol = 'A.NZ'"
+    async with scripted(lambda _: answer({}, status=410)) as server:
+        for minutes in (1, 4, 16, 64, 256, 1024, 1440, 1440):
+            assert (await fill(writer_url, server.url)).pending == 1
+            assert await query(database, waits) == [(minutes,)]
+        async with job(writer_url, server.url, patient=True) as (backfill, _):
+            assert await backfill.requests(Bounds()) == []
+            await execute(database, "UPDATE ingest.backfills SET next_attempt_at = now()")
+            assert len(await backfill.requests(Bounds())) == 1
+
+
+async def test_symbols_that_nobody_knows(writer_url: str, database: str) -> None:
+    """A mistyped symbol is said to be one."""
+    await known(writer_url, "A.NZ")
+    async with job(writer_url, "http://127.0.0.1:1") as (backfill, _):
+        await backfill.check({"A.NZ"})
+        with pytest.raises(IngestorError, match=r"Nobody knows A\.NX, B: "):
+            await backfill.check({"A.NZ", "B", "A.NX"})
+
+
+async def test_errors_without_secrets(writer_url: str, database: str) -> None:
+    """What is put on record of a failure is scrubbed."""
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
+    await known(writer_url, "A.NZ")
+    hide(TOKEN)
+    async with scripted(lambda _: answer({"data": [], "interval": TOKEN[:10]})) as server:
+        await fill(writer_url, server.url)
+    ((error,),) = await query(database, "SELECT error FROM ingest.backfills WHERE symbol = 'A.NZ'")
+    assert "interval" in error
+    assert TOKEN not in error
 
 
 async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str) -> None:
@@ -349,6 +413,19 @@ async def test_instruments(writer_url: str, database: str) -> None:
         assert await ledger.active_symbols(at(100)) == ["A.NZ", "B.NZ", "BOND.NZ"]
         assert await ledger.active_symbols(at(100) + timedelta(days=31)) == ["B.NZ", "BOND.NZ"]
     assert [row[2] for row in await query(database, rows)] == [False, True, None]
+
+
+async def test_a_short_listing_retires_nobody(writer_url: str, database: str) -> None:
+    """That a part of the exchange is gone from one day to the next is not believed."""
+    listed = [Listing(f"{number}.NZ", None, None, None, True) for number in range(120)]
+    active = "SELECT count(*) FROM market.instruments WHERE active"
+    async with Ledger(writer_url) as ledger:
+        assert await ledger.store_instruments(EXCHANGE, listed) == 0
+        assert await ledger.store_instruments(EXCHANGE, listed[:100]) == 20
+        assert await ledger.store_instruments(EXCHANGE, []) == 120
+        assert await query(database, active) == [(120,)]
+        assert await ledger.store_instruments(EXCHANGE, listed[:110]) == 0
+        assert await query(database, active) == [(110,)]
 
 
 MARGIN = timedelta(seconds=5)

@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 
+from ingestor import settings as configuration
+from ingestor.cli import filling
 from ingestor.model import SECOND, Tick
 from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.ledger import Bounds
 from tests.commands import ingestor, start
 from tests.recording import until
-from tests.rest import Asked, answer, scripted
+from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
 
@@ -146,6 +149,8 @@ async def test_backfill(writer_url: str, database: str) -> None:
         status, output, _ = await ingestor("backfill", "--symbol", "AIR.NZ", *UNTIL, **environment)
         assert status == 0
         assert "1 requests, 1 bars. Symbols of gaps: 1 filled, 0 without trades, 0 unfillable, 0 to be" in output
+        status, _, errors = await ingestor("backfill", "--symbol", "AIR", *UNTIL, **environment)
+        assert (status, "Nobody knows AIR" in errors) == (1, True)
         status, output, _ = await ingestor("backfill", *UNTIL, **environment)
         assert status == 0
         assert "35 symbols of gaps that an earlier run has begun" in output
@@ -199,6 +204,48 @@ async def test_backfill_that_watches(writer_url: str, database: str) -> None:
         _, errors = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0, errors
     assert await query(database, "SELECT symbol, time FROM market.bars") == [("AIR.NZ", at(100))]
+
+
+async def test_watching_with_a_token_that_is_refused_for_a_while(
+    writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that was accepted is tried again, loudly; what is listed is asked for once an hour."""
+    await heard(database, BEGINS - MINUTE, at(100), "closed")
+    later = await heard(database, at(102), ENDS + MINUTE, "stopped")
+    status = 200
+
+    def script(asked: Asked) -> bytes:
+        return LISTED if asked.path == "/info/ticker" else answer({"data": []}, status=status)
+
+    monkeypatch.setattr(filling, "REFUSED_PAUSE", 0.05)
+    filled = "SELECT count(*) FROM ingest.backfills WHERE status = 'backfilled'"
+    async with scripted(script) as server:
+        settings = configuration.load(database_url=writer_url, rest_url=server.url, token=TOKEN)
+        watching = asyncio.create_task(filling.watch(settings, Bounds(until=ENDS), (), 0.05))
+        await until(database, filled, 1)
+        status, before = 403, len(server.asked)
+        await execute(database, "UPDATE ingest.stream_sessions SET authenticated_at = $2 WHERE id = $1", later, at(104))
+        async with asyncio.timeout(10):
+            while len(server.asked) < before + 6:
+                await asyncio.sleep(0.01)
+        status = 200
+        await until(database, filled, 2)
+        assert [asked.path for asked in server.asked].count("/info/ticker") == 1
+        signal.raise_signal(signal.SIGTERM)
+        await asyncio.wait_for(watching, 10)
+
+
+async def test_a_stop_while_the_listing_is_waited_for(writer_url: str, database: str) -> None:
+    """Whoever watches ends at once, whatever it is waiting for."""
+    await with_a_gap(database)
+    async with scripted(lambda _: HANG) as server:
+        process = await start("backfill", "--watch", DATABASE_URL=writer_url, REST_URL=server.url, TOKEN=TOKEN)
+        async with asyncio.timeout(20):
+            while not server.asked:
+                await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = await asyncio.wait_for(process.communicate(), 5)
+    assert (process.returncode, errors) == (0, b"")
 
 
 def ohlcv(price: float, volume: int, minute: float) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -101,6 +103,8 @@ async def test_what_lies_outside_of_the_range_is_dropped() -> None:
         answer({"message": "busy"}, status=500),
         answer({"message": "busy"}, status=503),
         answer({"message": "busy"}, status=502),
+        answer({"message": "slow"}, status=408),
+        answer({"message": "early"}, status=425),
         bars(1, 2)[:-10],
         answer([bar(1)], cut=20),
         answer(b"<html>proxy error</html>"),
@@ -159,12 +163,30 @@ async def test_nonsense_in_a_bar(record: dict[str, Any], what: str) -> None:
             await minutes(server.url)
 
 
-@pytest.mark.parametrize(("fields", "what"), [({"hits": 400}, "400 hits"), ({"interval": "1h"}, "interval")])
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [({"hits": 400}, "400 hits"), ({"interval": "1h"}, "interval"), ({"ticker": "FPH.NZ"}, "ticker 'FPH.NZ'")],
+)
 async def test_an_answer_to_another_question(fields: dict[str, Any], what: str) -> None:
     """What it says of itself must be true: a part of the bars, or longer ones, are no answer."""
     async with scripted(lambda _: answer({"data": [bar(2)], **fields})) as server:
         with pytest.raises(SourceError, match=what):
             await minutes(server.url)
+
+
+@pytest.mark.parametrize("ticker", ["AIR.NZ", "air.nz", "AIR", None])
+async def test_an_answer_that_names_its_ticker(ticker: str | None) -> None:
+    """In whatever case, with its suffix or without."""
+    async with scripted(lambda _: answer({"data": [bar(2)], "ticker": ticker})) as server:
+        assert await minutes(server.url) == [2]
+
+
+async def test_a_listing_of_which_something_is_missing() -> None:
+    """A part of the instruments is no answer: the others would be taken for delisted."""
+    async with scripted(lambda _: answer({"hits": 2, "data": [{"symbol": "A.NZ"}]})) as server:
+        async with client(server.url) as found:
+            with pytest.raises(SourceError, match=r"/info/ticker: .* 2 hits and 1 instruments"):
+                await found.instruments()
 
 
 async def test_bad_instruments_do_not_spoil_the_others() -> None:
@@ -249,6 +271,23 @@ async def test_nothing_left_of_the_rate_limit() -> None:
             for _ in range(3):
                 await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start")
     assert 60 <= clock.monotonic() - began < 90
+
+
+async def test_a_shorter_wait_does_not_replace_a_longer_one() -> None:
+    """Of answers that come one after the other, the reset that is furthest away counts."""
+    clock = ManualClock()
+    began = clock.monotonic()
+    resets = [5, 600]  # of two questions at once, the last to be answered
+
+    def script(_: Asked) -> bytes:
+        return answer({"data": []}, x_ratelimit_remaining=0, x_ratelimit_reset=resets.pop()) if resets else bars(1)
+
+    async with scripted(script) as server, client(server.url, clock) as found:
+        ask = partial(found.minutes, "AIR.NZ", START, START + 5 * MINUTE, "start")
+        await asyncio.gather(ask(), ask())
+        assert clock.monotonic() == began
+        await ask()
+    assert clock.monotonic() - began >= 599
 
 
 async def test_a_rate_limit_without_end() -> None:

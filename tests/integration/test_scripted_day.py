@@ -148,7 +148,7 @@ async def test_a_scripted_day(writer_url: str, database: str, server: TestServer
         ]
         assert {status for _, status in open_gaps} == {"open"}
         async with job(writer_url, simulator.rest_url, clock) as (backfill, ledger):
-            assert await refresh_instruments(ledger, backfill._client) == 36
+            assert await refresh_instruments(ledger, backfill._client) == (36, 0)
             await backfill.begin(await backfill.plan(Bounds()))
             summary = await backfill.run(await backfill.requests(Bounds()))
         assert (summary.pending, summary.unfillable) == (0, 0)
