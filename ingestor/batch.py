@@ -37,6 +37,9 @@ MAX_BYTES = 4 * 2**20
 POSTGRES_EPOCH: Micros = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * SECOND
 """PostgreSQL counts `timestamptz` in microseconds from here."""
 
+_NEVER: Micros = 2**63
+"""Later than any instant."""
+
 # The number of fields, then each field behind its length; the symbol's bytes follow.
 _ROW = struct.Struct("!h iq iq id iq ii i")
 _KEY = struct.Struct("!qdq")
@@ -89,6 +92,8 @@ class Batcher:
         self._count = 0
         self._bytes = 0
         self._rejections: list[Rejection] = []
+        self._oldest: Micros = _NEVER
+        self._newest: Micros = -_NEVER
         self._months: set[date] = set()
         self._month: tuple[Micros, Micros] = (0, 0)  # from and until, of the month entered last
 
@@ -113,6 +118,9 @@ class Batcher:
         self._rows += symbol
         self._bytes += _ROW.size + len(symbol)
         self._count += 1
+        if not self._oldest <= tick.time <= self._newest:  # with each new second, most often
+            self._oldest = min(tick.time, self._oldest)
+            self._newest = max(tick.time, self._newest)
         if not self._month[0] <= tick.time < self._month[1]:
             self._enter_month(tick.time)
         self._last_message_at = received_at
@@ -159,6 +167,7 @@ class Batcher:
             number=self._number,
             rows=bytes(self._rows),
             count=self._count,
+            span=(self._oldest, self._newest) if self._count else None,
             months=frozenset(self._months),
             rejections=tuple(self._rejections),
             authenticated_at=self._authenticated_at,

@@ -125,7 +125,8 @@ class Batch:
 
     `number` counts 1, 2, 3 … in its session; a number once committed is never written again. `rows` are
     `count` rows of PostgreSQL's binary COPY format for `market.ticks`, without header and trailer, so that
-    batches can be joined. `months` are the first days of the UTC months in which the ticks lie.
+    batches can be joined. `span` is the time of the oldest and of the newest of the ticks, `months` are the first days
+    of the UTC months in which they lie.
     `covered_until` is None until the session is authenticated.
     """
 
@@ -133,6 +134,7 @@ class Batch:
     number: int
     rows: bytes = b""
     count: int = 0
+    span: tuple[Micros, Micros] | None = None
     months: frozenset[date] = frozenset()
     rejections: tuple[Rejection, ...] = ()
     authenticated_at: Micros | None = None

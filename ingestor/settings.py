@@ -33,6 +33,9 @@ SHARED = {
 }
 """The settings that SQL must know too, by their column of `ingest.settings`. Durations are intervals there."""
 
+LEAST_RETENTION = 8 * 86_400.0
+"""Seconds: more than the widest window in which bars are computed anew from ticks, or they would be lost with them."""
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?", re.ASCII | re.IGNORECASE)
@@ -45,6 +48,11 @@ def parse_duration(value: object) -> float:
     if not match:
         raise ValueError("not a duration; write seconds, or 50ms, 10s, 5m, 2h, 14d")
     return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+def parse_duration_or_off(value: object) -> float | None:
+    """Return seconds as `parse_duration`, or None for `off`."""
+    return None if value is None or str(value).strip().lower() == "off" else parse_duration(value)
 
 
 def parse_size(value: object) -> int:
@@ -117,6 +125,14 @@ def _check_timezone(value: str) -> str:
     return value
 
 
+def _check_retention(value: float | None) -> float | None:
+    if value is not None and value < LEAST_RETENTION:
+        raise ValueError(
+            "at least 8d, or off: the bars of the last seven days are computed from the ticks again and again"
+        )
+    return value
+
+
 def _check_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[\x21-\x7e]{1,256}", value.get_secret_value()):
         raise ValueError("must be 1 to 256 visible ASCII characters")
@@ -124,6 +140,7 @@ def _check_token(value: SecretStr) -> SecretStr:
 
 
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
+SecondsOrOff = Annotated[float | None, BeforeValidator(parse_duration_or_off)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
 
@@ -199,6 +216,13 @@ class Settings(BaseSettings):
     instance: Text = Field(
         default_factory=socket.gethostname,
         description="name of this instance in the records (default: the host's name)",
+    )
+
+    retention: Annotated[SecondsOrOff, AfterValidator(_check_retention)] = _setting(
+        "off", "ticks that are older are dropped by `ingestor maintain`; at least 8d, or off"
+    )
+    columnstore_after: SecondsOrOff = _setting(
+        "14d", "age at which ticks go to the columnstore of TimescaleDB Community; at least 1d, or off", ge=86_400
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "debug, info, warning or error")

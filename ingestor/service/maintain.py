@@ -1,9 +1,9 @@
-"""What has to be done now and then: the calendar, and partitions ahead."""
+"""What has to be done now and then: the calendar, partitions ahead, bars of old time, and ticks that are too old."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from importlib.util import find_spec
 
 import sqlalchemy as sa
@@ -12,8 +12,17 @@ from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
 from ingestor.errors import SchemaError
 from ingestor.settings import Settings
 from ingestor.store import schema
+from ingestor.store.aggregates import has_aggregates, keep_aggregates, mend_aggregates
 from ingestor.store.judge import MIGRATE
-from ingestor.store.upkeep import as_owner, keep_calendars, last_trading_day, make_partitions
+from ingestor.store.migrate import columnstore_after
+from ingestor.store.retention import drop_old
+from ingestor.store.upkeep import (
+    as_owner,
+    keep_calendars,
+    last_trading_day,
+    make_partitions,
+    without_transactions,
+)
 
 
 async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
@@ -21,16 +30,26 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
     today = datetime.now(UTC).date()
     source, known = known_sessions()
     url = settings.read_database_url()
-    async with (
-        as_owner(url, failure="Maintenance failed", verb="Maintain") as engine,
-        engine.begin() as connection,
-    ):
-        row = (await connection.execute(sa.select(schema.settings))).one_or_none()
-        if row is None:
-            raise SchemaError("The database's settings were never written.", hint=MIGRATE)
-        changes = await keep_calendars(connection, row.exchange_timezone, known, today)
-        made = await make_partitions(connection, today)
-        last = await last_trading_day(connection, row.calendar)
+    async with as_owner(url, failure="Maintenance failed", verb="Maintain") as engine:
+        async with engine.begin() as connection:
+            row = (await connection.execute(sa.select(schema.settings))).one_or_none()
+            if row is None:
+                raise SchemaError("The database's settings were never written.", hint=MIGRATE)
+            changes = await keep_calendars(connection, row.exchange_timezone, known, today)
+            made = await make_partitions(connection, today)
+            last = await last_trading_day(connection, row.calendar)
+        _say(report, source, changes, made, last, today)
+        async with without_transactions(engine) as connection:
+            await mend_aggregates(connection, report)
+            if await has_aggregates(connection):
+                await keep_aggregates(connection, columnstore_after(settings), report)
+            if settings.retention is not None:
+                await drop_old(connection, timedelta(seconds=settings.retention), report)
+
+
+def _say(
+    report: Callable[[str], None], source: str, changes: int, made: list[date], last: date | None, today: date
+) -> None:
     report(f"Calendar from {source}: {changes} trading sessions changed, known until {last}.")
     report(f"Partitions made: {', '.join(f'{month:%Y-%m}' for month in made) or 'none was missing'}.")
     left = (last - today).days if last else 0

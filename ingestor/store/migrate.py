@@ -19,7 +19,14 @@ from ingestor.coverage.calendar import xnze
 from ingestor.errors import ConfigurationError
 from ingestor.settings import SHARED, Settings
 from ingestor.store import schema
-from ingestor.store.upkeep import as_owner, keep_calendars, last_trading_day, make_partitions
+from ingestor.store.aggregates import has_aggregates, keep_aggregates
+from ingestor.store.upkeep import (
+    as_owner,
+    keep_calendars,
+    last_trading_day,
+    make_partitions,
+    without_transactions,
+)
 
 
 def configuration() -> Config:
@@ -48,18 +55,24 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
     `report` is told each step in a sentence. Raises StoreError.
     """
     logging.getLogger("ingestor.migrations").addHandler(_Reporter(report))
-    async with (
-        as_owner(url, failure="The migration failed", verb="Migrate") as engine,
-        engine.connect() as connection,
-    ):
-        before = await _revision(connection)
-        await connection.run_sync(_upgrade)
-        after = await _revision(connection)
-        if before == after:
-            report(f"The schema is at revision {after} already.")
-        else:
-            report(f"The schema went from {before or 'nothing'} to revision {after}.")
-        await _fill(connection, settings, report)
+    async with as_owner(url, failure="The migration failed", verb="Migrate") as engine:
+        async with engine.connect() as connection:
+            before = await _revision(connection)
+            await connection.run_sync(_upgrade)
+            after = await _revision(connection)
+            if before == after:
+                report(f"The schema is at revision {after} already.")
+            else:
+                report(f"The schema went from {before or 'nothing'} to revision {after}.")
+            await _fill(connection, settings, report)
+        async with without_transactions(engine) as connection:
+            if await has_aggregates(connection):
+                await keep_aggregates(connection, columnstore_after(settings), report)
+
+
+def columnstore_after(settings: Settings) -> timedelta | None:
+    """Return the age at which ticks go to the columnstore."""
+    return None if settings.columnstore_after is None else timedelta(seconds=settings.columnstore_after)
 
 
 def _upgrade(connection: sa.Connection) -> None:

@@ -22,11 +22,14 @@ from ingestor.store.judge import MIGRATE, Remedy, judge
 from ingestor.store.queries import QUERIES
 from ingestor.store.sift import Tolerance, sift
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
 
 STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
+
+LATE: Micros = 3600 * SECOND
+"""Ticks older than this when they are committed came after the bars of their time were computed."""
 
 MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
@@ -175,7 +178,17 @@ class Store:
         async with guarded as connection, connection.transaction():
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
                 written += await _write_session(connection, list(group), insert)
+            await self._note_late(
+                connection, batches
+            )  # at the end, so that two that share a row can't wait in a circle
         return written
+
+    async def _note_late(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
+        """Put the old time into which ticks came on the list of what `ingestor maintain` computes anew."""
+        late = [batch.span for batch in batches if batch.span and batch.span[0] < self._clock.wall() - LATE]
+        if late:
+            oldest, newest = min(span[0] for span in late), max(span[1] for span in late)
+            await connection.execute(QUERIES["note_late"], _timestamp(oldest), _timestamp(newest))
 
     async def _make_partitions(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
         """Make the partitions of the ticks' months and of the months ahead, in transactions of their own."""

@@ -55,6 +55,12 @@ UPDATE ingest.stream_sessions
 SET ended_at = greatest(connected_at, authenticated_at, covered_until, last_message_at), end_reason = 'crashed'
 WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND connected_at < $2
 
+-- name: note_late
+-- By the hour, so that a trickle of late ticks fills no table.
+INSERT INTO ingest.refreshes (range_from, range_until)
+VALUES (date_bin('1 hour', $1, '2000-01-01 00:00:00+00'), date_bin('1 hour', $2, '2000-01-01 00:00:00+00') + interval '1 hour')
+ON CONFLICT (range_from, range_until) DO UPDATE SET noted_at = excluded.noted_at
+
 -- name: ensure_partition
 -- Makes the month's partition where there is none; does nothing on a hypertable.
 SELECT ingest.ensure_partition($1)

@@ -1,6 +1,7 @@
 """The tables as SQLAlchemy Core metadata: what the migrations must arrive at, held by `alembic check`.
 
-How `market.ticks` is cut into pieces (a hypertable, or monthly partitions) is the migrations' affair.
+How `market.ticks` is cut into pieces (a hypertable, or monthly partitions) is the migrations' affair, and so is its
+index of buckets, which depends on the exchange's time zone.
 """
 
 from __future__ import annotations
@@ -223,6 +224,19 @@ reconciliations = Table(
     comment="Minutes that were wholly covered, in which our bar and the provider's are not the same.",
 )
 
+refreshes = Table(
+    "refreshes",
+    metadata,
+    column("range_from", TIME, "Start of the hour of the oldest of them."),
+    column("range_until", TIME, "End of the hour of the newest of them."),
+    column("noted_at", TIME, "When the last of them came.", default="clock_timestamp()"),
+    PrimaryKeyConstraint("range_from", "range_until"),
+    schema="ingest",
+    comment=(
+        "Old time into which ticks came late: bars that were computed before are computed anew by ingestor maintain."
+    ),
+)
+
 settings = Table(
     "settings",
     metadata,
@@ -240,6 +254,12 @@ settings = Table(
         TEXT,
         "Whether the provider's bars carry the time of their start or of their end; ingestor reconcile finds out.",
         default="'start'",
+    ),
+    column(
+        "ticks_since",
+        TIME,
+        "Ticks older than this were dropped, as INGESTOR_RETENTION said; null: none were.",
+        null=True,
     ),
     PrimaryKeyConstraint("singleton"),
     CheckConstraint("singleton", name="singleton"),

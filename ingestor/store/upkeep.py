@@ -37,6 +37,13 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         await engine.dispose()
 
 
+@contextlib.asynccontextmanager
+async def without_transactions(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Connect for what can't run in a transaction: each statement is its own."""
+    async with engine.connect() as connection:
+        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
 async def last_trading_day(connection: AsyncConnection, calendar: str) -> date | None:
     """Return the last day of a calendar that is on record."""
     table = schema.trading_sessions

@@ -1,4 +1,4 @@
-"""Coverage: gaps and coverage in SQL, excuses, reconciliations, and one series of bars without holes.
+"""Coverage: gaps and coverage in SQL, excuses, reconciliations.
 
 Revision 0002, after 0001. Adds only, so a daemon of before goes on.
 """
@@ -21,8 +21,6 @@ log = logging.getLogger("ingestor.migrations")
 WRITER = "market_write"
 
 VIEWS = (
-    "market.bars_1m",
-    "market.ohlcv_1m",
     "ingest.whole",
     "ingest.doubts",
     "market.coverage",

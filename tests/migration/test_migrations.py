@@ -144,7 +144,7 @@ async def test_everything_is_commented(database: str) -> None:
     tables = (
         "SELECT count(*) FROM pg_tables WHERE schemaname IN ('market', 'ingest') AND tablename !~ '^ticks_|^alembic'"
     )
-    assert await value(database, tables) == 10
+    assert await value(database, tables) == 11
 
 
 async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,12 +163,12 @@ async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_how_ticks_are_cut(database: str, server: TestServer) -> None:
-    """A hypertable of 7-day chunks, or monthly partitions in UTC; the unique key is the only index."""
+    """A hypertable of 7-day chunks, or monthly partitions in UTC; there is the key, and the small index of buckets."""
     indexes = await value(
         database,
         "SELECT array_agg(indexname::text) FROM pg_indexes WHERE schemaname = 'market' AND tablename = 'ticks'",
     )
-    assert indexes == ["ticks_symbol_time_price_volume_occurrence_key"]
+    assert sorted(indexes) == ["ticks_buckets_idx", "ticks_symbol_time_price_volume_occurrence_key"]
     if server.edition == "timescale":
         interval = "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'ticks'"
         assert await value(database, interval) == timedelta(days=7)
@@ -243,13 +243,18 @@ async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
         await value(server.url(), "CREATE ROLE owner LOGIN PASSWORD 'owner'")
         await value(server.url(), "CREATE DATABASE market OWNER owner")
         lines = await run(with_parts(server.url("market"), database="market", user="owner", password="owner"))
-        first, second = [text for text in lines if "market_write" in text]
-        assert "\n" not in first + second
+        first, *others = [text for text in lines if "market_write" in text]
+        (reader,) = [text for text in lines if "The role market_read" in text]
+        assert "\n" not in "".join(lines)
         assert any("from nothing to revision" in text for text in lines)
         connection = await connect(server.url("market"))
         await connection.execute(first.partition("superuser run: ")[2])
-        await connection.execute(second.partition("in addition: ")[2])
+        for text in others:
+            await connection.execute(text.partition("in addition: ")[2])
+        await connection.execute(reader.partition("superuser run: ")[2])
         await connection.execute("CREATE ROLE daemon LOGIN PASSWORD 'daemon' IN ROLE market_write")
+        await connection.execute("SET ROLE owner; CREATE TABLE market.later (); RESET ROLE")
+        assert await connection.fetchval("SELECT has_table_privilege('market_read', 'market.later', 'SELECT')")
         await connection.close()
         store = Store(
             with_parts(server.url("market"), database="market", user="daemon", password="daemon"), write_timeout=10

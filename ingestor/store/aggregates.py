@@ -1,0 +1,170 @@
+"""The continuous aggregates of TimescaleDB Community: computed from the oldest tick on, kept up to date, mended.
+
+Elsewhere bars are views, and nothing here has anything to do. Nothing here can run in a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ingestor.store import schema
+
+STEP = timedelta(days=30)
+"""So much is computed in one transaction, so that what is interrupted goes on about where it was."""
+
+WINDOW_TOO_SMALL = "22023"
+"""SQLSTATE of a window without a whole bucket in it: nothing of it was computed before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One width of bars, and its policy: every `every`, what is older than `end` and younger than `start` is computed.
+
+    What is younger is computed by whoever asks (real-time aggregation), and what is older and came late is on the list
+    of refreshes.
+    """
+
+    name: str
+    width: timedelta
+    start: timedelta
+    end: timedelta
+    every: timedelta
+
+    @property
+    def view(self) -> str:
+        """Its relation."""
+        return f"market.ohlcv_{self.name}"
+
+
+_MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+LEVELS = (
+    Level("1m", _MINUTE, start=2 * _HOUR, end=_MINUTE, every=_MINUTE),
+    Level("5m", 5 * _MINUTE, start=3 * _HOUR, end=5 * _MINUTE, every=5 * _MINUTE),
+    Level("1h", _HOUR, start=_DAY, end=_HOUR, every=30 * _MINUTE),
+    Level("1d", _DAY, start=7 * _DAY, end=_DAY, every=6 * _HOUR),
+)
+"""Each is made of the one before it, so that one is brought up to date first."""
+
+_IS_COMMUNITY = """
+SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'market'
+"""
+_OLDEST = """
+SELECT min(range_start) FROM timescaledb_information.chunks
+WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks'
+"""
+_POLICY = """
+SELECT EXISTS (
+    SELECT FROM timescaledb_information.jobs j JOIN timescaledb_information.continuous_aggregates a
+        ON j.hypertable_schema = a.materialization_hypertable_schema
+           AND j.hypertable_name = a.materialization_hypertable_name
+    WHERE j.proc_name = 'policy_refresh_continuous_aggregate' AND a.view_schema = 'market' AND a.view_name = :name)
+"""
+_ADD_POLICY = """
+SELECT add_continuous_aggregate_policy('{view}', start_offset => CAST(:start AS interval),
+    end_offset => CAST(:end AS interval), schedule_interval => CAST(:every AS interval), if_not_exists => true)
+"""
+_COLUMNSTORE = """
+SELECT CAST(coalesce(config ->> 'compress_after', config ->> 'after') AS interval) FROM timescaledb_information.jobs
+WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks'
+  AND proc_name IN ('policy_compression', 'policy_columnstore')
+"""
+
+
+async def has_aggregates(connection: AsyncConnection) -> bool:
+    """Whether the bars of this database are continuous aggregates."""
+    installed = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
+    return bool(await connection.scalar(sa.text(installed)) and await connection.scalar(sa.text(_IS_COMMUNITY)))
+
+
+async def keep_aggregates(
+    connection: AsyncConnection, columnstore_after: timedelta | None, report: Callable[[str], None]
+) -> None:
+    """Compute what never was, level by level from the oldest tick on, and then add the policies that are missing.
+
+    In this order, since a policy begins with a recent window, and rows older than what was computed last would vanish
+    from the views. To be called again after an interruption: what was computed is not computed twice.
+    """
+    for level in LEVELS:
+        if not await connection.scalar(sa.text(_POLICY), {"name": f"ohlcv_{level.name}"}):
+            await _compute(connection, level, report)
+            await connection.execute(
+                sa.text(_ADD_POLICY.format(view=level.view)),
+                {"start": level.start, "end": level.end, "every": level.every},
+            )
+    await _keep_columnstore(connection, columnstore_after, report)
+
+
+async def mend_aggregates(connection: AsyncConnection, report: Callable[[str], None]) -> None:
+    """Compute anew what ticks came into late, and take it from the list; where there are no aggregates, only that."""
+    rows = (await connection.execute(sa.select(schema.refreshes))).all()
+    if rows and await has_aggregates(connection):
+        for since, until in _joined([(row.range_from, row.range_until) for row in rows]):
+            for level in LEVELS:
+                margin = level.width + _HOUR  # a day may have 25 hours; only the whole buckets within are computed
+                await _refresh(connection, level, since - margin, until + margin)
+            report(f"Bars computed anew: {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC.")
+    table = schema.refreshes.c
+    for row in rows:  # but for those that have been noted again since
+        is_same = (table.range_from == row.range_from) & (table.range_until == row.range_until)
+        await connection.execute(sa.delete(schema.refreshes).where(is_same, table.noted_at == row.noted_at))
+
+
+def _joined(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
+    """Return the same time in spans that neither overlap nor adjoin."""
+    found: list[tuple[datetime, datetime]] = []
+    for since, until in sorted(spans):
+        if found and since <= found[-1][1]:
+            found[-1] = (found[-1][0], max(until, found[-1][1]))
+        else:
+            found.append((since, until))
+    return found
+
+
+async def _compute(connection: AsyncConnection, level: Level, report: Callable[[str], None]) -> None:
+    oldest: datetime | None = await connection.scalar(sa.text(_OLDEST))
+    now = datetime.now(UTC)
+    since = now if oldest is None else oldest - level.width
+    while since < now:
+        await _refresh(connection, level, since - level.width, since + STEP + level.width)
+        since += STEP
+        report(f"Bars of {level.name}: computed until {min(since, now):%Y-%m-%d}.")
+
+
+async def _refresh(connection: AsyncConnection, level: Level, since: datetime, until: datetime) -> None:
+    """Compute the whole buckets between two instants: neither what is not over yet, nor where ticks were dropped.
+
+    The former would hide what comes later, the latter would delete the bars.
+    """
+    ticks_since: datetime | None = await connection.scalar(sa.select(schema.settings.c.ticks_since))
+    since = since if ticks_since is None else max(since, ticks_since)
+    until = min(until, datetime.now(UTC) - level.end)
+    if until - since < level.width:
+        return
+    window = "CAST(:since AS timestamptz), CAST(:until AS timestamptz)"
+    refresh = f"CALL refresh_continuous_aggregate('{level.view}', {window})"
+    try:
+        await connection.execute(sa.text(refresh), {"since": since, "until": until})
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != WINDOW_TOO_SMALL:
+            raise
+
+
+async def _keep_columnstore(
+    connection: AsyncConnection, after: timedelta | None, report: Callable[[str], None]
+) -> None:
+    """Let chunks go to the columnstore at this age, or never."""
+    found: timedelta | None = await connection.scalar(sa.text(_COLUMNSTORE))
+    if found == after:
+        return
+    if found is not None:
+        await connection.execute(sa.text("CALL remove_columnstore_policy('market.ticks', if_exists => true)"))
+    if after is not None:
+        add = "CALL add_columnstore_policy('market.ticks', after => CAST(:after AS interval), if_not_exists => true)"
+        await connection.execute(sa.text(add), {"after": after})
+    report(f"Ticks go to the columnstore {'never' if after is None else f'at an age of {after.days} days'}.")

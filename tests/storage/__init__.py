@@ -1,0 +1,1 @@
+"""Fills a database with a year of ticks, and measures what it takes: bytes, and time for every documented query."""
