@@ -22,6 +22,7 @@ from ingestor.store.connect import connect, driver_url
 from ingestor.store.migrate import migrate
 
 MINIMUM = 15
+IS_COMMUNITY = "SELECT coalesce(current_setting('timescaledb.license', true) = 'timescale', false)"
 _numbers = count(1)
 
 
@@ -78,6 +79,8 @@ class TestServer:
     edition: str
     prefix: str = field(default_factory=lambda: f"ingestor_test_{os.getpid()}_{next(_numbers)}")
     template: str = ""
+    is_community: bool = False
+    """Whether the server's TimescaleDB has continuous aggregates and the columnstore."""
 
     async def run(self, statement: str, database: str | None = None) -> None:
         """Run a statement as the owner."""
@@ -91,7 +94,9 @@ class TestServer:
         """Make the template and the login that the daemon uses: a member of market_write that owns nothing."""
         self.template = f"{self.prefix}_template"
         await self.create(self.template)
-        await migrate(with_parts(self.url, database=self.template), load(), lambda _: None)
+        template = with_parts(self.url, database=self.template)
+        await migrate(template, load(), lambda _: None)
+        self.is_community = (await query(template, IS_COMMUNITY)) == [(True,)]
         await self.run(f"CREATE ROLE {self.prefix} LOGIN PASSWORD 'writer' IN ROLE market_write")
         # No more connections: TimescaleDB's workers would keep the template from being cloned.
         await self.run(f"ALTER DATABASE {self.template} ALLOW_CONNECTIONS false")

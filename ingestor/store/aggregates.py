@@ -43,10 +43,12 @@ class Level:
 
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
+# All of them look back for a week, so that nothing is missed where the server's jobs did not run for some days. That is
+# cheap: only what has changed is computed.
 LEVELS = (
-    Level("1m", _MINUTE, start=2 * _HOUR, end=_MINUTE, every=_MINUTE),
-    Level("5m", 5 * _MINUTE, start=3 * _HOUR, end=5 * _MINUTE, every=5 * _MINUTE),
-    Level("1h", _HOUR, start=_DAY, end=_HOUR, every=30 * _MINUTE),
+    Level("1m", _MINUTE, start=7 * _DAY, end=_MINUTE, every=_MINUTE),
+    Level("5m", 5 * _MINUTE, start=7 * _DAY, end=5 * _MINUTE, every=5 * _MINUTE),
+    Level("1h", _HOUR, start=7 * _DAY, end=_HOUR, every=30 * _MINUTE),
     Level("1d", _DAY, start=7 * _DAY, end=_DAY, every=6 * _HOUR),
 )
 """Each is made of the one before it, so that one is brought up to date first."""
@@ -61,8 +63,7 @@ WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks'
 _POLICY = """
 SELECT EXISTS (
     SELECT FROM timescaledb_information.jobs j JOIN timescaledb_information.continuous_aggregates a
-        ON j.hypertable_schema = a.materialization_hypertable_schema
-           AND j.hypertable_name = a.materialization_hypertable_name
+        ON j.hypertable_name IN (a.view_name, a.materialization_hypertable_name)
     WHERE j.proc_name = 'policy_refresh_continuous_aggregate' AND a.view_schema = 'market' AND a.view_name = :name)
 """
 _ADD_POLICY = """

@@ -12,32 +12,32 @@ COMMENT ON TYPE market.placed_price IS 'A price and its place in the order of tr
 -- In plpgsql, since a function in SQL can't be inlined here: measured at a third of the time of one, and at half of
 -- array_agg(price ORDER BY time, received_at, occurrence). Most calls end with the first comparison.
 CREATE FUNCTION market.earlier_price(
-    found market.placed_price, price double precision, "time" timestamptz, received_at timestamptz, occurrence integer
+    state market.placed_price, price double precision, "time" timestamptz, received_at timestamptz, occurrence integer
 ) RETURNS market.placed_price LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-    IF "time" > found.time THEN
-        RETURN found;
+    IF "time" > state.time THEN
+        RETURN state;
     END IF;
-    IF found IS NULL OR ("time", received_at, occurrence) < (found.time, found.received_at, found.occurrence) THEN
+    IF state IS NULL OR ("time", received_at, occurrence) < (state.time, state.received_at, state.occurrence) THEN
         RETURN ROW(price, "time", received_at, occurrence);
     END IF;
-    RETURN found;
+    RETURN state;
 END
 $$;
 
 COMMENT ON FUNCTION market.earlier_price IS 'The earlier of two prices. A step of open_price.';
 
 CREATE FUNCTION market.later_price(
-    found market.placed_price, price double precision, "time" timestamptz, received_at timestamptz, occurrence integer
+    state market.placed_price, price double precision, "time" timestamptz, received_at timestamptz, occurrence integer
 ) RETURNS market.placed_price LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-    IF "time" < found.time THEN
-        RETURN found;
+    IF "time" < state.time THEN
+        RETURN state;
     END IF;
-    IF found IS NULL OR ("time", received_at, occurrence) > (found.time, found.received_at, found.occurrence) THEN
+    IF state IS NULL OR ("time", received_at, occurrence) > (state.time, state.received_at, state.occurrence) THEN
         RETURN ROW(price, "time", received_at, occurrence);
     END IF;
-    RETURN found;
+    RETURN state;
 END
 $$;
 
@@ -67,10 +67,10 @@ $$;
 
 COMMENT ON FUNCTION market.later_of IS 'Joins two halves of a close_price.';
 
-CREATE FUNCTION market.price_of(found market.placed_price) RETURNS double precision
+CREATE FUNCTION market.price_of(state market.placed_price) RETURNS double precision
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 BEGIN
-    RETURN found.price;
+    RETURN state.price;
 END
 $$;
 

@@ -1,0 +1,172 @@
+"""Bars from ticks, in every edition: the same relations, the same answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from ingestor.coverage.calendar import xnze
+from ingestor.model import SECOND, Micros
+from ingestor.service import maintain as maintain_module
+from ingestor.service.maintain import maintain
+from ingestor.settings import LEAST_RETENTION, load
+from ingestor.store.aggregates import LEVELS
+from ingestor.store.connect import connect
+from ingestor.store.postgres import Store
+from tests.bars import assert_bars, insert, some_ticks
+from tests.clocks import ManualClock
+from tests.integration.test_store import batcher, filled, tick
+from tests.servers import TestServer, query
+
+SUMMER = datetime(2026, 9, 26, 2, 30, tzinfo=UTC)
+"""On the day before New Zealand's clocks go forward: the next one has 23 hours."""
+
+NOW: Micros = round(datetime(2026, 11, 20, 3, tzinfo=UTC).timestamp()) * SECOND
+REFRESHES = "SELECT range_from, range_until FROM ingest.refreshes ORDER BY range_from"
+
+
+@pytest.fixture(autouse=True)
+def _bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maintenance without the library of calendars, which takes seconds to be imported."""
+    monkeypatch.setattr(maintain_module, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
+
+
+async def test_bars_of_every_width(database: str) -> None:
+    """Each value of each bar, over days of 23 and 24 hours; open and close by arrival within a second."""
+    await insert(database, some_ticks(SUMMER, 3, 2000))
+    counts = await assert_bars(database)
+    assert counts["1m"] > counts["5m"] > counts["1h"] > counts["1d"] == 3 * 4
+
+
+async def test_the_order_within_a_second(database: str) -> None:
+    """Time first, then arrival, then occurrence: a late tick of the second before is not the last one."""
+    second = timedelta(seconds=1)
+    await insert(
+        database,
+        [
+            (SUMMER, SUMMER + 5 * second, 2.0, 1, 1, "A.NZ"),
+            (SUMMER, SUMMER + 4 * second, 1.0, 1, 1, "A.NZ"),
+            (SUMMER + second, SUMMER + 2 * second, 3.0, 1, 1, "A.NZ"),
+            (SUMMER + second, SUMMER + 2 * second, 3.0, 1, 2, "A.NZ"),
+            (SUMMER + second, SUMMER + 1 * second, 4.0, 1, 1, "A.NZ"),
+        ],
+    )
+    for view in ("ohlcv_1m", "ohlcv_5m", "ohlcv_1h", "ohlcv_1d"):
+        assert await query(database, f"SELECT open, close FROM market.{view}") == [(1.0, 3.0)]
+
+
+async def test_ticks_of_no_market(database: str) -> None:
+    """Prices and volumes at the ends of their types spoil no sum, and no other bar."""
+    hostile = [(1e308, 2**63 - 1), (-1e308, 2**63 - 1), (1e308, 2**63 - 1), (5e-324, 2**63 - 1), (0.0, 1)]
+    rows = [(SUMMER, SUMMER, price, volume, 1, "A.NZ") for price, volume in hostile[:2]]
+    rows += [(SUMMER, SUMMER, price, volume, 1, f"{n}.NZ") for n, (price, volume) in enumerate(hostile)]
+    await insert(database, [*rows, (SUMMER, SUMMER, 1.5, 10, 1, "B.NZ")])
+    for view in ("ohlcv_1m", "ohlcv_5m", "ohlcv_1h", "ohlcv_1d"):
+        found = await query(database, f"SELECT volume, high, turnover FROM market.{view} WHERE symbol = 'A.NZ'")
+        assert found == [(2**63 - 1, 1e308, 0.0)]
+        assert await query(database, f"SELECT vwap FROM market.{view} WHERE symbol = 'B.NZ'") == [(1.5,)]
+        assert len(await query(database, f"SELECT * FROM market.{view}")) == 7
+
+
+async def test_bounds_are_looked_up(database: str, server: TestServer) -> None:
+    """Whoever asks for a span of time reads that span, and not all ticks of a symbol."""
+    await insert(database, some_ticks(SUMMER, 1, 50))
+    connection = await connect(database)
+    await connection.execute("SET enable_seqscan = off")
+    await connection.execute("SET enable_indexscan = off")
+    await connection.execute("SET enable_indexonlyscan = off")
+    for view in ("ohlcv_1m", "ohlcv_5m", "ohlcv_1h", "ohlcv_1d", "bars_1m"):
+        sql = f"EXPLAIN SELECT * FROM market.{view} WHERE symbol <> 'X' AND time >= $1 AND time < $2"
+        plan = [row[0] for row in await connection.fetch(sql, SUMMER, SUMMER + timedelta(days=2))]
+        if server.is_community:
+            assert any("time" in line and ">=" in line and "Cond" in line for line in plan), view
+        else:
+            assert any("Bitmap Index Scan on" in line and "_key" not in line for line in plan), "\n".join(plan)
+    await connection.close()
+
+
+async def test_the_last_ticks(database: str) -> None:
+    """One of each symbol: the last by time, arrival and occurrence."""
+    rows = some_ticks(SUMMER, 2, 300)
+    await insert(database, rows)
+    expected = {}
+    for row in sorted(rows, key=lambda row: (row[0], row[1], row[4])):
+        expected[row[5]] = (row[5], *row[:4])
+    sql = "SELECT symbol, time, received_at, price, volume FROM market.latest ORDER BY symbol"
+    assert await query(database, sql) == [expected[symbol] for symbol in sorted(expected)]
+
+
+async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> None:
+    """In the transaction of their batch, by the hour; what is on time, or a heartbeat, is not."""
+    store = Store(writer_url, write_timeout=10, clock=ManualClock(NOW))
+    instance = batcher()
+    await store.write([filled(instance, tick(time=NOW - 3599 * SECOND)), filled(instance)])
+    assert await query(database, REFRESHES) == []
+    old = NOW - 5 * 3600 * SECOND
+    late = filled(instance, tick(time=NOW), tick("B", old), tick("C", old + 1800 * SECOND), tick("D", NOW))
+    await store.write([late])
+    span = (datetime(2026, 11, 19, 22, tzinfo=UTC), datetime(2026, 11, 20, 4, tzinfo=UTC))
+    assert await query(database, REFRESHES) == [span]
+    noted = await query(database, "SELECT noted_at FROM ingest.refreshes")
+    await store.write([filled(instance, tick("E", old), tick("E", NOW))])
+    assert await query(database, REFRESHES) == [span]
+    assert await query(database, "SELECT noted_at FROM ingest.refreshes") > noted
+    await store.write([late])  # was committed before, so nothing comes of it but the same list
+    await store.close()
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(7,)]
+    assert await _maintained(database) != []
+    assert await query(database, REFRESHES) == []
+    assert (await assert_bars(database))["1d"] == 5
+
+
+async def test_old_ticks_are_dropped_when_somebody_wants_it(database: str, server: TestServer) -> None:
+    """Whole partitions or chunks, none that is younger, and how far it went is on record; late ticks have room."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    ages = [1, 20, 100, 130, 400]
+    await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, f"{age}.NZ") for age in ages])
+    await _maintained(database)
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(5,)]
+    (line,) = [line for line in await _maintained(database, retention="60d") if "dropped" in line]
+    assert "3 chunks or partitions" in line
+    assert await query(database, "SELECT symbol FROM market.ticks ORDER BY 1") == [("1.NZ",), ("20.NZ",)]
+    ((since,),) = await query(database, "SELECT ticks_since FROM ingest.settings")
+    assert now - timedelta(days=100) < since <= now - timedelta(days=60)
+    await insert(database, [(now - timedelta(days=100), now, 1.5, 10, 1, "late.NZ")])
+    assert not [line for line in await _maintained(database) if "dropped" in line]
+    assert await query(database, "SELECT ticks_since FROM ingest.settings") == [(since,)]
+
+
+def test_retention_spares_what_is_computed_again() -> None:
+    """No policy looks at ticks that retention may have dropped."""
+    assert max(level.start + level.width for level in LEVELS) <= timedelta(seconds=LEAST_RETENTION)
+
+
+async def test_analysts_read_the_market_and_nothing_else(database: str, server: TestServer) -> None:
+    """Every relation of `market`, those that are made later too; no other schema, and no writing."""
+    name = server.new_name()
+    await server.run(f"CREATE ROLE {name} LOGIN IN ROLE market_read")
+    connection = await connect(database)
+    try:
+        await connection.execute("CREATE TABLE market.later (x integer)")
+        relations = await connection.fetch(
+            "SELECT c.oid::regclass::text AS name FROM pg_class c WHERE relnamespace = 'market'::regnamespace "
+            "AND relkind IN ('r', 'p', 'v', 'm') AND NOT relispartition"
+        )
+        await connection.execute(f"SET SESSION AUTHORIZATION {name}")
+        assert len(relations) == 12
+        for (relation,) in relations:
+            await connection.fetch(f"SELECT * FROM {relation} LIMIT 1")
+        for forbidden in ("SELECT * FROM ingest.settings", "DELETE FROM market.ticks", "CREATE TABLE market.mine ()"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(forbidden)
+    finally:
+        await connection.close()
+        await server.run(f"DROP ROLE {name}")
+
+
+async def _maintained(url: str, **changes: str) -> list[str]:
+    lines: list[str] = []
+    await maintain(load(database_url=url, **changes), lines.append)
+    return lines

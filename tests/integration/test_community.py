@@ -1,0 +1,193 @@
+"""What only TimescaleDB Community does: continuous aggregates, policies, the columnstore. Jobs are run by hand.
+
+For a full server (INGESTOR_TEST_TIMESCALE_URL), and for one that has neither COPY nor a second connection
+(INGESTOR_TEST_COMMUNITY_URL, whose database is emptied): so one test after the other goes on with the same database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from alembic import command
+
+from ingestor.coverage.calendar import xnze
+from ingestor.service import maintain as maintain_module
+from ingestor.service.maintain import maintain
+from ingestor.settings import load
+from ingestor.store.aggregates import LEVELS
+from ingestor.store.connect import connect
+from ingestor.store.migrate import configuration, migrate
+from ingestor.store.queries import QUERIES
+from tests.bars import BUCKETS, TickRow, assert_bars, insert, some_ticks
+from tests.conftest import EDITIONS
+from tests.servers import TestServer, query
+
+NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+OLD = NOW - timedelta(days=60)
+RECENT = NOW - timedelta(hours=8)
+JOBS = "SELECT job_id, proc_name FROM timescaledb_information.jobs WHERE proc_name LIKE 'policy_%' ORDER BY job_id"
+COMPRESSED = "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'ticks' AND is_compressed"
+
+
+@pytest.fixture(scope="module")
+def community(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A migrated database of a server with the Community edition."""
+    if url := os.environ.get("INGESTOR_TEST_COMMUNITY_URL"):
+        asyncio.run(_empty(url))
+        asyncio.run(migrate(url, load(), lambda _: None))
+        yield url
+        return
+    server: TestServer | None = request.getfixturevalue("timescale") if "timescale" in EDITIONS else None
+    if server is None or not server.is_community:
+        pytest.skip("no TimescaleDB Community: set INGESTOR_TEST_COMMUNITY_URL, or INGESTOR_TEST_TIMESCALE_URL to one")
+    name = server.new_name()
+    yield asyncio.run(server.create(name, server.template))
+    asyncio.run(server.drop(name))
+
+
+async def _empty(url: str) -> None:
+    connection = await connect(url)
+    await connection.execute("DROP SCHEMA IF EXISTS market CASCADE")
+    await connection.execute("DROP SCHEMA IF EXISTS ingest CASCADE")
+    await connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+    await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def _bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintain_module, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
+
+
+async def _run(url: str, *statements: str) -> None:
+    connection = await connect(url)
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
+async def _store_late(url: str, rows: list[TickRow]) -> None:
+    """Store ticks as the daemon does: with the list of what came late."""
+    await insert(url, rows)
+    connection = await connect(url)
+    await connection.execute(QUERIES["note_late"], min(row[0] for row in rows), max(row[0] for row in rows))
+    await connection.close()
+
+
+async def _run_jobs(url: str) -> list[str]:
+    jobs = await query(url, JOBS)
+    await _run(url, *(f"CALL run_job({number})" for number, _ in jobs))
+    return [name for _, name in jobs]
+
+
+async def _maintained(url: str, **changes: str) -> list[str]:
+    lines: list[str] = []
+    await maintain(load(database_url=url, **changes), lines.append)
+    return lines
+
+
+async def _counted(url: str) -> dict[str, Any]:
+    return {name: (await query(url, f"SELECT count(*) FROM market.ohlcv_{name}"))[0][0] for name in BUCKETS}
+
+
+async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
+    """Old rows vanish behind what a policy has computed; what is on the list comes back with `maintain`."""
+    await _store_late(community, some_ticks(OLD, 10, 600))
+    await insert(community, some_ticks(RECENT, 0.3, 300, seed=2))
+    whole = await assert_bars(community)
+    names = await _run_jobs(community)
+    assert names.count("policy_refresh_continuous_aggregate") == len(LEVELS)
+    assert (await _counted(community))["1m"] < whole["1m"]
+    lines = await _maintained(community)
+    assert sum("computed anew" in line for line in lines) == 1
+    assert await assert_bars(community) == whole
+    assert await query(community, "SELECT count(*) FROM ingest.refreshes") == [(0,)]
+
+
+async def test_late_ticks(community: str) -> None:
+    """A tick below what was computed is not seen until `maintain` runs; then every width has it."""
+    before = await assert_bars(community)
+    late = OLD - timedelta(days=3)
+    await _store_late(
+        community, [(late, NOW, 1.5, 10, 1, "LATE.NZ"), (NOW - timedelta(days=3), NOW, 2.5, 1, 1, "A.NZ")]
+    )
+    assert await _counted(community) == before
+    await _maintained(community)
+    after = await assert_bars(community)
+    assert all(after[name] > before[name] for name in BUCKETS)
+
+
+async def test_the_columnstore(community: str) -> None:
+    """Chunks of two weeks ago are compressed; copies and late ticks meet the same ticks there as before."""
+    rows = await query(community, "SELECT * FROM market.ticks ORDER BY time, symbol")
+    assert "Ticks go to the columnstore" in "".join(await _maintained(community, columnstore_after="15d"))
+    assert not [line for line in await _maintained(community, columnstore_after="15d") if "columnstore" in line]
+    await _run_jobs(community)
+    ((compressed,),) = await query(community, COMPRESSED)
+    assert compressed >= 2
+    assert await query(community, "SELECT * FROM market.ticks ORDER BY time, symbol") == rows
+    copies = (
+        "INSERT INTO market.ticks SELECT * FROM market.ticks "
+        "ON CONFLICT (symbol, time, price, volume, occurrence) DO NOTHING"
+    )
+    await _run(community, copies)
+    assert await query(community, "SELECT count(*) FROM market.ticks") == [(len(rows),)]
+    equal = rows[5]
+    await _store_late(community, [(*equal[:4], 99, equal[5])])
+    await _maintained(community, columnstore_after="15d")
+    assert await query(community, "SELECT count(*) FROM market.ticks") == [(len(rows) + 1,)]
+    await assert_bars(community)
+    (line,) = [line for line in await _maintained(community, columnstore_after="off") if "columnstore" in line]
+    assert line == "Ticks go to the columnstore never."
+
+
+async def test_an_interrupted_migration(community: str) -> None:
+    """Where a policy is missing, what was never computed is computed first; twice changes nothing."""
+    for level in LEVELS[:2]:
+        await _run(community, f"SELECT remove_continuous_aggregate_policy('{level.view}')")
+    lines: list[str] = []
+    await migrate(community, load(), lines.append)
+    assert any(line.startswith("Bars of 1m: computed until") for line in lines)
+    assert not any(line.startswith("Bars of 1h") for line in lines)
+    assert (await _run_jobs(community)).count("policy_refresh_continuous_aggregate") == len(LEVELS)
+    await assert_bars(community)
+    lines.clear()
+    await migrate(community, load(), lines.append)
+    assert not any(line.startswith("Bars") for line in lines)
+
+
+async def test_down_and_up_with_data(community: str) -> None:
+    """The aggregates, and the columnstore, go and come again; no tick does."""
+    whole = await assert_bars(community)
+    ticks = "SELECT count(*) FROM market.ticks"
+    before = await query(community, ticks)
+    config = configuration()
+    await _run(community, "SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
+    await asyncio.to_thread(_alembic, command.downgrade, config, community, "0002")
+    assert await query(community, ticks) == before
+    assert await query(community, COMPRESSED) == [(0,)]
+    await migrate(community, load(), lambda _: None)
+    await _run_jobs(community)
+    assert await assert_bars(community) == whole
+
+
+def _alembic(run: Any, config: Any, url: str, revision: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INGESTOR_DATABASE_URL", url)
+        run(config, revision)
+
+
+async def test_retention_keeps_the_bars(community: str) -> None:
+    """Old ticks are dropped, their bars stay; and a late tick among them does not take the place of those."""
+    whole = await assert_bars(community)
+    assert any("dropped" in line for line in await _maintained(community, retention="30d"))
+    assert await _counted(community) == whole
+    late = (OLD + timedelta(days=1), NOW, 9.0, 1, 1, "A.NZ")
+    await _store_late(community, [late])
+    await _maintained(community, retention="30d")
+    assert await _counted(community) == whole
+    assert await query(community, "SELECT count(*) FROM market.ohlcv_1m WHERE high = 9") == [(0,)]
