@@ -13,9 +13,10 @@ from zoneinfo import ZoneInfo
 from ingestor.store.connect import connect
 
 AUCKLAND = ZoneInfo("Pacific/Auckland")
-INSERT = (
-    "INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) VALUES ($1, $2, $3, $4, $5, $6)"
-)
+INSERT = """
+INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
+SELECT * FROM unnest($1::timestamptz[], $2::timestamptz[], $3::float8[], $4::bigint[], $5::integer[], $6::text[])
+"""
 
 TickRow = tuple[datetime, datetime, float, int, int, str]
 
@@ -52,9 +53,7 @@ async def insert(url: str, rows: Iterable[TickRow]) -> None:
     connection, rows = await connect(url), list(rows)
     for month in {row[0].replace(day=1).date() for row in rows}:
         await connection.execute("SELECT ingest.ensure_partition($1)", month)
-    async with connection.transaction():
-        for row in rows:
-            await connection.execute(INSERT, *row)
+    await connection.execute(INSERT, *map(list, zip(*rows, strict=True)))
     await connection.close()
 
 

@@ -159,8 +159,8 @@ WHERE tstzrange(minute, minute + interval '1 minute') <@ spans
 -- name: own_bars
 -- Our bars of the minutes between $1 and $2, of one symbol.
 SELECT date_bin('1 minute', time, '2000-01-01 00:00:00+00') AS time,
-       (array_agg(price ORDER BY time, received_at, occurrence))[1] AS open, max(price) AS high, min(price) AS low,
-       (array_agg(price ORDER BY time DESC, received_at DESC, occurrence DESC))[1] AS close, sum(volume)::bigint AS volume
+       market.open_price(price, time, received_at, occurrence) AS open, max(price) AS high, min(price) AS low,
+       market.close_price(price, time, received_at, occurrence) AS close, sum(volume)::bigint AS volume
 FROM market.ticks WHERE symbol = $3 AND time >= $1 AND time < $2
 GROUP BY 1
 
