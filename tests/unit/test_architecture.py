@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "ingestor"
 LAYERS = [
     {"model"},
     {"errors"},
-    {"settings", "telemetry", "clock"},
+    {"settings", "telemetry", "clock", "chart"},
     {"batch", "buffer", "stream", "coverage"},
     {"store", "simulator", "embedded"},
     {"backfill"},

@@ -1,0 +1,58 @@
+"""Made-up bars, for the tests of what is drawn of them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from ingestor.chart.series import Band, Bar, Series
+from tests.sessions import BEGINS, ENDS, MINUTE, at
+
+ZONE = ZoneInfo("Pacific/Auckland")
+
+
+def bar(
+    minute: float | datetime,
+    opening: float,
+    close: float,
+    *,
+    high: float | None = None,
+    low: float | None = None,
+    volume: int = 100,
+    backfilled: bool = False,
+) -> Bar:
+    """Return the bar of a minute, given as an instant or counted from the beginning of Friday's trading time."""
+    start = minute if isinstance(minute, datetime) else at(minute)
+    high = max(opening, close) if high is None else high
+    low = min(opening, close) if low is None else low
+    return Bar(start, start + MINUTE, opening, high, low, close, volume, backfilled)
+
+
+def gap(since: float, until: float, kind: str = "open", cause: str = "the connection was closed or cut") -> Band:
+    """Return a gap between two minutes of Friday's trading time."""
+    return Band(at(since), at(until), kind, cause)
+
+
+def friday(*bars: Bar, gaps: tuple[Band, ...] = (), symbol: str = "AIR.NZ") -> Series:
+    """Return the series of these bars, over all of Friday's trading time."""
+    return Series(symbol, ZONE, bars, ((BEGINS, ENDS),), gaps)
+
+
+def sample() -> Series:
+    """Return a day with something of everything: an hour a candle rises, the next it falls; two were backfilled."""
+    bars = []
+    for quarter in range(4, 31):
+        price = 1.5 + 0.01 * (abs(quarter % 8 - 4) + quarter // 8)
+        change = 0.02 if quarter // 4 % 2 else -0.02
+        filled = quarter in {9, 10, 13}
+        bars.append(
+            bar(15 * quarter, price, price + change, high=price + 0.03, volume=50 * (quarter % 5), backfilled=filled)
+        )
+    gaps = (gap(0, 10), gap(135, 165, "backfilled"), gap(300, 300.01, "partial"), gap(470, 495, "excused", "a <halt>"))
+    return friday(*bars, gaps=gaps)
+
+
+def many(count: int) -> Series:
+    """Return so many minutes without a pause, over as many days as that takes."""
+    start = BEGINS - timedelta(days=count // 1440)
+    return Series("AIR.NZ", ZONE, tuple(bar(start + n * MINUTE, 1 + n % 7, 1 + n % 5) for n in range(count)))
