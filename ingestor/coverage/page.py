@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from html import escape
 from importlib.resources import files
 from zoneinfo import ZoneInfo
 
+from ingestor.chart.geometry import TimeAxis
+from ingestor.chart.palette import palette
 from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
 
 MEANING: dict[Status, str] = {
@@ -29,7 +30,7 @@ NARROWEST = 3
 def as_html(report: Report) -> str:
     """Return the whole page."""
     zone = ZoneInfo(report.timezone)
-    style = files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    style = palette() + "\n" + files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     body = "\n".join(
         (
             _head(report, zone),
@@ -147,23 +148,17 @@ def _time_lines(report: Report, zone: ZoneInfo) -> str:
 
 
 def _line(day: Day, gaps: list[Gap], zone: ZoneInfo) -> str:
-    whole = (day.ended_at - day.started_at) / timedelta(seconds=1)
+    axis = TimeAxis.of([(day.started_at, day.ended_at, 1000)])
+    places = ((gap, *axis.band(gap.started_at, gap.ended_at, NARROWEST)) for gap in gaps)
     bars = "".join(
         f'<rect class="{gap.status}" x="{x:.1f}" width="{width:.1f}" height="15"><title>{_span(gap, zone)}: '
         f"{escape(gap.cause)} ({gap.status})</title></rect>"
-        for gap, x, width in _places(day.started_at, whole, gaps)
+        for gap, x, width in places
     )
     return (
         '<svg viewBox="0 0 1000 15" preserveAspectRatio="none">'
         f'<rect class="heard" width="1000" height="15" rx="2"></rect>{bars}</svg>'
     )
-
-
-def _places(start: datetime, whole: float, gaps: list[Gap]) -> Iterator[tuple[Gap, float, float]]:
-    for gap in gaps:
-        x = 1000 * (gap.started_at - start).total_seconds() / whole
-        width = max(1000 * gap.duration.total_seconds() / whole, NARROWEST)
-        yield gap, min(x, 1000 - width), width
 
 
 def _gaps(report: Report, zone: ZoneInfo) -> str:
