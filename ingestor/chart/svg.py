@@ -1,0 +1,209 @@
+"""A chart as one self-contained SVG: no script, no network; for light and dark screens of any size, and for paper."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+
+from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
+from ingestor.chart.palette import palette
+from ingestor.chart.series import Bar, Figure, Series
+from ingestor.chart.words import KEYS, VOLUME_DIGITS, caption, compact, described, price, span
+
+WIDTH, HEIGHT = 960, 560
+"""Size in the units of the drawing, which is scaled to the place it is shown in."""
+
+LEFT, TOP = 16.0, 84.0
+PRICES = (TOP, 390.0)
+VOLUMES = (410.0, 466.0)
+"""Upper and lower ends of the two panels."""
+
+ROOM = 200
+"""How many candles can be told from each other."""
+
+DIGIT = 14.5
+"""Width of a digit as large as a phone shows it."""
+
+APART = 84.0
+"""From one label of the time axis to the next."""
+
+NARROWEST = 2.0
+"""The least width of a gap at its upper edge, so that a second of a day can still be seen."""
+
+THINNEST = 0.5
+"""The least width of its shade, so that a year of short gaps is not all shade."""
+
+_FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML does not take, not even escaped."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plot:
+    """A figure with its scales."""
+
+    series: Series
+    figure: Figure
+    prices: Scale
+    volumes: Scale
+    times: Scale
+    price_ticks: list[Tick]
+
+    @property
+    def unit(self) -> float:
+        """How many bars a unit of the drawing is wide."""
+        return self.figure.axis.length / (self.times.end - self.times.start)
+
+    def edges(self, bar: Bar, share: float) -> tuple[float, float]:
+        """Return the left edge and the width of so much of a bar's room, in its middle."""
+        start, end = (self.times.place(self.figure.axis.place(moment)) for moment in (bar.started_at, bar.ended_at))
+        return start + (end - start) * (1 - share) / 2, (end - start) * share
+
+
+def draw(series: Series) -> str:
+    """Return the SVG."""
+    plot = _plot(series)
+    style = palette() + files(__package__).joinpath("svg.css").read_text(encoding="utf-8")
+    parts = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f"<title>{_escaped(series.title)}</title>",
+        f"<desc>{_escaped(described(series, plot.figure))}</desc>",
+        f"<style>\n{style}</style>",
+        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
+        f'<text class="title" x="{LEFT:g}" y="34">{_escaped(series.title)}</text>',
+        f'<text class="caption" x="{LEFT:g}" y="64">{_escaped(caption(series, plot.figure))}</text>',
+        *_group("gaps", _gaps(plot)),
+        *_group("grid prices", _price_grid(plot)),
+        *_group("grid times", _time_grid(plot)),
+        *_group("volumes", _volumes(plot)),
+        *_group("bars", _bars(plot)),
+        *_group("keys", _keys(plot)),
+        "</svg>\n",
+    )
+    return "\n".join(parts)
+
+
+def _plot(series: Series) -> _Plot:
+    total = series.total
+    figure = series.figure(ROOM)
+    low, high = widened(total.low, total.high, 0.04)
+    ticks = price_ticks(low, high, 7)
+    right = WIDTH - LEFT - DIGIT * max(VOLUME_DIGITS, *(len(tick.label) for tick in ticks))
+    return _Plot(
+        series,
+        figure,
+        Scale(low, high, PRICES[1], PRICES[0]),
+        Scale(0, max(1, *(bar.volume for bar in figure.bars)), VOLUMES[1], VOLUMES[0]),
+        Scale(0, figure.axis.length, LEFT, right),
+        ticks,
+    )
+
+
+def _group(name: str, parts: Iterable[str]) -> Iterator[str]:
+    yield f'<g class="{name}">'
+    yield from parts
+    yield "</g>"
+
+
+def _gaps(plot: _Plot) -> Iterator[str]:
+    """Shade each gap over both panels, and mark their upper edge in its full colour."""
+    for gap in plot.series.gaps:
+        yield f"<g {_toned(gap.kind)}><title>{_escaped(span(gap, plot.series.zone))}</title>"
+        for name, narrowest, height in (("shade", THINNEST, VOLUMES[1] - TOP), ("edge", NARROWEST, 5)):
+            start, width = plot.figure.axis.band(gap.started_at, gap.ended_at, narrowest * plot.unit)
+            place = f'x="{plot.times.place(start):.1f}" width="{width / plot.unit:.1f}" y="{TOP:g}" height="{height:g}"'
+            yield f'<rect class="{name}" {place}/>'
+        yield "</g>"
+
+
+def _toned(kind: str) -> str:
+    return f'class="gap" style="--tone: var(--{_escaped(kind)})"'
+
+
+def _price_grid(plot: _Plot) -> Iterator[str]:
+    right = plot.times.end
+    for tick in plot.price_ticks:
+        y = plot.prices.place(tick.at)
+        yield f'<path d="M{LEFT:g},{y:.1f}H{right:.1f}"/><text x="{right + 8:.1f}" y="{y:.1f}">{tick.label}</text>'
+    most = compact(round(plot.volumes.high))
+    yield f'<path d="M{LEFT:g},{VOLUMES[1]:g}H{right:.1f}"/>'
+    yield f'<text class="volume-label" x="{right + 8:.1f}" y="{VOLUMES[0] + 8:.1f}">{most}</text>'
+
+
+def _time_grid(plot: _Plot) -> Iterator[str]:
+    for tick in time_ticks(plot.figure.axis, plot.series.zone, APART * plot.unit):
+        x = plot.times.place(tick.at)
+        form = ' class="day"' if tick.major else ""
+        yield f'<path{form} d="M{x:.1f},{TOP:g}V{VOLUMES[1]:g}"/>'
+        first = ' class="first"' if x < LEFT + DIGIT * len(tick.label) / 2 else ""
+        yield f'<text{first} x="{LEFT if first else x:.1f}" y="{VOLUMES[1] + 24:g}">{tick.label}</text>'
+
+
+def _volumes(plot: _Plot) -> Iterator[str]:
+    for bar in plot.figure.bars:
+        x, width = plot.edges(bar, 0.7)
+        y = plot.volumes.place(bar.volume)
+        place = f'x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{VOLUMES[1] - y:.1f}"'
+        yield f'<rect class="volume {_kind(bar)}" {place}/>'
+
+
+def _bars(plot: _Plot) -> Iterator[str]:
+    """Draw each candle as one outline: the wicks above and below, and the body, hollow where it was backfilled."""
+    label = _labels(plot)
+    for bar in plot.figure.bars:
+        x, width = plot.edges(bar, 0.7)
+        low, high = plot.prices.place(bar.low), plot.prices.place(bar.high)
+        bottom, top = (plot.prices.place(edge) for edge in sorted((bar.open, bar.close)))
+        middle = x + width / 2
+        yield (
+            f'<path class="bar {_kind(bar)}" d="M{middle:.2f},{high:.1f}V{top:.1f}M{middle:.2f},{bottom:.1f}V{low:.1f}'
+            f'M{x:.2f},{top:.1f}h{width:.2f}V{bottom:.1f}h-{width:.2f}z"><title>{_escaped(label(bar))}</title></path>'
+        )
+
+
+def _kind(bar: Bar) -> str:
+    return ("up" if bar.rises else "down") + (" backfilled" if bar.backfilled else "")
+
+
+def _labels(plot: _Plot) -> Callable[[Bar], str]:
+    zone, is_daily = plot.series.zone, plot.figure.width == "1d"
+
+    def when(moment: datetime) -> str:
+        return f"{moment.astimezone(zone):{'%a %-d %b %Y' if is_daily else '%a %-d %b %H:%M'}}"
+
+    def label(bar: Bar) -> str:
+        prices = ", ".join(f"{name} {price(getattr(bar, name))}" for name in ("open", "high", "low", "close"))
+        source = "; backfilled" if bar.backfilled else ""
+        return f"{when(bar.started_at)}: {prices}; volume {bar.volume:,}{source}"
+
+    return label
+
+
+def _keys(plot: _Plot) -> Iterator[str]:
+    """Say what the colours mean: of candles in one line, of gaps in the other."""
+    x = LEFT
+    for name, label in KEYS.items():
+        if "backfilled" in name and not plot.series.total.backfilled:
+            continue
+        yield f'<rect class="bar {name}" x="{x + 1:.1f}" y="509" width="14" height="14"/>{_key(x + 24, 516, label)}'
+        x += 40 + 0.9 * DIGIT * len(label)
+    zone = _escaped(plot.series.zone.key)
+    yield f'<text x="{WIDTH - LEFT:g}" y="516" text-anchor="end">{zone}</text>'
+    if plot.series.gaps:
+        yield _key(LEFT, 543, "gaps")
+    x = LEFT + 70
+    for kind in dict.fromkeys(gap.kind for gap in plot.series.gaps):
+        yield f'<g {_toned(kind)}><rect class="edge" x="{x:.1f}" y="535" width="16" height="16"/></g>'
+        yield _key(x + 24, 543, kind)
+        x += 40 + 0.9 * DIGIT * len(kind)
+
+
+def _key(x: float, y: float, label: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:g}">{_escaped(label)}</text>'
+
+
+def _escaped(text: str) -> str:
+    return escape(_FORBIDDEN.sub("\ufffd", text))

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import pairwise
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from ingestor.chart import svg
+from ingestor.chart.series import Series, Width
+from tests.charts import bar, friday, gap, many, sample
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(series: Series) -> ET.Element:
+    return ET.fromstring(svg.draw(series))
+
+
+def having(root: ET.Element, name: str) -> list[ET.Element]:
+    return [each for each in root.iter() if name in each.get("class", "").split()]
+
+
+def candles(root: ET.Element) -> list[tuple[float, list[float]]]:
+    """The middle of each candle, and the heights of its high, upper end, lower end and low."""
+    found = []
+    for path in root.iter(f"{SVG}path"):
+        if "bar" in path.get("class", "").split():
+            x, high, top, _, bottom, low = (float(number) for number in re.findall(r"[\d.]+", path.get("d", ""))[:6])
+            found.append((x, [high, top, bottom, low]))
+    return found
+
+
+def test_candles_lie_in_their_order() -> None:
+    """From left to right by time, the highest price on top, and the wick around the body."""
+    root = drawn(sample())
+    found = candles(root)
+    assert len(found) == 27
+    assert all(one[0] < other[0] for one, other in pairwise(found))
+    assert all(heights == sorted(heights) for _, heights in found)
+    assert all(svg.PRICES[0] <= heights[0] <= heights[3] <= svg.PRICES[1] for _, heights in found)
+    assert sum("backfilled" in path.get("class", "") for path in having(root, "bar") if path.tag == f"{SVG}path") == 3
+    assert len(having(root, "volume")) == 27
+
+
+def test_gaps_are_shaded_by_what_became_of_them() -> None:
+    """Each in its colour at its place, the shortest as wide as can be seen, with its cause."""
+    shades = having(drawn(sample()), "gap")[:4]
+    assert [shade.get("style") for shade in shades] == [
+        f"--tone: var(--{kind})" for kind in ("open", "backfilled", "partial", "excused")
+    ]
+    places = [(float(rect.get("x", "")), float(rect.get("width", ""))) for rect in (shade[2] for shade in shades)]
+    assert places[0][0] == svg.LEFT
+    assert places[2][1] == svg.NARROWEST
+    assert all(x + width < other for (x, width), (other, _) in pairwise(places))
+    assert shades[3][0].text == "Fri 20 Nov 2026, 16:50:00 to 17:15:00: a <halt> (excused)"
+
+
+def test_it_tells_those_who_cannot_see_it() -> None:
+    """It is an image with a title and a description."""
+    root = drawn(sample())
+    assert root.get("role") == "img"
+    assert root[0].text == "AIR.NZ, Friday 20 November 2026"
+    assert "3 of them with backfilled minutes. Gaps: Fri 20 Nov 2026, 09:00:00 to 09:10:00" in (root[1].text or "")
+    assert (drawn(friday(bar(60, 1, 1)))[1].text or "").endswith("Gaps: None.")
+
+
+def test_it_needs_no_network() -> None:
+    """It has no script and refers to nothing outside of it; a dark screen gets other colours."""
+    text = svg.draw(sample())
+    assert not {element.tag for element in ET.fromstring(text).iter()} & {f"{SVG}script", f"{SVG}image", f"{SVG}use"}
+    assert not re.search(r"url\(|@import|href|javascript:|https?://(?!www\.w3\.org/2000/svg\")", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_signs_that_markup_is_made_of() -> None:
+    """Whatever a symbol or a cause consists of, it is shown as it is, but for what XML can't hold."""
+    series = friday(bar(60, 1, 1), gaps=(gap(1, 2, cause='"]]><a&b\x01'),), symbol="<A&B'\"].NZ")
+    root = drawn(series)
+    assert (having(root, "title")[0].text or "").startswith("<A&B'\"].NZ, ")
+    assert '"]]><a&b\ufffd (open)' in (having(root, "gap")[0][0].text or "")
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        friday(bar(60, 1, 1)),
+        friday(bar(60, 1, 1, volume=0), bar(70, 1, 1, volume=0), gaps=(gap(0, 495),)),
+        friday(bar(60, 123456789012345, 123456789012346)),
+        friday(bar(60, 1e-12, 2e-12)),
+        friday(bar(494, -1, 0), gaps=(gap(0, 0.01), gap(494.99, 495))),
+        replace(many(6000), width=Width.MINUTE),
+    ],
+    ids=["one", "flat", "large", "tiny", "edges", "many"],
+)
+def test_edges(series: Series) -> None:
+    """Everything lies within the picture."""
+    for rect in drawn(series).iter(f"{SVG}rect"):
+        x, width = float(rect.get("x", 0)), float(rect.get("width", 0))
+        assert x >= 0
+        assert x + width <= svg.WIDTH
+    assert len(candles(drawn(series))) == len(series.minutes)
