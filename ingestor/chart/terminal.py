@@ -1,0 +1,202 @@
+"""A chart as lines of text, with the role of each piece, so that whoever prints it can choose colours.
+
+A candle is a column of cells of two halves each, so that prices are shown twice as finely as there are lines. It can
+be read without colours: one that rises is a line, one that falls a block, and what was backfilled looks hollow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from textwrap import wrap
+from typing import Literal, TypeAlias
+
+from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
+from ingestor.chart.series import Bar, Figure, Series, merged
+from ingestor.chart.words import KEYS, VOLUME_DIGITS, caption, compact
+
+Piece: TypeAlias = tuple[str, str]
+"""A text and its role: `title`, `faint`, `up`, `down`, `plain`, or the kind of a gap."""
+
+Line: TypeAlias = list[Piece]
+
+Half: TypeAlias = Literal[" ", "-", "#"]
+"""What of a candle lies in the half of a cell: nothing, its wick, or its body."""
+
+LEAST_ROWS, LEAST_COLUMNS = 12, 30
+"""Of a smaller terminal the chart is drawn as if it were this large."""
+
+APART = 8
+"""Columns from one label of the time axis to the next."""
+
+LEAST_SHADED = 0.1
+"""Of a bar, and of a column: a shorter gap has only its letter, so that a year of them is not all shade."""
+
+SHADE = "░"
+EIGHTHS = " ▁▂▃▄▅▆▇█"
+
+_WICKS = {" -": "╷", "- ": "╵", "--": "│"}
+_GLYPHS: dict[str, dict[str, str]] = {
+    "up": _WICKS | {" #": "╻", "# ": "╹", "-#": "╽", "#-": "╿", "##": "┃"},
+    "down": _WICKS | {" #": "▄", "# ": "▀", "-#": "▄", "#-": "▀", "##": "█"},
+    "up backfilled": _WICKS | {" #": "╥", "# ": "╨", "-#": "╥", "#-": "╨", "##": "║"},
+    "down backfilled": _WICKS | dict.fromkeys((" #", "# ", "-#", "#-", "##"), "▒"),
+}
+
+
+@dataclass(slots=True)
+class _Canvas:
+    """Cells of a character and a role each."""
+
+    columns: int
+    rows: int
+    cells: list[list[Piece]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cells = [[(" ", "plain")] * self.columns for _ in range(self.rows)]
+
+    def put(self, row: int, column: int, text: str, role: str) -> None:
+        """Write a text; what lies outside is cut off."""
+        for index, character in enumerate(text, column):
+            if 0 <= index < self.columns:
+                self.cells[row][index] = (character, role)
+
+    def lines(self) -> list[Line]:
+        """Return the lines in as few pieces as their roles allow."""
+        return [
+            [("".join(character for character, _ in run), role) for role, run in groupby(row, key=lambda cell: cell[1])]
+            for row in self.cells
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where the panels lie: rows of prices, of the gaps' letters (one or none), and of volume, right of the labels."""
+
+    figure: Figure
+    price_rows: int
+    gap_rows: int
+    volume_rows: int
+    gutter: int
+    columns: int
+
+    @property
+    def pitch(self) -> float:
+        """Columns for each bar; fewer than one where more bars were asked for than there is room for."""
+        room = self.columns / self.figure.axis.length
+        return math.floor(room) if room >= 1 else room
+
+    def column(self, place: float) -> int:
+        """Return the column of the canvas in which a place on the time axis lies."""
+        return self.gutter + min(int(place * self.pitch + 1e-9), self.columns - 1)
+
+    def bars(self) -> list[tuple[int, Bar]]:
+        """Return the bars, those that share a column as one, each with its first column."""
+        axis, found = self.figure.axis, []
+        for column, group in groupby(self.figure.bars, key=lambda bar: self.column(axis.place(bar.started_at))):
+            bars = list(group)
+            found.append((column, merged(bars, bars[0].started_at, bars[-1].ended_at)))
+        return found
+
+
+def draw(series: Series, columns: int, rows: int) -> list[Line]:
+    """Return the chart, at most that many columns and lines large."""
+    columns, rows = max(columns, LEAST_COLUMNS), max(rows, LEAST_ROWS)
+    low, high = widened(series.total.low, series.total.high)
+    ticks = price_ticks(low, high, rows // 3)
+    gutter = max(VOLUME_DIGITS, *(len(tick.label) for tick in ticks)) + 2
+    figure = series.figure(columns - gutter)
+    shared = "; several bars share a column" if figure.axis.length > columns - gutter else ""
+    head = [(series.title, "title"), *((text, "plain") for text in wrap(caption(series, figure) + shared, columns))]
+    gap_rows = 1 if series.gaps else 0
+    volume_rows = max(2, rows // 7)
+    price_rows = max(rows - len(head) - gap_rows - volume_rows - 3, 3)
+    layout = _Layout(figure, price_rows, gap_rows, volume_rows, gutter, columns - gutter)
+    canvas = _Canvas(columns, price_rows + gap_rows + volume_rows + 2)
+    halves = Scale(low, high, 2 * price_rows - 1, 0)
+    bars = layout.bars()
+    most = max(1, *(bar.volume for _, bar in bars))
+    labels = [(round(halves.place(tick.at)) // 2, tick.label) for tick in ticks]
+    _draw_frame(canvas, layout, [*labels, (price_rows + gap_rows, compact(most))])
+    _draw_gaps(canvas, layout, series)
+    for column, bar in bars:
+        _draw_candle(canvas, column + max(0, int(layout.pitch) - 1) // 2, bar, halves)
+        _draw_volume(canvas, layout, column, bar, most)
+    _draw_times(canvas, layout, time_ticks(figure.axis, series.zone, APART / layout.pitch))
+    return [*([piece] for piece in head), *canvas.lines(), _legend(series)]
+
+
+def _draw_frame(canvas: _Canvas, layout: _Layout, labels: Iterable[tuple[int, str]]) -> None:
+    edge = layout.gutter - 1
+    for row in range(canvas.rows - 2):
+        canvas.put(row, edge, "│", "faint")
+    for row, label in labels:
+        canvas.put(row, 0, f"{label:>{edge - 1}} ┤", "faint")
+    canvas.put(canvas.rows - 2, edge, "└" + "─" * layout.columns, "faint")
+
+
+def _draw_gaps(canvas: _Canvas, layout: _Layout, series: Series) -> None:
+    """Shade the price panel, and write under it the first letter of what became of each gap."""
+    for gap in series.gaps:
+        start, width = layout.figure.axis.band(gap.started_at, gap.ended_at, 0.0)
+        first = layout.column(start)
+        last = layout.column(max(start, start + width - 1e-6))
+        for row in range(layout.price_rows if width * min(layout.pitch, 1) >= LEAST_SHADED else 0):
+            canvas.put(row, first, SHADE * (last - first + 1), gap.kind)
+        canvas.put(layout.price_rows, first, gap.kind[0] * (last - first + 1), gap.kind)
+
+
+def _draw_candle(canvas: _Canvas, column: int, bar: Bar, halves: Scale) -> None:
+    role = _role(bar)
+    glyphs = _GLYPHS[f"{role} backfilled" if bar.backfilled else role]
+    for row, cell in _cells(bar, halves):
+        canvas.put(row, column, glyphs[cell], role)
+
+
+def _cells(bar: Bar, halves: Scale) -> list[tuple[int, str]]:
+    """Return the rows of a candle with what lies in the two halves of each."""
+    top, bottom = (round(halves.place(price)) for price in (bar.high, bar.low))
+    upper, lower = (round(halves.place(price)) for price in sorted((bar.open, bar.close), reverse=True))
+
+    def half(index: int) -> Half:
+        if upper <= index <= lower:
+            return "#"
+        return "-" if top <= index <= bottom else " "
+
+    return [(row, half(2 * row) + half(2 * row + 1)) for row in range(top // 2, bottom // 2 + 1)]
+
+
+def _draw_volume(canvas: _Canvas, layout: _Layout, column: int, bar: Bar, most: int) -> None:
+    height = math.ceil(8 * layout.volume_rows * bar.volume / most)
+    for row in range(layout.volume_rows):
+        text = EIGHTHS[min(max(height - 8 * row, 0), 8)] * max(1, int(layout.pitch) - 1)
+        canvas.put(canvas.rows - 3 - row, column, text, "faint" if bar.backfilled else _role(bar))
+
+
+def _role(bar: Bar) -> str:
+    return "up" if bar.rises else "down"
+
+
+def _draw_times(canvas: _Canvas, layout: _Layout, ticks: Sequence[Tick]) -> None:
+    written = -1
+    for tick in ticks:
+        column = layout.column(tick.at)
+        start = min(max(column - len(tick.label) // 2, 0), canvas.columns - len(tick.label))
+        if start > written:
+            canvas.put(canvas.rows - 2, column, "┼" if tick.major else "┬", "faint")
+            canvas.put(canvas.rows - 1, start, tick.label, "plain" if tick.major else "faint")
+            written = start + len(tick.label)
+
+
+def _legend(series: Series) -> Line:
+    """Say what the candles' looks mean, with each look that there is."""
+    found = {name: _GLYPHS[name]["##"] for name in ("up", "down")}
+    line: Line = [piece for name, glyph in found.items() for piece in ((glyph, name), (f" {KEYS[name]}  ", "faint"))]
+    if series.total.backfilled:
+        glyphs = (_GLYPHS[f"{name} backfilled"]["##"] for name in ("up", "down"))
+        line += [(" ".join(glyphs), "plain"), (f" {KEYS['up backfilled']}  ", "faint")]
+    if series.gaps:
+        line += [(SHADE, "plain"), (" gap  ", "faint")]
+    return [*line, (series.zone.key, "faint")]
