@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
+from ingestor.chart.series import Bar
 from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
 from ingestor.store.connect import connect
@@ -270,6 +271,37 @@ class Ledger:
         """Return a symbol's bars from our ticks; `since` and `until` are whole minutes."""
         async with self._connection() as connection:
             return [MinuteBar(*row) for row in await connection.fetch(QUERIES["own_bars"], since, until, symbol)]
+
+    async def bars(self, symbol: str, since: datetime, until: datetime) -> list[Bar]:
+        """Return the one series of a symbol's one-minute bars, in the order of time."""
+        async with self._connection() as connection:
+            return [Bar(*row) for row in await connection.fetch(QUERIES["bars"], symbol, since, until)]
+
+    async def last_trade(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
+        """Return when a symbol was last traded between two instants, as we heard or fetched it."""
+        async with self._connection() as connection:
+            found: datetime | None = await connection.fetchval(QUERIES["last_trade"], symbol, since, until)
+        return found
+
+    async def last_bar(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
+        """Return the minute of a symbol's last bar between two instants; None where there is none.
+
+        It looks back from the last trade in spans that double, since the bars of all time would take long to compute.
+        """
+        async with self._connection() as connection:
+            last: datetime | None = await connection.fetchval(QUERIES["last_trade"], symbol, since, until)
+            found: datetime | None = None
+            span = timedelta(days=1)
+            while last is not None and found is None and since < until:
+                first = max(since, minute_of(last) - span)
+                found = await connection.fetchval(QUERIES["last_bar"], symbol, first, until)
+                until, span = first, 2 * span
+        return found
+
+    async def listed_symbols(self) -> list[str]:
+        """Return the symbols that are on record, in their order; a symbol gets there with a backfill."""
+        async with self._connection() as connection:
+            return [row["symbol"] for row in await connection.fetch(QUERIES["listed_symbols"])]
 
     async def store_differences(self, day: date, symbols: Sequence[str], found: Sequence[Difference]) -> None:
         """Replace what was noted for these symbols and that day."""

@@ -164,6 +164,24 @@ SELECT date_bin('1 minute', time, '2000-01-01 00:00:00+00') AS time,
 FROM market.ticks WHERE symbol = $3 AND time >= $1 AND time < $2
 GROUP BY 1
 
+-- name: bars
+-- The one series of bars of a symbol, from $2 up to but not including $3.
+SELECT time, time + interval '1 minute', open, high, low, close, volume, source = 'backfill' FROM market.bars_1m
+WHERE symbol = $1 AND time >= $2 AND time < $3 ORDER BY time
+
+-- name: last_trade
+-- When a symbol was last traded before $3, whether its minute is a bar or not; from the keys alone.
+SELECT greatest(
+    (SELECT time FROM market.ticks WHERE symbol = $1 AND time >= $2 AND time < $3 ORDER BY time DESC LIMIT 1),
+    (SELECT time FROM market.bars WHERE symbol = $1 AND resolution = interval '1 minute' AND time >= $2 AND time < $3
+     ORDER BY time DESC LIMIT 1))
+
+-- name: last_bar
+SELECT max(time) FROM market.bars_1m WHERE symbol = $1 AND time >= $2 AND time < $3
+
+-- name: listed_symbols
+SELECT symbol FROM market.instruments ORDER BY symbol
+
 -- name: forget_reconciliations
 DELETE FROM ingest.reconciliations WHERE trading_day = $1 AND symbol = ANY ($2::text[])
 
