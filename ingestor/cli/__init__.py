@@ -9,6 +9,7 @@ import typer
 
 from ingestor import __version__
 from ingestor.cli.backfill import backfill
+from ingestor.cli.chart import chart
 from ingestor.cli.check import check
 from ingestor.cli.demo import demo
 from ingestor.cli.gaps import gaps
@@ -30,7 +31,7 @@ app = typer.Typer(
     epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 78 configuration. "
     "Settings are environment variables that begin with INGESTOR_; see .env.example.",
 )
-for command in (run, demo, simulate, migrate, check, gaps, backfill, reconcile, replay, maintain):
+for command in (run, demo, simulate, migrate, check, gaps, chart, backfill, reconcile, replay, maintain):
     app.command()(command)
 
 

@@ -140,6 +140,11 @@ def show(console: Console, report: Report) -> None:
         console.print(_days(lacking[-MOST_DAYS:]))
         if len(lacking) > MOST_DAYS:
             console.print(f"… and {len(lacking) - MOST_DAYS:,} days before them; `--until` shows those.", style="dim")
+    show_gaps(console, report)
+
+
+def show_gaps(console: Console, report: Report) -> None:
+    """Print all gaps, and what their outcomes mean."""
     console.print(_gaps(report))
     for status in {gap.status: None for gap in report.gaps}:
         console.print(Text(f"{status}: ", STYLES[status]) + Text(MEANING[status], "dim"))

@@ -34,7 +34,19 @@ async def login(server: TestServer) -> AsyncIterator[str]:
     await server.run(f"DROP ROLE {name}")
 
 
-COMMANDS = ("run", "demo", "simulate", "migrate", "check", "gaps", "backfill", "reconcile", "replay", "maintain")
+COMMANDS = (
+    "run",
+    "demo",
+    "simulate",
+    "migrate",
+    "check",
+    "gaps",
+    "chart",
+    "backfill",
+    "reconcile",
+    "replay",
+    "maintain",
+)
 
 
 async def test_help() -> None:
@@ -76,12 +88,14 @@ async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
-    [("migrate", 1), ("replay", 1), ("check", 78), ("gaps", 1), ("backfill", 1), ("reconcile", 1), ("maintain", 1)],
-)
+    [("migrate", 1), ("replay", 1), ("check", 78), ("gaps", 1), ("chart", 1), ("backfill", 1), ("reconcile", 1),
+     ("maintain", 1)],
+)  # fmt: skip
 async def test_a_dead_database_shows_no_password(command: str, expected: int, tmp_path: Path) -> None:
     """A database that can't be reached is told in a line, with the password neither as written nor as meant."""
     (tmp_path / "ticks.jsonl").write_bytes(line())
-    arguments = [command, *{"replay": ["ticks.jsonl"], "reconcile": ["--date=2026-11-20"]}.get(command, [])]
+    needed = {"replay": ["ticks.jsonl"], "chart": ["AIR.NZ"], "reconcile": ["--date=2026-11-20"]}
+    arguments = [command, *needed.get(command, [])]
     url = "postgresql://somebody:un%40mistakable-5Qz@127.0.0.1:1/d"
     status, output, errors = await ingestor(*arguments, DATABASE_URL=url, STREAM_URL="ws://127.0.0.1:1/ws", TOKEN=TOKEN)
     assert status == expected

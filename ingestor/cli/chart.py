@@ -1,0 +1,172 @@
+"""`ingestor chart`: what a symbol did, and where we did not hear it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import sys
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from ingestor import settings as configuration
+from ingestor.chart import svg, terminal
+from ingestor.chart.series import Band, Series, Width, midnight
+from ingestor.cli.bounds import Since, Until, bounds
+from ingestor.cli.gaps import STYLES, show_gaps, write
+from ingestor.coverage.report import Report
+from ingestor.errors import IngestorError
+from ingestor.store.ledger import Bounds, Ledger
+from ingestor.telemetry import hide
+
+MOST_GAPS = 20
+
+EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
+"""The first instant that an option can name."""
+
+ROLES = {"title": "bold", "faint": "dim", "up": "green", "down": "red", "plain": "", **STYLES}
+"""How the pieces of a chart look on a terminal."""
+
+
+class Format(StrEnum):
+    """What the chart is drawn as."""
+
+    TERMINAL = "terminal"
+    SVG = "svg"
+
+
+def chart(
+    symbol: Annotated[str, typer.Argument(help="As the exchange writes it, such as AIR.NZ.")],
+    since: Since = None,
+    until: Until = None,
+    width: Annotated[
+        Width | None, typer.Option(help="How long a bar is; the shortest of which all fit, when not given.")
+    ] = None,
+    output_format: Annotated[
+        Format,
+        typer.Option("--format", help="Text for this terminal, or svg: one file for a browser, a phone, or paper."),
+    ] = Format.TERMINAL,
+    output: Annotated[Path | None, typer.Option(help="Write the chart to this file.", dir_okay=False)] = None,
+) -> None:
+    """Draw candles and volume of a symbol, with the gaps shaded: what was traded, and what was not heard.
+
+    Without **--since** it is the last trading day that has bars. Bars are those of `market.bars_1m`: ours where the
+    minute was wholly covered, else the fetched ones, which look hollow. A gap has the colour of what became of it, on
+    a terminal also its first letter (**o**pen, **b**ackfilled, **p**artial, **u**nfillable, **e**xcused), and is listed
+    under the chart with its cause. Nights are left out; times are the exchange's.
+
+    `ingestor chart AIR.NZ`
+
+    `ingestor chart AIR.NZ --since 2026-11-16 --until 2026-11-21 --width 1h`
+
+    `ingestor chart AIR.NZ --format svg --output air.svg`
+
+    Ends with 1 when there is nothing to draw. Needs **INGESTOR_DATABASE_URL**.
+    """
+    span = bounds(since, until)
+    settings = configuration.load()
+    hide(settings.read_database_url())
+    series, report = asyncio.run(read(settings.read_database_url(), symbol, span, width))
+    if output is not None:
+        write(output, _rendered(series, report, output_format))
+    elif output_format is Format.TERMINAL:
+        show(Console(highlight=False), series, report)
+    else:
+        sys.stdout.write(svg.draw(series))
+
+
+def _rendered(series: Series, report: Report, output_format: Format) -> str:
+    if output_format is Format.SVG:
+        return svg.draw(series)
+    file = io.StringIO()
+    show(Console(file=file, highlight=False), series, report)
+    return file.getvalue()
+
+
+def show(console: Console, series: Series, report: Report) -> None:
+    """Print the chart as large as the terminal, but for at most a quarter of it, where the gaps are listed."""
+    listed = 8 + min(len(series.gaps), MOST_GAPS) if series.gaps else 1
+    rows = max(console.height - listed, 3 * console.height // 4)
+    for line in terminal.draw(series, console.width, rows):
+        text = Text.assemble(*((piece, ROLES[role]) for piece, role in line), no_wrap=True, overflow="crop", end="")
+        text.rstrip()
+        console.print(text)
+    if report.gaps:
+        console.print()
+        show_gaps(console, replace(report, gaps=report.gaps[-MOST_GAPS:]))
+        if len(report.gaps) > MOST_GAPS:
+            console.print(
+                f"… and {len(report.gaps) - MOST_GAPS:,} before them: `ingestor gaps` lists all.", style="dim"
+            )
+
+
+async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tuple[Series, Report]:
+    """Return what there is to draw. Raises IngestorError where there is nothing."""
+    now = datetime.now(UTC)
+    latest = now + timedelta(days=1)
+    async with Ledger(url) as ledger:
+        zone = ZoneInfo(ledger.timezone)
+        symbol = await _known(ledger, symbol, latest)
+        since, until = await _bounded(ledger, symbol, span, latest)
+        start, end = (_instant(bound, zone) for bound in (since, until))
+        minutes = await ledger.bars(symbol, start, end)
+        if not minutes:
+            raise await _nothing(ledger, symbol, latest)
+        report = await ledger.report(Bounds(since, until), now)
+    days = ((max(day.started_at, start), min(day.ended_at, end)) for day in report.days)
+    gaps = (Band(gap.started_at, gap.ended_at, gap.status, gap.cause) for gap in report.gaps)
+    return Series(symbol, zone, tuple(minutes), tuple(days), tuple(gaps), width), report
+
+
+async def _known(ledger: Ledger, symbol: str, latest: datetime) -> str:
+    """Return the symbol as it is on record: as it was given, else in capitals. Raises IngestorError."""
+    listed = await ledger.listed_symbols()
+    for name in (symbol, symbol.upper()):
+        if name in listed or await ledger.last_trade(name, EARLIEST, latest) is not None:
+            return name
+    near = get_close_matches(symbol.upper(), listed, n=3)
+    raise IngestorError(
+        f"Nothing is on record of {symbol}.",
+        hint=f"Did you mean {' or '.join(near)}?" if near else "Write it with its suffix, such as AIR.NZ.",
+    )
+
+
+async def _bounded(
+    ledger: Ledger, symbol: str, span: Bounds, latest: datetime
+) -> tuple[date | datetime, date | datetime]:
+    """Return from when until when to draw: without a beginning, the last day that has bars."""
+    if span.since is not None:
+        return span.since, span.until or latest
+    zone = ZoneInfo(ledger.timezone)
+    last = await ledger.last_bar(symbol, EARLIEST, latest if span.until is None else _instant(span.until, zone))
+    if last is None:
+        raise await _nothing(ledger, symbol, latest)
+    day = last.astimezone(zone).date()
+    return day, span.until or day + timedelta(days=1)
+
+
+async def _nothing(ledger: Ledger, symbol: str, latest: datetime) -> IngestorError:
+    """Return the error that says where the bars are instead."""
+    last = await ledger.last_bar(symbol, EARLIEST, latest)
+    if last is None:
+        return IngestorError(
+            f"{symbol} has no bars yet.",
+            hint="A minute becomes one when it was wholly heard, or by `ingestor backfill`; "
+            "`ingestor gaps` shows what was missed.",
+        )
+    return IngestorError(
+        f"{symbol} has no bars in that time; its last are of {last.astimezone(ZoneInfo(ledger.timezone)):%Y-%m-%d}.",
+        hint="Choose other days with --since and --until; `ingestor gaps` shows what was missed.",
+    )
+
+
+def _instant(bound: date | datetime, zone: ZoneInfo) -> datetime:
+    return bound if isinstance(bound, datetime) else midnight(bound, zone)
