@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestor.service import writer
 from tests.servers import TestServer, plain_server
 
 EDITIONS = ["plain", *(["timescale"] if "INGESTOR_TEST_TIMESCALE_URL" in os.environ else [])]
@@ -22,6 +23,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("INGESTOR_SPOOL_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that is less patient with what a person must mend."""
+    monkeypatch.setattr(writer, "MAX_WAIT", 0.3)
 
 
 def _prepared(url: str, edition: str) -> Iterator[TestServer]:

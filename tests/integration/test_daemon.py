@@ -186,7 +186,7 @@ async def test_a_token_that_worked_before_is_tried_again(
             await until(database, f"SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = '{reason}'", 1)
 
 
-async def test_a_database_that_is_migrated_later(empty_database: str) -> None:
+async def test_a_database_that_is_migrated_later(empty_database: str, quick: None) -> None:
     """The stream is kept while the schema is missing; nothing is lost when it comes."""
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database)
@@ -200,7 +200,7 @@ async def test_a_database_that_is_migrated_later(empty_database: str) -> None:
             await until(empty_database, "SELECT count(*) FROM market.ticks", 1)
 
 
-async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
+async def test_a_full_buffer_closes_the_stream(empty_database: str, quick: None) -> None:
     """With no room left the stream is closed with that reason, and nothing is dropped in silence."""
     ticks = [Tick("AIR.NZ", NOW, 0.5, number) for number in range(20_000)]
     async with Simulator(port=0, rate=0) as simulator:
@@ -220,7 +220,7 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str) -> None:
     assert rows[0] == ("buffer_full", True)
 
 
-async def test_a_stop_while_the_database_is_away(empty_database: str) -> None:
+async def test_a_stop_while_the_database_is_away(empty_database: str, quick: None) -> None:
     """What can't be written goes to the spool, the exit is an orderly one, and the next start writes it."""
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database)

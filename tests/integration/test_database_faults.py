@@ -16,6 +16,7 @@ from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect
+from ingestor.store.postgres import SCHEMA_REVISION
 from tests.disks import fill, small_disk
 from tests.processes import ServerProcess
 from tests.proxy import Proxy
@@ -265,14 +266,14 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
         ("ALTER TABLE market.ticks RENAME TO gone", "ALTER TABLE market.gone RENAME TO ticks", "ingestor migrate"),
         (
             "UPDATE ingest.alembic_version SET version_num = '0000'",
-            "UPDATE ingest.alembic_version SET version_num = '0002'",
+            f"UPDATE ingest.alembic_version SET version_num = '{SCHEMA_REVISION}'",
             "ingestor migrate",
         ),
     ],
     ids=["privilege", "login", "table", "older schema"],
 )
 async def test_what_a_person_must_mend(
-    writer_url: str, database: str, server: TestServer, breaks: str, mends: str, remedy: str
+    writer_url: str, database: str, server: TestServer, quick: None, breaks: str, mends: str, remedy: str
 ) -> None:
     """It is tried again every few seconds, with the remedy in one line; meanwhile everything is on disk."""
     with structlog.testing.capture_logs() as lines:
