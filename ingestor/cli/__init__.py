@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
+from ingestor.cli.analyst import grant_analyst
 from ingestor.cli.backfill import backfill
 from ingestor.cli.chart import chart
 from ingestor.cli.check import check
@@ -31,7 +32,20 @@ app = typer.Typer(
     epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 78 configuration. "
     "Settings are environment variables that begin with INGESTOR_; see .env.example.",
 )
-for command in (run, demo, simulate, migrate, check, gaps, chart, backfill, reconcile, replay, maintain):
+for command in (
+    run,
+    demo,
+    simulate,
+    migrate,
+    check,
+    gaps,
+    chart,
+    backfill,
+    reconcile,
+    replay,
+    maintain,
+    grant_analyst,
+):
     app.command()(command)
 
 

@@ -46,6 +46,7 @@ COMMANDS = (
     "reconcile",
     "replay",
     "maintain",
+    "grant-analyst",
 )
 
 
@@ -89,12 +90,17 @@ async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [("migrate", 1), ("replay", 1), ("check", 78), ("gaps", 1), ("chart", 1), ("backfill", 1), ("reconcile", 1),
-     ("maintain", 1)],
+     ("maintain", 1), ("grant-analyst", 1)],
 )  # fmt: skip
 async def test_a_dead_database_shows_no_password(command: str, expected: int, tmp_path: Path) -> None:
     """A database that can't be reached is told in a line, with the password neither as written nor as meant."""
     (tmp_path / "ticks.jsonl").write_bytes(line())
-    needed = {"replay": ["ticks.jsonl"], "chart": ["AIR.NZ"], "reconcile": ["--date=2026-11-20"]}
+    needed = {
+        "replay": ["ticks.jsonl"],
+        "chart": ["AIR.NZ"],
+        "grant-analyst": ["a", "--no-password"],
+        "reconcile": ["--date=2026-11-20"],
+    }
     arguments = [command, *needed.get(command, [])]
     url = "postgresql://somebody:un%40mistakable-5Qz@127.0.0.1:1/d"
     status, output, errors = await ingestor(*arguments, DATABASE_URL=url, STREAM_URL="ws://127.0.0.1:1/ws", TOKEN=TOKEN)

@@ -1,0 +1,91 @@
+"""Logins for analysts: members of `market_read`, whose sessions read, and end what takes too long."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ingestor.errors import StoreError
+from ingestor.store.judge import MIGRATE
+from ingestor.store.upkeep import as_owner
+
+READER = "market_read"
+ITERATIONS = 4096
+"""PostgreSQL's default for SCRAM."""
+
+MOST_BYTES = 63
+"""PostgreSQL cuts longer names."""
+
+_ROLE = """
+SELECT rolsuper OR pg_has_role(rolname, 'market_write', 'MEMBER')
+       OR rolname IN (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname IN ('market', 'ingest'))
+           AS is_more
+FROM pg_roles WHERE rolname = :name
+"""
+_QUOTED = "SELECT format('%I', CAST(:name AS text)), format('%I', current_database()), current_database()"
+
+
+def verifier(password: str, salt: bytes | None = None) -> str:
+    """Return what PostgreSQL stores of a password (RFC 5802, RFC 7677), so that the password itself never leaves us.
+
+    Of visible ASCII characters only: others would have to be prepared as PostgreSQL does it.
+    """
+    salt = salt or secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, ITERATIONS)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    salt64, stored64, server64 = (base64.b64encode(value).decode() for value in (salt, stored, server))
+    return f"SCRAM-SHA-256${ITERATIONS}:{salt64}${stored64}:{server64}"
+
+
+async def grant_analyst(
+    url: str, name: str, *, password: str | None, statement_timeout: float, report: Callable[[str], None]
+) -> None:
+    """Make a login, or take one that is there, and let it read `market` in this database, and nothing else.
+
+    `statement_timeout` is in seconds. Without a password the login has to be let in by another way. To do it again
+    changes the password and the limits. Raises StoreError.
+    """
+    async with (
+        as_owner(url, failure="The login could not be made", verb="Do it") as engine,
+        engine.begin() as connection,
+    ):
+        await _check(connection, name)
+        role, database, plain = (await connection.execute(sa.text(_QUOTED), {"name": name})).one()
+        is_new = await connection.scalar(sa.text(_ROLE), {"name": name}) is None
+        secret = "" if password is None else f" PASSWORD '{verifier(password)}'"
+        # A group's settings are not inherited by its members, so they are the login's own: here, not on all databases.
+        for statement in (
+            f"{'CREATE' if is_new else 'ALTER'} ROLE {role} LOGIN{secret}",
+            f"GRANT {READER} TO {role}",
+            f"GRANT CONNECT ON DATABASE {database} TO {role}",
+            f"ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = on",
+            f"ALTER ROLE {role} IN DATABASE {database} SET statement_timeout = {round(statement_timeout * 1000)}",
+            f"ALTER ROLE {role} IN DATABASE {database} SET idle_in_transaction_session_timeout = '10min'",
+            # Compiling takes longer than most of these queries.
+            f"ALTER ROLE {role} IN DATABASE {database} SET jit = off",
+        ):
+            await connection.exec_driver_sql(statement)
+    report(f"{name} was {'made' if is_new else 'there already'}, and may read the schema market of {plain}.")
+    report(f"Its sessions are read-only, and a query ends after {statement_timeout:g} s.")
+    report(f"psql 'postgresql://{quote(name, safe='')}@HOST/{quote(plain, safe='')}'")
+
+
+async def _check(connection: AsyncConnection, name: str) -> None:
+    """Raise StoreError for a name that can't be, or must not be, an analyst's."""
+    if not name or len(name.encode()) > MOST_BYTES or name.startswith("pg_") or "\0" in name:
+        raise StoreError(f"{name!r} can't be the name of a role.", hint=f"1 to {MOST_BYTES} bytes, not pg_….")
+    if await connection.scalar(sa.text(_ROLE), {"name": READER}) is None:
+        raise StoreError(f"There is no role {READER}.", hint=f"{MIGRATE} It makes it, or says who can.")
+    if name == READER or await connection.scalar(sa.text(_ROLE), {"name": name}):
+        raise StoreError(
+            f"{name} may do more than an analyst: it owns or writes the data, or is the group itself.",
+            hint="Choose another name.",
+        )

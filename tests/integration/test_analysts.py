@@ -1,0 +1,109 @@
+"""Logins for analysts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+
+from ingestor.errors import StoreError
+from ingestor.store.analysts import grant_analyst
+from ingestor.store.connect import connect
+from tests.commands import ingestor
+from tests.servers import TestServer, query, with_parts
+
+PASSWORD = "a-Long_password:with/@?#$%"
+
+
+@pytest.fixture
+async def name(server: TestServer, database: str) -> AsyncIterator[str]:
+    """The name of a login, which is gone after the test."""
+    name = f"{server.new_name()} Ω%"
+    yield name
+    await server.run(f'DROP OWNED BY "{name}"', database.rpartition("/")[2].partition("?")[0])
+    await server.run(f'DROP ROLE "{name}"')
+
+
+def as_analyst(url: str, name: str, password: str = PASSWORD) -> str:
+    database = url.rpartition("/")[2].partition("?")[0]
+    return with_parts(url, database=database, user=quote(name), password=quote(password, safe=""))
+
+
+async def grant(url: str, name: str, password: str | None = PASSWORD, timeout: float = 60.0) -> list[str]:
+    lines: list[str] = []
+    await grant_analyst(url, name, password=password, statement_timeout=timeout, report=lines.append)
+    return lines
+
+
+async def test_an_analyst_reads(database: str, name: str) -> None:
+    """All of `market`, and nothing else; a query that takes too long is ended, and nothing can be written."""
+    lines = await grant(database, name, timeout=0.3)
+    assert lines[0].startswith(f"{name} was made")
+    assert not any(PASSWORD in line for line in lines)
+    assert await query(as_analyst(database, name), "SELECT count(*) FROM market.bars_1m") == [(0,)]
+    connection = await connect(as_analyst(database, name))
+    for forbidden, error in (
+        ("CREATE TEMPORARY TABLE x ()", asyncpg.ReadOnlySQLTransactionError),
+        ("SELECT * FROM ingest.settings", asyncpg.InsufficientPrivilegeError),
+        ("SELECT pg_sleep(5)", asyncpg.QueryCanceledError),
+    ):
+        with pytest.raises(error):
+            await connection.execute(forbidden)
+    assert await connection.fetchval("SHOW jit") == "off"
+    await connection.close()
+
+
+async def test_again(database: str, name: str, server: TestServer) -> None:
+    """An old login is taken, a new password and a new limit take the place of the old ones."""
+    await server.run(f"CREATE ROLE \"{name}\" PASSWORD 'forgotten'")
+    assert "was there already" in (await grant(database, name))[0]
+    await grant(database, name, "another-Password", 5.0)
+    shown = await query(as_analyst(database, name, "another-Password"), "SHOW statement_timeout")
+    assert shown == [("5s",)]
+    if server.edition == "plain":  # the other server of the tests trusts everybody
+        with pytest.raises(StoreError, match="password authentication failed"):
+            await connect(as_analyst(database, name))
+    ((stored,),) = await query(database, f"SELECT rolpassword FROM pg_authid WHERE rolname = '{name}'")
+    assert stored.startswith("SCRAM-SHA-256$4096:")
+    assert "was there already" in (await grant(database, name, None))[0]
+    assert await query(as_analyst(database, name, "another-Password"), "SELECT 1") == [(1,)]
+
+
+async def test_who_is_no_analyst(database: str, server: TestServer) -> None:
+    """Whoever owns or writes the data would be kept from it; names that can't be are refused in one line."""
+    ((owner,),) = await query(database, "SELECT current_user::text")
+    for refused in (owner, server.prefix, "market_read", "market_write"):
+        with pytest.raises(StoreError, match="may do more than an analyst"):
+            await grant(database, refused)
+    for impossible in ("", "pg_analyst", "x" * 64):
+        with pytest.raises(StoreError, match="can't be the name of a role"):
+            await grant(database, impossible)
+
+
+async def test_without_the_privilege(writer_url: str) -> None:
+    """Who may not make roles is told what it needs."""
+    with pytest.raises(StoreError, match="The login could not be made: permission denied"):
+        await grant(writer_url, "somebody")
+
+
+async def test_on_the_command_line(database: str, name: str, tmp_path: Path) -> None:
+    """The password comes from a file, and shows nowhere; where nobody reads it, none is made up."""
+    file = tmp_path / "password"
+    file.write_text(f"{PASSWORD}\n", encoding="utf-8")
+    status, output, errors = await ingestor("grant-analyst", name, "--password-file", str(file), DATABASE_URL=database)
+    assert (status, errors) == (0, "")
+    assert PASSWORD not in output
+    assert await query(as_analyst(database, name), "SELECT 1") == [(1,)]
+    file.write_text("short", encoding="utf-8")
+    for arguments in (
+        (),
+        ("--password-file", str(file)),
+        ("--password-file", "/nowhere"),
+        ("--statement-timeout", "x"),
+    ):
+        status, output, errors = await ingestor("grant-analyst", name, *arguments, DATABASE_URL=database)
+        assert status == 2, errors
+        assert "short" not in output + errors.replace("shortly", "")
