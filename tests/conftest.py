@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.service import writer
+from ingestor.coverage.calendar import xnze
+from ingestor.service import maintain, writer
+from ingestor.settings import load
+from ingestor.store.connect import connect
+from ingestor.store.migrate import migrate
 from tests.servers import TestServer, plain_server
 
 EDITIONS = ["plain", *(["timescale"] if "INGESTOR_TEST_TIMESCALE_URL" in os.environ else [])]
@@ -78,3 +82,33 @@ async def empty_database(server: TestServer) -> AsyncIterator[str]:
 def writer_url(server: TestServer, database: str) -> str:
     """The same database for the daemon's login, which owns nothing."""
     return server.writer_url(database)
+
+
+@pytest.fixture
+def bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maintenance without the library of calendars, which takes seconds to be imported."""
+    monkeypatch.setattr(maintain, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
+
+
+@pytest.fixture(scope="module")
+def community(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A migrated database of a server with the Community edition."""
+    if url := os.environ.get("INGESTOR_TEST_COMMUNITY_URL"):
+        asyncio.run(_empty(url))
+        asyncio.run(migrate(url, load(), lambda _: None))
+        yield url
+        return
+    server: TestServer | None = request.getfixturevalue("timescale") if "timescale" in EDITIONS else None
+    if server is None or not server.is_community:
+        pytest.skip("no TimescaleDB Community: set INGESTOR_TEST_COMMUNITY_URL, or INGESTOR_TEST_TIMESCALE_URL to one")
+    name = server.new_name()
+    yield asyncio.run(server.create(name, server.template))
+    asyncio.run(server.drop(name))
+
+
+async def _empty(url: str) -> None:
+    connection = await connect(url)
+    await connection.execute("DROP SCHEMA IF EXISTS market CASCADE")
+    await connection.execute("DROP SCHEMA IF EXISTS ingest CASCADE")
+    await connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+    await connection.close()

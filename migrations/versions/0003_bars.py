@@ -120,7 +120,7 @@ OTHER_COMMENTS = {
     "market.latest.volume": "Units traded.",
     "market.bars_1m": (
         "One series of one-minute bars: ours where the minute was wholly covered, else the fetched one. A minute with "
-        "neither had no trades, or lies in a gap (market.gaps)."
+        "neither had no trades, or touches a gap (market.gaps, with a margin of 5 s) that is not filled."
     ),
     "market.bars_1m.symbol": "The exchange's symbol with its suffix.",
     "market.bars_1m.time": "Start of the minute, by the exchange's clock.",

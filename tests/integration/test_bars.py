@@ -7,9 +7,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from ingestor.coverage.calendar import xnze
 from ingestor.model import SECOND, Micros
-from ingestor.service import maintain as maintain_module
 from ingestor.service.maintain import maintain
 from ingestor.settings import LEAST_RETENTION, load
 from ingestor.store.aggregates import LEVELS
@@ -20,17 +18,13 @@ from tests.clocks import ManualClock
 from tests.integration.test_store import batcher, filled, tick
 from tests.servers import TestServer, query
 
+pytestmark = pytest.mark.usefixtures("bundled_calendar")
+
 SUMMER = datetime(2026, 9, 26, 2, 30, tzinfo=UTC)
 """On the day before New Zealand's clocks go forward: the next one has 23 hours."""
 
 NOW: Micros = round(datetime(2026, 11, 20, 3, tzinfo=UTC).timestamp()) * SECOND
 REFRESHES = "SELECT range_from, range_until FROM ingest.refreshes ORDER BY range_from"
-
-
-@pytest.fixture(autouse=True)
-def _bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Maintenance without the library of calendars, which takes seconds to be imported."""
-    monkeypatch.setattr(maintain_module, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
 
 
 async def test_bars_of_every_width(database: str) -> None:

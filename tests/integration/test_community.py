@@ -7,16 +7,12 @@ For a full server (INGESTOR_TEST_TIMESCALE_URL), and for one that has neither CO
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from alembic import command
 
-from ingestor.coverage.calendar import xnze
-from ingestor.service import maintain as maintain_module
 from ingestor.service.maintain import maintain
 from ingestor.settings import load
 from ingestor.store.aggregates import LEVELS
@@ -24,43 +20,15 @@ from ingestor.store.connect import connect
 from ingestor.store.migrate import configuration, migrate
 from ingestor.store.queries import QUERIES
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, some_ticks
-from tests.conftest import EDITIONS
-from tests.servers import TestServer, query
+from tests.servers import query
+
+pytestmark = pytest.mark.usefixtures("bundled_calendar")
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 OLD = NOW - timedelta(days=60)
 RECENT = NOW - timedelta(hours=8)
 JOBS = "SELECT job_id, proc_name FROM timescaledb_information.jobs WHERE proc_name LIKE 'policy_%' ORDER BY job_id"
 COMPRESSED = "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'ticks' AND is_compressed"
-
-
-@pytest.fixture(scope="module")
-def community(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A migrated database of a server with the Community edition."""
-    if url := os.environ.get("INGESTOR_TEST_COMMUNITY_URL"):
-        asyncio.run(_empty(url))
-        asyncio.run(migrate(url, load(), lambda _: None))
-        yield url
-        return
-    server: TestServer | None = request.getfixturevalue("timescale") if "timescale" in EDITIONS else None
-    if server is None or not server.is_community:
-        pytest.skip("no TimescaleDB Community: set INGESTOR_TEST_COMMUNITY_URL, or INGESTOR_TEST_TIMESCALE_URL to one")
-    name = server.new_name()
-    yield asyncio.run(server.create(name, server.template))
-    asyncio.run(server.drop(name))
-
-
-async def _empty(url: str) -> None:
-    connection = await connect(url)
-    await connection.execute("DROP SCHEMA IF EXISTS market CASCADE")
-    await connection.execute("DROP SCHEMA IF EXISTS ingest CASCADE")
-    await connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
-    await connection.close()
-
-
-@pytest.fixture(autouse=True)
-def _bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(maintain_module, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
 
 
 async def _run(url: str, *statements: str) -> None:

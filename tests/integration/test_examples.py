@@ -1,0 +1,52 @@
+"""Every documented query gives the documented answer, in every edition, to somebody who may only read."""
+
+from __future__ import annotations
+
+import pytest
+
+from ingestor.service.maintain import maintain
+from ingestor.settings import load
+from ingestor.store.analysts import grant_analyst
+from tests.examples import PAGE, answers, examples, seed
+from tests.servers import TestServer, with_parts
+
+pytestmark = pytest.mark.usefixtures("bundled_calendar")
+
+
+def test_twenty_questions() -> None:
+    """All of the page's questions are asked, and all but those that only set something have an answer."""
+    page = PAGE.read_text(encoding="utf-8")
+    found = examples(page)
+    assert sum(each.language == "sql" for each in found) == 21
+    assert sum(each.language == "python" for each in found) == page.count("```python") == 2
+    assert [each.code for each in found if not each.output] == ["SET TIME ZONE 'Pacific/Auckland';\n"]
+    assert [line.split(".")[0] for line in page.splitlines() if line.startswith("### ")] == [
+        f"### {number}" for number in range(1, 21)
+    ]
+
+
+async def test_the_documented_answers(database: str, server: TestServer) -> None:
+    """As an analyst's login."""
+    name = server.new_name()
+    await seed(database)
+    await maintain(load(database_url=database), lambda _: None)
+    await grant_analyst(database, name, password="analyst-of-the-tests", statement_timeout=30, report=lambda _: None)
+    short = database.rpartition("/")[2].partition("?")[0]
+    try:
+        await assert_answers(with_parts(database, database=short, user=name, password="analyst-of-the-tests"))
+    finally:
+        await server.run(f"DROP OWNED BY {name}", short)
+        await server.run(f"DROP ROLE {name}")
+
+
+async def test_the_documented_answers_of_continuous_aggregates(community: str) -> None:
+    """As the owner, where there is one connection at a time."""
+    await seed(community)
+    await maintain(load(database_url=community), lambda _: None)
+    await assert_answers(community)
+
+
+async def assert_answers(url: str) -> None:
+    found = examples(PAGE.read_text(encoding="utf-8"))
+    for each, output in zip(found, await answers(url, found), strict=True):
+        assert output == each.output, each.code
