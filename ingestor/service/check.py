@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from urllib.parse import urlsplit
 
@@ -22,6 +22,11 @@ from ingestor.store.judge import MIGRATE
 from ingestor.store.postgres import check_revision, no_schema
 from ingestor.stream.connection import open_connection
 from ingestor.stream.judge import check_token, judge
+
+UPDATE = "ALTER EXTENSION timescaledb UPDATE"
+
+REFRESHED_WITHIN = timedelta(days=2)
+"""Of maintenance that runs once a day, late ticks are in the bars by then."""
 
 
 class Verdict(Enum):
@@ -57,6 +62,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     if facts.schema is not None:
         yield _agreement(settings, facts.schema)
         yield _calendar(facts.schema)
+        yield _bars(facts, facts.schema)
 
 
 def _variables() -> Finding:
@@ -109,6 +115,9 @@ def _database(facts: DatabaseFacts) -> Finding:
         return Finding("database", Verdict.PROBLEM, f"{text} has the encoding {facts.encoding}; UTF8 is needed")
     if facts.standby:
         return Finding("database", Verdict.PROBLEM, f"{text} is a standby: name the primary in the URL too")
+    if facts.update:
+        advice = f"the server has {facts.update} too: psql -X, and as its first command {UPDATE}"
+        return Finding("database", Verdict.WARNING, f"{text}; {advice}")
     return Finding("database", Verdict.OK, text)
 
 
@@ -140,3 +149,13 @@ def _calendar(facts: SchemaFacts) -> Finding:
     if left < DAYS_AHEAD:
         return Finding("calendar", Verdict.WARNING, f"{text}. {RENEW}")
     return Finding("calendar", Verdict.OK, text)
+
+
+def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> Finding:
+    if "Community" not in facts.edition:
+        return Finding("bars", Verdict.OK, "computed from the ticks for whoever asks")
+    since = schema.oldest_refresh
+    if since is not None and datetime.now(UTC) - since > REFRESHED_WITHIN:
+        text = f"ticks that came late on {since:%Y-%m-%d} may not be in the bars yet"
+        return Finding("bars", Verdict.WARNING, f"{text}. Run `ingestor maintain` once a day.")
+    return Finding("bars", Verdict.OK, "computed ahead; late ticks are in them, or will be with `ingestor maintain`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import asyncpg
 
@@ -16,11 +16,13 @@ _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,
        current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby,
        (SELECT extversion FROM pg_extension WHERE extname = 'timescaledb') AS timescaledb,
+       (SELECT default_version FROM pg_available_extensions WHERE name = 'timescaledb') AS available,
        (SELECT setting FROM pg_settings WHERE name = 'timescaledb.license') AS license,
        to_regclass('ingest.alembic_version') IS NOT NULL AS migrated
 """
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
 _LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
+_OLDEST_REFRESH = "SELECT min(noted_at) FROM ingest.refreshes"
 _PRIVILEGES = """
 SELECT format('%s ON %s', privilege, relation) AS missing
 FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 'ingest.stream_sessions'),
@@ -43,6 +45,7 @@ class SchemaFacts:
     coverage_margin: timedelta
     stall_timeout: timedelta
     last_trading_day: date | None
+    oldest_refresh: datetime | None
     missing_privileges: tuple[str, ...]
 
     def days_left(self, today: date) -> int:
@@ -52,13 +55,17 @@ class SchemaFacts:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseFacts:
-    """A server and a database on it. `schema` is None where nothing was migrated yet."""
+    """A server and a database on it. `schema` is None where nothing was migrated yet.
+
+    `update` is a version of TimescaleDB that the server has, and this database does not use yet.
+    """
 
     version: str
     major: int
     encoding: str
     standby: bool
     edition: str
+    update: str | None
     schema: SchemaFacts | None
 
 
@@ -77,6 +84,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
         server["encoding"],
         server["standby"],
         _edition(server["timescaledb"], server["license"]),
+        server["available"] if server["timescaledb"] not in {None, server["available"]} else None,
         schema,
     )
 
@@ -103,5 +111,6 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         coverage_margin=row["coverage_margin"],
         stall_timeout=row["stall_timeout"],
         last_trading_day=await connection.fetchval(_LAST_DAY, row["calendar"]),
+        oldest_refresh=await connection.fetchval(_OLDEST_REFRESH) if row["revision"] >= "0003" else None,
         missing_privileges=tuple(record["missing"] for record in missing),
     )

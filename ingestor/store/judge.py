@@ -34,6 +34,8 @@ _SLOW_HINTS = {
 }
 _HINTS = {
     "25006": "Name the primary in the database URL too.",
+    "58P01": "A library of the server is missing. After an upgrade of TimescaleDB's package: psql -X, and as its first "
+    "command ALTER EXTENSION timescaledb UPDATE.",
     "53100": "The server's disk is full: make room on it.",
     "53300": "The server has no connection left: raise max_connections, or end other clients.",
 }

@@ -13,12 +13,17 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import op
 
+from ingestor.errors import StoreError
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
 depends_on = None
 
 log = logging.getLogger("ingestor.migrations")
+
+MINIMUM_TIMESCALE = (2, 18)
+"""Of the Community edition: the first version with a columnstore by that name."""
 
 WRITER = "market_write"
 READER = "market_read"
@@ -209,6 +214,7 @@ def _buckets(connection: sa.Connection) -> dict[str, str]:
 
 
 def _make_aggregates(connection: sa.Connection) -> None:
+    _check_version(connection)
     timezone = _timezone(connection)
     source, columns = "ticks", FROM_TICKS
     for name, width in WIDTHS.items():
@@ -278,6 +284,16 @@ def _timezone(connection: sa.Connection) -> str:
 
         found = settings.load().exchange_timezone
     return str(found).replace("'", "''")
+
+
+def _check_version(connection: sa.Connection) -> None:
+    """Raise StoreError for a TimescaleDB that knows the columnstore by other names."""
+    version = str(connection.scalar(sa.text("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")))
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < MINIMUM_TIMESCALE:
+        raise StoreError(
+            f"TimescaleDB {version} is too old: {'.'.join(map(str, MINIMUM_TIMESCALE))} or newer is needed.",
+            hint="Upgrade its package, then: psql -X, and as its first command ALTER EXTENSION timescaledb UPDATE.",
+        )
 
 
 def _has_whole_hours(connection: sa.Connection, timezone: str) -> bool:

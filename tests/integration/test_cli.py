@@ -165,6 +165,7 @@ async def test_check(writer_url: str, empty_database: str) -> None:
             "schema",
             "agreement",
             "calendar",
+            "bars",
         ]
         status, output, _ = await ingestor("check", **stream, DATABASE_URL=empty_database)
         assert status == 78

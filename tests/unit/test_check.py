@@ -1,0 +1,81 @@
+"""What `check` says of a database, by what was found there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from alembic.script import ScriptDirectory
+
+from ingestor.errors import StoreError
+from ingestor.service.check import Verdict, _bars, _database
+from ingestor.store.inspect import DatabaseFacts, SchemaFacts
+from ingestor.store.migrate import configuration
+
+HOUR = timedelta(hours=1)
+SCHEMA = SchemaFacts(
+    revision="0003",
+    minimum_version=None,
+    calendar="XNZE",
+    exchange_timezone="Pacific/Auckland",
+    coverage_lead=HOUR,
+    coverage_tail=HOUR,
+    coverage_margin=HOUR,
+    stall_timeout=HOUR,
+    last_trading_day=date(2099, 1, 1),
+    oldest_refresh=None,
+    missing_privileges=(),
+)
+FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Community)", None, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "words"),
+    [
+        ({}, Verdict.OK, "PostgreSQL 17.5 with TimescaleDB 2.23.0"),
+        ({"major": 14}, Verdict.PROBLEM, "15 or newer"),
+        ({"encoding": "LATIN1"}, Verdict.PROBLEM, "UTF8 is needed"),
+        ({"standby": True}, Verdict.PROBLEM, "primary"),
+        ({"update": "2.24.0"}, Verdict.WARNING, "2.24.0 too: psql -X, and as its first command ALTER EXTENSION"),
+    ],
+)
+def test_the_server(changes: dict[str, object], verdict: Verdict, words: str) -> None:
+    """What can't be used is a problem; what should be upgraded, a warning with the command."""
+    finding = _database(replace(FACTS, **changes))
+    assert finding.verdict is verdict
+    assert words in finding.text
+
+
+@pytest.mark.parametrize(
+    ("edition", "age", "verdict"),
+    [
+        ("with TimescaleDB 2.23.0 (Community)", None, Verdict.OK),
+        ("with TimescaleDB 2.23.0 (Community)", HOUR, Verdict.OK),
+        ("with TimescaleDB 2.23.0 (Community)", 60 * HOUR, Verdict.WARNING),
+        ("with TimescaleDB 2.23.0 (Apache-2)", 60 * HOUR, Verdict.OK),
+        ("without TimescaleDB", 60 * HOUR, Verdict.OK),
+    ],
+)
+def test_maintenance_that_does_not_run(edition: str, age: timedelta | None, verdict: Verdict) -> None:
+    """Where bars are computed ahead, late ticks that wait for days are a warning."""
+    oldest = None if age is None else datetime.now(UTC) - age
+    finding = _bars(replace(FACTS, edition=edition), replace(SCHEMA, oldest_refresh=oldest))
+    assert finding.verdict is verdict
+    assert ("ingestor maintain` once a day" in finding.text) is (verdict is Verdict.WARNING)
+
+
+@pytest.mark.parametrize(("version", "is_enough"), [("2.17.2", False), ("2.18.0", True), ("2.23.0-dev", True)])
+def test_the_version_of_the_extension(version: str, is_enough: bool) -> None:
+    """A Community edition without the columnstore's commands is told to be upgraded, before anything is made."""
+
+    class Answering:
+        def scalar(self, _: object) -> str:
+            return version
+
+    module = ScriptDirectory.from_config(configuration()).get_revision("0003").module
+    if is_enough:
+        module._check_version(Answering())
+        return
+    with pytest.raises(StoreError, match=r"2\.17\.2 is too old"):
+        module._check_version(Answering())
