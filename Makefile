@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test chaos soak lint format lock clean
+.PHONY: help demo test chaos soak storage-report lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## database, simulator and daemon on this machine, live (ARGS="--duration 60 --rate 2000")
 	@$(BIN)/ingestor demo $(ARGS)
@@ -23,6 +23,9 @@ chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by t
 
 soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="--steady --minutes 30 --rate 2000")
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+storage-report: $(STAMP) ## fill an empty database with a year of ticks and measure it (URL=postgresql://… ROWS=20000000)
+	@$(BIN)/python -m tests.storage "$(URL)" --rows $(or $(ROWS),20000000)
 
 lint: $(STAMP) ## ruff (rules and format) and mypy in strict mode
 	@$(BIN)/ruff check .

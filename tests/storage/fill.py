@@ -1,4 +1,7 @@
-"""A year of made-up ticks, the same for every server: 150 symbols, few of which trade most, in 250 sessions of NZX."""
+"""A year of made-up ticks, the same for every server: 150 symbols, few of which trade most, in 250 sessions of NZX.
+
+The most active symbols have the names of those that the documented queries ask for.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from collections.abc import Callable
 from datetime import date, datetime
 
 import asyncpg
+
+from tests.examples import MARKET
 
 DAYS = 250
 SYMBOLS = 150
@@ -18,6 +23,10 @@ SELECT trading_day, opens_at, closes_at FROM ingest.trading_sessions
 WHERE calendar = 'XNZE' AND trading_day < $1 ORDER BY trading_day DESC LIMIT $2
 """
 
+_INSTRUMENT = """
+INSERT INTO market.instruments (symbol, exchange, company_name, industry, active) VALUES ($1, 'nzx', $2, $3, true)
+"""
+
 # Prices walk in cents around a level of the symbol's own; sizes are mostly round lots. The seed makes random() repeat.
 _TICKS = """
 WITH raw AS MATERIALIZED (
@@ -27,8 +36,8 @@ WITH raw AS MATERIALIZED (
            $1::timestamptz + ($2::timestamptz - $1::timestamptz) * (number::double precision / $3) AS at
     FROM raw
 ), priced AS (
-    SELECT 'S' || lpad(symbol::text, 3, '0') || '.NZ' AS symbol, date_trunc('second', at) AS time,
-           at + interval '40 milliseconds' AS received_at,
+    SELECT coalesce(($4::text[])[symbol + 1], 'S' || lpad(symbol::text, 3, '0') || '.NZ') AS symbol,
+           date_trunc('second', at) AS time, at + interval '40 milliseconds' AS received_at,
            round((1 + symbol % 17 + 0.1 * sin(extract(epoch FROM at) / 40000 + symbol) + 0.05 * noise)::numeric, 2)
                ::double precision AS price,
            (CASE WHEN size < 0.6 THEN 100 ELSE 1 END * (1 + floor(30 * power(noise, 2))))::bigint AS volume
@@ -43,6 +52,8 @@ FROM priced ORDER BY received_at
 
 async def fill(connection: asyncpg.Connection, rows: int, last: date, report: Callable[[int], None]) -> int:
     """Insert `rows` ticks in the sessions before the day `last`; `report` is told how many are there."""
+    for symbol, name, industry, *_ in MARKET:
+        await connection.execute(_INSTRUMENT, symbol, name, industry)
     sessions = list(reversed(await connection.fetch(_SESSIONS, last, DAYS)))
     done = 0
     for number, (day, opens_at, closes_at) in enumerate(sessions):
@@ -66,7 +77,11 @@ async def _session(connection: asyncpg.Connection, opens_at: datetime, closes_at
         count = wanted * (part + 1) // parts - done
         first, last = (opens_at.timestamp() + edge for edge in edges[part : part + 2])
         await connection.execute(
-            _TICKS, datetime.fromtimestamp(first, opens_at.tzinfo), datetime.fromtimestamp(last, opens_at.tzinfo), count
+            _TICKS,
+            datetime.fromtimestamp(first, opens_at.tzinfo),
+            datetime.fromtimestamp(last, opens_at.tzinfo),
+            count,
+            [symbol for symbol, *_ in MARKET],
         )
         done += count
     return done

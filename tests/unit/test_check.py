@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
@@ -40,7 +41,7 @@ FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Commu
         ({"update": "2.24.0"}, Verdict.WARNING, "2.24.0 too: psql -X, and as its first command ALTER EXTENSION"),
     ],
 )
-def test_the_server(changes: dict[str, object], verdict: Verdict, words: str) -> None:
+def test_the_server(changes: dict[str, Any], verdict: Verdict, words: str) -> None:
     """What can't be used is a problem; what should be upgraded, a warning with the command."""
     finding = _database(replace(FACTS, **changes))
     assert finding.verdict is verdict

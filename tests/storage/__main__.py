@@ -1,0 +1,174 @@
+"""`make storage-report URL=… ROWS=…`: fills an empty database with a year of ticks, measures, and writes the page."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import statistics
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import asyncpg
+from rich.progress import Progress
+
+from ingestor.errors import IngestorError
+from ingestor.settings import load
+from ingestor.store.aggregates import mend_aggregates
+from ingestor.store.connect import connect
+from ingestor.store.inspect import inspect
+from ingestor.store.migrate import migrate
+from ingestor.store.upkeep import as_owner, without_transactions
+from tests.examples import PAGE, examples
+from tests.storage.fill import fill
+
+REPORT = Path(__file__).parents[2] / "docs" / "explanation" / "storage.md"
+LAST = date(2026, 11, 21)
+ROWS = 20_000_000
+RUNS = 5
+PLAN_LINES = 14
+
+AIMS = {
+    "one symbol, one day of one-minute bars": (
+        "SELECT * FROM market.bars_1m "
+        "WHERE symbol = 'AIR.NZ' AND time >= '2026-11-20 00:00+13' AND time < '2026-11-21 00:00+13'"
+    ),
+    "all symbols, a year of daily bars": (
+        "SELECT * FROM market.ohlcv_1d WHERE time >= '2025-11-21 00:00+13' AND time < '2026-11-21 00:00+13'"
+    ),
+}
+
+_SIZES = """
+SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint AS heap,
+       coalesce(sum((SELECT sum(pg_relation_size(i.indexrelid)) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                     JOIN pg_am a ON a.oid = x.relam WHERE i.indrelid = c.oid AND a.amname = 'btree')), 0)::bigint
+           AS key,
+       coalesce(sum((SELECT sum(pg_relation_size(i.indexrelid)) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+                     JOIN pg_am a ON a.oid = x.relam WHERE i.indrelid = c.oid AND a.amname = 'brin')), 0)::bigint
+           AS buckets
+FROM pg_class c WHERE c.relkind = 'r' AND c.oid IN (
+    SELECT inhrelid FROM pg_inherits WHERE inhparent = 'market.ticks'::regclass)
+"""
+_HYPERTABLE = "SELECT hypertable_size('market.ticks')"
+_AGGREGATES = """
+SELECT sum(hypertable_size(
+    format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name)::regclass))
+FROM timescaledb_information.continuous_aggregates
+"""
+
+
+@dataclass
+class Section:
+    """What one server's run has found."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+
+    def table(self, *rows: tuple[str, ...]) -> None:
+        """Add a table, the head first."""
+        head, *body = rows
+        self.lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+        self.lines += [f"| {' | '.join(row)} |" for row in body]
+
+
+async def main(url: str, rows: int) -> None:
+    """Fill, measure, write."""
+    await migrate(url, load(database_url=url), _say)
+    facts = await inspect(url)
+    connection = await connect(url)
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM market.ticks)"):
+        raise IngestorError("There are ticks in this database already: name an empty one.")
+    began = time.monotonic()
+    with Progress() as bar:
+        task = bar.add_task("ticks", total=rows)
+        count = await fill(connection, rows, LAST, lambda done: bar.update(task, completed=done))
+    seconds = time.monotonic() - began
+    is_community = "Community" in facts.edition
+    if is_community:
+        await connection.execute(
+            "INSERT INTO ingest.refreshes (range_from, range_until) SELECT min(time), max(time) FROM market.ticks"
+        )
+        await connection.close()
+        async with as_owner(url, failure="The bars were not computed", verb="Fill") as engine:
+            async with without_transactions(engine) as maintaining:
+                await mend_aggregates(maintaining, _say)
+        connection = await connect(url)
+    await connection.execute("VACUUM (ANALYZE) market.ticks")
+    section = Section(f"PostgreSQL {facts.version.split()[0]} {facts.edition}")
+    section.lines += ["", f"{count:,} ticks; measured on {datetime.now(UTC):%Y-%m-%d}, filled in {seconds:,.0f} s."]
+    await _measure_sizes(connection, section, count, is_community=is_community)
+    await connection.execute("SET TIME ZONE 'Pacific/Auckland'")
+    await connection.execute("SET jit = off")
+    await _measure_queries(connection, section)
+    await connection.close()
+    _write(section)
+
+
+async def _measure_sizes(connection: asyncpg.Connection, section: Section, count: int, *, is_community: bool) -> None:
+    sizes = await connection.fetchrow(_SIZES)
+    assert sizes is not None
+    found = [(name, sizes[name]) for name in ("heap", "key", "buckets")]
+    if is_community:
+        before = await connection.fetchval(_HYPERTABLE)
+        await connection.execute("SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
+        after = await connection.fetchval(_HYPERTABLE)
+        found += [("all of it before the columnstore", before), ("all of it in the columnstore", after)]
+        found += [("bars of all widths, computed ahead", await connection.fetchval(_AGGREGATES))]
+    names = {"heap": "rows", "key": "the key's index", "buckets": "the index of buckets"}
+    section.table(
+        ("what", "MiB", "bytes a tick"),
+        *((names.get(name, name), f"{size / 2**20:,.1f}", f"{size / count:,.2f}") for name, size in found),
+    )
+
+
+async def _measure_queries(connection: asyncpg.Connection, section: Section) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    titles = iter(line.removeprefix("### ") for line in page.splitlines() if line.startswith("### "))
+    asked = dict(AIMS)
+    for each in examples(page):
+        if each.language == "sql" and each.output:
+            asked[next(titles)] = each.code.strip().removesuffix(";")
+    results: list[tuple[str, str, str]] = []
+    plans: list[str] = []
+    for title, sql in asked.items():
+        times, rows = [], 0
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            rows = len(await connection.fetch(sql))
+            times.append(1000 * (time.perf_counter() - began))
+        results.append((title, f"{rows:,}", f"{statistics.median(times):,.1f}"))
+        plan = [row[0] for row in await connection.fetch(f"EXPLAIN (COSTS OFF) {sql}")]
+        more = [f"… {len(plan) - PLAN_LINES} more lines"] if len(plan) > PLAN_LINES else []
+        plans += ["", f"{title}:", "", "```text", *(line[:150] for line in plan[:PLAN_LINES]), *more, "```"]
+        print(f"{title}: {results[-1][2]} ms", flush=True)
+    section.table(("query", "rows", f"ms (median of {RUNS})"), *results)
+    section.lines += ["", "<details><summary>Plans</summary>", *plans, "", "</details>"]
+
+
+def _write(section: Section) -> None:
+    """Put the section into the page, in the place of an older one of the same edition."""
+    head, *old = re.split(r"^(?=## )", REPORT.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    edition = _edition(section.title)
+    kept = [text for text in old if _edition(text) != edition]
+    new = f"## {section.title}\n" + "\n".join(section.lines) + "\n\n"
+    ordered = sorted([*kept, new], key=_edition)
+    REPORT.write_text(head + "".join(ordered).rstrip() + "\n", encoding="utf-8")
+
+
+def _edition(title: str) -> str:
+    line = title.partition("\n")[0]
+    return next((name for name in ("Apache-2", "Community") if name in line), "0 plain")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url", help="an empty database, with a role that owns it")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    options = parser.parse_args()
+    asyncio.run(main(options.url, options.rows))
