@@ -33,7 +33,7 @@ WITH raw AS MATERIALIZED (
     SELECT number, random() AS which, random() AS noise, random() AS size FROM generate_series(1, $3::integer) AS number
 ), placed AS (
     SELECT floor(150 * power(which, 3))::integer AS symbol, noise, size,
-           $1::timestamptz + ($2::timestamptz - $1::timestamptz) * (number::double precision / $3) AS at
+           $1::timestamptz + ($2::timestamptz - $1::timestamptz) * ((number - 1)::double precision / $3) AS at
     FROM raw
 ), priced AS (
     SELECT coalesce(($4::text[])[symbol + 1], 'S' || lpad(symbol::text, 3, '0') || '.NZ') AS symbol,
