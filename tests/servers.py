@@ -23,6 +23,9 @@ from ingestor.store.migrate import migrate
 
 MINIMUM = 15
 IS_COMMUNITY = "SELECT coalesce(current_setting('timescaledb.license', true) = 'timescale', false)"
+STOP_JOBS = """
+SELECT alter_job(job_id, scheduled => false) FROM timescaledb_information.jobs WHERE hypertable_name IS NOT NULL
+"""
 _numbers = count(1)
 
 
@@ -97,6 +100,8 @@ class TestServer:
         template = with_parts(self.url, database=self.template)
         await migrate(template, load(), lambda _: None)
         self.is_community = (await query(template, IS_COMMUNITY)) == [(True,)]
+        if self.is_community:  # or they would run in every clone, whenever they like: tests run them by hand
+            await self.run(STOP_JOBS, self.template)
         await self.run(f"CREATE ROLE {self.prefix} LOGIN PASSWORD 'writer' IN ROLE market_write")
         # No more connections: TimescaleDB's workers would keep the template from being cloned.
         await self.run(f"ALTER DATABASE {self.template} ALLOW_CONNECTIONS false")

@@ -114,12 +114,14 @@ async def test_idempotent(empty_database: str, server: TestServer) -> None:
         r"The calendar in force is XNZE, in Pacific/Auckland\.",
         *([r"Partitions were made for \d{4}-\d\d, \d{4}-\d\d, \d{4}-\d\d\."] if server.edition == "plain" else []),
         r"Trading sessions are known until \d{4}-\d\d-\d\d\.",
+        *([r"Ticks go to the columnstore at an age of 14 days\."] if server.is_community else []),
     ]
     assert len(first) == len(expected)
     assert all(re.fullmatch(pattern, line) for pattern, line in zip(expected, first, strict=True)), first
     before = await value(empty_database, "SELECT count(*) FROM ingest.trading_sessions")
     second = await run(empty_database)
-    assert second == [first[0].replace("went from nothing to", "is at")[:-1] + " already.", first[-1]]
+    (known,) = [line for line in first if line.startswith("Trading")]
+    assert second == [first[0].replace("went from nothing to", "is at")[:-1] + " already.", known]
     assert await value(empty_database, "SELECT count(*) FROM ingest.trading_sessions") == before
 
 
