@@ -21,8 +21,8 @@ def maintain(
 ) -> None:
     """Keep calendar, partitions, bars and retention. Can be repeated; once a day is right.
 
-    Partitions are made ahead. On TimescaleDB Community the bars of time into which ticks came late are computed anew, and
-    policies follow **INGESTOR_COLUMNSTORE_AFTER**. With **INGESTOR_RETENTION** ticks that are older are dropped.
+    Partitions are made ahead. On TimescaleDB Community the bars of time into which ticks came late are computed anew,
+    and policies follow **INGESTOR_COLUMNSTORE_AFTER**. With **INGESTOR_RETENTION** ticks that are older are dropped.
 
     The calendar comes from the library exchange-calendars where the extra `calendar` is installed, else from the
     snapshot that this version brought along. Needs **INGESTOR_DATABASE_URL** with the role that migrated.

@@ -11,9 +11,9 @@ from ingestor.telemetry import scrub
 def migrate() -> None:
     """Make or upgrade the tables, and fill settings and trading calendar. Can be repeated.
 
-    Needs **INGESTOR_DATABASE_URL** with a role that may create schemas in that database. On a server with
-    TimescaleDB the ticks go into a hypertable, elsewhere into monthly partitions. With its Community edition the bars
-    of ticks that are there already are computed, oldest first: that may take minutes, and goes on where it was.
+    Needs **INGESTOR_DATABASE_URL** with a role that may create schemas in that database. On a server with TimescaleDB
+    the ticks go into a hypertable, elsewhere into monthly partitions. With its Community edition the bars of ticks
+    that are there already are computed, oldest first: that may take minutes, and goes on where it was.
 
     The daemon needs less: it runs as a login that is a member of the role `market_write`, which this command makes
     and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the role
