@@ -16,8 +16,8 @@ def migrate() -> None:
     that are there already are computed, oldest first: that may take minutes, and goes on where it was.
 
     The daemon needs less: it runs as a login that is a member of the role `market_write`, which this command makes
-    and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the role
-    `market_read`, and `ingestor grant-analyst`.
+    and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the
+    role `market_read`, and `ingestor grant-analyst`.
     """
     from ingestor.store.migrate import migrate as migrate_database
 

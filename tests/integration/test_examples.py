@@ -18,7 +18,7 @@ def test_twenty_questions() -> None:
     page = PAGE.read_text(encoding="utf-8")
     found = examples(page)
     assert sum(each.language == "sql" for each in found) == 21
-    assert sum(each.language == "python" for each in found) == page.count("```python") == 2
+    assert sum(each.language == "python" for each in found) == page.count("```python") == 3
     assert [each.code for each in found if not each.output] == ["SET TIME ZONE 'Pacific/Auckland';\n"]
     assert [line.split(".")[0] for line in page.splitlines() if line.startswith("### ")] == [
         f"### {number}" for number in range(1, 21)
