@@ -31,6 +31,9 @@ READER = "market_read"
 WIDTHS = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour", "1d": "1 day"}
 """The bars' names and widths, each of whole ones of the width before it."""
 
+RELATIONS = ("market.bars_1m", "market.latest", *(f"market.ohlcv_{name}" for name in reversed(WIDTHS)))
+"""What `make_relations` makes: each stands on `market.ticks`, or on what comes after it."""
+
 WORDS = {"1m": "One-minute", "5m": "Five-minute", "1h": "One-hour", "1d": "One-day"}
 
 # A price so far from any market's would let the whole sum overflow, or its quotient underflow: both are errors.
@@ -53,7 +56,7 @@ BUCKETS = {"1m": BINNED, "5m": BINNED, "1h": BINNED, "1d": MIDNIGHT}
 
 # The buckets hide the time from the key. Ticks come in the order of time, so one entry for each 128 pages tells which
 # buckets are where: kilobytes for millions of rows.
-INDEX = "CREATE INDEX ticks_buckets_idx ON market.ticks USING brin (time, {buckets}) WITH (autosummarize = on)"
+INDEX = "CREATE INDEX {name} ON {table} USING brin (time, {buckets}) WITH (autosummarize = on)"
 VIEW = f"""
 CREATE VIEW market.ohlcv_{{name}} AS
 SELECT symbol, {{bucket}} AS time,{FROM_TICKS}
@@ -155,7 +158,7 @@ def upgrade() -> None:
     text = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
     for statement in re.split(r";\n(?=\n|COMMENT )", text.rstrip().removesuffix(";")):
         connection.exec_driver_sql(statement)
-    connection.exec_driver_sql(INDEX.format(buckets=", ".join(_buckets(connection).values())))
+    make_index(connection, "ticks_buckets_idx", "market.ticks")
     make_relations(connection)
     if _role_exists(connection, WRITER):
         _run(connection, WRITER_GRANTS)
@@ -180,6 +183,12 @@ def downgrade() -> None:
     for function in ("price_of", "later_of", "earlier_of", "later_price", "earlier_price"):
         op.execute(f"DROP FUNCTION market.{function}")
     op.execute("DROP TYPE market.placed_price")
+
+
+def make_index(connection: sa.Connection, name: str, table: str) -> None:
+    """Make the index of buckets on a table of ticks."""
+    buckets = ", ".join(_buckets(connection).values())
+    connection.exec_driver_sql(INDEX.format(name=name, table=table, buckets=buckets))
 
 
 def make_relations(connection: sa.Connection) -> None:
