@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
+
+import typer
 
 from ingestor import settings as configuration
 from ingestor.telemetry import scrub
 
 
-def migrate() -> None:
+def migrate(
+    adopt_timescale: Annotated[
+        bool,
+        typer.Option(
+            "--adopt-timescale",
+            help="Then move market.ticks from monthly partitions into a hypertable, where TimescaleDB came to the "
+            "server later. The daemon goes on, and waits for the last step only. Needs room for a second copy of the "
+            "ticks. After an interruption, run it again: it goes on.",
+        ),
+    ] = False,
+) -> None:
     """Make or upgrade the tables, and fill settings and trading calendar. Can be repeated.
 
     Needs **INGESTOR_DATABASE_URL** with a role that may create schemas in that database. On a server with TimescaleDB
@@ -19,7 +32,19 @@ def migrate() -> None:
     and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the
     role `market_read`, and `ingestor grant-analyst`.
     """
+    asyncio.run(_migrate(configuration.load(), adopt_timescale=adopt_timescale))
+
+
+async def _migrate(settings: configuration.Settings, *, adopt_timescale: bool) -> None:
+    from ingestor.store.adopt import adopt, tell_of_adoption
     from ingestor.store.migrate import migrate as migrate_database
 
-    settings = configuration.load()
-    asyncio.run(migrate_database(settings.read_database_url(), settings, lambda line: print(scrub(line))))
+    def say(line: str) -> None:
+        print(scrub(line), flush=True)
+
+    url = settings.read_database_url()
+    await migrate_database(url, settings, say)
+    if adopt_timescale:
+        await adopt(url, settings, say)
+    else:
+        await tell_of_adoption(url, say)

@@ -1,0 +1,362 @@
+"""A database that gained TimescaleDB after it was migrated: the same ticks, in a hypertable."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingestor.errors import StoreError
+from ingestor.model import SECOND, Micros
+from ingestor.settings import load
+from ingestor.store import adopt as adopt_module
+from ingestor.store.adopt import adopt, tell_of_adoption
+from ingestor.store.connect import connect
+from ingestor.store.migrate import migrate
+from ingestor.store.postgres import Store
+from tests.bars import assert_bars, insert, some_ticks
+from tests.commands import ingestor, start
+from tests.conftest import EDITIONS
+from tests.integration.test_store import batcher, filled, tick
+from tests.migration.test_migrations import alembic
+from tests.servers import TestServer, query, with_parts
+
+pytestmark = pytest.mark.skipif("timescale" not in EDITIONS, reason="needs INGESTOR_TEST_TIMESCALE_URL")
+
+MARCH = datetime(2026, 3, 5, tzinfo=UTC)
+NOW: Micros = round(datetime.now(UTC).timestamp()) * SECOND
+KINDS = {True: "partitioned", False: "hypertable"}
+
+# A server that has the extension, for whoever may create it: at first, nobody may.
+REFUSE = """
+CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'not now'; END $$;
+CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE EXTENSION') EXECUTE FUNCTION public.refuse()
+"""
+ALLOW = "DROP EVENT TRIGGER refuse; DROP FUNCTION public.refuse()"
+IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'market.ticks'::regclass)"
+GRANTS = """
+SELECT c.relname::text, attname::text, a.grantee, a.privilege_type, a.is_grantable
+FROM pg_class c, LATERAL (SELECT NULL AS attname, relacl AS acl
+                          UNION ALL SELECT attname, attacl FROM pg_attribute WHERE attrelid = c.oid) AS of,
+     aclexplode(of.acl) AS a
+WHERE relnamespace = 'market'::regnamespace AND NOT relispartition ORDER BY 1, 2, 3, 4
+"""
+ROWS = "SELECT * FROM market.ticks ORDER BY symbol, time, price, volume, occurrence"
+
+
+async def _run(url: str, *statements: str) -> None:
+    connection = await connect(url)
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
+@pytest.fixture(scope="module")
+def template(timescale: TestServer) -> Iterator[str]:
+    """A database with partitions of five months, on a server that has the extension."""
+    name = timescale.new_name()
+    asyncio.run(_prepare(timescale, name))
+    yield name
+    asyncio.run(timescale.drop(name))
+
+
+async def _prepare(server: TestServer, name: str) -> None:
+    url = await server.create(name)
+    await _run(url, REFUSE)
+    await migrate(url, load(), lambda _: None)
+    await _run(url, ALLOW)
+    await insert(url, some_ticks(MARCH - timedelta(days=60), 120, 700))
+    # No more connections: TimescaleDB's workers would keep the template from being cloned.
+    await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+
+
+@pytest.fixture
+async def partitioned(timescale: TestServer, template: str) -> AsyncIterator[str]:
+    """The same for one test; the URL is its owner's."""
+    name = timescale.new_name()
+    yield await timescale.create(name, template)
+    await timescale.drop(name)
+
+
+async def _adopted(url: str, report: Callable[[str], None] = lambda _: None) -> list[str]:
+    lines: list[str] = []
+
+    def both(line: str) -> None:
+        lines.append(line)
+        report(line)
+
+    await adopt(url, load(), both)
+    return lines
+
+
+async def _kind(url: str) -> str:
+    ((is_partitioned,),) = await query(url, IS_PARTITIONED)
+    return KINDS[is_partitioned]
+
+
+def _stop_at(part: str) -> Callable[[str], None]:
+    def report(line: str) -> None:
+        if part in line:
+            raise InterruptedError(line)
+
+    return report
+
+
+async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) -> None:
+    """Every row and every bar, the names, grants and comments; nothing is left to do, and to go back is possible."""
+    await _run(partitioned, "GRANT SELECT (price) ON market.ticks TO PUBLIC", "GRANT SELECT ON market.latest TO PUBLIC")
+    rows, bars = await query(partitioned, ROWS), await assert_bars(partitioned)
+    grants = await query(partitioned, GRANTS)
+    about = "SELECT obj_description('market.ticks'::regclass), col_description('market.ticks'::regclass, 1)"
+    comments = await query(partitioned, about)
+    hints: list[str] = []
+    await tell_of_adoption(partitioned, hints.append)
+    assert len(hints) == 1
+    assert "--adopt-timescale" in hints[0]
+
+    lines = await _adopted(partitioned)
+
+    copied = [line for line in lines if line.startswith("2026-")]
+    assert [line[:7] for line in copied] == ["2026-01", "2026-02", "2026-03", "2026-04", "2026-05"]
+    assert any("700 ticks" in line for line in lines)
+    assert await _kind(partitioned) == "hypertable"
+    assert await query(partitioned, ROWS) == rows
+    assert await assert_bars(partitioned) == bars
+    assert await query(partitioned, about) == comments
+    names = "SELECT indexname::text FROM pg_indexes WHERE schemaname = 'market' AND tablename = 'ticks' ORDER BY 1"
+    expected = [("ticks_buckets_idx",), ("ticks_symbol_time_price_volume_occurrence_key",)]
+    assert await query(partitioned, names) == expected
+    interval = "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'ticks'"
+    assert await query(partitioned, interval) == [(timedelta(days=7),)]
+    assert await query(partitioned, "SELECT ingest.ensure_partition('2026-07-01')") == [(False,)]
+    assert await query(partitioned, GRANTS) == grants
+
+    assert await _adopted(partitioned) == ["market.ticks is a hypertable already: there is nothing to adopt."]
+    await tell_of_adoption(partitioned, hints.append)
+    assert len(hints) == 1
+    for arguments in (("check",), ("downgrade", "base")):
+        found = await asyncio.to_thread(alembic, partitioned, *arguments)
+        assert found.returncode == 0, found.stdout + found.stderr
+    assert await query(partitioned, "SELECT to_regnamespace('market') IS NULL") == [(True,)]
+
+
+async def test_a_daemon_goes_on(partitioned: str, timescale: TestServer) -> None:
+    """One connection writes before, during and after, old ticks too: none fails, and each is there once."""
+    store, instance, written = Store(timescale.writer_url(partitioned), write_timeout=10), batcher(), 0
+    before = await query(partitioned, "SELECT count(*) FROM market.ticks")
+
+    async def write() -> None:
+        nonlocal written
+        old = NOW - (written * 1801 % (250 * 86400)) * SECOND
+        await store.write([filled(instance, tick(f"{written}.NZ", old), tick(f"{written}.NZ", NOW + SECOND))])
+        written += 1
+
+    async def keep_writing() -> None:
+        while True:
+            await write()
+
+    await write()
+    connection = (await store.open()).connection
+    writing = asyncio.create_task(keep_writing())
+    counts: dict[str, int] = {}
+    await _adopted(partitioned, lambda line: counts.update({line[:7]: written}))
+    at_the_end = written
+    while written < at_the_end + 10 and not writing.done():
+        await asyncio.sleep(0.01)
+    assert (await store.open()).connection is connection
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert 0 < counts["2026-01"] < counts["2026-05"]
+    assert written >= at_the_end + 10
+    await store.close()
+    assert await _kind(partitioned) == "hypertable"
+    distinct = "SELECT count(*), count(DISTINCT symbol) FROM market.ticks WHERE symbol ~ '^[0-9]+\\.NZ$'"
+    ((ticks, symbols),) = await query(partitioned, distinct)
+    assert symbols in {written, written + 1}  # what was cancelled may be committed
+    assert ticks == 2 * symbols
+    assert await query(partitioned, "SELECT count(*) FROM market.ticks") == [(before[0][0] + ticks,)]
+    await assert_bars(partitioned)
+
+
+async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> None:
+    """SIGKILL while it copies, and in the last step: it goes on, with a late tick too, and nobody is disturbed."""
+    bars = await assert_bars(partitioned)
+    with pytest.raises(InterruptedError):
+        await _adopted(partitioned, _stop_at("2026-02"))
+    one = "INSERT INTO market.ticks_adopted SELECT * FROM market.ticks_2026_03 LIMIT 1"
+    await _kill_where_it_waits_for(partitioned, one)
+    assert await query(partitioned, "SELECT DISTINCT to_char(time, 'MM') FROM market.ticks_adopted ORDER BY 1") == [
+        ("01",), ("02",)
+    ]  # fmt: skip
+    found = await asyncio.to_thread(alembic, partitioned, "check")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert await query(partitioned, "SELECT obj_description('market.ticks_adopted'::regclass) IS NULL") == [(False,)]
+    store = Store(timescale.writer_url(partitioned), write_timeout=10)
+    old = round((MARCH - timedelta(days=50)).timestamp()) * SECOND
+    await store.write([filled(batcher(), tick("LATE.NZ", old))])
+    await store.close()
+
+    await _kill_where_it_waits_for(partitioned, "SELECT FROM market.latest LIMIT 0")
+    assert await _kind(partitioned) == "partitioned"
+    lines = await _adopted(partitioned)
+    assert "going on with what an earlier run has left" in lines[0]
+    assert [line for line in lines[1:6] if "copied before" not in line] == []
+    assert await _kind(partitioned) == "hypertable"
+    assert await query(partitioned, "SELECT count(*) FROM market.ticks WHERE symbol = 'LATE.NZ'") == [(1,)]
+    assert {name: count + 1 for name, count in bars.items()} == await assert_bars(partitioned)
+
+
+async def _kill_where_it_waits_for(url: str, statement: str) -> None:
+    """Kill the command where it waits for what somebody else's transaction has done."""
+    holder, watcher = await connect(url), await connect(url)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute(statement)
+    process = await start("migrate", "--adopt-timescale", DATABASE_URL=url)
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with asyncio.timeout(20):
+        while not await watcher.fetchval(waiting):
+            assert process.returncode is None
+            await asyncio.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    await transaction.rollback()
+    await holder.close()
+    await watcher.close()
+
+
+async def test_a_late_tick(partitioned: str) -> None:
+    """What comes into a month after it was copied is found by the last comparison."""
+    with pytest.raises(InterruptedError):
+        await _adopted(partitioned, _stop_at("2026-04"))
+    late = [(MARCH, MARCH, 9.0, 1, 1, "LATE.NZ"), (MARCH - timedelta(days=70), MARCH, 9.0, 1, 1, "LATE.NZ")]
+    tasks: list[asyncio.Task[None]] = []
+
+    def report(line: str) -> None:
+        if line.startswith("2026-05"):
+            tasks.append(asyncio.create_task(insert(partitioned, late)))
+
+    await _adopted(partitioned, report)
+    await asyncio.gather(*tasks)
+    assert await query(partitioned, "SELECT count(*) FROM market.ticks WHERE symbol = 'LATE.NZ'") == [(2,)]
+    await assert_bars(partitioned)
+
+
+async def test_somebody_uses_the_table(partitioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long query ends the last step with a line that says what to do, and changes nothing."""
+    monkeypatch.setattr(adopt_module, "LOCK_TIMEOUT", "200ms")
+    connection = await connect(partitioned)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("SELECT FROM market.ticks")
+    with pytest.raises(StoreError, match=r"200ms\. Nothing was changed\. Run this again"):
+        await _adopted(partitioned)
+    assert await _kind(partitioned) == "partitioned"
+    await transaction.rollback()
+    await connection.close()
+    await _adopted(partitioned)
+    assert await _kind(partitioned) == "hypertable"
+
+
+async def test_what_is_not_ours_is_not_destroyed(partitioned: str) -> None:
+    """Views, indexes and triggers of others on the ticks, or on the bars: refused by name, before anything is done."""
+    await _run(
+        partitioned,
+        "CREATE SCHEMA desk",
+        "CREATE VIEW desk.daily AS SELECT symbol, close FROM market.ohlcv_1d",
+        "CREATE MATERIALIZED VIEW desk.march AS SELECT * FROM market.ticks_2026_03",
+        "CREATE INDEX by_price ON market.ticks (price)",
+        "CREATE FUNCTION desk.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN new; END'",
+        "CREATE RULE r AS ON DELETE TO market.ticks DO INSTEAD NOTHING",
+        "CREATE TRIGGER t AFTER INSERT ON market.ticks FOR EACH ROW EXECUTE FUNCTION desk.f()",
+    )
+    with pytest.raises(StoreError, match="is not ours") as caught:
+        await _adopted(partitioned)
+    assert caught.value.message.partition(": ")[2].rstrip(".").split(", ") == [
+        "index market.by_price",
+        "materialized view desk.march",
+        "rule r on table market.ticks",
+        "trigger t on table market.ticks",
+        "view desk.daily",
+    ]
+    assert await query(partitioned, "SELECT to_regclass('market.ticks_adopted') IS NULL") == [(True,)]
+    await _run(partitioned, "DROP INDEX market.by_price", "DROP RULE r ON market.ticks", "DROP SCHEMA desk CASCADE")
+    await _adopted(partitioned)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "INSERT INTO market.ticks_adopted VALUES ('2026-03-05 12:00Z', now(), 1.5, 10, 1, 'STRAY.NZ')",
+        "INSERT INTO market.ticks_adopted VALUES ('2031-03-05 12:00Z', now(), 1.5, 10, 1, 'STRAY.NZ')",
+        "UPDATE market.ticks_adopted SET received_at = now() WHERE time >= '2026-03-05' AND time < '2026-03-06'",
+    ],
+    ids=["one more", "one in a month without any", "another content"],
+)
+async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> None:
+    """A copy with a row that the table does not have is refused, with the day; then it is made anew."""
+    with pytest.raises(InterruptedError):
+        await _adopted(partitioned, _stop_at("2026-05"))
+    rows = await query(partitioned, ROWS)
+    await _run(partitioned, change)
+    with pytest.raises(StoreError, match=r"The ticks of 20\d\d-03-05 are not the same: \d+ in market\.ticks, \d+ in"):
+        await _adopted(partitioned)
+    assert await _kind(partitioned) == "partitioned"
+    assert await query(partitioned, ROWS) == rows
+    await _run(partitioned, "DROP TABLE market.ticks_adopted")
+    await _adopted(partitioned)
+    assert await query(partitioned, ROWS) == rows
+
+
+async def test_two_at_once(partitioned: str) -> None:
+    """The second finds that the first has done it."""
+    rows = await query(partitioned, ROWS)
+    results = await asyncio.gather(_adopted(partitioned), _adopted(partitioned), return_exceptions=True)
+    assert any(isinstance(lines, list) and "is a hypertable now" in lines[-1] for lines in results), results
+    assert await _kind(partitioned) == "hypertable"
+    assert await query(partitioned, ROWS) == rows
+
+
+async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
+    """What is made belongs to the owner of the ticks, who can go on with it."""
+    name = timescale.new_name()
+    await timescale.run(f"CREATE ROLE {name} LOGIN PASSWORD 'owner' CREATEROLE")
+    url = await timescale.create(name)
+    owner = with_parts(timescale.url, database=name, user=name, password="owner")
+    try:
+        await timescale.run(f"ALTER DATABASE {name} OWNER TO {name}")
+        await _run(url, REFUSE)
+        await migrate(owner, load(), lambda _: None)
+        with pytest.raises(StoreError, match="Let a superuser run CREATE EXTENSION timescaledb"):
+            await _adopted(owner)
+        await _run(url, ALLOW)
+        await insert(url, some_ticks(MARCH, 10, 50))
+        await _adopted(url)
+        owners = "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class "
+        assert await query(owner, f"{owners} WHERE relnamespace = 'market'::regnamespace") == [(name,)]
+        await migrate(owner, load(), lambda _: None)
+        await assert_bars(owner)
+    finally:
+        await timescale.drop(name)
+        await timescale.run(f"DROP ROLE {name}")
+
+
+async def test_a_server_without_it(plain: TestServer) -> None:
+    """One line says what to do, with exit status 1; before that, nothing is said of it."""
+    if await query(plain.url, "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"):
+        pytest.skip("the server that is named has the extension")
+    name = plain.new_name()
+    url = await plain.create(name, plain.template)
+    lines: list[str] = []
+    await tell_of_adoption(url, lines.append)
+    assert lines == []
+    status, _, errors = await ingestor("migrate", "--adopt-timescale", DATABASE_URL=url)
+    assert status == 1
+    assert errors.count("\n") == 1
+    assert "shared_preload_libraries" in errors
+    await plain.drop(name)
