@@ -140,14 +140,16 @@ async def adopt(url: str, settings: Settings, report: Callable[[str], None]) -> 
     `report` is told each step in a sentence. Raises StoreError; what was copied by then is not copied again.
     """
     async with as_owner(url, failure="The adoption failed", verb="Migrate") as engine:
-        if not await _is_partitioned(engine):
-            report("market.ticks is a hypertable already: there is nothing to adopt.")
-            return
-        await _ensure_timescaledb(engine)
         relations = _newest_relations()
-        await _make_copy(engine, relations, report)
-        await _copy_partitions(engine, report)
-        await _finish(engine, relations, report)
+        if await _is_partitioned(engine):
+            await _ensure_timescaledb(engine)
+            await _make_copy(engine, relations, report)
+            await _copy_partitions(engine, report)
+            await _finish(engine, relations, report)
+        elif await _take_the_edition(engine, relations):
+            report("market.ticks is a hypertable already; its bars are continuous aggregates now.")
+        else:
+            report("market.ticks is a hypertable already: there is nothing to adopt.")
         async with without_transactions(engine) as connection:
             if await has_aggregates(connection):
                 await keep_aggregates(connection, columnstore_after(settings), report)
@@ -207,6 +209,17 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     async with engine.begin() as connection:
         await connection.exec_driver_sql(await connection.scalar(sa.text(_BECOME_OWNER)))
         yield connection
+
+
+async def _take_the_edition(engine: AsyncEngine, relations: ModuleType) -> bool:
+    """Make continuous aggregates where bars are views, since TimescaleDB's edition was Apache-2; return whether so."""
+    async with _transaction(engine) as connection:
+        may, has = [
+            await connection.run_sync(function) for function in (relations.is_community, relations.has_aggregates)
+        ]
+        if may and not has:
+            await connection.run_sync(_remake, relations)
+        return bool(may and not has)
 
 
 async def _make_copy(engine: AsyncEngine, relations: ModuleType, report: Callable[[str], None]) -> None:
@@ -274,7 +287,7 @@ async def _finish(engine: AsyncEngine, relations: ModuleType, report: Callable[[
             report("The last step: all ticks are counted. Writers wait until it is done.")
             await _refuse_dependents(connection, relations)
             total = await _copy_rest(connection)
-            await connection.run_sync(_swap, relations)
+            await connection.run_sync(_remake, relations, _TAKE_THE_PLACE)
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) not in {LOCK_NOT_AVAILABLE, DEADLOCK}:
             raise
@@ -309,11 +322,11 @@ def _refuse_differences(days: Sequence[sa.Row[Any]]) -> None:
             )
 
 
-def _swap(connection: sa.Connection, relations: ModuleType) -> None:
-    """Drop the old table with what stands on it, and let the new one have its name, relations, grants and comment."""
+def _remake(connection: sa.Connection, relations: ModuleType, between: Sequence[str] = ()) -> None:
+    """Drop what stands on `market.ticks`, do what is to be done `between`, and make it anew, with grants and comment."""
     kept = connection.scalars(sa.text(_KEPT), {"relations": ["market.ticks", *relations.RELATIONS]}).all()
     relations.drop_relations(connection)
-    for statement in _TAKE_THE_PLACE:
+    for statement in between:
         connection.exec_driver_sql(statement)
     relations.make_relations(connection)
     for statement in kept:

@@ -56,7 +56,7 @@ BUCKETS = {"1m": BINNED, "5m": BINNED, "1h": BINNED, "1d": MIDNIGHT}
 
 # The buckets hide the time from the key. Ticks come in the order of time, so one entry for each 128 pages tells which
 # buckets are where: kilobytes for millions of rows.
-INDEX = "CREATE INDEX {name} ON {table} USING brin (time, {buckets}) WITH (autosummarize = on)"
+INDEX = "CREATE INDEX {name} ON {table} USING brin ({columns}) WITH (autosummarize = on)"
 VIEW = f"""
 CREATE VIEW market.ohlcv_{{name}} AS
 SELECT symbol, {{bucket}} AS time,{FROM_TICKS}
@@ -186,9 +186,9 @@ def downgrade() -> None:
 
 
 def make_index(connection: sa.Connection, name: str, table: str) -> None:
-    """Make the index of buckets on a table of ticks."""
-    buckets = ", ".join(_buckets(connection).values())
-    connection.exec_driver_sql(INDEX.format(name=name, table=table, buckets=buckets))
+    """Make the index of buckets on a table of ticks; where bars are computed ahead, it needs the time alone."""
+    buckets = [] if _has_licence(connection) else _buckets(connection).values()
+    connection.exec_driver_sql(INDEX.format(name=name, table=table, columns=", ".join(["time", *buckets])))
 
 
 def make_relations(connection: sa.Connection) -> None:
@@ -243,7 +243,7 @@ def drop_relations(connection: sa.Connection) -> None:
     connection.exec_driver_sql("DROP VIEW market.bars_1m")
     connection.exec_driver_sql("DROP VIEW market.latest")
     kind = "VIEW"
-    if is_community(connection):
+    if has_aggregates(connection):
         kind = "MATERIALIZED VIEW"
         connection.exec_driver_sql("CALL remove_columnstore_policy('market.ticks', if_exists => true)")
         connection.exec_driver_sql("SELECT decompress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
@@ -254,15 +254,29 @@ def drop_relations(connection: sa.Connection) -> None:
 
 def is_community(connection: sa.Connection) -> bool:
     """Whether `market.ticks` is a hypertable of an edition that has continuous aggregates."""
-    licence = connection.scalar(sa.text("SELECT current_setting('timescaledb.license', true)"))
-    installed = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
-    if licence != "timescale" or not connection.scalar(sa.text(installed)):
+    if not _has_licence(connection):
         return False
     is_hypertable = (
         "SELECT EXISTS (SELECT FROM timescaledb_information.hypertables "
         "WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks')"
     )
     return bool(connection.scalar(sa.text(is_hypertable)))
+
+
+def has_aggregates(connection: sa.Connection) -> bool:
+    """Whether the bars are continuous aggregates: they are views where the edition was another one at first."""
+    aggregates = (
+        "SELECT EXISTS (SELECT FROM timescaledb_information.continuous_aggregates "
+        "WHERE view_schema = 'market' AND view_name = 'ohlcv_1m')"
+    )
+    return _has_licence(connection) and bool(connection.scalar(sa.text(aggregates)))
+
+
+def _has_licence(connection: sa.Connection) -> bool:
+    """Whether TimescaleDB is in use, in its Community edition."""
+    licence = connection.scalar(sa.text("SELECT current_setting('timescaledb.license', true)"))
+    installed = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
+    return licence == "timescale" and bool(connection.scalar(sa.text(installed)))
 
 
 def grant_reader(connection: sa.Connection) -> None:

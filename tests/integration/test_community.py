@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 
 from ingestor.service.maintain import maintain
 from ingestor.settings import load
+from ingestor.store.adopt import adopt
 from ingestor.store.aggregates import LEVELS
-from ingestor.store.connect import connect
+from ingestor.store.connect import connect, create_engine
 from ingestor.store.migrate import configuration, migrate
 from ingestor.store.queries import QUERIES
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, some_ticks
@@ -126,6 +128,31 @@ async def test_an_interrupted_migration(community: str) -> None:
     lines.clear()
     await migrate(community, load(), lines.append)
     assert not any(line.startswith("Bars") for line in lines)
+
+
+async def test_a_server_that_was_of_the_other_edition(community: str) -> None:
+    """Bars that are views, since the licence was another one, become aggregates of all that is there."""
+    whole = await assert_bars(community)
+    grants = "SELECT relacl::text FROM pg_class WHERE oid = 'market.ohlcv_1m'::regclass"
+    before = await query(community, grants)
+    relations = ScriptDirectory.from_config(configuration()).get_revision("0003").module
+    engine = create_engine(community)
+    async with engine.begin() as connection:
+        await connection.run_sync(relations.drop_relations)
+        await connection.run_sync(relations._make_views)
+        await connection.exec_driver_sql(relations.BARS_1M)
+        await connection.exec_driver_sql("GRANT SELECT ON market.ohlcv_1m TO market_read, market_write")
+    await engine.dispose()
+    lines: list[str] = []
+    await adopt(community, load(), lines.append)
+    assert lines[0] == "market.ticks is a hypertable already; its bars are continuous aggregates now."
+    assert any(line.startswith("Bars of 1d: computed until") for line in lines)
+    await _run_jobs(community)
+    assert await assert_bars(community) == whole
+    assert await query(community, grants) == before
+    lines.clear()
+    await adopt(community, load(), lines.append)
+    assert lines == ["market.ticks is a hypertable already: there is nothing to adopt."]
 
 
 async def test_down_and_up_with_data(community: str) -> None:
