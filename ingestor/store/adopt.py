@@ -323,7 +323,7 @@ def _refuse_differences(days: Sequence[sa.Row[Any]]) -> None:
 
 
 def _remake(connection: sa.Connection, relations: ModuleType, between: Sequence[str] = ()) -> None:
-    """Drop what stands on `market.ticks`, do what is to be done `between`, and make it anew, with grants and comment."""
+    """Drop what stands on `market.ticks`, do what is to be done `between`, and make it anew, grants and comment too."""
     kept = connection.scalars(sa.text(_KEPT), {"relations": ["market.ticks", *relations.RELATIONS]}).all()
     relations.drop_relations(connection)
     for statement in between:
