@@ -257,8 +257,8 @@ async def _copy_partitions(engine: AsyncEngine, report: Callable[[str], None]) -
                 days = await _compare(connection, _BY_CONTENT, since, until)
                 _refuse_differences([day for day in days if day.new >= day.old])  # with fewer, some came just now
         if total := sum(day.old for day in days):
-            how = f"{copied:,} of {total:,} ticks copied" if copied else f"{total:,} ticks, copied before"
-            report(f"{since:%Y-%m}: {how}.")
+            what = f"{copied:,} ticks copied" if copied else f"{total:,} ticks, copied before"
+            report(f"{since:%Y-%m}: {what}.")
     async with without_transactions(engine) as connection:
         await connection.execute(sa.text(f"VACUUM (ANALYZE) {COPY}"))  # while nobody waits for it
 

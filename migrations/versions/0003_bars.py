@@ -175,6 +175,7 @@ def downgrade() -> None:
         op.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA market REVOKE SELECT ON TABLES FROM {READER}")
         op.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA market FROM {READER}")
         op.execute(f"REVOKE USAGE ON SCHEMA market FROM {READER}")
+    op.execute("DROP TABLE IF EXISTS market.ticks_adopted")  # of an adoption that was not finished
     op.execute("ALTER TABLE ingest.settings DROP COLUMN ticks_since")
     op.execute("DROP TABLE ingest.refreshes")
     op.execute("DROP INDEX market.ticks_buckets_idx")
