@@ -133,7 +133,10 @@ async def test_an_interrupted_migration(community: str) -> None:
 async def test_a_server_that_was_of_the_other_edition(community: str) -> None:
     """Bars that are views, since the licence was another one, become aggregates of all that is there."""
     whole = await assert_bars(community)
-    grants = "SELECT relacl::text FROM pg_class WHERE oid = 'market.ohlcv_1m'::regclass"
+    grants = (
+        "SELECT grantee::regrole::text, privilege_type FROM pg_class, aclexplode(relacl) "
+        "WHERE oid = 'market.ohlcv_1m'::regclass ORDER BY 1, 2"
+    )
     before = await query(community, grants)
     relations = ScriptDirectory.from_config(configuration()).get_revision("0003").module
     engine = create_engine(community)
