@@ -29,6 +29,7 @@ SELECT rolsuper OR pg_has_role(rolname, 'market_write', 'MEMBER')
            AS is_more
 FROM pg_roles WHERE rolname = :name
 """
+_MAY_CONNECT = "SELECT has_database_privilege(CAST(:name AS name), current_database(), 'CONNECT')"
 _QUOTED = "SELECT format('%I', CAST(:name AS text)), format('%I', current_database()), current_database()"
 
 
@@ -65,7 +66,6 @@ async def grant_analyst(
         for statement in (
             f"{'CREATE' if is_new else 'ALTER'} ROLE {role} LOGIN{secret}",
             f"GRANT {READER} TO {role}",
-            f"GRANT CONNECT ON DATABASE {database} TO {role}",
             f"ALTER ROLE {role} IN DATABASE {database} SET default_transaction_read_only = on",
             f"ALTER ROLE {role} IN DATABASE {database} SET statement_timeout = {round(statement_timeout * 1000)}",
             f"ALTER ROLE {role} IN DATABASE {database} SET idle_in_transaction_session_timeout = '10min'",
@@ -73,6 +73,9 @@ async def grant_analyst(
             f"ALTER ROLE {role} IN DATABASE {database} SET jit = off",
         ):
             await connection.exec_driver_sql(statement)
+        # Everybody may connect, unless that was taken away. Not granted twice, so that DROP ROLE undoes all of it.
+        if not await connection.scalar(sa.text(_MAY_CONNECT), {"name": name}):
+            await connection.exec_driver_sql(f"GRANT CONNECT ON DATABASE {database} TO {role}")
     report(f"{name} was {'made' if is_new else 'there already'}, and may read the schema market of {plain}.")
     report(f"Its sessions are read-only, and a query ends after {statement_timeout:g} s.")
     report(f"psql 'postgresql://{quote(name, safe='')}@HOST/{quote(plain, safe='')}'")

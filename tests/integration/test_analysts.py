@@ -23,7 +23,6 @@ async def name(server: TestServer, database: str) -> AsyncIterator[str]:
     """The name of a login, which is gone after the test."""
     name = f"{server.new_name()} Ω%"
     yield name
-    await server.run(f'DROP OWNED BY "{name}"', database.rpartition("/")[2].partition("?")[0])
     await server.run(f'DROP ROLE "{name}"')
 
 
@@ -70,6 +69,15 @@ async def test_again(database: str, name: str, server: TestServer) -> None:
     assert stored.startswith("SCRAM-SHA-256$4096:")
     assert "was there already" in (await grant(database, name, None))[0]
     assert await query(as_analyst(database, name, "another-Password"), "SELECT 1") == [(1,)]
+
+
+async def test_a_database_that_is_not_for_everybody(database: str, name: str, server: TestServer) -> None:
+    """Where nobody may connect without being let in, the analyst is."""
+    short = database.rpartition("/")[2].partition("?")[0]
+    await server.run(f"REVOKE CONNECT ON DATABASE {short} FROM PUBLIC")
+    await grant(database, name)
+    assert await query(as_analyst(database, name), "SELECT 1") == [(1,)]
+    await server.run(f'REVOKE CONNECT ON DATABASE {short} FROM "{name}"')
 
 
 async def test_who_is_no_analyst(database: str, server: TestServer) -> None:

@@ -35,7 +35,6 @@ async def test_the_documented_answers(database: str, server: TestServer) -> None
     try:
         await assert_answers(with_parts(database, database=short, user=name, password="analyst-of-the-tests"))
     finally:
-        await server.run(f"DROP OWNED BY {name}", short)
         await server.run(f"DROP ROLE {name}")
 
 
