@@ -17,6 +17,9 @@ from ingestor.store import schema
 STEP = timedelta(days=30)
 """So much is computed in one transaction, so that what is interrupted goes on about where it was."""
 
+LOOK_BACK = timedelta(days=35)
+"""So far back maintenance makes up for jobs that stood still, which then look back for a week only."""
+
 WINDOW_TOO_SMALL = "22023"
 """SQLSTATE of a window without a whole bucket in it: nothing of it was computed before."""
 
@@ -102,9 +105,15 @@ async def keep_aggregates(
 
 
 async def mend_aggregates(connection: AsyncConnection, report: Callable[[str], None]) -> None:
-    """Compute anew what ticks came into late, and take it from the list; where there are no aggregates, only that."""
+    """Compute anew what ticks came into late, and take it from the list; where there are no aggregates, only that.
+
+    The last month is gone through as well, for what the server's jobs have left out: only what has changed is computed.
+    """
     rows = (await connection.execute(sa.select(schema.refreshes))).all()
-    if rows and await has_aggregates(connection):
+    if await has_aggregates(connection):
+        now = datetime.now(UTC)
+        for level in LEVELS:
+            await _refresh(connection, level, now - LOOK_BACK, now)
         for since, until in _joined([(row.range_from, row.range_until) for row in rows]):
             for level in LEVELS:
                 margin = level.width + _HOUR  # a day may have 25 hours; only the whole buckets within are computed

@@ -85,10 +85,13 @@ async def test_late_ticks(community: str) -> None:
     await _store_late(
         community, [(late, NOW, 1.5, 10, 1, "LATE.NZ"), (NOW - timedelta(days=3), NOW, 2.5, 1, 1, "A.NZ")]
     )
+    # As if the jobs had not run for weeks, and then the recent ones only.
+    await insert(community, [(NOW - timedelta(days=20), NOW, 3.5, 1, 1, "LEFT.NZ")])
     assert await _counted(community) == before
     await _maintained(community)
     after = await assert_bars(community)
     assert all(after[name] > before[name] for name in BUCKETS)
+    assert await query(community, "SELECT count(*) FROM market.ohlcv_1d WHERE symbol = 'LEFT.NZ'") == [(1,)]
 
 
 async def test_the_columnstore(community: str) -> None:
