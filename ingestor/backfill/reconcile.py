@@ -127,6 +127,8 @@ async def _whole_minutes(ledger: Ledger, day: date, now: datetime) -> tuple[date
         raise IngestorError(f"{day} is no trading day of which anything was recorded.")
     if span[0] < now - KEPT:
         raise IngestorError(f"{day} is {TOO_OLD}.")
+    if ledger.ticks_since is not None and span[0] < ledger.ticks_since:
+        raise IngestorError(f"The ticks of {day} were dropped, as INGESTOR_RETENTION says.")
     first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - ledger.margin - 2 * MINUTE))
     minutes = await ledger.whole_minutes(first, last)
     if not minutes:

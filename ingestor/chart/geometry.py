@@ -13,6 +13,12 @@ from zoneinfo import ZoneInfo
 FLAT = 0.002
 """Height of an axis of which all values are the same, as a share of the value."""
 
+FARTHEST = 1e300
+"""Where an axis ends, so that its length is a number; prices beyond it are no market's, but can be on record."""
+
+HUGE = 10**15
+"""Numbers are written out up to here."""
+
 STEPS = tuple(timedelta(minutes=minutes) for minutes in (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720))
 """From one tick of a day to the next."""
 
@@ -27,7 +33,8 @@ class Scale:
     end: float
 
     def place(self, value: float) -> float:
-        """Return where a value lies."""
+        """Return where a value lies; what lies outside, at the nearer end."""
+        value = min(max(value, self.low), self.high)
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
@@ -45,6 +52,7 @@ def widened(low: float, high: float, share: float = 0.0) -> tuple[float, float]:
 
     Values that are the same, or too near to each other for a float to tell what lies between them, get room too.
     """
+    low, high = max(low, -FARTHEST), min(high, FARTHEST)
     greatest = max(abs(low), abs(high))
     if high - low <= 8 * math.ulp(greatest):
         room = max(greatest * FLAT / 2, 1024 * math.ulp(greatest)) if greatest else 1.0
@@ -68,9 +76,9 @@ def _round_step(least: float) -> Decimal:
 
 
 def _written(value: Decimal, step: Decimal) -> str:
-    """Return a value with as many digits as tell it from the next; tiny ones as powers of ten."""
+    """Return a value with as many digits as tell it from the next; tiny and huge ones as powers of ten."""
     power = int(step.normalize().as_tuple().exponent)
-    if power >= -9:
+    if power >= -9 and abs(value) < HUGE:
         return f"{value:,.{max(0, -power)}f}"
     return f"{value:.{value.adjusted() - power}e}" if value else "0"
 

@@ -152,8 +152,12 @@ def _calendar(facts: SchemaFacts) -> Finding:
 
 
 def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> Finding:
-    if "Community" not in facts.edition:
-        return Finding("bars", Verdict.OK, "computed from the ticks for whoever asks")
+    if not facts.has_aggregates:
+        text = "computed from the ticks for whoever asks"
+        if "Community" in facts.edition:
+            advice = "this server could compute them ahead: run `ingestor migrate --adopt-timescale`"
+            return Finding("bars", Verdict.WARNING, f"{text}; {advice}")
+        return Finding("bars", Verdict.OK, text)
     since = schema.oldest_refresh
     if since is not None and datetime.now(UTC) - since > REFRESHED_WITHIN:
         text = f"ticks that came late on {since:%Y-%m-%d} may not be in the bars yet"

@@ -17,9 +17,6 @@ from ingestor.store import schema
 STEP = timedelta(days=30)
 """So much is computed in one transaction, so that what is interrupted goes on about where it was."""
 
-LOOK_BACK = timedelta(days=35)
-"""So far back maintenance makes up for jobs that stood still, which then look back for a week only."""
-
 WINDOW_TOO_SMALL = "22023"
 """SQLSTATE of a window without a whole bucket in it: nothing of it was computed before."""
 
@@ -59,9 +56,9 @@ LEVELS = (
 _IS_COMMUNITY = """
 SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'market'
 """
-_OLDEST = """
-SELECT min(range_start) FROM timescaledb_information.chunks
-WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks'
+_CHUNKS = """
+SELECT range_start, range_end FROM timescaledb_information.chunks
+WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks' ORDER BY range_start
 """
 _POLICY = """
 SELECT EXISTS (
@@ -105,45 +102,35 @@ async def keep_aggregates(
 
 
 async def mend_aggregates(connection: AsyncConnection, report: Callable[[str], None]) -> None:
-    """Compute anew what ticks came into late, and take it from the list; where there are no aggregates, only that.
+    """Compute what ticks came into late, and whatever else was left out, and take it from the list.
 
-    The last month is gone through as well, for what the server's jobs have left out: only what has changed is computed.
+    It goes through all that there is, from the oldest tick on: behind jobs that stood still, or a window that was
+    computed by itself, bars would be hidden that never were computed. Where there are no aggregates, only the list is
+    emptied.
     """
     rows = (await connection.execute(sa.select(schema.refreshes))).all()
     if await has_aggregates(connection):
-        now = datetime.now(UTC)
         for level in LEVELS:
-            await _refresh(connection, level, now - LOOK_BACK, now)
-        for since, until in _joined([(row.range_from, row.range_until) for row in rows]):
-            for level in LEVELS:
-                margin = level.width + _HOUR  # a day may have 25 hours; only the whole buckets within are computed
-                await _refresh(connection, level, since - margin, until + margin)
-            report(f"Bars computed anew: {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC.")
+            await _compute(connection, level, lambda _: None)
+        if rows:
+            since, until = min(row.range_from for row in rows), max(row.range_until for row in rows)
+            report(f"Bars computed anew, where ticks came late: {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC.")
     table = schema.refreshes.c
     for row in rows:  # but for those that have been noted again since
         is_same = (table.range_from == row.range_from) & (table.range_until == row.range_until)
         await connection.execute(sa.delete(schema.refreshes).where(is_same, table.noted_at == row.noted_at))
 
 
-def _joined(spans: list[tuple[datetime, datetime]]) -> list[tuple[datetime, datetime]]:
-    """Return the same time in spans that neither overlap nor adjoin."""
-    found: list[tuple[datetime, datetime]] = []
-    for since, until in sorted(spans):
-        if found and since <= found[-1][1]:
-            found[-1] = (found[-1][0], max(until, found[-1][1]))
-        else:
-            found.append((since, until))
-    return found
-
-
 async def _compute(connection: AsyncConnection, level: Level, report: Callable[[str], None]) -> None:
-    oldest: datetime | None = await connection.scalar(sa.text(_OLDEST))
-    now = datetime.now(UTC)
-    since = now if oldest is None else oldest - level.width
-    while since < now:
-        await _refresh(connection, level, since - level.width, since + STEP + level.width)
-        since += STEP
-        report(f"Bars of {level.name}: computed until {min(since, now):%Y-%m-%d}.")
+    """Compute what was not, or has changed: in steps, from the oldest chunk on, and not where there are none."""
+    chunks = (await connection.execute(sa.text(_CHUNKS))).all()
+    while chunks:
+        first = chunks[0].range_start
+        step = [chunk for chunk in chunks if chunk.range_start < first + STEP]
+        chunks = chunks[len(step) :]
+        margin = level.width + _HOUR  # a day may have 25 hours; only the whole buckets within are computed
+        await _refresh(connection, level, first - margin, step[-1].range_end + margin)
+        report(f"Bars of {level.name}: computed until {min(step[-1].range_end, datetime.now(UTC)):%Y-%m-%d}.")
 
 
 async def _refresh(connection: AsyncConnection, level: Level, since: datetime, until: datetime) -> None:
@@ -177,4 +164,4 @@ async def _keep_columnstore(
     if after is not None:
         add = "CALL add_columnstore_policy('market.ticks', after => CAST(:after AS interval), if_not_exists => true)"
         await connection.execute(sa.text(add), {"after": after})
-    report(f"Ticks go to the columnstore {'never' if after is None else f'at an age of {after.days} days'}.")
+    report(f"Ticks go to the columnstore {'never' if after is None else f'at an age of {after / _DAY:g} days'}.")

@@ -24,11 +24,15 @@ MOST_BYTES = 63
 """PostgreSQL cuts longer names."""
 
 _ROLE = """
-SELECT rolsuper OR pg_has_role(rolname, 'market_write', 'MEMBER')
-       OR rolname IN (SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname IN ('market', 'ingest'))
-           AS is_more
-FROM pg_roles WHERE rolname = :name
+SELECT r.rolcanlogin AND pg_has_role(r.oid, g.oid, 'MEMBER') AS is_analyst,
+       r.oid = g.oid OR r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls OR EXISTS (
+           SELECT FROM pg_roles more WHERE pg_has_role(r.oid, more.oid, 'MEMBER') AND (
+               more.rolname IN ('market_write', 'pg_write_all_data', 'pg_execute_server_program',
+                                'pg_read_server_files', 'pg_write_server_files')
+               OR more.oid IN (SELECT nspowner FROM pg_namespace WHERE nspname IN ('market', 'ingest')))) AS is_more
+FROM pg_roles r, pg_roles g WHERE r.rolname = :name AND g.rolname = 'market_read'
 """
+_HAS_READER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = 'market_read')"
 _MAY_CONNECT = "SELECT has_database_privilege(CAST(:name AS name), current_database(), 'CONNECT')"
 _QUOTED = "SELECT format('%I', CAST(:name AS text)), format('%I', current_database()), current_database()"
 
@@ -49,18 +53,17 @@ def verifier(password: str, salt: bytes | None = None) -> str:
 async def grant_analyst(
     url: str, name: str, *, password: str | None, statement_timeout: float, report: Callable[[str], None]
 ) -> None:
-    """Make a login, or take one that is there, and let it read `market` in this database, and nothing else.
+    """Make a login that may read `market` in this database, and nothing else.
 
-    `statement_timeout` is in seconds. Without a password the login has to be let in by another way. To do it again
-    changes the password and the limits. Raises StoreError.
+    `statement_timeout` is in seconds. Without a password the login has to be let in by another way. Of one that is an
+    analyst's already the password and the limits are changed. Raises StoreError, also for any other that is there.
     """
     async with (
         as_owner(url, failure="The login could not be made", verb="Do it") as engine,
         engine.begin() as connection,
     ):
-        await _check(connection, name)
+        is_new = await _check(connection, name)
         role, database, plain = (await connection.execute(sa.text(_QUOTED), {"name": name})).one()
-        is_new = await connection.scalar(sa.text(_ROLE), {"name": name}) is None
         secret = "" if password is None else f" PASSWORD '{verifier(password)}'"
         # A group's settings are not inherited by its members, so they are the login's own: here, not on all databases.
         for statement in (
@@ -81,14 +84,23 @@ async def grant_analyst(
     report(f"psql 'postgresql://{quote(name, safe='')}@HOST/{quote(plain, safe='')}'")
 
 
-async def _check(connection: AsyncConnection, name: str) -> None:
-    """Raise StoreError for a name that can't be, or must not be, an analyst's."""
+async def _check(connection: AsyncConnection, name: str) -> bool:
+    """Return whether there is no such role yet. Raises StoreError where it can't be, or must not be, an analyst's."""
     if not name or len(name.encode()) > MOST_BYTES or name.startswith("pg_") or "\0" in name:
         raise StoreError(f"{name!r} can't be the name of a role.", hint=f"1 to {MOST_BYTES} bytes, not pg_….")
-    if await connection.scalar(sa.text(_ROLE), {"name": READER}) is None:
+    if not await connection.scalar(sa.text(_HAS_READER)):
         raise StoreError(f"There is no role {READER}.", hint=f"{MIGRATE} It makes it, or says who can.")
-    if name == READER or await connection.scalar(sa.text(_ROLE), {"name": name}):
+    found = (await connection.execute(sa.text(_ROLE), {"name": name})).one_or_none()
+    if found is None:
+        return True
+    if found.is_more:
         raise StoreError(
-            f"{name} may do more than an analyst: it owns or writes the data, or is the group itself.",
+            f"{name} may do more than an analyst: it owns or writes data, makes roles, or is the group itself.",
             hint="Choose another name.",
         )
+    if not found.is_analyst:
+        raise StoreError(
+            f"{name} is there already, for something else.",
+            hint=f"Choose another name; or, if it is to be an analyst's login, GRANT {READER} TO it first.",
+        )
+    return False

@@ -20,15 +20,20 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        (SELECT setting FROM pg_settings WHERE name = 'timescaledb.license') AS license,
        to_regclass('ingest.alembic_version') IS NOT NULL AS migrated
 """
+_AGGREGATES = """
+SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'market'
+"""
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
 _LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
+_MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.refreshes'), 'SELECT'), false)"
 _OLDEST_REFRESH = "SELECT min(noted_at) FROM ingest.refreshes"
 _PRIVILEGES = """
 SELECT format('%s ON %s', privilege, relation) AS missing
 FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 'ingest.stream_sessions'),
-             ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'))
+             ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'),
+             ('SELECT', 'ingest.refreshes'), ('INSERT', 'ingest.refreshes'), ('UPDATE', 'ingest.refreshes'))
      AS needed (privilege, relation)
-WHERE NOT has_table_privilege(relation, privilege)
+WHERE NOT has_table_privilege(to_regclass(relation), privilege)
 """
 
 
@@ -66,6 +71,7 @@ class DatabaseFacts:
     standby: bool
     edition: str
     update: str | None
+    has_aggregates: bool
     schema: SchemaFacts | None
 
 
@@ -76,6 +82,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
         async with guarded as connection:
             (server,) = await connection.fetch(_SERVER)
             schema = await _schema(connection) if server["migrated"] else None
+            aggregates = await connection.fetchval(_AGGREGATES) if server["timescaledb"] else 0
     finally:
         await guarded.close()
     return DatabaseFacts(
@@ -85,6 +92,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
         server["standby"],
         _edition(server["timescaledb"], server["license"]),
         server["available"] if server["timescaledb"] not in {None, server["available"]} else None,
+        aggregates > 0,
         schema,
     )
 
@@ -101,6 +109,7 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
     if row is None:
         return None
     missing = await connection.fetch(_PRIVILEGES)
+    may_look = await connection.fetchval(_MAY_LOOK)
     return SchemaFacts(
         revision=row["revision"],
         minimum_version=row["minimum_version"],
@@ -111,6 +120,6 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         coverage_margin=row["coverage_margin"],
         stall_timeout=row["stall_timeout"],
         last_trading_day=await connection.fetchval(_LAST_DAY, row["calendar"]),
-        oldest_refresh=await connection.fetchval(_OLDEST_REFRESH) if row["revision"] >= "0003" else None,
+        oldest_refresh=await connection.fetchval(_OLDEST_REFRESH) if may_look else None,
         missing_privileges=tuple(record["missing"] for record in missing),
     )

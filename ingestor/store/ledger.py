@@ -127,6 +127,8 @@ class Ledger:
         self.margin = timedelta()
         """Doubt between the exchange's clock and ours."""
         self.label: Label = "start"
+        self.ticks_since: datetime | None = None
+        """Ticks older than this may have been dropped."""
 
     async def __aenter__(self) -> Self:
         connection = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
@@ -140,7 +142,7 @@ class Ledger:
             raise
         if settings is None:
             raise SchemaError("The database's settings were never written.", hint=MIGRATE)
-        self.timezone, self.margin, self.label = settings
+        self.timezone, self.margin, self.label, self.ticks_since = settings
         return self
 
     async def __aexit__(

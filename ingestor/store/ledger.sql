@@ -2,7 +2,7 @@
 
 -- name: ledger_settings
 -- What of the settings the backfill goes by.
-SELECT exchange_timezone, coverage_margin, bar_label FROM ingest.settings
+SELECT exchange_timezone, coverage_margin, bar_label, ticks_since FROM ingest.settings
 
 -- name: report_days
 -- $1 and $2: trading days, from the first up to but not including the second; null: no bound. $3, $4: the same as instants.
@@ -50,8 +50,10 @@ INSERT INTO market.instruments (symbol, exchange, first_seen, last_seen)
 SELECT symbol, $1, (SELECT t.time FROM market.ticks t WHERE t.symbol = s.symbol ORDER BY t.time LIMIT 1),
        (SELECT t.time FROM market.ticks t WHERE t.symbol = s.symbol ORDER BY t.time DESC LIMIT 1)
 FROM symbols s WHERE symbol IS NOT NULL
-ON CONFLICT (symbol) DO UPDATE SET first_seen = excluded.first_seen, last_seen = excluded.last_seen
-WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (excluded.first_seen, excluded.last_seen)
+ON CONFLICT (symbol) DO UPDATE SET first_seen = least(instruments.first_seen, excluded.first_seen),
+    last_seen = greatest(instruments.last_seen, excluded.last_seen)  -- retention may have dropped the first of them
+WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (
+    least(instruments.first_seen, excluded.first_seen), greatest(instruments.last_seen, excluded.last_seen))
 
 -- name: active_symbols
 -- What may have traded since $1: what is listed, what nobody knows, and what was heard in the month before or later.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -54,8 +55,7 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
 
     `report` is told each step in a sentence. Raises StoreError.
     """
-    logging.getLogger("ingestor.migrations").addHandler(_Reporter(report))
-    async with as_owner(url, failure="The migration failed", verb="Migrate") as engine:
+    async with _reporting(report), as_owner(url, failure="The migration failed", verb="Migrate") as engine:
         async with engine.connect() as connection:
             before = await _revision(connection)
             await connection.run_sync(_upgrade)
@@ -106,6 +106,17 @@ async def _fill(connection: AsyncConnection, settings: Settings, report: Callabl
         report(f"Partitions were made for {', '.join(f'{month:%Y-%m}' for month in made)}.")
     last = await last_trading_day(connection, settings.exchange_calendar)
     report(f"Trading sessions are known until {last}.")
+
+
+@contextlib.asynccontextmanager
+async def _reporting(report: Callable[[str], None]) -> AsyncIterator[None]:
+    """Pass on what the migrations have to say, meanwhile."""
+    log, handler = logging.getLogger("ingestor.migrations"), _Reporter(report)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 class _Reporter(logging.Handler):

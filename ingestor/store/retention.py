@@ -13,6 +13,8 @@ from ingestor.store import schema
 LOCK_TIMEOUT = "5s"
 """So long may a drop wait for queries, and the writer for the drop; then it is tried by the next run."""
 
+LOCK_NOT_AVAILABLE = "55P03"
+
 _IS_HYPERTABLE = "SELECT NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'market.ticks'::regclass)"
 _CHUNKS = """
 SELECT max(range_end) AS until, count(*) AS pieces FROM timescaledb_information.chunks
@@ -30,10 +32,18 @@ WHERE until <= :cutoff ORDER BY until
 async def drop_old(connection: AsyncConnection, retention: timedelta, report: Callable[[str], None]) -> None:
     """Drop the chunks or partitions all of whose ticks are older than that.
 
-    How far this went is put on record first: no bar is computed from what is left before it. Not in a transaction.
+    How far this goes is put on record first: no bar is computed from what is left before it. Not in a transaction.
     """
+    try:
+        await _drop(connection, datetime.now(UTC) - retention, report)
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+            raise
+        report(f"Old ticks were not dropped: a query has held them for {LOCK_TIMEOUT}. The next run tries again.")
+
+
+async def _drop(connection: AsyncConnection, cutoff: datetime, report: Callable[[str], None]) -> None:
     await connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    cutoff = datetime.now(UTC) - retention
     if await connection.scalar(sa.text(_IS_HYPERTABLE)):
         until, pieces = (await connection.execute(sa.text(_CHUNKS), {"cutoff": cutoff})).one()
         if pieces:

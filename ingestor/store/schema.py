@@ -258,7 +258,7 @@ settings = Table(
     column(
         "ticks_since",
         TIME,
-        "Ticks older than this were dropped, as INGESTOR_RETENTION said; null: none were.",
+        "Ticks older than this were dropped, or may be, as INGESTOR_RETENTION said; null: none were.",
         null=True,
     ),
     PrimaryKeyConstraint("singleton"),

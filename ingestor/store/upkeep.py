@@ -21,6 +21,9 @@ from ingestor.store.postgres import months_ahead
 YEARS_BACK = 10
 YEARS_AHEAD = 2
 
+LOCK = 7_306_354_015
+"""Any number, the same for all who maintain a database."""
+
 
 @contextlib.asynccontextmanager
 async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncEngine]:
@@ -39,9 +42,15 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
 
 @contextlib.asynccontextmanager
 async def without_transactions(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Connect for what can't run in a transaction: each statement is its own."""
+    """Connect for what can't run in a transaction: each statement is its own. Others that do so wait for each other."""
     async with engine.connect() as connection:
-        yield await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(sa.select(sa.func.pg_advisory_lock(LOCK)))
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(sa.exc.DBAPIError):  # a connection that broke has let go of it
+                await connection.execute(sa.select(sa.func.pg_advisory_unlock(LOCK)))
 
 
 async def last_trading_day(connection: AsyncConnection, calendar: str) -> date | None:

@@ -128,7 +128,8 @@ OTHER_COMMENTS = {
     "market.latest.volume": "Units traded.",
     "market.bars_1m": (
         "One series of one-minute bars: ours where the minute was wholly covered, else the fetched one. A minute with "
-        "neither had no trades, or touches a gap (market.gaps, with a margin of 5 s) that is not filled."
+        "neither had no trades, or was not wholly heard and is not filled: it touches a gap (market.gaps, with a "
+        "margin of 5 s), a message in it could not be read, or its ticks were dropped."
     ),
     "market.bars_1m.symbol": "The exchange's symbol with its suffix.",
     "market.bars_1m.time": "Start of the minute, by the exchange's clock.",
@@ -141,8 +142,7 @@ OTHER_COMMENTS = {
 }
 
 WRITER_GRANTS = f"""
-GRANT SELECT ON market.ohlcv_1m, market.ohlcv_5m, market.ohlcv_1h, market.ohlcv_1d, market.latest, market.bars_1m
-    TO {WRITER};
+GRANT SELECT ON market.bars_1m TO {WRITER};
 GRANT SELECT, INSERT, UPDATE ON ingest.refreshes TO {WRITER};
 """
 READER_GRANTS = f"""

@@ -108,4 +108,4 @@ COMMENT ON COLUMN ingest.refreshes.noted_at IS 'When the last of them came.';
 
 ALTER TABLE ingest.settings ADD COLUMN ticks_since TIMESTAMP WITH TIME ZONE;
 
-COMMENT ON COLUMN ingest.settings.ticks_since IS 'Ticks older than this were dropped, as INGESTOR_RETENTION said; null: none were.'
+COMMENT ON COLUMN ingest.settings.ticks_since IS 'Ticks older than this were dropped, or may be, as INGESTOR_RETENTION said; null: none were.'

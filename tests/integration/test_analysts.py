@@ -56,8 +56,13 @@ async def test_an_analyst_reads(database: str, name: str) -> None:
 
 
 async def test_again(database: str, name: str, server: TestServer) -> None:
-    """An old login is taken, a new password and a new limit take the place of the old ones."""
-    await server.run(f"CREATE ROLE \"{name}\" PASSWORD 'forgotten'")
+    """Of an analyst's login the password and the limit are changed; nobody else's is touched, nor made a login."""
+    for options in ("LOGIN PASSWORD 'its own'", "IN ROLE market_read"):
+        await server.run(f'CREATE ROLE "{name}" {options}')
+        with pytest.raises(StoreError, match=r"is there already, for something else\. Choose another name; or"):
+            await grant(database, name)
+        await server.run(f'DROP ROLE "{name}"')
+    await server.run(f'CREATE ROLE "{name}" LOGIN IN ROLE market_read')
     assert "was there already" in (await grant(database, name))[0]
     await grant(database, name, "another-Password", 5.0)
     shown = await query(as_analyst(database, name, "another-Password"), "SHOW statement_timeout")
@@ -83,9 +88,12 @@ async def test_a_database_that_is_not_for_everybody(database: str, name: str, se
 async def test_who_is_no_analyst(database: str, server: TestServer) -> None:
     """Whoever owns or writes the data would be kept from it; names that can't be are refused in one line."""
     ((owner,),) = await query(database, "SELECT current_user::text")
-    for refused in (owner, server.prefix, "market_read", "market_write"):
+    boss = server.new_name()
+    await server.run(f"CREATE ROLE {boss} LOGIN IN ROLE market_read, pg_write_all_data")
+    for refused in (owner, server.prefix, "market_read", "market_write", boss):
         with pytest.raises(StoreError, match="may do more than an analyst"):
             await grant(database, refused)
+    await server.run(f"DROP ROLE {boss}")
     for impossible in ("", "pg_analyst", "x" * 64):
         with pytest.raises(StoreError, match="can't be the name of a role"):
             await grant(database, impossible)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -10,8 +11,10 @@ import pytest
 from ingestor.model import SECOND, Micros
 from ingestor.service.maintain import maintain
 from ingestor.settings import LEAST_RETENTION, load
+from ingestor.store import retention
 from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect
+from ingestor.store.ledger import Ledger
 from ingestor.store.postgres import Store
 from tests.bars import assert_bars, insert, some_ticks
 from tests.clocks import ManualClock
@@ -128,6 +131,37 @@ async def test_old_ticks_are_dropped_when_somebody_wants_it(database: str, serve
     await insert(database, [(now - timedelta(days=100), now, 1.5, 10, 1, "late.NZ")])
     assert not [line for line in await _maintained(database) if "dropped" in line]
     assert await query(database, "SELECT ticks_since FROM ingest.settings") == [(since,)]
+
+
+async def test_two_who_maintain(database: str) -> None:
+    """They wait for each other; none fails over what the other has just dropped."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, "A.NZ") for age in (100, 200, 300)])
+    reports = await asyncio.gather(*(_maintained(database, retention="60d") for _ in range(3)))
+    assert sum("dropped" in line for lines in reports for line in lines) == 1
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(0,)]
+
+
+async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long query keeps its ticks, and the next run drops them; the first tick of a symbol stays on record."""
+    monkeypatch.setattr(retention, "LOCK_TIMEOUT", "100ms")
+    now = datetime.now(UTC).replace(microsecond=0)
+    old = now - timedelta(days=100)
+    await insert(database, [(moment, now, 1.5, 10, 1, "A.NZ") for moment in (old, now)])
+    async with Ledger(database) as ledger:
+        await ledger.store_instruments("nzx", [])
+    reader = await connect(database)
+    async with reader.transaction():
+        await reader.fetch("SELECT * FROM market.ticks")
+        assert [line for line in await _maintained(database, retention="60d") if "next run tries again" in line]
+    await reader.close()
+    assert [line for line in await _maintained(database, retention="60d") if "dropped" in line]
+    async with Ledger(database) as ledger:
+        await ledger.store_instruments("nzx", [])
+    assert await query(database, "SELECT first_seen, last_seen FROM market.instruments") == [(old, now)]
+    async with Ledger(database) as ledger:
+        assert ledger.ticks_since is not None
+        assert old < ledger.ticks_since < now
 
 
 def test_retention_spares_what_is_computed_again() -> None:

@@ -78,6 +78,18 @@ async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
     assert await query(community, "SELECT count(*) FROM ingest.refreshes") == [(0,)]
 
 
+async def test_bars_behind_what_was_computed(community: str) -> None:
+    """Weeks of ticks that were on time, while no job ran; then a recent window alone was computed, and it is mended."""
+    rows = [(NOW - timedelta(days=days), NOW, 4.5, 1, 1, "IDLE.NZ") for days in range(1, 41)]
+    await insert(community, rows)
+    count = "SELECT count(*) FROM market.ohlcv_1d WHERE symbol = 'IDLE.NZ'"
+    await _run_jobs(community)
+    assert (await query(community, count))[0][0] < 40
+    await _maintained(community, retention="90d")
+    assert await query(community, count) == [(40,)]
+    await assert_bars(community)
+
+
 async def test_late_ticks(community: str) -> None:
     """A tick below what was computed is not seen until `maintain` runs; then every width has it."""
     before = await assert_bars(community)

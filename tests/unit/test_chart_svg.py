@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ingestor.chart import svg
+from ingestor.chart import svg, terminal
 from ingestor.chart.series import Series, Width
 from tests.charts import bar, friday, gap, many, sample
 
@@ -101,3 +101,15 @@ def test_edges(series: Series) -> None:
         assert x >= 0
         assert x + width <= svg.WIDTH
     assert len(candles(drawn(series))) == len(series.minutes)
+
+
+@pytest.mark.parametrize("prices", [(1.5, 1.7e308), (-1e308, 1e308), (1e308, 1e308), (5e-324, 1.5), (-1.7e308, 0.0)])
+def test_prices_of_no_market(prices: tuple[float, float]) -> None:
+    """What the recorder accepts can be drawn: the axis ends somewhere, and its labels stay short."""
+    series = friday(bar(60, 1.5, 1.5), bar(61, *prices), bar(62, 1.5, 1.5))
+    root = drawn(series)
+    assert candles(root)
+    labels = [text.text or "" for text in having(root, "prices")[0].iter(f"{SVG}text")]
+    assert labels
+    assert max(map(len, labels)) <= 20
+    assert terminal.draw(series, 80, 30)

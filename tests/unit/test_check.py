@@ -28,7 +28,7 @@ SCHEMA = SchemaFacts(
     oldest_refresh=None,
     missing_privileges=(),
 )
-FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Community)", None, SCHEMA)
+FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Community)", None, True, SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -49,21 +49,23 @@ def test_the_server(changes: dict[str, Any], verdict: Verdict, words: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("edition", "age", "verdict"),
+    ("edition", "aggregates", "age", "words"),
     [
-        ("with TimescaleDB 2.23.0 (Community)", None, Verdict.OK),
-        ("with TimescaleDB 2.23.0 (Community)", HOUR, Verdict.OK),
-        ("with TimescaleDB 2.23.0 (Community)", 60 * HOUR, Verdict.WARNING),
-        ("with TimescaleDB 2.23.0 (Apache-2)", 60 * HOUR, Verdict.OK),
-        ("without TimescaleDB", 60 * HOUR, Verdict.OK),
+        ("with TimescaleDB 2.23.0 (Community)", True, None, ""),
+        ("with TimescaleDB 2.23.0 (Community)", True, HOUR, ""),
+        ("with TimescaleDB 2.23.0 (Community)", True, 60 * HOUR, "`ingestor maintain` once a day"),
+        ("with TimescaleDB 2.23.0 (Community)", False, None, "--adopt-timescale"),
+        ("with TimescaleDB 2.23.0 (Apache-2)", False, 60 * HOUR, ""),
+        ("without TimescaleDB", False, 60 * HOUR, ""),
     ],
 )
-def test_maintenance_that_does_not_run(edition: str, age: timedelta | None, verdict: Verdict) -> None:
-    """Where bars are computed ahead, late ticks that wait for days are a warning."""
+def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: timedelta | None, words: str) -> None:
+    """Late ticks that wait for days are a warning where bars are computed ahead; so is, where they could be."""
     oldest = None if age is None else datetime.now(UTC) - age
-    finding = _bars(replace(FACTS, edition=edition), replace(SCHEMA, oldest_refresh=oldest))
-    assert finding.verdict is verdict
-    assert ("ingestor maintain` once a day" in finding.text) is (verdict is Verdict.WARNING)
+    facts = replace(FACTS, edition=edition, has_aggregates=aggregates)
+    finding = _bars(facts, replace(SCHEMA, oldest_refresh=oldest))
+    assert finding.verdict is (Verdict.WARNING if words else Verdict.OK)
+    assert words in finding.text
 
 
 @pytest.mark.parametrize(("version", "is_enough"), [("2.17.2", False), ("2.18.0", True), ("2.23.0-dev", True)])
