@@ -159,7 +159,7 @@ async def test_a_server_that_was_of_the_other_edition(community: str) -> None:
         await connection.run_sync(relations.drop_relations)
         await connection.run_sync(relations._make_views)
         await connection.exec_driver_sql(relations.BARS_1M)
-        await connection.exec_driver_sql("GRANT SELECT ON market.ohlcv_1m TO market_read, market_write")
+        await connection.exec_driver_sql("GRANT SELECT ON market.ohlcv_1m TO market_read")
     await engine.dispose()
     lines: list[str] = []
     await adopt(community, load(), lines.append)
