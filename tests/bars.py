@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from ingestor.service.maintain import maintain
+from ingestor.settings import load
 from ingestor.store.connect import connect
 
 AUCKLAND = ZoneInfo("Pacific/Auckland")
@@ -93,3 +95,10 @@ def _assert_bar(row: dict[str, Any], ticks: list[Any], name: str) -> None:
     assert math.isclose(row["turnover"], turnover, rel_tol=1e-9, abs_tol=1e-9), where
     assert (row["vwap"] is None) == (volume == 0), where
     assert volume == 0 or math.isclose(row["vwap"], turnover / volume, rel_tol=1e-9, abs_tol=1e-9), where
+
+
+async def maintained(url: str, **changes: str) -> list[str]:
+    """Do what `ingestor maintain` does; return what it reports."""
+    lines: list[str] = []
+    await maintain(load(database_url=url, **changes), lines.append)
+    return lines

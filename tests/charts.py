@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from ingestor.chart.series import Band, Bar, Series
+from ingestor.chart.series import Band, Bar, Series, Width
 from tests.sessions import BEGINS, ENDS, MINUTE, at
 
 ZONE = ZoneInfo("Pacific/Auckland")
@@ -56,3 +57,14 @@ def many(count: int) -> Series:
     """Return so many minutes without a pause, over as many days as that takes."""
     start = BEGINS - timedelta(days=count // 1440)
     return Series("AIR.NZ", ZONE, tuple(bar(start + n * MINUTE, 1 + n % 7, 1 + n % 5) for n in range(count)))
+
+
+EDGES = {
+    "one": friday(bar(60, 1, 1)),
+    "flat": friday(bar(60, 1, 1, volume=0), bar(70, 1, 1, volume=0), gaps=(gap(0, 495),)),
+    "large": friday(bar(60, 123456789012345, 123456789012346)),
+    "tiny": friday(bar(60, 1e-12, 2e-12)),
+    "edges": friday(bar(494, -1, 0), gaps=(gap(0, 0.01), gap(494.99, 495))),
+    "many": replace(many(6000), width=Width.MINUTE),
+}
+"""What every picture must bear."""

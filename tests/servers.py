@@ -37,6 +37,16 @@ def with_parts(url: str, *, database: str, user: str | None = None, password: st
     return urlunsplit((parts.scheme, netloc, f"/{database}", parts.query, ""))
 
 
+async def execute_all(url: str, *statements: str) -> None:
+    """Run statements, each on its own."""
+    connection = await connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
 async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
     """Return a query's rows."""
     connection = await connect(url)

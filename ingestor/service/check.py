@@ -18,12 +18,10 @@ from ingestor.service.agreement import differences
 from ingestor.service.daemon import prepare_state_directory
 from ingestor.settings import Settings
 from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect
-from ingestor.store.judge import MIGRATE
+from ingestor.store.judge import MIGRATE, UPDATE
 from ingestor.store.postgres import check_revision, no_schema
 from ingestor.stream.connection import open_connection
 from ingestor.stream.judge import check_token, judge
-
-UPDATE = "ALTER EXTENSION timescaledb UPDATE"
 
 REFRESHED_WITHIN = timedelta(days=2)
 """Of maintenance that runs once a day, late ticks are in the bars by then."""
@@ -116,7 +114,7 @@ def _database(facts: DatabaseFacts) -> Finding:
     if facts.standby:
         return Finding("database", Verdict.PROBLEM, f"{text} is a standby: name the primary in the URL too")
     if facts.update:
-        advice = f"the server has {facts.update} too: psql -X, and as its first command {UPDATE}"
+        advice = f"the server has {facts.update} too: {UPDATE}"
         return Finding("database", Verdict.WARNING, f"{text}; {advice}")
     return Finding("database", Verdict.OK, text)
 

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.errors import StoreError
 from ingestor.settings import Settings
-from ingestor.store.aggregates import has_aggregates, keep_aggregates
+from ingestor.store.aggregates import INSTALLED, has_aggregates, keep_aggregates
 from ingestor.store.migrate import columnstore_after, configuration
 from ingestor.store.upkeep import as_owner, without_transactions
 
@@ -40,7 +40,6 @@ EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
 DAY = timedelta(days=1)
 
 _IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('market.ticks'))"
-_INSTALLED = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 _AVAILABLE = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')"
 # CREATE EXTENSION ends the connection where the library is not loaded, so its settings are looked for first.
 _LOADED = "SELECT EXISTS (SELECT FROM pg_settings WHERE name LIKE 'timescaledb.%')"
@@ -175,7 +174,7 @@ async def _is_partitioned(engine: AsyncEngine) -> bool:
 async def _ensure_timescaledb(engine: AsyncEngine) -> None:
     """Create the extension where it is not there yet. Raises StoreError, with what a person must do first."""
     async with without_transactions(engine) as connection:
-        if await connection.scalar(sa.text(_INSTALLED)):
+        if await connection.scalar(sa.text(INSTALLED)):
             return
         if not await connection.scalar(sa.text(_AVAILABLE)):
             raise StoreError(

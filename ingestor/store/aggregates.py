@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.store import schema
+from ingestor.store.inspect import AGGREGATES
 
 STEP = timedelta(days=30)
 """So much is computed in one transaction, so that what is interrupted goes on about where it was."""
@@ -53,9 +54,7 @@ LEVELS = (
 )
 """Each is made of the one before it, so that one is brought up to date first."""
 
-_IS_COMMUNITY = """
-SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'market'
-"""
+INSTALLED = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 _CHUNKS = """
 SELECT range_start, range_end FROM timescaledb_information.chunks
 WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks' ORDER BY range_start
@@ -79,8 +78,7 @@ WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks'
 
 async def has_aggregates(connection: AsyncConnection) -> bool:
     """Whether the bars of this database are continuous aggregates."""
-    installed = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
-    return bool(await connection.scalar(sa.text(installed)) and await connection.scalar(sa.text(_IS_COMMUNITY)))
+    return bool(await connection.scalar(sa.text(INSTALLED)) and await connection.scalar(sa.text(AGGREGATES)))
 
 
 async def keep_aggregates(

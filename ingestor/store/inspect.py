@@ -20,7 +20,7 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        (SELECT setting FROM pg_settings WHERE name = 'timescaledb.license') AS license,
        to_regclass('ingest.alembic_version') IS NOT NULL AS migrated
 """
-_AGGREGATES = """
+AGGREGATES = """
 SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'market'
 """
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
@@ -82,7 +82,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
         async with guarded as connection:
             (server,) = await connection.fetch(_SERVER)
             schema = await _schema(connection) if server["migrated"] else None
-            aggregates = await connection.fetchval(_AGGREGATES) if server["timescaledb"] else 0
+            aggregates = await connection.fetchval(AGGREGATES) if server["timescaledb"] else 0
     finally:
         await guarded.close()
     return DatabaseFacts(

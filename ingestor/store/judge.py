@@ -22,6 +22,7 @@ class Remedy(Enum):
 
 
 MIGRATE = "Run `ingestor migrate`."
+UPDATE = "psql -X, and as its first command ALTER EXTENSION timescaledb UPDATE"
 
 _SLOW_HINTS = {
     "28": "The server refuses this user: check the user, the password and pg_hba.conf.",
@@ -34,8 +35,7 @@ _SLOW_HINTS = {
 }
 _HINTS = {
     "25006": "Name the primary in the database URL too.",
-    "58P01": "A library of the server is missing. After an upgrade of TimescaleDB's package: psql -X, and as its first "
-    "command ALTER EXTENSION timescaledb UPDATE.",
+    "58P01": f"A library of the server is missing. After an upgrade of TimescaleDB's package: {UPDATE}.",
     "53100": "The server's disk is full: make room on it.",
     "53300": "The server has no connection left: raise max_connections, or end other clients.",
 }

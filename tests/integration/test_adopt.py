@@ -24,7 +24,7 @@ from tests.commands import ingestor, start
 from tests.conftest import EDITIONS
 from tests.integration.test_store import batcher, filled, tick
 from tests.migration.test_migrations import alembic
-from tests.servers import TestServer, query, with_parts
+from tests.servers import TestServer, execute_all, query, with_parts
 
 pytestmark = pytest.mark.skipif("timescale" not in EDITIONS, reason="needs INGESTOR_TEST_TIMESCALE_URL")
 
@@ -50,13 +50,6 @@ WHERE relnamespace = 'market'::regnamespace AND NOT relispartition ORDER BY 1, 2
 ROWS = "SELECT * FROM market.ticks ORDER BY symbol, time, price, volume, occurrence"
 
 
-async def _run(url: str, *statements: str) -> None:
-    connection = await connect(url)
-    for statement in statements:
-        await connection.execute(statement)
-    await connection.close()
-
-
 @pytest.fixture(scope="module")
 def template(timescale: TestServer) -> Iterator[str]:
     """A database with partitions of five months, on a server that has the extension."""
@@ -68,9 +61,9 @@ def template(timescale: TestServer) -> Iterator[str]:
 
 async def _prepare(server: TestServer, name: str) -> None:
     url = await server.create(name)
-    await _run(url, REFUSE)
+    await execute_all(url, REFUSE)
     await migrate(url, load(), lambda _: None)
-    await _run(url, ALLOW)
+    await execute_all(url, ALLOW)
     await insert(url, some_ticks(MARCH - timedelta(days=60), 120, 700))
     # No more connections: TimescaleDB's workers would keep the template from being cloned.
     await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -110,7 +103,9 @@ def _stop_at(part: str) -> Callable[[str], None]:
 
 async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) -> None:
     """Every row and every bar, the names, grants and comments; nothing is left to do, and to go back is possible."""
-    await _run(partitioned, "GRANT SELECT (price) ON market.ticks TO PUBLIC", "GRANT SELECT ON market.latest TO PUBLIC")
+    await execute_all(
+        partitioned, "GRANT SELECT (price) ON market.ticks TO PUBLIC", "GRANT SELECT ON market.latest TO PUBLIC"
+    )
     rows, bars = await query(partitioned, ROWS), await assert_bars(partitioned)
     grants = await query(partitioned, GRANTS)
     about = "SELECT obj_description('market.ticks'::regclass), col_description('market.ticks'::regclass, 1)"
@@ -269,7 +264,7 @@ async def test_somebody_uses_the_table(partitioned: str, monkeypatch: pytest.Mon
 
 async def test_what_is_not_ours_is_not_destroyed(partitioned: str) -> None:
     """Views, indexes and triggers of others on the ticks, or on the bars: refused by name, before anything is done."""
-    await _run(
+    await execute_all(
         partitioned,
         "CREATE SCHEMA desk",
         "CREATE VIEW desk.daily AS SELECT symbol, close FROM market.ohlcv_1d",
@@ -289,7 +284,9 @@ async def test_what_is_not_ours_is_not_destroyed(partitioned: str) -> None:
         "view desk.daily",
     ]
     assert await query(partitioned, "SELECT to_regclass('market.ticks_adopted') IS NULL") == [(True,)]
-    await _run(partitioned, "DROP INDEX market.by_price", "DROP RULE r ON market.ticks", "DROP SCHEMA desk CASCADE")
+    await execute_all(
+        partitioned, "DROP INDEX market.by_price", "DROP RULE r ON market.ticks", "DROP SCHEMA desk CASCADE"
+    )
     await _adopted(partitioned)
 
 
@@ -307,12 +304,12 @@ async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> No
     with pytest.raises(InterruptedError):
         await _adopted(partitioned, _stop_at("2026-05"))
     rows = await query(partitioned, ROWS)
-    await _run(partitioned, change)
+    await execute_all(partitioned, change)
     with pytest.raises(StoreError, match=r"The ticks of 20\d\d-03-05 are not the same: \d+ in market\.ticks, \d+ in"):
         await _adopted(partitioned)
     assert await _kind(partitioned) == "partitioned"
     assert await query(partitioned, ROWS) == rows
-    await _run(partitioned, "DROP TABLE market.ticks_adopted")
+    await execute_all(partitioned, "DROP TABLE market.ticks_adopted")
     await _adopted(partitioned)
     assert await query(partitioned, ROWS) == rows
 
@@ -334,11 +331,11 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
     owner = with_parts(timescale.url, database=name, user=name, password="owner")
     try:
         await timescale.run(f"ALTER DATABASE {name} OWNER TO {name}")
-        await _run(url, REFUSE)
+        await execute_all(url, REFUSE)
         await migrate(owner, load(), lambda _: None)
         with pytest.raises(StoreError, match="Let a superuser run CREATE EXTENSION timescaledb"):
             await _adopted(owner)
-        await _run(url, ALLOW)
+        await execute_all(url, ALLOW)
         await insert(url, some_ticks(MARCH, 10, 50))
         await _adopted(url)
         owners = "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class "

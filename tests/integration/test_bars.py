@@ -9,14 +9,13 @@ import asyncpg
 import pytest
 
 from ingestor.model import SECOND, Micros
-from ingestor.service.maintain import maintain
-from ingestor.settings import LEAST_RETENTION, load
+from ingestor.settings import LEAST_RETENTION
 from ingestor.store import retention
 from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect
 from ingestor.store.ledger import Ledger
 from ingestor.store.postgres import Store
-from tests.bars import assert_bars, insert, some_ticks
+from tests.bars import assert_bars, insert, maintained, some_ticks
 from tests.clocks import ManualClock
 from tests.integration.test_store import batcher, filled, tick
 from tests.servers import TestServer, query
@@ -111,7 +110,7 @@ async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> N
     await store.write([late])  # was committed before, so nothing comes of it but the same list
     await store.close()
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(7,)]
-    assert await _maintained(database) != []
+    assert await maintained(database) != []
     assert await query(database, REFRESHES) == []
     assert (await assert_bars(database))["1d"] == 5
 
@@ -121,15 +120,15 @@ async def test_old_ticks_are_dropped_when_somebody_wants_it(database: str, serve
     now = datetime.now(UTC).replace(microsecond=0)
     ages = [1, 20, 100, 130, 400]
     await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, f"{age}.NZ") for age in ages])
-    await _maintained(database)
+    await maintained(database)
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(5,)]
-    (line,) = [line for line in await _maintained(database, retention="60d") if "dropped" in line]
+    (line,) = [line for line in await maintained(database, retention="60d") if "dropped" in line]
     assert "3 chunks or partitions" in line
     assert await query(database, "SELECT symbol FROM market.ticks ORDER BY 1") == [("1.NZ",), ("20.NZ",)]
     ((since,),) = await query(database, "SELECT ticks_since FROM ingest.settings")
     assert now - timedelta(days=100) < since <= now - timedelta(days=60)
     await insert(database, [(now - timedelta(days=100), now, 1.5, 10, 1, "late.NZ")])
-    assert not [line for line in await _maintained(database) if "dropped" in line]
+    assert not [line for line in await maintained(database) if "dropped" in line]
     assert await query(database, "SELECT ticks_since FROM ingest.settings") == [(since,)]
 
 
@@ -137,7 +136,7 @@ async def test_two_who_maintain(database: str) -> None:
     """They wait for each other; none fails over what the other has just dropped."""
     now = datetime.now(UTC).replace(microsecond=0)
     await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, "A.NZ") for age in (100, 200, 300)])
-    reports = await asyncio.gather(*(_maintained(database, retention="60d") for _ in range(3)))
+    reports = await asyncio.gather(*(maintained(database, retention="60d") for _ in range(3)))
     assert sum("dropped" in line for lines in reports for line in lines) == 1
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(0,)]
 
@@ -153,9 +152,9 @@ async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.Mon
     reader = await connect(database)
     async with reader.transaction():
         await reader.fetch("SELECT * FROM market.ticks")
-        assert [line for line in await _maintained(database, retention="60d") if "next run tries again" in line]
+        assert [line for line in await maintained(database, retention="60d") if "next run tries again" in line]
     await reader.close()
-    assert [line for line in await _maintained(database, retention="60d") if "dropped" in line]
+    assert [line for line in await maintained(database, retention="60d") if "dropped" in line]
     async with Ledger(database) as ledger:
         await ledger.store_instruments("nzx", [])
     assert await query(database, "SELECT first_seen, last_seen FROM market.instruments") == [(old, now)]
@@ -190,9 +189,3 @@ async def test_analysts_read_the_market_and_nothing_else(database: str, server: 
     finally:
         await connection.close()
         await server.run(f"DROP ROLE {name}")
-
-
-async def _maintained(url: str, **changes: str) -> list[str]:
-    lines: list[str] = []
-    await maintain(load(database_url=url, **changes), lines.append)
-    return lines

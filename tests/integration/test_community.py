@@ -14,15 +14,14 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from ingestor.service.maintain import maintain
 from ingestor.settings import load
 from ingestor.store.adopt import adopt
 from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect, create_engine
 from ingestor.store.migrate import configuration, migrate
 from ingestor.store.queries import QUERIES
-from tests.bars import BUCKETS, TickRow, assert_bars, insert, some_ticks
-from tests.servers import query
+from tests.bars import BUCKETS, TickRow, assert_bars, insert, maintained, some_ticks
+from tests.servers import execute_all, query
 
 pytestmark = pytest.mark.usefixtures("bundled_calendar")
 
@@ -31,13 +30,6 @@ OLD = NOW - timedelta(days=60)
 RECENT = NOW - timedelta(hours=8)
 JOBS = "SELECT job_id, proc_name FROM timescaledb_information.jobs WHERE proc_name LIKE 'policy_%' ORDER BY job_id"
 COMPRESSED = "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertable_name = 'ticks' AND is_compressed"
-
-
-async def _run(url: str, *statements: str) -> None:
-    connection = await connect(url)
-    for statement in statements:
-        await connection.execute(statement)
-    await connection.close()
 
 
 async def _store_late(url: str, rows: list[TickRow]) -> None:
@@ -50,14 +42,8 @@ async def _store_late(url: str, rows: list[TickRow]) -> None:
 
 async def _run_jobs(url: str) -> list[str]:
     jobs = await query(url, JOBS)
-    await _run(url, *(f"CALL run_job({number})" for number, _ in jobs))
+    await execute_all(url, *(f"CALL run_job({number})" for number, _ in jobs))
     return [name for _, name in jobs]
-
-
-async def _maintained(url: str, **changes: str) -> list[str]:
-    lines: list[str] = []
-    await maintain(load(database_url=url, **changes), lines.append)
-    return lines
 
 
 async def _counted(url: str) -> dict[str, Any]:
@@ -72,7 +58,7 @@ async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
     names = await _run_jobs(community)
     assert names.count("policy_refresh_continuous_aggregate") == len(LEVELS)
     assert (await _counted(community))["1m"] < whole["1m"]
-    lines = await _maintained(community)
+    lines = await maintained(community)
     assert sum("computed anew" in line for line in lines) == 1
     assert await assert_bars(community) == whole
     assert await query(community, "SELECT count(*) FROM ingest.refreshes") == [(0,)]
@@ -85,7 +71,7 @@ async def test_bars_behind_what_was_computed(community: str) -> None:
     count = "SELECT count(*) FROM market.ohlcv_1d WHERE symbol = 'IDLE.NZ'"
     await _run_jobs(community)
     assert (await query(community, count))[0][0] < 40
-    await _maintained(community, retention="90d")
+    await maintained(community, retention="90d")
     assert await query(community, count) == [(40,)]
     await assert_bars(community)
 
@@ -100,7 +86,7 @@ async def test_late_ticks(community: str) -> None:
     # As if the jobs had not run for weeks, and then the recent ones only.
     await insert(community, [(NOW - timedelta(days=20), NOW, 3.5, 1, 1, "LEFT.NZ")])
     assert await _counted(community) == before
-    await _maintained(community)
+    await maintained(community)
     after = await assert_bars(community)
     assert all(after[name] > before[name] for name in BUCKETS)
     assert await query(community, "SELECT count(*) FROM market.ohlcv_1d WHERE symbol = 'LEFT.NZ'") == [(1,)]
@@ -109,8 +95,8 @@ async def test_late_ticks(community: str) -> None:
 async def test_the_columnstore(community: str) -> None:
     """Chunks of two weeks ago are compressed; copies and late ticks meet the same ticks there as before."""
     rows = await query(community, "SELECT * FROM market.ticks ORDER BY time, symbol")
-    assert "Ticks go to the columnstore" in "".join(await _maintained(community, columnstore_after="15d"))
-    assert not [line for line in await _maintained(community, columnstore_after="15d") if "columnstore" in line]
+    assert "Ticks go to the columnstore" in "".join(await maintained(community, columnstore_after="15d"))
+    assert not [line for line in await maintained(community, columnstore_after="15d") if "columnstore" in line]
     await _run_jobs(community)
     ((compressed,),) = await query(community, COMPRESSED)
     assert compressed >= 2
@@ -119,21 +105,21 @@ async def test_the_columnstore(community: str) -> None:
         "INSERT INTO market.ticks SELECT * FROM market.ticks "
         "ON CONFLICT (symbol, time, price, volume, occurrence) DO NOTHING"
     )
-    await _run(community, copies)
+    await execute_all(community, copies)
     assert await query(community, "SELECT count(*) FROM market.ticks") == [(len(rows),)]
     equal = rows[5]
     await _store_late(community, [(*equal[:4], 99, equal[5])])
-    await _maintained(community, columnstore_after="15d")
+    await maintained(community, columnstore_after="15d")
     assert await query(community, "SELECT count(*) FROM market.ticks") == [(len(rows) + 1,)]
     await assert_bars(community)
-    (line,) = [line for line in await _maintained(community, columnstore_after="off") if "columnstore" in line]
+    (line,) = [line for line in await maintained(community, columnstore_after="off") if "columnstore" in line]
     assert line == "Ticks go to the columnstore never."
 
 
 async def test_an_interrupted_migration(community: str) -> None:
     """Where a policy is missing, what was never computed is computed first; twice changes nothing."""
     for level in LEVELS[:2]:
-        await _run(community, f"SELECT remove_continuous_aggregate_policy('{level.view}')")
+        await execute_all(community, f"SELECT remove_continuous_aggregate_policy('{level.view}')")
     lines: list[str] = []
     await migrate(community, load(), lines.append)
     assert any(line.startswith("Bars of 1m: computed until") for line in lines)
@@ -179,7 +165,7 @@ async def test_down_and_up_with_data(community: str) -> None:
     ticks = "SELECT count(*) FROM market.ticks"
     before = await query(community, ticks)
     config = configuration()
-    await _run(community, "SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
+    await execute_all(community, "SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
     await asyncio.to_thread(_alembic, command.downgrade, config, community, "0002")
     assert await query(community, ticks) == before
     assert await query(community, COMPRESSED) == [(0,)]
@@ -197,10 +183,10 @@ def _alembic(run: Any, config: Any, url: str, revision: str) -> None:
 async def test_retention_keeps_the_bars(community: str) -> None:
     """Old ticks are dropped, their bars stay; and a late tick among them does not take the place of those."""
     whole = await assert_bars(community)
-    assert any("dropped" in line for line in await _maintained(community, retention="30d"))
+    assert any("dropped" in line for line in await maintained(community, retention="30d"))
     assert await _counted(community) == whole
     late = (OLD + timedelta(days=1), NOW, 9.0, 1, 1, "A.NZ")
     await _store_late(community, [late])
-    await _maintained(community, retention="30d")
+    await maintained(community, retention="30d")
     assert await _counted(community) == whole
     assert await query(community, "SELECT count(*) FROM market.ohlcv_1m WHERE high = 9") == [(0,)]

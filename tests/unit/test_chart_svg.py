@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from ingestor.chart import svg, terminal
-from ingestor.chart.series import Series, Width
-from tests.charts import bar, friday, gap, many, sample
+from ingestor.chart.series import Series
+from tests.charts import EDGES, bar, friday, gap, sample
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -82,18 +81,7 @@ def test_signs_that_markup_is_made_of() -> None:
     assert '"]]><a&b\ufffd (open)' in (having(root, "gap")[0][0].text or "")
 
 
-@pytest.mark.parametrize(
-    "series",
-    [
-        friday(bar(60, 1, 1)),
-        friday(bar(60, 1, 1, volume=0), bar(70, 1, 1, volume=0), gaps=(gap(0, 495),)),
-        friday(bar(60, 123456789012345, 123456789012346)),
-        friday(bar(60, 1e-12, 2e-12)),
-        friday(bar(494, -1, 0), gaps=(gap(0, 0.01), gap(494.99, 495))),
-        replace(many(6000), width=Width.MINUTE),
-    ],
-    ids=["one", "flat", "large", "tiny", "edges", "many"],
-)
+@pytest.mark.parametrize("series", EDGES.values(), ids=EDGES)
 def test_edges(series: Series) -> None:
     """Everything lies within the picture."""
     for rect in drawn(series).iter(f"{SVG}rect"):

@@ -7,7 +7,7 @@ import pytest
 
 from ingestor.chart import terminal
 from ingestor.chart.series import Series, Width
-from tests.charts import bar, friday, gap, many, sample
+from tests.charts import EDGES, bar, friday, gap, many, sample
 
 
 def text(series: Series, columns: int = 80, rows: int = 24) -> list[str]:
@@ -55,18 +55,7 @@ def test_roles() -> None:
 
 @pytest.mark.parametrize("columns", [30, 80, 200])
 @pytest.mark.parametrize("rows", [12, 24, 60])
-@pytest.mark.parametrize(
-    "series",
-    [
-        friday(bar(60, 1, 1)),
-        friday(bar(60, 1, 1, volume=0), bar(61, 1, 1, volume=0), gaps=(gap(0, 495),)),
-        friday(bar(60, 123456789012345, 123456789012346)),
-        friday(bar(60, 1e-12, 2e-12)),
-        friday(bar(494, -1, 0), gaps=(gap(0, 0.01), gap(494.99, 495))),
-        replace(many(6000), width=Width.MINUTE),
-    ],
-    ids=["one", "flat", "large", "tiny", "edges", "many"],
-)
+@pytest.mark.parametrize("series", EDGES.values(), ids=EDGES)
 def test_edges(series: Series, columns: int, rows: int) -> None:
     """It is never larger than the terminal (but for the legend on a very narrow one), and each candle is there."""
     lines = text(series, columns, rows)
