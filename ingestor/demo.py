@@ -25,7 +25,7 @@ from ingestor.settings import Settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
-from ingestor.telemetry import Counts
+from ingestor.telemetry.events import Counts
 
 DATABASE = "demo"
 LATEST = 8

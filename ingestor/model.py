@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -117,6 +117,18 @@ class SessionEnd:
     at: Micros
     reason: EndReason
     close_code: int | None = None
+
+
+class Tally(NamedTuple):
+    """What the database has of a session after a commit; `added` of the ticks were counted by this commit."""
+
+    ticks: int
+    duplicates: int
+    added: int
+
+    def after(self, earlier: Tally | None) -> Tally:
+        """Return this one, with what an earlier one added."""
+        return self if earlier is None else self._replace(added=earlier.added + self.added)
 
 
 @dataclass(frozen=True, slots=True)

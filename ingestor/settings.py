@@ -218,6 +218,11 @@ class Settings(BaseSettings):
         description="name of this instance in the records (default: the host's name)",
     )
 
+    http_host: Text = _setting(
+        "127.0.0.1", "address of the status page, health and metrics; whoever can reach it can read them"
+    )
+    http_port: int = _setting(9464, "port of the same; 0: any that is free", ge=0, le=65535)
+
     retention: Annotated[SecondsOrOff, AfterValidator(_check_retention)] = _setting(
         "off", "ticks that are older are dropped by `ingestor maintain`; at least 8d, or off"
     )

@@ -26,6 +26,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("INGESTOR_") and not name.startswith("INGESTOR_TEST_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("INGESTOR_SPOOL_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("INGESTOR_HTTP_PORT", "0")
     monkeypatch.chdir(tmp_path)
 
 

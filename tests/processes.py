@@ -175,6 +175,7 @@ class DaemonProcess:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
+        environment["INGESTOR_HTTP_PORT"] = "0"
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -15,7 +15,7 @@ from ingestor.clock import Clock
 from ingestor.errors import IngestorError
 from ingestor.model import SECOND
 from ingestor.store.ledger import Begun, Bounds, Ledger, MinuteBar, Outcome, Piece, minute_of
-from ingestor.telemetry import scrub
+from ingestor.telemetry.log import scrub
 
 KEPT = timedelta(days=365)
 """How long the source keeps one-minute bars: 1 year, by its documentation."""

@@ -18,7 +18,7 @@ from ingestor.buffer.memory import Memory, merges, without_coverage
 from ingestor.buffer.spool import Entry, Spool, SpoolDamagedError, SpoolUnavailableError
 from ingestor.clock import Clock
 from ingestor.model import Batch, EndReason
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 
 MAX_ROWS = 50_000
 MAX_BYTES = 4 * 2**20
@@ -138,6 +138,11 @@ class Buffer:
         return self._spool.depth if self._spool is not None and self._spooled > self._committed else 0
 
     @property
+    def spool_max_bytes(self) -> int:
+        """Bytes that may wait on disk before the stream must stop."""
+        return self._spool_max
+
+    @property
     def in_memory(self) -> tuple[Batch, ...]:
         """The batches that are nowhere but in memory."""
         return tuple(entry.batch for entry in self._memory)
@@ -169,10 +174,11 @@ class Buffer:
                 continue
             try:
                 entries = await self._on_disk(partial(self._spool.read, self._committed, max_rows, max_bytes))
+                self._tell_disk_works()
             except SpoolDamagedError:
                 self._begin_anew()
             except SpoolUnavailableError as error:
-                self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+                self._telemetry.disk_trouble(str(error))
                 await self._clock.sleep(RETRY)
         self._taken = entries[-1].position
         return tuple(entry.batch for entry in entries)
@@ -205,6 +211,7 @@ class Buffer:
                 await self._clock.sleep(RETRY)
             if self._spool.is_full:
                 await self._on_disk(self._spool.restore_reserve)
+                self._tell_disk_works()
                 self._note()
             if self._spool.is_slack:
                 await self._tidy(self._spool.shrink)
@@ -238,8 +245,12 @@ class Buffer:
     def _refuse(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
         """Take note that the disk does not take what must go there."""
         self._refused = True
-        self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+        self._telemetry.disk_trouble(str(error))
         self._note()
+
+    def _tell_disk_works(self) -> None:
+        if self._spool is not None and not self._spool.is_full:
+            self._telemetry.disk_works()
 
     async def _append_anyhow(self, spool: Spool) -> None:
         """Append; where the file turns out to be damaged, to a new one."""
@@ -263,11 +274,12 @@ class Buffer:
             await self._append(spool)
             return
         self._refused = spool.is_full
+        self._tell_disk_works()
         self._spooled = entries[-1].position
         self._spooled_heartbeat = entries[-1] if entries[-1].batch.is_heartbeat else None
         self._memory.drop(self._spooled)
         if began:
-            self._telemetry.spooling(away=self._away, now=self._clock.monotonic())
+            self._telemetry.spooling(away=self._away)
         if self._committed >= entries[0].position:  # meanwhile
             await self._forget(spool)
 
@@ -285,7 +297,7 @@ class Buffer:
         except SpoolDamagedError:
             self._begin_anew()
         except SpoolUnavailableError as error:
-            self._telemetry.disk_trouble(str(error), self._clock.monotonic())
+            self._telemetry.disk_trouble(str(error))
 
     def _begin_anew(self) -> None:
         """Go on with an empty spool. What was in the other is lost to us, so nothing after it may vouch for its time.

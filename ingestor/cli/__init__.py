@@ -21,7 +21,7 @@ from ingestor.cli.replay import replay
 from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
 from ingestor.errors import IngestorError
-from ingestor.telemetry import scrub
+from ingestor.telemetry.log import scrub
 
 app = typer.Typer(
     no_args_is_help=True,

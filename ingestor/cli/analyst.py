@@ -13,7 +13,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.cli.bounds import in_seconds
-from ingestor.telemetry import hide, scrub
+from ingestor.telemetry.log import hide, scrub
 
 
 def grant_analyst(

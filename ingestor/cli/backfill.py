@@ -9,7 +9,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.cli.bounds import Since, Until, bounds, in_seconds
-from ingestor.telemetry import hide
+from ingestor.telemetry.log import hide
 
 
 def backfill(

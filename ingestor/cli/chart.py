@@ -25,7 +25,7 @@ from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Bounds, Ledger
-from ingestor.telemetry import hide
+from ingestor.telemetry.log import hide
 
 MOST_GAPS = 20
 

@@ -8,7 +8,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.errors import EXIT_CONFIGURATION
-from ingestor.telemetry import hide, scrub
+from ingestor.telemetry.log import hide, scrub
 
 
 def check() -> None:

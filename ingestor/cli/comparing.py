@@ -15,7 +15,7 @@ from ingestor.backfill.reconcile import Reconciliation, reconcile
 from ingestor.clock import SystemClock
 from ingestor.settings import Settings
 from ingestor.store.ledger import Ledger, MinuteBar
-from ingestor.telemetry import scrub
+from ingestor.telemetry.log import scrub
 
 MOST_ROWS = 40
 

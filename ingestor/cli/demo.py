@@ -15,7 +15,7 @@ from rich.text import Text
 from ingestor.cli.bounds import in_seconds
 from ingestor.demo import QUERIES, Demo, State, running
 from ingestor.service.signals import StopRequest, handled
-from ingestor.telemetry import configure
+from ingestor.telemetry.log import configure
 
 REFRESH = 0.5
 PLAIN_EVERY = 5.0

@@ -20,7 +20,7 @@ from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.service.signals import StopRequest, handled
 from ingestor.settings import Settings
 from ingestor.store.ledger import Bounds, Ledger
-from ingestor.telemetry import scrub
+from ingestor.telemetry.log import scrub
 
 LISTING = 3600.0
 """Seconds after which `--watch` asks anew what is listed."""

@@ -23,7 +23,7 @@ from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Bounds, Ledger
-from ingestor.telemetry import hide
+from ingestor.telemetry.log import hide
 
 MOST_DAYS = 20
 STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excused": "dim"}

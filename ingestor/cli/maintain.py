@@ -11,7 +11,7 @@ from ingestor import settings as configuration
 from ingestor.cli.bounds import in_seconds
 from ingestor.errors import StoreError
 from ingestor.service.signals import handled
-from ingestor.telemetry import hide, scrub
+from ingestor.telemetry.log import hide, scrub
 
 
 def maintain(

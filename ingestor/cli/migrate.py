@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
-from ingestor.telemetry import scrub
+from ingestor.telemetry.log import scrub
 
 
 def migrate(

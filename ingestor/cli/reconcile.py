@@ -10,7 +10,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.cli.bounds import moment
-from ingestor.telemetry import hide
+from ingestor.telemetry.log import hide
 
 
 def reconcile(

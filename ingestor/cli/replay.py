@@ -10,7 +10,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.service.replay import replay as replay_file
-from ingestor.telemetry import configure, hide
+from ingestor.telemetry.log import configure, hide
 
 
 def replay(

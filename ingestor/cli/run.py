@@ -9,7 +9,7 @@ from ingestor.errors import ConfigurationError
 from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import handled
-from ingestor.telemetry import configure, hide
+from ingestor.telemetry.log import configure, hide
 
 
 def run() -> None:

@@ -36,10 +36,14 @@ class TradingSession:
 
 
 class Calendar(Protocol):
-    """What the stall timer asks."""
+    """What the stall timer and the status page ask."""
 
     def session_at(self, now: Micros) -> TradingSession | None:
         """Return the session that is open at an instant, if one is."""
+        ...
+
+    def session_after(self, now: Micros) -> TradingSession | None:
+        """Return the next session that opens after an instant, as far as it is known."""
         ...
 
 
@@ -57,6 +61,11 @@ class SnapshotCalendar:
             return self._sessions[index]
         return None
 
+    def session_after(self, now: Micros) -> TradingSession | None:
+        """Return the next session that opens after an instant, as far as it is known."""
+        index = bisect_right(self._openings, now)
+        return self._sessions[index] if index < len(self._sessions) else None
+
 
 class AlwaysCalendar:
     """Open at every instant."""
@@ -67,6 +76,10 @@ class AlwaysCalendar:
     def session_at(self, now: Micros) -> TradingSession:
         """Return the exchange's day that contains an instant."""
         return _whole_day(datetime.fromtimestamp(now / SECOND, self._timezone).date(), self._timezone)
+
+    def session_after(self, now: Micros) -> TradingSession:
+        """Return the exchange's next day."""
+        return self.session_at(self.session_at(now).closes_at)
 
 
 def load(name: CalendarName, timezone: str) -> Calendar:

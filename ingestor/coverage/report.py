@@ -117,7 +117,7 @@ def as_json(report: Report) -> str:
         "since": _moment(report.since),
         "until": _moment(report.until),
         "coverage": days,
-        "gaps": [_record(gap) for gap in report.gaps],
+        "gaps": [as_record(gap) for gap in report.gaps],
     }
     return json.dumps(document, indent=2, ensure_ascii=False)
 
@@ -127,11 +127,12 @@ def as_csv(gaps: Iterable[Gap]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, ["trading_day", "started_at", "ended_at", "seconds", "cause", "status"])
     writer.writeheader()
-    writer.writerows(_record(gap) for gap in gaps)
+    writer.writerows(as_record(gap) for gap in gaps)
     return text.getvalue()
 
 
-def _record(gap: Gap) -> dict[str, Any]:
+def as_record(gap: Gap) -> dict[str, Any]:
+    """Return a gap as the JSON has it."""
     return {
         "trading_day": gap.trading_day.isoformat(),
         "started_at": gap.started_at.isoformat(),

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-from datetime import UTC, datetime
+import math
 
 from ingestor import __version__
 from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Spool
 from ingestor.clock import Clock, SystemClock
-from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, load
-from ingestor.errors import ConfigurationError, IngestorError, StoreError
-from ingestor.model import SECOND
-from ingestor.service.agreement import differences
+from ingestor.coverage.calendar import load
+from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.service.listener import Listener
+from ingestor.service.lookout import Lookout
+from ingestor.service.notify import Notifier
+from ingestor.service.overview import Overview
+from ingestor.service.pulse import PATIENCE, Pulse
 from ingestor.service.signals import StopRequest
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
-from ingestor.store.inspect import SchemaFacts, inspect
 from ingestor.store.postgres import Store
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.log import tell_left_out
+from ingestor.telemetry.metrics import new_registry
+from ingestor.web.app import make_app
+from ingestor.web.server import CLOSE_TIMEOUT, HttpServer
 
-LOOK_AGAIN = 86_400.0
-"""Seconds between two looks at what changes slowly."""
+WATCH = 1.0
+"""Seconds between two looks at whether the loops advance."""
 
 
 class Daemon:
-    """One stream, one buffer, one database. `telemetry` tells what it does."""
+    """One stream, one buffer, one database. `telemetry` tells what it does, and so does `http` while it runs."""
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, telemetry: Telemetry | None = None) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
-        self.telemetry = telemetry or Telemetry()
+        self.telemetry = telemetry or Telemetry(self._clock)
         self._began = self._clock.wall()
         self._writes = asyncio.Event()
+        self._closing = asyncio.Event()
         self.buffer = Buffer(
             memory_max_bytes=settings.memory_max_bytes,
             clock=self._clock,
@@ -44,21 +49,43 @@ class Daemon:
             spool_max_bytes=settings.spool_max_bytes,
             spool_after=settings.spool_after,
         )
-        self._store = Store(settings.read_database_url(), write_timeout=settings.write_timeout, clock=self._clock)
+        reader = Pulse(self._clock)
+        writer = Pulse(self._clock, PATIENCE + 2 * settings.write_timeout)
+        self._store = Store(
+            settings.read_database_url(),
+            write_timeout=settings.write_timeout,
+            clock=self._clock,
+            on_progress=writer.beat,
+        )
         self._writer = Writer(
             self._store,
             buffer=self.buffer,
             clock=self._clock,
             telemetry=self.telemetry,
             instance=settings.instance,
+            pulse=writer,
         )
+        calendar = load(settings.exchange_calendar, settings.exchange_timezone)
         self._listener = Listener(
             settings,
             buffer=self.buffer,
-            calendar=load(settings.exchange_calendar, settings.exchange_timezone),
+            calendar=calendar,
             clock=self._clock,
             telemetry=self.telemetry,
+            pulse=reader,
         )
+        self._lookout = Lookout(settings, clock=self._clock, telemetry=self.telemetry)
+        self.overview = Overview(
+            settings,
+            clock=self._clock,
+            telemetry=self.telemetry,
+            buffer=self.buffer,
+            calendar=calendar,
+            lookout=self._lookout,
+            pulses={"reader": reader, "writer": writer},
+        )
+        self.http = HttpServer(settings.http_host, settings.http_port)
+        self._notifier = Notifier()
 
     async def run(self, request: StopRequest) -> None:
         """Record until a stop is requested; then close the stream, write or spool what is left, and return.
@@ -67,17 +94,33 @@ class Daemon:
         IngestorError when not everything could be kept.
         """
         prepare_state_directory(self._settings)
+        self.buffer.claim()
+        self.http.bind()
         self.telemetry.started(
             version=__version__, endpoint=self._settings.stream_url, instance=self._settings.instance
         )
-        self.buffer.claim()
+        self.telemetry.http_listening(self.http.url)
+        serving = asyncio.create_task(self._serve(), name="http")
+        watching = asyncio.create_task(self._watch(), name="watch")
+        try:
+            await self._record(request, {serving, watching})
+        finally:
+            await _cancel(watching)
+            await self._stop_serving(serving)
+            self._notifier.close()
+            tell_left_out(at_once=True)
+
+    async def _record(self, request: StopRequest, beside: set[asyncio.Task[None]]) -> None:
+        """Do the daemon's work, until a stop is requested or a task ends, one of those `beside` included."""
         listening = asyncio.create_task(self._listener.run(), name="listener")
         spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
-        looking = asyncio.create_task(self._look_now_and_then(), name="lookout")
+        looking = asyncio.create_task(self._lookout.run(self._writes), name="lookout")
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
-            await asyncio.wait({listening, spooling, writing, looking, stop}, return_when=asyncio.FIRST_COMPLETED)
+            working = {listening, spooling, writing, looking}
+            await asyncio.wait({*working, *beside, stop}, return_when=asyncio.FIRST_COMPLETED)
+            self._notifier.stopping()
             self.telemetry.stopping(waiting_bytes=self.buffer.size)
             await _cancel(listening)
             await self._drain({writing, spooling}, request)
@@ -88,8 +131,8 @@ class Daemon:
             await _cancel(listening, writing, spooling, looking, stop)
             await self._store.close()
             await self.buffer.close()
-        for task in (listening, writing, spooling, looking):
-            if not task.cancelled():
+        for task in (listening, writing, spooling, looking, *beside):
+            if task.done() and not task.cancelled():
                 task.result()
         self._account()
 
@@ -104,22 +147,33 @@ class Daemon:
         self._writes.set()
         await self._writer.run()
 
-    async def _look_now_and_then(self) -> None:
-        """Once the database answers, and then once a day, look whether a person should know something of it."""
-        await self._writes.wait()
-        while True:
-            with contextlib.suppress(StoreError):  # if the database has just gone away, the writer will say so
-                facts = await inspect(self._settings.read_database_url(), timeout=self._settings.write_timeout)
-                if facts.schema is not None:
-                    self._judge(facts.schema)
-            await self._clock.sleep(LOOK_AGAIN)
+    async def _serve(self) -> None:
+        await self.http.serve(make_app(self.overview, new_registry(self.telemetry, self.overview.facts), self._closing))
 
-    def _judge(self, facts: SchemaFacts) -> None:
-        """Say where the database's views were told something else than the environment says, and what runs out."""
-        for difference in differences(self._settings, facts):
-            self.telemetry.warned("settings_differ", detail=difference)
-        today = datetime.fromtimestamp(self._clock.wall() / SECOND, UTC).date()
-        self.telemetry.calendar_known(days=facts.days_left(today), warn_below=DAYS_AHEAD, remedy=RENEW)
+    async def _stop_serving(self, serving: asyncio.Task[None]) -> None:
+        self._closing.set()
+        self.http.stop()
+        await asyncio.wait({serving}, timeout=2 * CLOSE_TIMEOUT)
+        await _cancel(serving)
+        self.http.close()
+
+    async def _watch(self) -> None:
+        """Tell the service manager how it is, and that it is alive: while reader and writer advance, no longer."""
+        opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
+        while not opening.done():
+            self._notifier.starting(60 * WATCH)
+            await asyncio.wait({opening}, timeout=WATCH)
+        self._notifier.ready()
+        interval = min(WATCH, (self._notifier.watchdog_seconds or math.inf) / 2)
+        while True:
+            self.overview.assess()
+            self._notifier.status(self.overview.line())
+            stuck = [name for name, advances in self.overview.loops().items() if not advances]
+            if stuck:
+                self.telemetry.stuck(stuck)
+            else:
+                self._notifier.alive()
+            await self._clock.sleep(interval)
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until nothing is left, or all of it is on disk, or the stop timeout is over, or somebody hurries."""
@@ -148,7 +202,7 @@ class Daemon:
             messages = sum(batch.count + len(batch.rejections) for batch in lost)
             self.telemetry.abandoned(batches=len(lost), messages=messages)
             raise IngestorError(f"{messages} messages could be written neither to the database nor to the spool.")
-        self.telemetry.stopped(ticks=self.telemetry.counts.ticks_written)
+        self.telemetry.stopped()
 
 
 def prepare_state_directory(settings: Settings) -> None:

@@ -14,14 +14,16 @@ from ingestor.clock import Clock
 from ingestor.coverage.calendar import Calendar
 from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import SECOND, EndReason, Micros
-from ingestor.service.recorder import Recorder, new_recorder, watch_interval
+from ingestor.service.pulse import Pulse
+from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
 from ingestor.stream.backoff import Backoff
-from ingestor.stream.connection import FeedConnection, closed, keep_alive, open_connection, send
-from ingestor.stream.judge import Judgement, Pace, check_token, judge
+from ingestor.stream.connection import OPEN_TIMEOUT, FeedConnection, closed, keep_alive, open_connection, send
+from ingestor.stream.judge import Judgement, Pace, cause_of, check_token, judge
 from ingestor.stream.marker import Marker
 from ingestor.stream.protocol import Decoder, authenticate
-from ingestor.telemetry import Telemetry, hide
+from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.log import hide
 
 AUTHENTICATION_TIMEOUT = 10.0
 
@@ -30,13 +32,21 @@ class Listener:
     """Runs sessions, one after the other, and judges how each of them ended."""
 
     def __init__(
-        self, settings: Settings, *, buffer: Buffer, calendar: Calendar, clock: Clock, telemetry: Telemetry
+        self,
+        settings: Settings,
+        *,
+        buffer: Buffer,
+        calendar: Calendar,
+        clock: Clock,
+        telemetry: Telemetry,
+        pulse: Pulse | None = None,
     ) -> None:
         self._settings = settings
         self._buffer = buffer
         self._calendar = calendar
         self._clock = clock
         self._telemetry = telemetry
+        self._pulse = pulse or Pulse(clock)
         self._decoder = Decoder(settings.exchange_timezone)
         self._marker = Marker(settings.state_path("accepted"))
         self._backoff = Backoff(self._judge, max_delay=settings.reconnect_max_delay)
@@ -56,6 +66,8 @@ class Listener:
             await retrying(self._session)
         except Exception as error:
             raise ConfigurationError(self._judge(error).message) from error
+        finally:
+            self._pulse.rest()
 
     def _judge(self, error: BaseException) -> Judgement:
         """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
@@ -73,13 +85,18 @@ class Listener:
         assert state.next_action is not None
         error = state.outcome.exception()
         assert error is not None
-        judgement = self._judge(error)
-        self._telemetry.reconnecting(judgement.message, state.next_action.sleep, loud=judgement.pace is Pace.LOUD)
+        judgement, seconds = self._judge(error), state.next_action.sleep
+        self._pulse.within(seconds)
+        self._telemetry.reconnecting(
+            judgement.message, seconds, cause=cause_of(error), loud=judgement.pace is Pace.LOUD
+        )
 
     async def _session(self) -> None:
         """Run one session to its end, which is always an error."""
         self._backoff.lived = 0.0
-        await self._buffer.wait_for_room()
+        await self._wait_for_room()
+        self._pulse.within(OPEN_TIMEOUT + AUTHENTICATION_TIMEOUT)
+        self._telemetry.connecting()
         url = self._settings.stream_url
         self._token = self._settings.read_token()
         hide(self._token)
@@ -95,6 +112,13 @@ class Listener:
             if recorder is not None:
                 recorder.end(*_ending(error))
             raise
+
+    async def _wait_for_room(self) -> None:
+        """Wait while what is heard could be kept nowhere."""
+        if self._buffer.blocked_by is not None:
+            self._telemetry.waiting_for_room(BLOCKED[self._buffer.blocked_by])
+        self._pulse.rest()
+        await self._buffer.wait_for_room()
 
     def _record(self, url: str) -> Recorder:
         return new_recorder(
@@ -112,7 +136,7 @@ class Listener:
         connection.attach(recorder.frame)
         await self._authenticate(connection, recorder)
         began = self._clock.monotonic()
-        self._telemetry.authenticated(recorder.session)
+        self._telemetry.authenticated(recorder.session, recorder.authenticated.result())
         self._remember()
         settings = self._settings
         try:
@@ -164,6 +188,7 @@ class Listener:
         """End the session when time went wrong, or when the stream is mute in trading hours."""
         timeout = round(self._settings.stall_timeout * SECOND)
         while True:
+            self._pulse.within(watch_interval(self._settings))
             await self._clock.sleep(watch_interval(self._settings))
             recorder.check_time()
             if not recorder.authenticated.done() or recorder.failed.done():

@@ -16,12 +16,12 @@ from ingestor.model import SECOND, EndReason, Micros, Session, SessionEnd, Tick
 from ingestor.settings import Settings
 from ingestor.stream.judge import server_error
 from ingestor.stream.protocol import Authenticated, Decoder, Refused, ServerError
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 
 WATCH_INTERVAL = 1.0
 """Seconds between two looks at the clocks and at the silence."""
 
-_BLOCKED = {
+BLOCKED = {
     EndReason.BUFFER_FULL: "The buffer is full.",
     EndReason.DISK_FULL: "The disk of the spool is full.",
     EndReason.SPOOL_DAMAGED: "The spool was damaged.",
@@ -67,6 +67,7 @@ class Recorder:
         self._is_broken = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._first_at: Micros = 0  # the arrival of the first message of the batch, while the timer runs
         self._ended = False
         self._put_since_heartbeat = False
         self.last_message_at: Micros | None = None
@@ -83,15 +84,16 @@ class Recorder:
             self._batcher.add(message, at)
         elif isinstance(message, Refused):
             self._batcher.reject(payload, message.reason, at)
-            self._telemetry.rejected(message.reason, len(payload))
+            self._telemetry.rejected(self.session, message.reason, len(payload), at)
         else:
             self._control(message, at)
             return
         self.last_message_at = at
+        if self._timer is None:
+            self._first_at = at
+            self._timer = self._loop.call_later(self._max_delay, self.flush)
         if self._batcher.is_full:
             self.flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(self._max_delay, self.flush)
 
     def _control(self, message: Authenticated | ServerError, at: Micros) -> None:
         if isinstance(message, ServerError):
@@ -134,8 +136,8 @@ class Recorder:
         self._put()
         reason = self._buffer.blocked_by
         if reason is not None and not self.failed.done():
-            self._telemetry.stream_blocked(reason, self._buffer.size)
-            self._fail(StreamError(_BLOCKED[reason], reason=reason))
+            self._telemetry.stream_blocked(self.session, reason, self._buffer.size)
+            self._fail(StreamError(BLOCKED[reason], reason=reason))
 
     def end(self, reason: EndReason, close_code: int | None = None, message: str = "") -> None:
         """Put what is left, with the end of the session. Nothing is taken after it."""
@@ -150,12 +152,14 @@ class Recorder:
         self._telemetry.session_ended(self.session, end, message)
 
     def _put(self, end: SessionEnd | None = None) -> None:
+        age = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            age = (self.clock.now() - self._first_at) / SECOND
         self.check_time()
         batch = self._batcher.close(end, proved=not self._is_broken and self._doubt_since is None)
-        self._telemetry.batch_closed(batch)
+        self._telemetry.batch_closed(batch, age)
         self._buffer.put(batch)
         self._put_since_heartbeat = True
 

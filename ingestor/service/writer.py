@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from structlog.contextvars import bound_contextvars
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -14,9 +15,10 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros
+from ingestor.service.pulse import Pulse
 from ingestor.store.judge import Remedy, judge
 from ingestor.store.postgres import Store, Written
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 
 MAX_WAIT = 5.0
 """Seconds between two tries at most, and between two looks at a schema that is not there."""
@@ -25,12 +27,22 @@ MAX_WAIT = 5.0
 class Writer:
     """The one who empties the buffer. A batch leaves it after its commit, never before."""
 
-    def __init__(self, store: Store, *, buffer: Buffer, clock: Clock, telemetry: Telemetry, instance: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        buffer: Buffer,
+        clock: Clock,
+        telemetry: Telemetry,
+        instance: str,
+        pulse: Pulse | None = None,
+    ) -> None:
         self._store = store
         self._buffer = buffer
         self._clock = clock
         self._telemetry = telemetry
         self._instance = instance
+        self._pulse = pulse or Pulse(clock)
         self._soon = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
         self._slowly = wait_fixed(MAX_WAIT)
 
@@ -52,12 +64,15 @@ class Writer:
             await self._write_next()
 
     async def _write_next(self) -> None:
+        self._pulse.rest()
         batches = await self._buffer.take()
-        async for attempt in self._retrying():
-            with attempt:
-                began = self._clock.monotonic()
-                written = await self._store.write(batches)
-                self._count(batches, written, self._clock.monotonic() - began)
+        with bound_contextvars(session=str(batches[-1].session.id), batch=batches[-1].number):
+            async for attempt in self._retrying():
+                with attempt:
+                    began = self._clock.monotonic()
+                    written = await self._store.write(batches)
+                    self._count(batches, written, self._clock.monotonic() - began)
+        self._pulse.beat()
         await self._buffer.done()
 
     def _retrying(self) -> AsyncRetrying:
@@ -65,6 +80,7 @@ class Writer:
             retry=retry_if_exception_type(StoreError),
             wait=self._wait,
             sleep=self._clock.sleep,
+            before=self._begin,
             before_sleep=self._say,
         )
 
@@ -77,17 +93,21 @@ class Writer:
             case _:
                 return self._soon(state)
 
+    def _begin(self, _: RetryCallState) -> None:
+        self._pulse.beat()
+
     def _say(self, state: RetryCallState) -> None:
+        self._pulse.beat()
         self._buffer.write_failed()
-        self._telemetry.write_failed(str(_error(state)), self._clock.monotonic(), waiting_bytes=self._buffer.size)
+        self._telemetry.write_failed(str(_error(state)), waiting_bytes=self._buffer.size)
 
     def _count(self, batches: tuple[Batch, ...], written: Written, seconds: float) -> None:
         newest = batches[-1].last_message_at
         self._telemetry.committed(
-            batches=written.batches,
+            batches,
+            written=written.batches,
             ticks=written.ticks,
-            duplicates=written.duplicates,
-            rejected=written.rejected,
+            tallies=written.tallies,
             seconds=seconds,
             lag=None if newest is None else (self._clock.wall() - newest) / SECOND,
         )

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from ingestor.errors import StoreError
 from ingestor.settings import has_unencoded_password
 from ingestor.store.judge import hint
-from ingestor.telemetry import hide, scrub
+from ingestor.telemetry.log import hide, scrub
 
 CONNECT_TIMEOUT = 10.0
 

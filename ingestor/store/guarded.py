@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from types import TracebackType
 
 import asyncpg
@@ -25,12 +26,16 @@ class Guarded:
     cancel, and a rollback would wait for it again. A COPY that waits for the peer to read does not notice that
     either, so it is cancelled then; the driver takes that badly, for it has no transport to say so to.
 
-    Raises StoreError for everything that the driver raises; the connection is closed where it can't be used again.
+    `on_progress` is called at each beginning and `renew`. Raises StoreError for everything that the driver raises; the
+    connection is closed where it can't be used again.
     """
 
-    def __init__(self, connection: asyncpg.Connection, seconds: float) -> None:
+    def __init__(
+        self, connection: asyncpg.Connection, seconds: float, on_progress: Callable[[], None] | None = None
+    ) -> None:
         self.connection = connection
         self._seconds = seconds
+        self._on_progress = on_progress
         self._deadline = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -39,6 +44,8 @@ class Guarded:
 
     def renew(self) -> None:
         """Begin to count anew: the limit is for a server that hangs, not for one that works."""
+        if self._on_progress is not None:
+            self._on_progress()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)

@@ -114,12 +114,21 @@ class Difference:
         return "differs" if self.theirs is not None else "missing there"
 
 
+@dataclass(frozen=True, slots=True)
+class OpenGaps:
+    """How many gaps nobody has settled yet, and when the oldest began."""
+
+    count: int
+    oldest: datetime | None
+
+
 class Ledger:
     """One connection, used while entered; calls wait for each other. Every method raises StoreError."""
 
-    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
+    def __init__(self, url: str, *, timeout: float = 10.0, patience: float = PATIENCE) -> None:
         self._url = url
         self._timeout = timeout
+        self._patience = patience
         self._lock = asyncio.Lock()
         self._open: Guarded | None = None
         self.timezone = "UTC"
@@ -132,7 +141,7 @@ class Ledger:
 
     async def __aenter__(self) -> Self:
         connection = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
-        self._open = Guarded(connection, PATIENCE)
+        self._open = Guarded(connection, self._patience)
         try:
             async with self._connection() as connection:
                 await check_schema(connection)
@@ -165,6 +174,12 @@ class Ledger:
             tuple(Day(*row) for row in days),
             tuple(Gap(*row) for row in gaps),
         )
+
+    async def open_gaps(self) -> OpenGaps:
+        """Return how many gaps are open, of all days."""
+        async with self._connection() as connection:
+            (row,) = await connection.fetch(QUERIES["open_gaps"])
+        return OpenGaps(*row)
 
     async def excuse(self, since: datetime, until: datetime, reason: str) -> None:
         """Put on record that the exchange itself did not trade."""

@@ -19,6 +19,9 @@ WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_d
   AND tstzrange(started_at, ended_at) && tstzrange($3, $4)
 ORDER BY started_at
 
+-- name: open_gaps
+SELECT count(*), min(started_at) FROM market.gaps WHERE status = 'open'
+
 -- name: excuse
 INSERT INTO ingest.excuses (excused_from, excused_until, reason) VALUES ($1, $2, $3)
 ON CONFLICT (excused_from, excused_until) DO UPDATE SET reason = excluded.reason, noted_at = now()

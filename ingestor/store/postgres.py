@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from typing import TypeAlias
+from uuid import UUID
 
 import asyncpg
 
@@ -15,7 +16,7 @@ from ingestor import __version__
 from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
 from ingestor.clock import Clock, SystemClock
 from ingestor.errors import SchemaError, StoreError
-from ingestor.model import SECOND, Batch, Micros, Rejection
+from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE, Remedy, judge
@@ -51,7 +52,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class Written:
     """What was committed, in counts: `duplicates` of the `ticks` were there already.
 
-    `refused` are the reasons of those rejections that were ticks until the database refused them.
+    `refused` are the reasons of those rejections that were ticks until the database refused them. `tallies` are what
+    the database has of each session now, also where everything had been committed before.
     """
 
     batches: int = 0
@@ -59,6 +61,7 @@ class Written:
     duplicates: int = 0
     rejected: int = 0
     refused: tuple[str, ...] = ()
+    tallies: Mapping[UUID, Tally] = field(default_factory=dict)
 
     def __add__(self, other: Written) -> Written:
         return Written(
@@ -67,18 +70,27 @@ class Written:
             self.duplicates + other.duplicates,
             self.rejected + other.rejected,
             self.refused + other.refused,
+            {**self.tallies, **{id_: tally.after(self.tallies.get(id_)) for id_, tally in other.tallies.items()}},
         )
 
 
 class Store:
-    """The daemon's one connection for writing. Not for concurrent use.
+    """The daemon's one connection for writing. Not for concurrent use. `on_progress` hears of every step of a write.
 
     Every method raises StoreError (SchemaError where `ingestor migrate` is the answer); the connection is then
     in a state from which the next call goes on, or closed and made again by the next call.
     """
 
-    def __init__(self, url: str, *, write_timeout: float, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        write_timeout: float,
+        clock: Clock | None = None,
+        on_progress: Callable[[], None] | None = None,
+    ) -> None:
         self._url = url
+        self._on_progress = on_progress
         self._write_timeout = write_timeout
         self._clock = clock or SystemClock()
         self._has_staging = False
@@ -95,6 +107,7 @@ class Store:
             self._guarded = guarded = Guarded(
                 await connect(self._url, timeout=self._write_timeout, application_name="ingestor", read_write=True),
                 self._write_timeout,
+                self._on_progress,
             )
             try:
                 async with guarded as connection:
@@ -215,8 +228,8 @@ class Store:
 async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:
     """Write what of one session's batches is not committed yet, inside the caller's transaction."""
     session = batches[0].session
-    last_batch = await connection.fetchval(QUERIES["lock_session"], session.id)
-    if last_batch is None:
+    known = await connection.fetchrow(QUERIES["lock_session"], session.id)
+    if known is None:
         await connection.execute(
             QUERIES["begin_session"],
             session.id,
@@ -225,10 +238,12 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
             _timestamp(session.connected_at),
             session.kind,
         )
-        last_batch = await connection.fetchval(QUERIES["lock_session"], session.id)
+        known = await connection.fetchrow(QUERIES["lock_session"], session.id)
+    assert known is not None  # it is there now, and locked
+    last_batch, ticks_before, duplicates_before = known
     batches = [batch for batch in batches if batch.number > last_batch]
     if not batches:
-        return Written()
+        return Written(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
 
     ticks = sum(batch.count for batch in batches)
     inserted, refused = await insert(connection, batches) if ticks else (0, ())
@@ -244,7 +259,9 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
         )
     ticks -= len(refused)
     reasons = tuple(rejection.reason for rejection in refused)
-    written = Written(len(batches), ticks, ticks - inserted, len(rejections), reasons)
+    duplicates = ticks - inserted
+    tally = Tally(ticks_before + ticks, duplicates_before + duplicates, ticks)
+    written = Written(len(batches), ticks, duplicates, len(rejections), reasons, {session.id: tally})
     await _advance(connection, batches[-1], written)
     return written
 

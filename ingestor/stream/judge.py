@@ -77,6 +77,29 @@ def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911 - a
             return Pace.BACKOFF, f"The session failed: {type(error).__name__}: {error}"
 
 
+def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line a sign
+    """Return a name for what `judge` judges, for metrics: the reason of a session's end, or why none began."""
+    match error:
+        case StreamError():
+            return str(error.reason)
+        case ConfigurationError() | InvalidURI():
+            return "configuration"
+        case InvalidStatus():
+            return f"http_{error.response.status_code // 100}xx"
+        case ssl.SSLCertVerificationError():
+            return "certificate"
+        case ProxyError() | InvalidMessage():
+            return "handshake_cut"
+        case InvalidHandshake():
+            return "not_a_websocket"
+        case TimeoutError():
+            return "timeout"
+        case OSError():
+            return "unreachable"
+        case _:
+            return str(EndReason.INTERNAL_ERROR)
+
+
 def _judge_status(status: int) -> tuple[Pace, str]:
     """Judge the HTTP status of a refused handshake."""
     answer = f"The server answered the handshake with HTTP {status}."

@@ -25,7 +25,7 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import load
 from ingestor.simulator.server import TOKEN
-from ingestor.telemetry import configure
+from ingestor.telemetry.log import configure
 from tests.servers import TestServer, plain_server, query
 
 MEMORY_BOUND = 200 * 2**20

@@ -16,7 +16,7 @@ from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
 from ingestor.simulator.server import TOKEN
 from ingestor.store.ledger import Bounds, Ledger, Listing, MinuteBar, Outcome, Piece
-from ingestor.telemetry import hide
+from ingestor.telemetry.log import hide
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query

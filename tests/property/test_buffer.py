@@ -12,7 +12,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Spool
 from ingestor.clock import SystemClock
 from ingestor.model import Batch, Session
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
 STEPS = st.sampled_from(["put", "put", "put", "take", "done", "fail", "secure", "die", "stop"])

@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parents[2] / "ingestor"
 # Each may import what stands in a lower layer, and itself; the stages of one layer do not know each other.
 LAYERS = [
     {"model"},
-    {"errors"},
-    {"settings", "telemetry", "clock", "chart"},
+    {"errors", "clock"},
+    {"settings", "telemetry", "chart"},
     {"batch", "buffer", "stream", "coverage"},
     {"store", "simulator", "embedded"},
-    {"backfill"},
+    {"backfill", "web"},
     {"service"},
     {"demo"},
     {"cli"},
@@ -29,6 +29,9 @@ OWNERS = {
     "msgspec": {"stream", "model", "simulator", "buffer", "backfill"},
     "sqlite3": {"buffer"},
     "httpx": {"backfill"},
+    "prometheus_client": {"telemetry", "web"},
+    "starlette": {"web"},
+    "uvicorn": {"web"},
 }
 
 

@@ -15,7 +15,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Spool
 from ingestor.clock import SystemClock
 from ingestor.model import Batch, EndReason, Session, SessionEnd
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 from tests.disks import fill, small_disk
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)

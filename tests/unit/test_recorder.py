@@ -11,7 +11,7 @@ from ingestor.model import Batch, EndReason
 from ingestor.service.recorder import Recorder, new_recorder
 from ingestor.settings import load
 from ingestor.stream.protocol import Decoder
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
 
 AUTHENTICATED = b'{"type": "authenticated", "data": {"message": "welcome"}}'

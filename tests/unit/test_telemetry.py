@@ -8,16 +8,18 @@ from uuid import UUID
 import pytest
 import structlog
 
-from ingestor import telemetry
-from ingestor.model import EndReason, Session, SessionEnd
-from ingestor.telemetry import Telemetry, configure, hide, scrub
+from ingestor.model import SECOND, Batch, EndReason, Session, SessionEnd, Tally
+from ingestor.telemetry import log
+from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.log import configure, hide
+from tests.clocks import ManualClock
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
 
 
 @pytest.fixture(autouse=True)
 def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(telemetry, "_secrets", set())
+    monkeypatch.setattr(log, "_secrets", set())
     yield
     structlog.reset_defaults()
 
@@ -26,7 +28,7 @@ def test_secrets_are_scrubbed(capsys: pytest.CaptureFixture[str]) -> None:
     """A registered secret reaches no log line, also not in the text of an error or its traceback."""
     hide("tk_secret")
     configure("debug", "json")
-    Telemetry().reconnecting("the server said tk_secret", 1.0, loud=True)
+    Telemetry().reconnecting("the server said tk_secret", 1.0, cause="closed", loud=True)
     try:
         raise ValueError("tk_secret")
     except ValueError:
@@ -36,22 +38,24 @@ def test_secrets_are_scrubbed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ValueError: [hidden]" in lines[1]["exception"]
 
 
-def test_what_is_too_short_is_no_secret() -> None:
-    """An empty or tiny secret would garble every line."""
-    for text in ("", "1", "abc"):
-        hide(text)
-    assert scrub("abc 1") == "abc 1"
+def commit(telemetry: Telemetry, tally: Tally, end: SessionEnd | None = None) -> None:
+    """A batch of one tick is closed and committed, after which the database has `tally` of its session."""
+    batch = Batch(SESSION, 1, b"", 1, end=end)
+    telemetry.batch_closed(batch, None)
+    telemetry.committed((batch,), written=1, ticks=1, tallies={SESSION.id: tally}, seconds=0.1, lag=0.2)
 
 
 def test_trouble_is_said_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     """The same trouble does not flood the log; another one is said at once, and so is its end."""
     configure("info", "json")
-    instance = Telemetry()
-    for now in (0.0, 1.0, 59.0, 60.0, 61.0):
-        instance.write_failed("away", now, waiting_bytes=0)
-    instance.write_failed("no schema", 62.0, waiting_bytes=0)
-    instance.committed(batches=1, ticks=1, duplicates=0, rejected=0, seconds=0.1, lag=0.2)
-    instance.committed(batches=1, ticks=1, duplicates=0, rejected=0, seconds=0.1, lag=0.2)
+    clock = ManualClock()
+    instance = Telemetry(clock)
+    for seconds in (0, 1, 58, 1, 1):
+        clock.advance(seconds)
+        instance.write_failed("away", waiting_bytes=0)
+    instance.write_failed("no schema", waiting_bytes=0)
+    commit(instance, Tally(1, 0, 1))
+    commit(instance, Tally(2, 0, 1))
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(e["event"], e.get("detail")) for e in events] == [
         ("database_trouble", "away"),
@@ -78,10 +82,12 @@ def test_ends_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
 def test_spooling_is_said_with_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     """A database that is slow now and then does not flood the log; what was said to begin is said to end."""
     configure("info", "json")
-    instance = Telemetry()
+    clock = ManualClock()
+    instance = Telemetry(clock)
     instance.spool_drained()
-    for now in (0.0, 1.0, 59.0, 60.0):
-        instance.spooling(away=now > 50, now=now)
+    for seconds in (0, 1, 58, 1):
+        clock.advance(seconds)
+        instance.spooling(away=seconds == 1)
         instance.spool_drained()
     instance.spool_found(batches=3, size=100)
     instance.spool_drained()
@@ -99,9 +105,11 @@ def test_spooling_is_said_with_its_end(capsys: pytest.CaptureFixture[str]) -> No
 def test_trouble_with_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
     """A disk that takes nothing is said once a minute, a damaged spool each time, with its new name, and counted."""
     configure("info", "json")
-    instance = Telemetry()
-    for now in (0.0, 1.0, 60.0):
-        instance.disk_trouble("full", now)
+    clock = ManualClock()
+    instance = Telemetry(clock)
+    for seconds in (0, 1, 59):
+        clock.advance(seconds)
+        instance.disk_trouble("full")
     instance.spool_damaged(Path("/x/spool-damaged.db"))
     instance.left_in_spool(batches=1, size=2)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
@@ -119,3 +127,59 @@ def test_refused_rows_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     (event,) = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (event["level"], event["count"]) == ("error", 3)
     assert instance.counts.rejected == {"database:23514": 2, "database:22003": 1}
+
+
+def test_a_commit_without_an_answer_is_counted_by_the_next() -> None:
+    """The counter is what the database has of our sessions, whoever heard of it."""
+    instance = Telemetry()
+    commit(instance, Tally(10, 1, 10))
+    commit(instance, Tally(25, 3, 0))  # 15 of them were committed by a try whose answer was lost
+    assert (instance.counts.ticks_written, instance.counts.duplicates) == (25, 3)
+    commit(instance, Tally(26, 3, 1), SessionEnd(0, EndReason.CLOSED))
+    assert (instance.counts.ticks_written, instance.counts.ticks_recovered) == (26, 0)
+
+
+def test_what_an_earlier_process_left_is_counted_apart() -> None:
+    """Ticks out of an inherited spool are not of this process's sessions."""
+    instance = Telemetry()
+    batch = Batch(Session(UUID(int=2), "test", "ws://localhost/ws", 0), 7, b"", 5)
+    instance.committed((batch,), written=1, ticks=5, tallies={batch.session.id: Tally(50, 0, 5)}, seconds=0.1, lag=0.2)
+    assert (instance.counts.ticks_written, instance.counts.ticks_recovered) == (0, 5)
+
+
+def test_the_stream_is_followed() -> None:
+    """Each event moves the state, with the moment since which it holds; readiness remembers since when it is lost."""
+    clock = ManualClock()
+    instance = Telemetry(clock)
+    instance.connecting()
+    instance.connected(SESSION)
+    assert (instance.stream.state, instance.readiness.problems[0].check) == ("authenticating", "stream")
+    instance.authenticated(SESSION, clock.wall())
+    assert instance.stream.state == "streaming"
+    assert [problem.check for problem in instance.readiness.problems] == ["database"]
+    clock.advance(100)
+    lost = clock.wall()
+    instance.session_ended(SESSION, SessionEnd(lost, EndReason.CLOSED, 1001), "cut")
+    instance.reconnecting("cut", 5.0, cause="closed", loud=False)
+    clock.advance(5)
+    instance.connecting()
+    instance.reconnecting("refused", 9.0, cause="unreachable", loud=False)
+    assert (instance.stream.state, instance.stream.detail) == ("waiting", "refused")
+    assert instance.stream.retry_at == clock.wall() + 9 * SECOND
+    assert (instance.readiness.problems[0].since, instance.readiness.problems[0].detail) == (lost, "refused")
+    assert instance.counts.reconnects == {"closed": 1, "unreachable": 1}
+    (connection,) = instance.connections
+    assert (connection.authenticated_at, connection.end, connection.detail) == (
+        lost - 100 * SECOND,
+        SessionEnd(lost, EndReason.CLOSED, 1001),
+        "cut",
+    )
+
+
+def test_the_latest_batches_are_kept_and_no_more() -> None:
+    """Enough of them for the ticks that the page shows."""
+    instance = Telemetry()
+    for number in range(1, 100):
+        instance.batch_closed(Batch(SESSION, number, b"", 3, span=(0, 0), last_message_at=number * SECOND), 0.05)
+    assert [batch.number for batch in instance.latest_batches] == [93, 94, 95, 96, 97, 98, 99]
+    assert instance.counts.messages == 297

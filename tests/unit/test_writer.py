@@ -8,7 +8,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.model import Batch, Session
 from ingestor.service.writer import Writer
 from ingestor.store.postgres import Store
-from ingestor.telemetry import Telemetry
+from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)

@@ -1,0 +1,91 @@
+"""Looks at what changes slowly: the coverage of today once a minute, and what a person should know once a day."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta, tzinfo
+from zoneinfo import ZoneInfo
+
+from ingestor.clock import Clock
+from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
+from ingestor.coverage.report import Day, Gap
+from ingestor.errors import StoreError
+from ingestor.model import SECOND
+from ingestor.service.agreement import differences
+from ingestor.settings import Settings
+from ingestor.store.inspect import SchemaFacts, inspect
+from ingestor.store.ledger import Bounds, Ledger, OpenGaps
+from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.log import tell_left_out
+
+MINUTE = 60.0
+DAY = 86_400.0
+"""Seconds between two looks."""
+
+LONGEST_BREAK = timedelta(days=8)
+"""From one trading day to the next, at most: Easter and Christmas take less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What the database says of the last trading day that has begun, and of the gaps of all days."""
+
+    as_of: datetime
+    day: Day | None
+    gaps: tuple[Gap, ...]
+    open: OpenGaps
+
+
+class Lookout:
+    """Asks the database, on connections of its own, so that the writer never waits for it.
+
+    `coverage` is what was found last; None before the first answer. A database that does not answer is the writer's to
+    complain about.
+    """
+
+    def __init__(self, settings: Settings, *, clock: Clock, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._telemetry = telemetry
+        self.coverage: Coverage | None = None
+
+    async def run(self, writes: asyncio.Event) -> None:
+        """Look now and then, from when the database has answered the writer (`writes`); ends by being cancelled."""
+        await writes.wait()
+        daily = -DAY
+        while True:
+            if self._clock.monotonic() - daily >= DAY:
+                daily = self._clock.monotonic()
+                with contextlib.suppress(StoreError):
+                    await self._look_at_schema()
+            with contextlib.suppress(StoreError):
+                await self._look_at_coverage()
+            tell_left_out()
+            await self._clock.sleep(MINUTE)
+
+    async def _look_at_schema(self) -> None:
+        facts = await inspect(self._settings.read_database_url(), timeout=self._settings.write_timeout)
+        if facts.schema is not None:
+            self._judge(facts.schema)
+
+    def _judge(self, facts: SchemaFacts) -> None:
+        """Say where the database's views were told something else than the environment says, and what runs out."""
+        for difference in differences(self._settings, facts):
+            self._telemetry.warned("settings_differ", detail=difference)
+        self._telemetry.calendar_known(days=facts.days_left(self._today(UTC)), warn_below=DAYS_AHEAD, remedy=RENEW)
+
+    async def _look_at_coverage(self) -> None:
+        url, seconds = self._settings.read_database_url(), self._settings.write_timeout
+        now = datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
+        since = self._today(ZoneInfo(self._settings.exchange_timezone)) - LONGEST_BREAK
+        async with Ledger(url, timeout=seconds, patience=seconds) as ledger:
+            report = await ledger.report(Bounds(since=since), now)
+            found = await ledger.open_gaps()
+        day = next((day for day in reversed(report.days) if day.started_at <= now), None)
+        gaps = tuple(gap for gap in report.gaps if day is not None and gap.trading_day == day.trading_day)
+        self.coverage = Coverage(now, day, gaps, found)
+
+    def _today(self, zone: tzinfo) -> date:
+        return datetime.fromtimestamp(self._clock.wall() / SECOND, zone).date()

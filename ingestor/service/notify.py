@@ -1,0 +1,72 @@
+"""Tells systemd how it is with us: datagrams to the socket that it names (sd_notify(3)); without one, nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping
+
+
+class Notifier:
+    """The service manager's ear. `environment` is the process's, as the manager has set it.
+
+    A manager that does not listen must not hold up the recorder: what can't be sent at once is not sent.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = _address(environment.get("NOTIFY_SOCKET", ""))
+        self._watchdog = environment.get("WATCHDOG_USEC", "")
+        self._watched = environment.get("WATCHDOG_PID", str(os.getpid()))
+        self._status = ""
+        self._socket: socket.socket | None = None
+        if self._address is not None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.setblocking(False)
+
+    @property
+    def watchdog_seconds(self) -> float | None:
+        """How often the manager wants a sign of life; None where it does not. Half of that is the habit."""
+        if not self._watchdog.isdecimal() or self._watched != str(os.getpid()):
+            return None
+        return int(self._watchdog) / 1_000_000
+
+    def ready(self) -> None:
+        """Say that the start is over."""
+        self._send("READY=1")
+
+    def starting(self, seconds: float) -> None:
+        """Ask for so much more time to start."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+
+    def status(self, text: str) -> None:
+        """Say in one line how it is, where that has changed."""
+        if text != self._status:
+            self._status = text
+            self._send(f"STATUS={text.replace(chr(10), ' ')}")
+
+    def alive(self) -> None:
+        """Feed the watchdog."""
+        self._send("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """Say that the stop has begun."""
+        self._send("STOPPING=1")
+
+    def close(self) -> None:
+        """Say nothing more."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, message: str) -> None:
+        if self._socket is not None and self._address is not None:
+            with contextlib.suppress(OSError):
+                self._socket.sendto(message.encode(), self._address)
+
+
+def _address(name: str) -> str | None:
+    """Return the socket's address: a path, or a name of the abstract namespace, written with an @."""
+    if name.startswith("@"):
+        return f"\0{name[1:]}"
+    return name if name.startswith("/") else None

@@ -1,0 +1,234 @@
+"""The daemon at one glance: what its page, its metrics and its health say, all from the same facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import Any
+
+from ingestor import __version__
+from ingestor.batch import unpack
+from ingestor.buffer.fifo import Buffer
+from ingestor.clock import Clock
+from ingestor.coverage.calendar import Calendar
+from ingestor.coverage.report import as_record
+from ingestor.model import SECOND, Micros
+from ingestor.service.lookout import Coverage, Lookout
+from ingestor.service.pulse import Pulse
+from ingestor.service.recorder import BLOCKED
+from ingestor.settings import Settings
+from ingestor.telemetry.events import LATEST_TICKS, Connection, Telemetry
+from ingestor.telemetry.history import STEP, STEPS
+from ingestor.telemetry.metrics import Facts
+
+VERSION = 1
+"""Of the JSON. Fields may be added within a version; none is taken away or changes its meaning."""
+
+MISSED_HEARTBEATS = 3
+"""Of a stream that is alive, so many heartbeats without a commit are trouble."""
+
+
+class Overview:
+    """Knows where to look. Nothing here waits, so it can be asked at any time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        telemetry: Telemetry,
+        buffer: Buffer,
+        calendar: Calendar,
+        lookout: Lookout,
+        pulses: Mapping[str, Pulse],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._telemetry = telemetry
+        self._buffer = buffer
+        self._calendar = calendar
+        self._lookout = lookout
+        self._pulses = pulses
+        self._was_blocked = False
+
+    def assess(self) -> None:
+        """Bring readiness up to date with what no event tells. To be called every second or so."""
+        readiness, blocked = self._telemetry.readiness, self._buffer.blocked_by
+        if blocked is not None:
+            readiness.fails("spool", BLOCKED[blocked])
+        elif self._was_blocked or not self._buffer.size:
+            readiness.passes("spool")
+        self._was_blocked = blocked is not None
+        last = self._telemetry.counts.last_commit_at
+        silence = self._settings.heartbeat * MISSED_HEARTBEATS
+        stream = self._telemetry.stream
+        if stream.state == "streaming":
+            last = max(last or 0, stream.since)
+            if self._clock.wall() - last > silence * SECOND:
+                readiness.fails("database", f"Nothing was committed for {silence:g} s.", since=last)
+
+    def loops(self) -> dict[str, bool]:
+        """Return whether each loop advances, by its name."""
+        return {name: not pulse.is_stuck for name, pulse in self._pulses.items()}
+
+    def readiness(self) -> dict[str, Any]:
+        """Return whether ticks are heard and written now, and what is not well since when."""
+        self.assess()
+        problems = [
+            {"check": problem.check, "since": _iso(problem.since), "detail": problem.detail}
+            for problem in self._telemetry.readiness.problems
+        ]
+        return {"ready": not problems, "problems": problems}
+
+    def line(self) -> str:
+        """Return how it is, in one line for a service manager."""
+        stream, counts = self._telemetry.stream, self._telemetry.counts
+        problems = "".join(f"; {each.check}: {each.detail}" for each in self._telemetry.readiness.problems)
+        return f"{stream.state}, {counts.ticks_written:,} ticks written, {self._buffer.size:,} bytes wait{problems}"
+
+    def facts(self) -> Facts:
+        """Return what the metrics say of the moment."""
+        self.assess()
+        buffer, coverage = self._buffer, self._lookout.coverage
+        oldest = coverage.open.oldest if coverage else None
+        day = coverage.day if coverage else None
+        now = self._clock.wall()
+        return Facts(
+            trading_hours=self._calendar.session_at(now) is not None,
+            buffer_bytes=buffer.size,
+            spool_bytes=buffer.spooled_bytes,
+            spool_max_bytes=buffer.spool_max_bytes,
+            spool_batches=buffer.spooled_batches,
+            open_gaps=coverage.open.count if coverage else None,
+            oldest_open_gap_seconds=now / SECOND - oldest.timestamp() if oldest else 0.0 if coverage else None,
+            coverage_ratio=day.percent / 100 if day is not None and day.percent is not None else None,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return what the page shows, ready for JSON. Instants are ISO 8601 in UTC, durations seconds, sizes bytes."""
+        telemetry, counts, stream = self._telemetry, self._telemetry.counts, self._telemetry.stream
+        return {
+            "version": VERSION,
+            "ingestor": __version__,
+            "instance": self._settings.instance,
+            "endpoint": self._settings.stream_url,
+            "timezone": self._settings.exchange_timezone,
+            "now": _iso(self._clock.wall()),
+            "started_at": _iso(telemetry.started_at),
+            "ready": self.readiness(),
+            "stream": {
+                "state": stream.state,
+                "since": _iso(stream.since),
+                "detail": stream.detail,
+                "retry_at": _iso(stream.retry_at),
+            },
+            "market": self._market(),
+            "counts": {
+                "messages": counts.messages,
+                "ticks_written": counts.ticks_written,
+                "ticks_recovered": counts.ticks_recovered,
+                "duplicates": counts.duplicates,
+                "rejected": counts.rejected.total(),
+                "sessions": counts.sessions,
+                "batches_written": counts.batches_written,
+                "write_failures": counts.write_failures,
+            },
+            "buffer": {
+                "bytes": self._buffer.size,
+                "spool_bytes": self._buffer.spooled_bytes,
+                "spool_batches": self._buffer.spooled_batches,
+                "spool_max_bytes": self._buffer.spool_max_bytes,
+                "blocked_by": self._buffer.blocked_by,
+            },
+            "last": {
+                "message_at": _iso(counts.last_message_at),
+                "commit_at": _iso(counts.last_commit_at),
+                "commit_seconds": counts.last_commit_seconds if counts.last_commit_at else None,
+                "wire_to_commit_seconds": counts.last_lag_seconds if counts.last_batch_rows else None,
+            },
+            "history": self._history(),
+            "connections": [_connection(each) for each in telemetry.connections],
+            "coverage": _coverage(self._lookout.coverage),
+            "ticks": self._ticks(),
+            "rejections": {
+                "by_reason": dict(counts.rejected.most_common()),
+                "latest": [
+                    {"received_at": _iso(each.received_at), "reason": each.reason, "bytes": each.size}
+                    for each in telemetry.rejections
+                ],
+            },
+            "calendar_days_left": counts.calendar_days_left,
+        }
+
+    def _market(self) -> dict[str, Any]:
+        now = self._clock.wall()
+        session = self._calendar.session_at(now)
+        shown = session or self._calendar.session_after(now)
+        return {
+            "open": session is not None,
+            "trading_day": shown.trading_day.isoformat() if shown else None,
+            "opens_at": _iso(shown.opens_at) if shown else None,
+            "closes_at": _iso(shown.closes_at) if shown else None,
+        }
+
+    def _history(self) -> dict[str, Any]:
+        now = self._clock.monotonic()
+        steps = self._telemetry.history.steps(now)
+        before = [None] * (STEPS - len(steps))
+        return {
+            "step": STEP,
+            "until": _iso(self._clock.wall() - round(now % STEP * SECOND)),
+            "ticks": [*before, *(step.ticks / STEP for step in steps)],
+            "delay": [*before, *(step.delay for step in steps)],
+            "delay_max": [*before, *(step.delay_max for step in steps)],
+        }
+
+    def _ticks(self) -> list[dict[str, Any]]:
+        newest = (reversed(list(unpack(batch.rows))) for batch in reversed(self._telemetry.latest_batches))
+        return [
+            {
+                "received_at": _iso(received_at),
+                "time": _iso(tick.time),
+                "symbol": tick.symbol,
+                "price": tick.price,
+                "volume": tick.volume,
+            }
+            for _, tick, received_at in islice(chain.from_iterable(newest), LATEST_TICKS)
+        ]
+
+
+def _connection(connection: Connection) -> dict[str, Any]:
+    session, end = connection.session, connection.end
+    return {
+        "connected_at": _iso(session.connected_at),
+        "authenticated_at": _iso(connection.authenticated_at),
+        "ended_at": _iso(end.at) if end else None,
+        "reason": end.reason if end else None,
+        "close_code": end.close_code if end else None,
+        "detail": connection.detail,
+        "ticks": connection.ticks,
+    }
+
+
+def _coverage(coverage: Coverage | None) -> dict[str, Any] | None:
+    if coverage is None or coverage.day is None:
+        return None
+    day = coverage.day
+    return {
+        "trading_day": day.trading_day.isoformat(),
+        "started_at": day.started_at.isoformat(),
+        "ended_at": day.ended_at.isoformat(),
+        "trading_minutes": day.trading_minutes,
+        "heard_minutes": day.heard_minutes,
+        "missed_minutes": day.missed_minutes,
+        "backfilled_minutes": day.backfilled_minutes,
+        "percent": day.percent,
+        "open_gaps": coverage.open.count,
+        "as_of": coverage.as_of.isoformat(),
+        "gaps": [as_record(gap) for gap in coverage.gaps],
+    }
+
+
+def _iso(at: Micros | None) -> str | None:
+    return None if at is None else datetime.fromtimestamp(at / SECOND, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,401 @@
+"""What happens, said once: a function for each event writes the log line and moves what counts it.
+
+Event names are constants of the interface (docs/reference/events.md), facts are keys.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+from uuid import UUID
+
+import structlog
+from prometheus_client import Histogram
+
+from ingestor.clock import Clock, SystemClock
+from ingestor.model import SECOND, Batch, Micros, Session, SessionEnd, Tally
+from ingestor.telemetry.history import History
+from ingestor.telemetry.readiness import Readiness
+
+_REPEAT_AFTER = 60.0  # seconds: the same trouble is said again only then
+
+LATEST_TICKS = 20
+LATEST_REJECTIONS = 10
+LATEST_CONNECTIONS = 50
+
+StreamState: TypeAlias = Literal["connecting", "authenticating", "streaming", "waiting", "blocked", "stopped"]
+STREAM_STATES: tuple[StreamState, ...] = get_args(StreamState)
+
+_DELAYS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0, 3600.0)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this process has done so far."""
+
+    messages: int = 0
+    ticks_written: int = 0
+    """Of this process's sessions, duplicates included: the sum of `ticks` over their rows in the database."""
+    ticks_recovered: int = 0
+    """Of sessions of an earlier process, out of the spool that it left."""
+    duplicates: int = 0
+    sessions: int = 0
+    batches_written: int = 0
+    write_failures: int = 0
+    spools_damaged: int = 0
+    calendar_days_left: int | None = None
+    """How many days ahead the trading calendar is known; None before the first look."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    reconnects: Counter[str] = field(default_factory=Counter)
+    last_batch_rows: int = 0
+    last_commit_seconds: float = 0.0
+    last_lag_seconds: float = 0.0
+    """From the arrival of the newest message of the last batch to its commit."""
+    last_message_at: Micros | None = None
+    last_commit_at: Micros | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How it is with the connection, and since when. `retry_at` is when it is tried again, where it waits for that."""
+
+    state: StreamState
+    since: Micros
+    detail: str = ""
+    retry_at: Micros | None = None
+
+
+@dataclass(slots=True)
+class Connection:
+    """One session of this process, for people to look at."""
+
+    session: Session
+    authenticated_at: Micros | None = None
+    end: SessionEnd | None = None
+    detail: str = ""
+    ticks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SeenRejection:
+    """A message that was not stored as a tick, without its text: that is in the database."""
+
+    received_at: Micros
+    reason: str
+    size: int
+
+
+class Histograms:
+    """Distributions for Prometheus; each is observed once a batch or a commit, never once a tick."""
+
+    def __init__(self) -> None:
+        self.batch_ticks = Histogram(
+            "ingestor_batch_ticks",
+            "Ticks in a batch that has any.",
+            buckets=(1, 2, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 50_000, 100_000),
+            registry=None,
+        )
+        self.batch_age = Histogram(
+            "ingestor_batch_age_seconds",
+            "From the arrival of a batch's first message to its close.",
+            buckets=_DELAYS,
+            registry=None,
+        )
+        self.commit = Histogram(
+            "ingestor_commit_seconds", "Length of a transaction that was committed.", buckets=_DELAYS, registry=None
+        )
+        self.wire_to_commit = Histogram(
+            "ingestor_wire_to_commit_seconds",
+            "From the arrival of the newest message of a commit to the commit.",
+            buckets=_DELAYS,
+            registry=None,
+        )
+        self.feed_delay = Histogram(
+            "ingestor_feed_delay_seconds",
+            "From the exchange's time of a batch's newest tick, in whole seconds, to its arrival.",
+            buckets=(0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1200.0, 3600.0),
+            registry=None,
+        )
+
+    def __iter__(self) -> Iterator[Histogram]:
+        return iter((self.batch_ticks, self.batch_age, self.commit, self.wire_to_commit, self.feed_delay))
+
+
+class Telemetry:
+    """One function for each event. What they move is here to be read."""
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._log = structlog.get_logger()
+        self.started_at = self._clock.wall()
+        self.counts = Counts()
+        self.histograms = Histograms()
+        self.history = History(self._clock.monotonic())
+        self.readiness = Readiness(self._clock)
+        self.readiness.fails("stream", "There was no connection yet.")
+        self.readiness.fails("database", "It has not answered yet.")
+        self.stream = Stream("connecting", self.started_at)
+        self.connections: deque[Connection] = deque(maxlen=LATEST_CONNECTIONS)
+        self.rejections: deque[SeenRejection] = deque(maxlen=LATEST_REJECTIONS)
+        self.latest_batches: deque[Batch] = deque()
+        """The newest batches with ticks: enough of them for `LATEST_TICKS`."""
+        self._tallies: dict[UUID, Tally] = {}  # of this process's sessions whose end is not committed yet
+        self._trouble = ("", 0.0)
+        self._said: dict[str, float] = {}
+        self._spooling = False
+
+    # The process.
+
+    def started(self, **facts: Any) -> None:
+        """Log that the daemon runs."""
+        self._log.info("started", **facts)
+
+    def http_listening(self, url: str) -> None:
+        """Log where the status page is."""
+        self._log.info("http_listening", url=url)
+
+    def stopping(self, **facts: Any) -> None:
+        """Log that a stop was asked for."""
+        self._log.info("stopping", **facts)
+
+    def stopped(self) -> None:
+        """Log that the daemon ends in order."""
+        self._log.info("stopped", ticks=self.counts.ticks_written)
+
+    def warned(self, event: str, **facts: Any) -> None:
+        """Log what a person should look at, though everything goes on."""
+        self._log.warning(event, **facts)
+
+    def stuck(self, loops: list[str]) -> None:
+        """Log that a loop no longer advances."""
+        if self._is_due("stuck"):
+            self._log.error("stuck", loops=loops, note="the service manager is to start this process anew")
+
+    def calendar_known(self, *, days: int, warn_below: int, remedy: str) -> None:
+        """Note how many days ahead the trading calendar is known, and warn when there are few."""
+        self.counts.calendar_days_left = days
+        if days < warn_below:
+            self._log.warning("calendar_ends", in_days=days, remedy=remedy)
+
+    # The stream.
+
+    def connecting(self) -> None:
+        """Note that a connection is being opened."""
+        self._stream_is("connecting", self.stream.detail)
+
+    def connected(self, session: Session) -> None:
+        """Log that a connection is open."""
+        self.counts.sessions += 1
+        self.connections.appendleft(Connection(session))
+        self._stream_is("authenticating", self.stream.detail)
+        self._log.info("connected", session=str(session.id), endpoint=session.endpoint)
+
+    def authenticated(self, session: Session, at: Micros) -> None:
+        """Log that prices flow from here on."""
+        if connection := self._connection(session):
+            connection.authenticated_at = at
+        self._stream_is("streaming")
+        self.readiness.passes("stream")
+        self._log.info("authenticated", session=str(session.id))
+
+    def session_ended(self, session: Session, end: SessionEnd, message: str) -> None:
+        """Log why a session ended, and count it."""
+        self.counts.ends[end.reason] += 1
+        if connection := self._connection(session):
+            connection.end, connection.detail = end, message
+        if session.kind == "stream":
+            self._stream_is("stopped" if end.reason == "stopped" else "connecting", message)
+            self.readiness.fails("stream", message)
+        level = self._log.info if end.reason == "stopped" else self._log.warning
+        level(
+            "session_ended",
+            session=str(session.id),
+            reason=str(end.reason),
+            close_code=end.close_code,
+            detail=message,
+        )
+
+    def reconnecting(self, message: str, seconds: float, *, cause: str, loud: bool) -> None:
+        """Log that the stream is down, why, and when it is tried again."""
+        self.counts.reconnects[cause] += 1
+        self._stream_is("waiting", message, retry_at=self._clock.wall() + round(seconds * SECOND))
+        self.readiness.fails("stream", message)
+        level = self._log.error if loud else self._log.warning
+        level("reconnecting", cause=cause, detail=message, in_seconds=round(seconds, 2))
+
+    def waiting_for_room(self, detail: str) -> None:
+        """Note that the stream stays closed until there is room for what it brings."""
+        self._stream_is("blocked", detail)
+        self.readiness.fails("stream", detail)
+
+    def stream_blocked(self, session: Session, reason: str, size: int) -> None:
+        """Log that the stream is closed, because there is no room for more."""
+        self._log.error("stream_blocked", session=str(session.id), reason=reason, waiting_bytes=size)
+
+    def _stream_is(self, state: StreamState, detail: str = "", *, retry_at: Micros | None = None) -> None:
+        since = self.stream.since if state == self.stream.state else self._clock.wall()
+        self.stream = replace(self.stream, state=state, since=since, detail=detail, retry_at=retry_at)
+
+    def _connection(self, session: Session) -> Connection | None:
+        return next((each for each in self.connections if each.session.id == session.id), None)
+
+    # Messages and batches.
+
+    def rejected(self, session: Session, reason: str, raw_bytes: int, at: Micros) -> None:
+        """Count a message that was not stored as a tick; its text goes to the database, not to the log."""
+        self.counts.rejected[reason] += 1
+        self.rejections.appendleft(SeenRejection(at, reason, raw_bytes))
+        if self.counts.rejected[reason] == 1:
+            self._log.warning(
+                "message_rejected", session=str(session.id), reason=reason, bytes=raw_bytes, note="first of its kind"
+            )
+
+    def batch_closed(self, batch: Batch, age: float | None) -> None:
+        """Count the messages of a batch. `age` is the time in seconds since its first message arrived."""
+        self._tallies.setdefault(batch.session.id, Tally(0, 0, 0))
+        if age is None:
+            return
+        counts = self.counts
+        counts.messages += batch.count + len(batch.rejections)
+        counts.last_message_at = batch.last_message_at
+        self.histograms.batch_age.observe(age)
+        if batch.span is None or batch.last_message_at is None:
+            return
+        self.histograms.batch_ticks.observe(batch.count)
+        self.histograms.feed_delay.observe(max(0.0, (batch.last_message_at - batch.span[1]) / SECOND))
+        self.history.add_ticks(batch.count, self._clock.monotonic())
+        if connection := self._connection(batch.session):
+            connection.ticks += batch.count
+        self._keep_latest(batch)
+
+    def _keep_latest(self, batch: Batch) -> None:
+        latest = self.latest_batches
+        latest.append(batch)
+        while len(latest) > 1 and sum(each.count for each in latest) - latest[0].count >= LATEST_TICKS:
+            latest.popleft()
+
+    # The database.
+
+    def committed(
+        self,
+        batches: tuple[Batch, ...],
+        *,
+        written: int,
+        ticks: int,
+        tallies: Mapping[UUID, Tally],
+        seconds: float,
+        lag: float | None,
+    ) -> None:
+        """Count a commit of `batches`, of which `written` with `ticks` were not committed before.
+
+        `tallies` are what the database now has of each session, so that a commit whose answer was lost is counted by
+        the next one. `seconds` is its length, `lag` that from the newest message's arrival.
+        """
+        counts = self.counts
+        counts.batches_written += written
+        for session, tally in tallies.items():
+            self._count(session, tally)
+        for batch in batches:
+            if batch.end is not None:
+                self._tallies.pop(batch.session.id, None)
+        counts.last_commit_seconds = seconds
+        counts.last_commit_at = self._clock.wall()
+        self.histograms.commit.observe(seconds)
+        if ticks and lag is not None:
+            counts.last_batch_rows = ticks
+            counts.last_lag_seconds = lag
+            self.histograms.wire_to_commit.observe(max(0.0, lag))
+            self.history.add_delay(max(0.0, lag), self._clock.monotonic())
+        self._database_works()
+        self._log.debug("committed", batches=written, ticks=ticks)
+
+    def _count(self, session: UUID, tally: Tally) -> None:
+        known = self._tallies.get(session)
+        if known is None:
+            self.counts.ticks_recovered += tally.added
+            return
+        self.counts.ticks_written += tally.ticks - known.ticks
+        self.counts.duplicates += tally.duplicates - known.duplicates
+        self._tallies[session] = tally
+
+    def rows_refused(self, reasons: tuple[str, ...]) -> None:
+        """Log and count ticks that the database refused for what they are; they are kept as rejections."""
+        self.counts.rejected.update(reasons)
+        if reasons:
+            self._log.error("rows_refused", count=len(reasons), reasons=sorted(set(reasons)))
+
+    def write_failed(self, message: str, *, waiting_bytes: int) -> None:
+        """Log that the database does not take ticks: once for each kind of trouble, and then every minute."""
+        self.counts.write_failures += 1
+        self.readiness.fails("database", message)
+        now = self._clock.monotonic()
+        last, at = self._trouble
+        if message == last and now - at < _REPEAT_AFTER:
+            return
+        self._trouble = (message, now)
+        self._log.warning("database_trouble", detail=message, waiting_bytes=waiting_bytes)
+
+    def crashed_sessions_ended(self, count: int) -> None:
+        """Log that sessions of an earlier process were found open. This is the database's first answer."""
+        self._database_works()
+        if count:
+            self._log.warning("crashed_sessions_ended", count=count)
+
+    def _database_works(self) -> None:
+        self.readiness.passes("database")
+        if self._trouble[0]:
+            self._trouble = ("", 0.0)
+            self._log.info("database_back")
+
+    # The spool.
+
+    def spool_found(self, *, batches: int, size: int) -> None:
+        """Log that an earlier process left something to be written."""
+        self._spooling = True
+        self._log.info("spool_found", batches=batches, bytes=size)
+
+    def spool_damaged(self, path: Path) -> None:
+        """Log and count a spool that could not be read. It is kept: a person may save something from it."""
+        self.counts.spools_damaged += 1
+        self._log.error("spool_damaged", set_aside_as=str(path))
+
+    def spooling(self, *, away: bool) -> None:
+        """Log that batches go to the disk; not more than once a minute, should it go on and off."""
+        if self._is_due("spooling"):
+            self._spooling = True
+            self._log.warning("spooling", because="the database is away" if away else "the database is slow")
+
+    def spool_drained(self) -> None:
+        """Log that nothing waits on disk any more, where it was logged that something does."""
+        if self._spooling:
+            self._spooling = False
+            self._log.info("spool_drained")
+
+    def left_in_spool(self, *, batches: int, size: int) -> None:
+        """Log what the next start will write."""
+        self._log.warning("left_in_spool", batches=batches, bytes=size, note="the next start writes it")
+
+    def disk_trouble(self, message: str) -> None:
+        """Log that the spool's disk takes or gives nothing; not more than once a minute."""
+        self.readiness.fails("spool", message)
+        if self._is_due("disk_trouble"):
+            self._log.error("disk_trouble", detail=message)
+
+    def disk_works(self) -> None:
+        """Note that the spool's disk takes and gives what it should."""
+        self.readiness.passes("spool")
+
+    def abandoned(self, *, batches: int, messages: int) -> None:
+        """Log what could not be written before the process had to end."""
+        self._log.error("abandoned", batches=batches, messages=messages)
+
+    def _is_due(self, event: str) -> bool:
+        now = self._clock.monotonic()
+        if now - self._said.get(event, -_REPEAT_AFTER) < _REPEAT_AFTER:
+            return False
+        self._said[event] = now
+        return True

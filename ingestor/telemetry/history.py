@@ -1,0 +1,60 @@
+"""The last hour in steps: how much came, and how long it took to be committed."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+STEP = 10.0
+"""Seconds of one step."""
+
+STEPS = 360
+"""An hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What happened in one step. Delays are in seconds, from a message's arrival to its commit."""
+
+    ticks: int
+    delay: float | None
+    delay_max: float | None
+
+
+class History:
+    """Counts by steps. Every `now` is in seconds, and never earlier than the one before it."""
+
+    def __init__(self, now: float) -> None:
+        self._steps: deque[Step] = deque(maxlen=STEPS)
+        self._number = math.floor(now / STEP)
+        self._ticks = 0
+        self._delays: list[float] = []
+
+    def add_ticks(self, count: int, now: float) -> None:
+        """Note that ticks arrived."""
+        self._advance(now)
+        self._ticks += count
+
+    def add_delay(self, seconds: float, now: float) -> None:
+        """Note how long a commit came after the arrival of its newest message."""
+        self._advance(now)
+        self._delays.append(seconds)
+
+    def steps(self, now: float) -> list[Step]:
+        """Return the steps that are over, oldest first: as many as there were, and `STEPS` at most."""
+        self._advance(now)
+        return list(self._steps)
+
+    def _advance(self, now: float) -> None:
+        number = math.floor(now / STEP)
+        for _ in range(min(number - self._number, STEPS)):
+            self._steps.append(
+                Step(self._ticks, median(self._delays), max(self._delays))
+                if self._delays
+                else Step(self._ticks, None, None)
+            )
+            self._ticks = 0
+            self._delays.clear()
+        self._number = max(number, self._number)

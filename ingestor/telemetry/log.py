@@ -1,0 +1,131 @@
+"""Log lines: JSON, or readable on a terminal; without secrets, and without floods.
+
+Lines of the libraries that use Python's own `logging` take the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import structlog
+
+LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+BURST = 20
+WINDOW = 60.0
+"""Of one event at most so many lines in so many seconds; the rest is counted."""
+
+_SHORTEST_SECRET = 4
+
+_secrets: set[str] = set()
+
+
+def hide(secret: str) -> None:
+    """Keep a secret out of every log line from now on. One too short to be one would garble every line."""
+    if len(secret) >= _SHORTEST_SECRET:
+        _secrets.add(secret)
+
+
+def scrub(text: str) -> str:
+    """Return text without the secrets that were registered."""
+    for secret in _secrets:
+        text = text.replace(secret, "[hidden]")
+    return text
+
+
+class FloodLimit:
+    """Decides which lines may pass, and counts those that may not.
+
+    `clock` returns seconds that never jump.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._windows: dict[str, tuple[float, int]] = {}  # when it began, and how many lines came since
+
+    def admit(self, event: str) -> int | None:
+        """Count a line of this event. Return None where it must be left out, else how many were, just before it."""
+        now = self._clock()
+        began, lines = self._windows.get(event, (now, 0))
+        left_out = 0
+        if now - began >= WINDOW:
+            left_out, began, lines = max(0, lines - BURST), now, 0
+        self._windows[event] = (began, lines + 1)
+        return left_out if lines < BURST else None
+
+    def left_out(self, *, at_once: bool = False) -> list[tuple[str, int]]:
+        """Return each event whose window is over (or each, `at_once`) with the count of what was left out of it."""
+        now = self._clock()
+        over = [name for name, (began, _) in self._windows.items() if at_once or now - began >= WINDOW]
+        found = [(name, self._windows.pop(name)[1] - BURST) for name in sorted(over)]
+        return [(name, count) for name, count in found if count > 0]
+
+
+_limit = FloodLimit()
+
+
+def tell_left_out(*, at_once: bool = False) -> None:
+    """Write how many lines were left out, and of which event. To be called every minute or so, and at the end."""
+    for event, count in _limit.left_out(at_once=at_once):
+        structlog.get_logger().warning("lines_left_out", of=event, count=count)
+
+
+def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
+    """Send log lines to standard error: readable on a terminal, JSON elsewhere."""
+    global _limit  # noqa: PLW0603 - logging is the process's own
+    _limit = limit = FloodLimit()
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    renderer: Any = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        if console
+        else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
+    )
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+
+    def limited(_: Any, method: str, event: Any) -> Any:
+        if method == "debug":
+            return event
+        left_out = limit.admit(str(event["event"]))
+        if left_out is None:
+            raise structlog.DropEvent
+        return {**event, "left_out": left_out} if left_out else event
+
+    structlog.configure(
+        processors=[limited, *shared, _scrub_event, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    _take_in_libraries(shared, renderer, limit)
+
+
+def _take_in_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> None:
+    """Let the warnings of the libraries, which come by Python's own `logging`, look like our lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: limit.admit(f"library:{record.name}") is not None)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[_name_library, *shared],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _scrub_event, renderer],
+        )
+    )
+    logging.captureWarnings(capture=True)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _name_library(_: Any, __: str, event: Any) -> Any:
+    """Make of a library's free text a fact of an event with a constant name."""
+    return {**event, "event": "library", "library": event["_record"].name, "detail": event["event"]}
+
+
+def _scrub_event(_: Any, __: str, event: Any) -> Any:
+    return {key: scrub(value) if isinstance(value, str) else value for key, value in event.items()}

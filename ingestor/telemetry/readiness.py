@@ -1,0 +1,44 @@
+"""What is not as it should be, and since when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from ingestor.clock import Clock
+from ingestor.model import Micros
+
+Check: TypeAlias = Literal["stream", "database", "spool"]
+CHECKS: tuple[Check, ...] = get_args(Check)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A check that fails, with the reason of now."""
+
+    check: Check
+    since: Micros
+    detail: str
+
+
+class Readiness:
+    """Remembers since when each check fails."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._failing: dict[Check, Problem] = {}
+
+    def fails(self, check: Check, detail: str, since: Micros | None = None) -> None:
+        """Note that a check fails; what counts is since when it has done so without a break."""
+        known = self._failing.get(check)
+        begun = known.since if known else since if since is not None else self._clock.wall()
+        self._failing[check] = Problem(check, begun, detail)
+
+    def passes(self, check: Check) -> None:
+        """Note that a check passes."""
+        self._failing.pop(check, None)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What fails, in the order of `CHECKS`."""
+        return tuple(self._failing[check] for check in CHECKS if check in self._failing)

@@ -1,0 +1,1 @@
+"""The window into a running daemon: health for machines, metrics, and a page for people."""

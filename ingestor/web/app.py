@@ -1,0 +1,170 @@
+"""What is answered over HTTP: health, readiness, metrics, and the status page with its events. Reading only.
+
+The pages of this application say nothing that must be kept secret from who can reach its port; by default that is
+this machine alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.resources import files
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ingestor.chart.palette import palette
+
+EVERY = 1.0
+"""Seconds between two events of the page."""
+
+MAX_WATCHERS = 32
+"""Pages that are kept up to date at once; each costs some memory and a little work every second."""
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html"}
+
+
+class Source(Protocol):
+    """Who knows how the daemon is."""
+
+    def loops(self) -> dict[str, bool]:
+        """Return whether each loop advances, by its name."""
+        ...
+
+    def readiness(self) -> dict[str, Any]:
+        """Return whether all is well, and what is not."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """Return everything that the page shows."""
+        ...
+
+
+def make_app(source: Source, registry: CollectorRegistry, closing: asyncio.Event) -> Starlette:
+    """Return the application. Its endless answers end when `closing` is set."""
+    pages = _Pages(source, registry, closing)
+    routes = [
+        Route("/healthz", pages.healthz),
+        Route("/readyz", pages.readyz),
+        Route("/metrics", pages.metrics),
+        Route("/status", pages.status),
+        Route("/events", pages.events),
+        *(Route(path, _constant(content, kind)) for path, content, kind in _assets()),
+    ]
+    errors: dict[int | type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {404: _not_found}
+    return Starlette(routes=routes, middleware=[Middleware(_Headers)], exception_handlers=dict(errors))
+
+
+class _Pages:
+    """The answers that change."""
+
+    def __init__(self, source: Source, registry: CollectorRegistry, closing: asyncio.Event) -> None:
+        self._source = source
+        self._registry = registry
+        self._closing = closing
+        self._watchers = 0
+
+    async def healthz(self, _: Request) -> Response:
+        """Say whether the loops advance: if not, a new process may help."""
+        loops = self._source.loops()
+        alive = all(loops.values())
+        return JSONResponse(
+            {"alive": alive, "loops": {name: "ok" if well else "stuck" for name, well in loops.items()}},
+            status_code=200 if alive else 503,
+        )
+
+    async def readyz(self, _: Request) -> Response:
+        """Say whether ticks are heard and written now: if not, a new process hardly helps."""
+        readiness = self._source.readiness()
+        return JSONResponse(readiness, status_code=200 if readiness["ready"] else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """Tell everything that is counted, in the format that the scraper asks for."""
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._registry), headers={"Content-Type": kind})
+
+    async def status(self, _: Request) -> Response:
+        """Tell what the page shows."""
+        return JSONResponse(self._source.status())
+
+    async def events(self, _: Request) -> Response:
+        """Tell the same, again and again."""
+        if self._watchers >= MAX_WATCHERS:
+            return PlainTextResponse("Too many pages are open.\n", status_code=503, headers={"Retry-After": "60"})
+        return StreamingResponse(self._tell(), media_type="text/event-stream")
+
+    async def _tell(self) -> AsyncIterator[str]:
+        self._watchers += 1
+        try:
+            yield "retry: 2000\n\n"
+            while not self._closing.is_set():
+                yield f"data: {json.dumps(self._source.status(), separators=(',', ':'))}\n\n"
+                await self._pause()
+        finally:
+            self._watchers -= 1
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(EVERY):
+                await self._closing.wait()
+        except TimeoutError:
+            return
+
+
+def _assets() -> list[tuple[str, str, str]]:
+    """Return the path, the text and the type of each file that never changes."""
+    found = []
+    for file in files(__package__).iterdir():
+        kind = _TYPES.get(f".{file.name.rpartition('.')[2]}")
+        if kind is not None:
+            text = file.read_text(encoding="utf-8")
+            if kind == "text/css":
+                text = f"{palette()}\n{text}"
+            found.append(("/" if file.name == "page.html" else f"/{file.name}", text, kind))
+    return found
+
+
+def _constant(content: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(_: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return answer
+
+
+async def _not_found(_: Request, __: Exception) -> Response:
+    return PlainTextResponse("There are /, /healthz, /readyz, /metrics, /status and /events.\n", status_code=404)
+
+
+class _Headers:
+    """Adds the security headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

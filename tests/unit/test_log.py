@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from ingestor.telemetry import log
+from ingestor.telemetry.log import BURST, WINDOW, FloodLimit, configure, hide, scrub, tell_left_out
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _own_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test configures ends with it."""
+    monkeypatch.setattr(log, "_secrets", set())
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.captureWarnings(capture=False)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+
+
+def test_what_is_too_short_is_no_secret() -> None:
+    """An empty or tiny secret would garble every line."""
+    for text in ("", "1", "abc"):
+        hide(text)
+    assert scrub("abc 1") == "abc 1"
+
+
+def test_libraries_speak_in_our_format(capsys: pytest.CaptureFixture[str]) -> None:
+    """A warning of a library is JSON with a constant event, without secrets; its chatter is left out."""
+    configure("info", "json")
+    hide("tk_secret")
+    try:
+        raise ValueError("tk_secret")
+    except ValueError:
+        logging.getLogger("asyncio").exception("Task for %s failed", "tk_secret")
+    logging.getLogger("uvicorn.error").info("Started server process")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("tk_secret is old", DeprecationWarning, stacklevel=1)
+    first, second = lines(capsys)
+    assert (first["event"], first["library"], first["level"]) == ("library", "asyncio", "error")
+    assert first["detail"] == "Task for [hidden] failed"
+    assert "ValueError: [hidden]" in str(first["exception"])
+    assert (second["library"], second["level"]) == ("py.warnings", "warning")
+    assert "tk_secret" not in str(second)
+
+
+def test_a_terminal_gets_lines_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    configure("info", "console")
+    structlog.get_logger().warning("reconnecting", in_seconds=3)
+    logging.getLogger("asyncio").warning("slow")
+    text = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().err)
+    assert "reconnecting" in text
+    assert "in_seconds=3" in text
+    assert "library=asyncio" in text
+
+
+def test_a_flood_is_cut_and_counted() -> None:
+    """After the burst nothing passes until the window is over; then the first line says how many were left out."""
+    now = 0.0
+    limit = FloodLimit(lambda: now)
+    admitted = [limit.admit("a") for _ in range(BURST + 5)]
+    assert admitted == [0] * BURST + [None] * 5
+    assert limit.admit("b") == 0
+    now = WINDOW
+    assert limit.admit("a") == 5
+    assert limit.admit("a") == 0
+
+
+def test_what_was_left_out_is_told_although_nothing_follows() -> None:
+    """Once the window is over, or at the end of the process; and once only."""
+    now = 0.0
+    limit = FloodLimit(lambda: now)
+    for _ in range(BURST + 3):
+        limit.admit("a")
+    assert limit.left_out() == []
+    now = WINDOW
+    assert limit.left_out() == [("a", 3)]
+    assert limit.left_out() == []
+    for _ in range(BURST + 1):
+        limit.admit("a")
+    assert limit.left_out(at_once=True) == [("a", 1)]
+
+
+def test_floods_do_not_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of ours and of a library's; what is asked for by the level debug is no flood."""
+    configure("debug", "json")
+    for number in range(3 * BURST):
+        structlog.get_logger().warning("reconnecting", number=number)
+        structlog.get_logger().debug("committed")
+        logging.getLogger("websockets").warning("odd %s", number)
+    tell_left_out(at_once=True)
+    found = [(line["event"], line.get("of"), line.get("count")) for line in lines(capsys)]
+    assert found.count(("reconnecting", None, None)) == BURST
+    assert found.count(("library", None, None)) == BURST
+    assert found.count(("committed", None, None)) == 3 * BURST
+    assert set(found[-2:]) == {
+        ("lines_left_out", "reconnecting", 2 * BURST),
+        ("lines_left_out", "library:websockets", 2 * BURST),
+    }
+
+
+def logged_events() -> set[str]:
+    """The names of the events that the package logs: the first argument of each call."""
+    found: set[str] = set()
+    for path in (ROOT / "ingestor").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            function, name = ast.unparse(node.func), node.args[0] if node.args else None
+            if not re.fullmatch(r"(self\._log|structlog\.get_logger\(\))\.\w+|level|.*elemetry\.warned", function):
+                continue
+            if function == "self._log.warning" and isinstance(name, ast.Name):
+                continue  # within `warned`, whose callers are looked at
+            assert isinstance(name, ast.Constant), f"{path.name}: {ast.unparse(node)}: the event is no constant"
+            assert isinstance(name.value, str)
+            found.add(name.value)
+    return found
+
+
+def test_events_are_constants_and_documented() -> None:
+    """Who watches the log can rely on the names: the reference lists them all, and no other."""
+    text = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
+    assert documented == logged_events() | {"library"}
