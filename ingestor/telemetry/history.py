@@ -49,6 +49,9 @@ class History:
 
     def _advance(self, now: float) -> None:
         number = math.floor(now / STEP)
+        if number - self._number > STEPS:  # what there was is older than what is shown
+            self._ticks = 0
+            self._delays.clear()
         for _ in range(min(number - self._number, STEPS)):
             self._steps.append(
                 Step(self._ticks, median(self._delays), max(self._delays))

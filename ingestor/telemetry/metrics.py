@@ -78,7 +78,10 @@ class _Events(Collector):
                 family.add_metric([key], value)
             yield family
         for histogram in self._telemetry.histograms:
-            yield from histogram.collect()
+            for distribution in histogram.collect():
+                # Without the moment of its making, which the library adds as a series: that is the process's start.
+                distribution.samples = [each for each in distribution.samples if not each.name.endswith("_created")]
+                yield distribution
 
 
 class _Moment(Collector):

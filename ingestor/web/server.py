@@ -60,6 +60,11 @@ class HttpServer:
         return f"{what}: {self._host}:{self._port} cannot be listened on: {error.strerror or error}."
 
     @property
+    def is_bound(self) -> bool:
+        """Whether the port is ours."""
+        return self._socket is not None
+
+    @property
     def url(self) -> str:
         """Where the page is."""
         assert self._socket is not None

@@ -1,0 +1,42 @@
+"""What a daemon answers over HTTP, for the tests."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+Sample = tuple[str, frozenset[tuple[str, str]]]
+
+
+def samples(text: str) -> dict[Sample, float]:
+    """Return the value of each series of Prometheus' text format, by its name and labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+class Window:
+    """A visitor of one daemon. `url` is that of its page."""
+
+    def __init__(self, url: str) -> None:
+        self.client = httpx.AsyncClient(base_url=url, trust_env=False)
+
+    async def get(self, path: str) -> tuple[int, Any]:
+        """Return an answer's status and its JSON."""
+        response = await self.client.get(path)
+        return response.status_code, response.json()
+
+    async def metric(self, name: str, **labels: str) -> float | None:
+        """Return the value of a series now; None where it is absent."""
+        response = await self.client.get("/metrics")
+        return samples(response.text).get((name, frozenset(labels.items())))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()

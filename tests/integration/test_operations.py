@@ -1,0 +1,296 @@
+"""A running daemon seen from outside: health, readiness, metrics, the service manager's socket, and its port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ingestor.service import pulse
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
+from ingestor.settings import variable
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.web import app
+from tests.http import Window
+from tests.processes import DaemonProcess
+from tests.proxy import Proxy
+from tests.recording import TOTALS, Market, recording, running, settings, stored
+from tests.servers import query
+
+
+@contextlib.asynccontextmanager
+async def seen(daemon: Daemon) -> AsyncIterator[Window]:
+    """A visitor of a daemon in this process, as soon as it listens."""
+    async with asyncio.timeout(10):
+        while not daemon.http.is_bound:
+            await asyncio.sleep(0.01)
+    async with Window(daemon.http.url) as window:
+        yield window
+
+
+async def eventually(window: Window, path: str, **expected: Any) -> Any:
+    """Wait until an answer has these values, and return it."""
+    async with asyncio.timeout(10):
+        while True:
+            _, found = await window.get(path)
+            if all(found[key] == value for key, value in expected.items()):
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def test_all_is_well(writer_url: str, database: str) -> None:
+    """A daemon that hears and writes is alive and ready; its counters are what the database says."""
+    async with recording(writer_url) as (market, daemon), seen(daemon) as window:
+        market.trade(300)
+        market.trade(1)
+        await stored(database, market)
+        assert await window.get("/healthz") == (200, {"alive": True, "loops": {"reader": "ok", "writer": "ok"}})
+        await eventually(window, "/readyz", ready=True, problems=[])
+        daemon_sum = (await query(database, TOTALS))[0][0]
+        assert await window.metric("ingestor_ticks_written_total") == daemon_sum == 301
+        assert await window.metric("ingestor_session_state", state="streaming") == 1
+        assert await window.metric("ingestor_buffer_bytes") == 0
+        _, status = await window.get("/status")
+        assert status["counts"]["ticks_written"] == status["connections"][0]["ticks"] == 301
+        assert [tick["volume"] for tick in status["ticks"][:3]] == [300, 299, 298]
+        assert status["stream"]["state"] == "streaming"
+        assert status["market"]["open"] is True
+        assert len(status["history"]["ticks"]) == 360
+        async with asyncio.timeout(10):  # calendar and gaps are looked at once the database has answered
+            while await window.metric("ingestor_open_gaps") is None:
+                await asyncio.sleep(0.02)
+        assert await window.metric("ingestor_open_gaps") == await window.metric("ingestor_oldest_open_gap_seconds") == 0
+        assert (
+            await window.metric("ingestor_calendar_days_left") == (await window.get("/status"))[1]["calendar_days_left"]
+        )
+
+
+async def test_a_database_that_is_away(writer_url: str, database: str) -> None:
+    """It reddens readiness at the first failed write, never health, and shows in metrics and on the page."""
+    async with Proxy(writer_url) as proxy, recording(proxy.url) as (market, daemon), seen(daemon) as window:
+        market.trade()
+        await stored(database, market)
+        await eventually(window, "/readyz", ready=True)
+        proxy.refuses = True
+        proxy.cut()
+        market.trade()
+        async with asyncio.timeout(5):
+            red = await eventually(window, "/readyz", ready=False)
+        assert [problem["check"] for problem in red["problems"]] == ["database"]
+        assert (await window.get("/healthz"))[0] == 200
+        assert await window.metric("ingestor_ready", check="database") == 0
+        assert await window.metric("ingestor_ready", check="stream") == 1
+        _, status = await window.get("/status")
+        assert status["ready"]["problems"][0]["since"] == red["problems"][0]["since"]
+        assert status["buffer"]["bytes"] > 0
+        proxy.refuses = False
+        await eventually(window, "/readyz", ready=True)
+        await stored(database, market)
+        assert await window.metric("ingestor_ticks_written_total") == market.sent
+
+
+async def test_a_database_without_a_schema(empty_database: str) -> None:
+    """The reason says what to do."""
+    async with recording(empty_database) as (_, daemon), seen(daemon) as window:
+        async with asyncio.timeout(10):
+            while "ingestor migrate" not in str((await window.get("/readyz"))[1]):
+                await asyncio.sleep(0.02)
+
+
+async def test_a_silent_writer_is_trouble_although_nothing_failed(writer_url: str, database: str) -> None:
+    """A live stream has heartbeats, and each is a commit: three of them without one make readiness red."""
+    changes = {"write_timeout": "60s", "heartbeat": "200ms"}
+    async with Proxy(writer_url) as proxy, recording(proxy.url, **changes) as (market, daemon), seen(daemon) as window:
+        market.trade()
+        await stored(database, market)
+        await eventually(window, "/readyz", ready=True)
+        proxy.hold()
+        red = await eventually(window, "/readyz", ready=False)
+        assert red["problems"][0]["detail"] == "Nothing was committed for 0.6 s."
+        proxy.release()
+        await eventually(window, "/readyz", ready=True)
+
+
+async def test_a_stream_that_is_away(writer_url: str) -> None:
+    """Its loss is said with the reason and the next try, and counted by its cause."""
+    async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as proxy:
+        there = settings(simulator, writer_url, stream_url=proxy.url, reconnect_max_delay="60s")
+        async with running(there) as daemon, seen(daemon) as window:
+            await eventually(window, "/readyz", ready=True)
+            proxy.refuses = True
+            proxy.cut()
+            red = await eventually(window, "/readyz", ready=False)
+            assert [problem["check"] for problem in red["problems"]] == ["stream"]
+            async with asyncio.timeout(10):
+                while not (retry := (await window.get("/status"))[1]["stream"])["retry_at"]:
+                    await asyncio.sleep(0.02)
+            assert retry["state"] == "waiting"
+            assert await window.metric("ingestor_reconnects_total", cause="closed") == 1
+            assert await window.metric("ingestor_session_state", state="waiting") == 1
+            _, status = await window.get("/status")
+            assert status["connections"][0]["reason"] == "closed"
+
+
+async def test_a_writer_that_does_not_advance(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health fails, and says which loop; the watchdog is not fed any more, so the manager starts a new process."""
+    monkeypatch.setattr(pulse, "GRACE", 0.1)
+    with manager() as (notified, name):
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        async with recording(writer_url, stop_timeout="1s") as (market, daemon), seen(daemon) as window:
+            await notice(notified, "WATCHDOG=1")
+            monkeypatch.setattr(daemon._store, "write", lambda _: asyncio.Event().wait())
+            daemon._writer._pulse._patience = 0.1
+            market.trade()
+            stuck = await eventually(window, "/healthz", alive=False)
+            assert stuck["loops"] == {"reader": "ok", "writer": "stuck"}
+            assert (await window.get("/healthz"))[0] == 503
+            received(notified)
+            await asyncio.sleep(0.3)  # three times the watchdog's time
+            assert "WATCHDOG=1" not in received(notified)
+
+
+@contextlib.contextmanager
+def manager() -> Iterator[tuple[socket.socket, str]]:
+    """A service manager's socket, and its name."""
+    name = f"@ingestor-manager-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(name.replace("@", "\0"))
+        listening.setblocking(False)
+        yield listening, name
+
+
+def received(manager: socket.socket) -> list[str]:
+    """What the manager was told since it was asked last."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(manager.recv(4096).decode())
+    return found
+
+
+async def notice(manager: socket.socket, message: str) -> list[str]:
+    """Wait until the manager is told so; return all that it was told until then."""
+    found: list[str] = []
+    async with asyncio.timeout(20):
+        while not any(line.startswith(message) for line in found):
+            found += received(manager)
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon is up without database and stream; it is watched while it runs, and says that it stops."""
+    with manager() as (notified, name):
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        daemon = DaemonProcess(
+            tmp_path / "log",
+            token=TOKEN,
+            stream_url="ws://127.0.0.1:1/ws",
+            database_url="postgresql://127.0.0.1:1/none",
+            spool_dir=tmp_path / "spool",
+        )
+        daemon.start()
+        try:
+            told = await notice(notified, "READY=1")
+            assert "WATCHDOG=1" not in told[: told.index("READY=1")]
+            status = next(line for line in await notice(notified, "STATUS=waiting") if "STATUS=waiting" in line)
+            assert "0 ticks written" in status
+            assert "stream: The server cannot be reached" in status
+            daemon.signal(signal.SIGSTOP)
+            await asyncio.sleep(0.1)
+            received(notified)
+            await asyncio.sleep(0.6)
+            assert received(notified) == []
+            daemon.signal(signal.SIGCONT)
+            await notice(notified, "WATCHDOG=1")
+            assert daemon.stop() == 0
+            assert "STOPPING=1" in received(notified)
+        finally:
+            daemon.end()
+
+
+async def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """A person must choose another one: status 78 and one line, before anything else is begun."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        daemon = DaemonProcess(
+            tmp_path / "log",
+            token=TOKEN,
+            stream_url="ws://127.0.0.1:1/ws",
+            database_url="postgresql://127.0.0.1:1/none",
+            spool_dir=tmp_path / "spool",
+            http_port=port,
+        )
+        daemon.start()
+        assert await asyncio.to_thread(daemon.wait) == 78
+    (line,) = daemon.log.read_text().splitlines()
+    assert f"{variable('http_port')}: {port} on 127.0.0.1 is taken" in line
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+async def test_an_address_that_is_not_ours(tmp_path: Path, host: str) -> None:
+    daemon = DaemonProcess(
+        tmp_path / "log", token=TOKEN, database_url="postgresql://127.0.0.1:1/none", spool_dir=tmp_path, http_host=host
+    )
+    daemon.start()
+    assert await asyncio.to_thread(daemon.wait) == 78
+    assert f"{variable('http_host')}: {host}:0 cannot be listened on" in daemon.log.read_text()
+
+
+async def test_only_reading_and_no_secrets(writer_url: str) -> None:
+    """Other methods are refused, other paths are not there; each answer carries the headers, and none a secret."""
+    async with recording(writer_url) as (market, daemon), seen(daemon) as window:
+        market.trade(1)
+        for path in ("/", "/status", "/metrics", "/healthz", "/readyz", "/page.css", "/page.js", "/nothing"):
+            response = await window.client.get(path)
+            assert (response.status_code == 404) == (path == "/nothing")
+            for name, value in app.HEADERS.items():
+                assert response.headers[name] == value
+            assert TOKEN not in response.text
+            assert "server" not in response.headers
+            for method in ("POST", "PUT", "DELETE", "PATCH"):
+                expected = 404 if path == "/nothing" else 405
+                assert (await window.client.request(method, path)).status_code == expected
+        assert "text/css" in (await window.client.get("/page.css")).headers["content-type"]
+        wanted = await window.client.get("/metrics", headers={"accept": "application/openmetrics-text"})
+        assert wanted.text.endswith("# EOF\n")
+
+
+async def test_the_events_end_with_the_daemon(writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each second the page hears how it is; too many pages are refused; the stop does not wait for them."""
+    monkeypatch.setattr(app, "MAX_WATCHERS", 1)
+    request = StopRequest()
+    async with Simulator(port=0, rate=0) as simulator:
+        daemon, market = Daemon(settings(simulator, writer_url)), Market(simulator)
+        task = asyncio.create_task(daemon.run(request))
+        await simulator.wait_connected()
+        async with seen(daemon) as window, window.client.stream("GET", "/events", timeout=5) as response:
+            events = told(response)
+            await anext(events)
+            market.trade()
+            await stored(database, market)
+            assert (await window.client.get("/events")).status_code == 503
+            assert (await anext(events))["counts"]["ticks_written"] == market.sent
+            request()
+            async with asyncio.timeout(5):
+                await task
+                assert [event["stream"]["state"] async for event in events] in ([], ["stopped"])
+
+
+async def told(response: httpx.Response) -> AsyncIterator[Any]:
+    """Yield what the server's events carry."""
+    async for line in response.aiter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))

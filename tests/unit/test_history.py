@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from ingestor.telemetry.history import STEP, STEPS, History, Step
+
+
+def test_steps_hold_what_happened_in_them() -> None:
+    """Ticks are summed, of the delays the median and the greatest are kept; the step under way is not shown."""
+    history = History(5.0)
+    history.add_ticks(3, 6.0)
+    history.add_ticks(4, 9.9)
+    for delay in (0.3, 0.1, 0.2):
+        history.add_delay(delay, 9.9)
+    history.add_ticks(100, 10.0)
+    assert history.steps(19.9) == [Step(7, 0.2, 0.3)]
+    assert history.steps(20.0) == [Step(7, 0.2, 0.3), Step(100, None, None)]
+
+
+def test_silence_has_steps_too() -> None:
+    history = History(0.0)
+    history.add_ticks(1, 1.0)
+    assert history.steps(3 * STEP) == [Step(1, None, None), Step(0, None, None), Step(0, None, None)]
+
+
+def test_an_hour_is_kept_and_no_more() -> None:
+    """Also after a pause of days."""
+    history = History(0.0)
+    history.add_ticks(1, 1.0)
+    steps = history.steps(1e6)
+    assert len(steps) == STEPS
+    assert sum(step.ticks for step in steps) == 0

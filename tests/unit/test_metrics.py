@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ingestor.model import SECOND, Batch, Session
+from ingestor.service.recorder import new_session_id
+from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.metrics import Facts, new_registry
+from tests.clocks import ManualClock
+from tests.http import samples
+
+REFERENCE = Path(__file__).parents[2] / "docs/reference/metrics.md"
+UNKNOWN = Facts(False, 0, 0, 2**30, 0, None, None, None)
+KNOWN = Facts(True, 300, 200, 2**30, 2, 4, 99.5, 0.875)
+
+
+def a_telemetry() -> Telemetry:
+    """One to which everything has happened."""
+    telemetry = Telemetry(ManualClock())
+    session = Session(new_session_id(0), "test", "ws://localhost/ws", 0)
+    telemetry.rejected(session, "not_json", 3, 0)
+    telemetry.reconnecting("refused", 1.0, cause="unreachable", loud=False)
+    telemetry.calendar_known(days=40, warn_below=30, remedy="")
+    batch = Batch(session, 1, b"", 2, span=(8 * SECOND, 9 * SECOND), last_message_at=10 * SECOND)
+    telemetry.batch_closed(batch, 0.04)
+    telemetry.committed((batch,), written=1, ticks=2, tallies={}, seconds=0.003, lag=0.02)
+    return telemetry
+
+
+def scraped(facts: Facts) -> str:
+    return generate_latest(new_registry(a_telemetry(), lambda: facts)).decode()
+
+
+def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
+    """Dashboards and alerts depend on the names, so no other name, type or label appears."""
+    rows = re.findall(r"^\| `(ingestor_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", REFERENCE.read_text(), flags=re.MULTILINE)
+    documented = {(name, kind, frozenset(labels.split(",")) - {""}) for name, labels, kind in rows}
+    found = set()
+    for family in text_string_to_metric_families(scraped(KNOWN)):
+        if family.name.startswith("ingestor_"):
+            labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+            suffix = "_total" if family.type == "counter" else ""
+            found.add((family.name + suffix, family.type, frozenset(labels)))
+    assert found == documented
+
+
+def test_what_is_not_known_is_absent() -> None:
+    """A zero would be a claim."""
+    names = {name for name, _ in samples(scraped(UNKNOWN))}
+    assert not names & {"ingestor_open_gaps", "ingestor_oldest_open_gap_seconds", "ingestor_coverage_ratio"}
+    assert "ingestor_trading_hours" in names
+
+
+def test_values_are_those_of_the_moment() -> None:
+    found = {name: value for (name, labels), value in samples(scraped(KNOWN)).items() if not labels}
+    assert found["ingestor_spool_bytes"] == 200
+    assert found["ingestor_coverage_ratio"] == 0.875
+    assert found["ingestor_messages_total"] == 2
+    assert found["ingestor_feed_delay_seconds_sum"] == 1
+    assert found["ingestor_batch_ticks_sum"] == 2
+    assert found["ingestor_wire_to_commit_seconds_sum"] == 0.02
+    assert found["process_resident_memory_bytes"] > 0
+
+
+def test_exactly_one_state_holds() -> None:
+    found = samples(scraped(KNOWN))
+    states = {
+        dict(labels)["state"]: value for (name, labels), value in found.items() if name == "ingestor_session_state"
+    }
+    assert [state for state, value in states.items() if value] == ["waiting"]
+    assert set(states.values()) == {0.0, 1.0}

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from ingestor.service.notify import Notifier
+
+
+def listening(address: str) -> socket.socket:
+    """A socket such as the service manager has."""
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(address)
+    manager.setblocking(False)
+    return manager
+
+
+def said(manager: socket.socket) -> list[str]:
+    found = []
+    while True:
+        try:
+            found.append(manager.recv(4096).decode())
+        except BlockingIOError:
+            return found
+
+
+@pytest.mark.parametrize("is_abstract", [False, True])
+def test_the_manager_is_told(tmp_path: Path, is_abstract: bool) -> None:
+    """By a path or by a name of the abstract namespace; a status only where it is a new one, and in one line."""
+    name = f"@ingestor-test-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
+    with listening(name.replace("@", "\0")) as manager:
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier.starting(60)
+        notifier.ready()
+        notifier.status("all\nwell")
+        notifier.status("all\nwell")
+        notifier.alive()
+        notifier.stopping()
+        notifier.close()
+        notifier.ready()
+        assert said(manager) == [
+            "EXTEND_TIMEOUT_USEC=60000000",
+            "READY=1",
+            "STATUS=all well",
+            "WATCHDOG=1",
+            "STOPPING=1",
+        ]
+
+
+@pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
+def test_without_a_manager_nothing_is_said(environment: dict[str, str]) -> None:
+    notifier = Notifier(environment)
+    notifier.ready()
+    notifier.close()
+
+
+def test_a_manager_that_is_gone_or_does_not_listen_holds_nothing_up(tmp_path: Path) -> None:
+    """Neither a socket that nobody reads nor one that nobody holds can stop the recorder."""
+    name = str(tmp_path / "notify")
+    with listening(name):
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        for _ in range(10_000):
+            notifier.alive()
+    notifier.alive()
+    notifier.close()
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 30.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_the_watchdog_is_for_the_process_that_it_names(environment: dict[str, str], expected: float | None) -> None:
+    assert Notifier(environment).watchdog_seconds == expected
