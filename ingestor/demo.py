@@ -76,6 +76,7 @@ class State:
     sent: int
     connected: int
     waiting_bytes: int
+    page: str | None
     latest: list[dict[str, Any]]
 
 
@@ -102,6 +103,7 @@ class Demo:
             self._simulator.ticks_sent,
             self._simulator.connected,
             self._daemon.buffer.size,
+            self._daemon.http.url if self._daemon.http.is_bound else None,
             await self.query(_LATEST, LATEST),
         )
 
@@ -194,4 +196,6 @@ def _settings(simulator: Simulator, url: str, directory: Path) -> Settings:
         spool_dir=directory,
         instance="demo",
         reconnect_max_delay="2s",
+        http_host="127.0.0.1",
+        http_port=0,
     )

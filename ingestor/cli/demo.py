@@ -80,12 +80,16 @@ async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequ
     left = dict(cuts)
     rate = _Rate()
     said = 0.0
+    shows_page = False
     with Live(console=console, refresh_per_second=4, auto_refresh=False, transient=True) as live:
         while (elapsed := time.monotonic() - began) < seconds and not request.stop.is_set():
             for moment in [moment for moment in left if moment <= elapsed]:
                 console.print(f"{elapsed:5.1f} s  The stream is cut for {left[moment]:.1f} s.", style="yellow")
                 demo.outage(left.pop(moment))
             state = await demo.state()
+            if state.page is not None and not shows_page:
+                shows_page = True
+                console.print(f"While it runs, its status page is at {state.page}", soft_wrap=True)
             per_second = rate.of(state.counts.ticks_written)
             if console.is_terminal:
                 live.update(_screen(state, elapsed, seconds, per_second), refresh=True)

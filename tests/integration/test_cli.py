@@ -219,6 +219,7 @@ async def test_replay_without_a_schema(empty_database: str, tmp_path: Path) -> N
 async def test_demo() -> None:
     """The demonstration writes every tick, says so from SQL, and leaves nothing running."""
     status, output, errors = await ingestor("demo", "--duration", "2s", "--rate", "300")
+    assert "its status page is at http://127.0.0.1:" in output
     assert status == 0, output + errors
     assert "every tick once" in output
     assert output.rstrip().endswith("Nothing is left running.")
