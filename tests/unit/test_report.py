@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import re
-import shutil
 import struct
 import subprocess
 from dataclasses import replace
@@ -19,6 +18,7 @@ import pytest
 from ingestor.coverage.page import as_html, duration
 from ingestor.coverage.report import Report, as_csv, as_json
 from tests.reports import CAUSES, MADE_AT, sample
+from tests.tools import need
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs/reference/gaps.schema.json").read_text(encoding="utf-8"))
 EMPTY = Report(date(2026, 11, 20), MADE_AT, "Pacific/Auckland", MADE_AT, (), ())
@@ -128,9 +128,7 @@ def test_a_page_about_nothing() -> None:
 
 def chromium(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run a browser that can resolve no host."""
-    command = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if command is None:
-        pytest.skip("no Chromium on this machine")
+    command = need("chromium", package="chromium")
     options = [
         "--headless",
         "--no-sandbox",
