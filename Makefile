@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: help demo test chaos soak storage-report lint format lock clean
+.PHONY: help demo test chaos soak capacity storage-report lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,6 +23,9 @@ chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by t
 
 soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="--steady --minutes 30 --rate 2000")
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+capacity: $(STAMP) ## processor, memory and disk that the daemon takes at several rates (ARGS="--seconds 20")
+	@$(BIN)/python -m tests.chaos.capacity $(ARGS)
 
 storage-report: $(STAMP) ## fill an empty database with a year of ticks and measure it (URL=postgresql://… ROWS=20000000)
 	@$(BIN)/python -m tests.storage "$(URL)" --rows $(or $(ROWS),20000000)

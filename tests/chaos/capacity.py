@@ -1,0 +1,112 @@
+"""`make capacity`: what a daemon takes at several rates, with the database there and away: a table for the runbook.
+
+The simulator, the daemon and the server are processes of their own; they share this machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import platform
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingestor.simulator.server import TOKEN
+from tests.chaos.soak import market
+from tests.http import Window
+from tests.processes import DaemonProcess
+from tests.proxy import Proxy
+from tests.servers import TestServer, plain_server
+
+RATES = (10, 100, 1_000, 5_000, 10_000)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured at one rate. Bytes a tick are those of the spool."""
+
+    rate: float
+    processor_percent: float
+    resident: float
+    delay: float
+    bytes_a_tick: float
+
+
+async def measure(rate: float, seconds: float, server: TestServer, directory: Path) -> Row:
+    """Run a daemon at a rate, first with the database and then without."""
+    name = server.new_name()
+    database = await server.create(name, server.template)
+    with market(rate, directory) as feed:
+        async with Proxy(server.writer_url(database)) as proxy:
+            daemon = DaemonProcess(
+                directory / "daemon.log",
+                token=TOKEN,
+                stream_url=await feed.url(),
+                database_url=proxy.url,
+                spool_dir=directory / "spool",
+                exchange_calendar="always",
+            )
+            daemon.start()
+            try:
+                async with Window(await _page(daemon)) as window:
+                    row = await _look(rate, seconds, window, proxy)
+            finally:
+                daemon.end()
+    await server.drop(name)
+    return row
+
+
+async def _page(daemon: DaemonProcess) -> str:
+    while not (found := re.search(r'"url": ?"(http://[^"]+)"', daemon.log.read_text(encoding="utf-8"))):
+        await asyncio.sleep(0.05)
+    return found[1]
+
+
+async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Row:
+    async def metric(name: str) -> float:
+        return await window.metric(f"ingestor_{name}" if not name.startswith("process_") else name) or 0.0
+
+    await asyncio.sleep(seconds / 2)  # until it runs evenly
+    processor = await metric("process_cpu_seconds_total")
+    commits, delays = await metric("wire_to_commit_seconds_count"), await metric("wire_to_commit_seconds_sum")
+    await asyncio.sleep(seconds)
+    processor = await metric("process_cpu_seconds_total") - processor
+    commits = await metric("wire_to_commit_seconds_count") - commits
+    delays = await metric("wire_to_commit_seconds_sum") - delays
+    resident = await metric("process_resident_memory_bytes")
+
+    proxy.refuses = True
+    proxy.cut()
+    await asyncio.sleep(2)  # until all of it waits on disk
+    heard, spooled = await metric("messages_total"), await metric("spool_bytes")
+    await asyncio.sleep(seconds)
+    heard, spooled = await metric("messages_total") - heard, await metric("spool_bytes") - spooled
+    return Row(rate, 100 * processor / seconds, resident, delays / commits, spooled / heard)
+
+
+async def main(seconds: float) -> None:
+    """Print the table."""
+    print(f"Python {platform.python_version()} on {platform.machine()}; {seconds:g} s for each part of each row.\n")
+    print("| ticks a second | of a core | memory | from arrival to commit, on average | on disk, a tick |")
+    print("|---|---|---|---|---|")
+    with plain_server() as url, tempfile.TemporaryDirectory(prefix="ingestor-capacity-") as directory:
+        server = TestServer(url, "plain")
+        await server.prepare()
+        for rate in RATES:
+            place = Path(directory) / str(rate)
+            place.mkdir()
+            row = await measure(rate, seconds, server, place)
+            print(
+                f"| {row.rate:,.0f} | {row.processor_percent:.1f} % | {row.resident / 2**20:.0f} MiB "
+                f"| {row.delay * 1000:.0f} ms | {row.bytes_a_tick:.0f} B |",
+                flush=True,
+            )
+        await server.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20)
+    asyncio.run(main(parser.parse_args().seconds))
