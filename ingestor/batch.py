@@ -82,6 +82,7 @@ class Batcher:
         self._max_rows = max_rows
         self._numbering = Numbering(occurrence_keys)
         self._number = 0
+        self._messages = 0  # in the batches that were closed
         self._authenticated_at: Micros | None = None
         self._covered_until: Micros | None = None
         self._last_message_at: Micros | None = None
@@ -174,7 +175,9 @@ class Batcher:
             covered_until=self._covered_until,
             last_message_at=self._last_message_at,
             end=end,
+            messages_before=self._messages,
         )
+        self._messages += batch.count + len(batch.rejections)
         self._start()
         return batch
 

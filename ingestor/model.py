@@ -85,6 +85,7 @@ class EndReason(StrEnum):
     BUFFER_FULL = "buffer_full"  # memory or spool had reached its bound
     DISK_FULL = "disk_full"  # the spool's disk took nothing more
     SPOOL_DAMAGED = "spool_damaged"  # what was not written yet was lost with the spool's file
+    COMMITS_LOST = "commits_lost"  # the database no longer has what it had acknowledged
     FROZEN = "frozen"  # this process did not run for longer than the keepalive
     AUTHENTICATION_TIMEOUT = "authentication_timeout"
     STREAM_LIMIT = "stream_limit"
@@ -125,6 +126,8 @@ class Tally(NamedTuple):
     ticks: int
     duplicates: int
     added: int
+    missing: int = 0
+    """Messages that were acknowledged before, and are not there any more."""
 
     def after(self, earlier: Tally | None) -> Tally:
         """Return this one, with what an earlier one added."""
@@ -139,7 +142,8 @@ class Batch:
     `count` rows of PostgreSQL's binary COPY format for `market.ticks`, without header and trailer, so that
     batches can be joined. `span` is the time of the oldest and of the newest of the ticks, `months` are the first days
     of the UTC months in which they lie.
-    `covered_until` is None until the session is authenticated.
+    `covered_until` is None until the session is authenticated. `messages_before` is how many ticks and rejections the
+    session's earlier batches hold together: a database that has fewer has lost some.
     """
 
     session: Session
@@ -153,6 +157,7 @@ class Batch:
     covered_until: Micros | None = None
     last_message_at: Micros | None = None
     end: SessionEnd | None = None
+    messages_before: int = 0
 
     @property
     def size(self) -> int:

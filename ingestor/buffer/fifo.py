@@ -74,6 +74,7 @@ class Buffer:
         self._refused = False  # the disk did not take what had to go there, or only without the ballast
         self._open_session: UUID | None = None
         self._broken_session: UUID | None = None
+        self._broken_because = EndReason.SPOOL_DAMAGED
         self._breaks = 0  # how often the spool was damaged
         self._told = 0  # how often that was said
 
@@ -191,6 +192,16 @@ class Buffer:
         self._note()
         if self._spool is not None and self._spool.depth:
             await self._forget(self._spool)
+
+    def distrust(self, session: UUID) -> None:
+        """Let a session end, if it is the open one: the database lost what it had acknowledged of it.
+
+        The store lets it vouch for nothing more; the next one does.
+        """
+        if session == self._open_session:
+            self._broken_session = session
+            self._broken_because = EndReason.COMMITS_LOST
+            self._note()
 
     def write_failed(self) -> None:
         """Take note that the database does not take batches now: nothing is to wait in memory until it does."""
@@ -311,6 +322,7 @@ class Buffer:
         self._spooled_heartbeat = None
         self._memory.withdraw_coverage()
         self._broken_session = self._open_session
+        self._broken_because = EndReason.SPOOL_DAMAGED
         self._note()
 
     def _tell_damage(self) -> None:
@@ -347,7 +359,7 @@ class Buffer:
     def _reason_to_block(self, share: float) -> EndReason | None:
         memory_bound = self._memory_max * (1 if self._spool is None else 2)
         if self._broken_session is not None:
-            return EndReason.SPOOL_DAMAGED
+            return self._broken_because
         if self._refused:
             return EndReason.DISK_FULL
         if self._memory.size >= memory_bound * share or self.spooled_bytes >= max(self._spool_max * share, 1):

@@ -25,6 +25,7 @@ BLOCKED = {
     EndReason.BUFFER_FULL: "The buffer is full.",
     EndReason.DISK_FULL: "The disk of the spool is full.",
     EndReason.SPOOL_DAMAGED: "The spool was damaged.",
+    EndReason.COMMITS_LOST: "The database lost what it had acknowledged.",
 }
 
 

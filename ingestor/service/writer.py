@@ -112,6 +112,10 @@ class Writer:
             lag=None if newest is None else (self._clock.wall() - newest) / SECOND,
         )
         self._telemetry.rows_refused(written.refused)
+        for session, tally in written.tallies.items():
+            if tally.missing:
+                self._telemetry.commits_lost(session, tally.missing)
+                self._buffer.distrust(session)
 
 
 def _error(state: RetryCallState) -> StoreError:

@@ -61,7 +61,7 @@ class Written:
     duplicates: int = 0
     rejected: int = 0
     refused: tuple[str, ...] = ()
-    tallies: Mapping[UUID, Tally] = field(default_factory=dict)
+    tallies: Mapping[UUID, Tally] = field(default_factory=dict, compare=False)
 
     def __add__(self, other: Written) -> Written:
         return Written(
@@ -240,10 +240,11 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
         )
         known = await connection.fetchrow(QUERIES["lock_session"], session.id)
     assert known is not None  # it is there now, and locked
-    last_batch, ticks_before, duplicates_before = known
+    last_batch, ticks_before, duplicates_before, rejected_before = known
     batches = [batch for batch in batches if batch.number > last_batch]
     if not batches:
         return Written(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
+    missing = max(0, batches[0].messages_before - ticks_before - rejected_before)
 
     ticks = sum(batch.count for batch in batches)
     inserted, refused = await insert(connection, batches) if ticks else (0, ())
@@ -260,9 +261,9 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
     ticks -= len(refused)
     reasons = tuple(rejection.reason for rejection in refused)
     duplicates = ticks - inserted
-    tally = Tally(ticks_before + ticks, duplicates_before + duplicates, ticks)
+    tally = Tally(ticks_before + ticks, duplicates_before + duplicates, ticks, missing)
     written = Written(len(batches), ticks, duplicates, len(rejections), reasons, {session.id: tally})
-    await _advance(connection, batches[-1], written)
+    await _advance(connection, batches[-1], written, proved=not missing)
     return written
 
 
@@ -295,14 +296,18 @@ async def _body(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
     yield COPY_TRAILER
 
 
-async def _advance(connection: asyncpg.Connection, last: Batch, written: Written) -> None:
-    """Record the last batch's coverage, which contains that of the batches before it, and the counts."""
+async def _advance(connection: asyncpg.Connection, last: Batch, written: Written, *, proved: bool) -> None:
+    """Record the last batch's coverage, which contains that of the batches before it, and the counts.
+
+    Not `proved` where the database lacks earlier messages of the session, as after a restore, or a failover to a
+    standby that lagged behind: coverage would reach over them. It stays so, since they stay missing.
+    """
     end = last.end
     await connection.execute(
         QUERIES["advance_session"],
         last.session.id,
         _timestamp(last.authenticated_at),
-        _timestamp(last.covered_until),
+        _timestamp(last.covered_until if proved else None),
         _timestamp(last.last_message_at),
         last.number,
         _timestamp(end.at if end else None),

@@ -22,7 +22,7 @@ SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalive
 
 -- name: lock_session
 -- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before.
-SELECT last_batch, ticks, duplicates FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
+SELECT last_batch, ticks, duplicates, rejected FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
 
 -- name: begin_session
 INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, kind)

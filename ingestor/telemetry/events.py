@@ -339,6 +339,11 @@ class Telemetry:
         self._trouble = (message, now)
         self._log.warning("database_trouble", detail=message, waiting_bytes=waiting_bytes)
 
+    def commits_lost(self, session: UUID, messages: int) -> None:
+        """Log that the database lacks messages of a session that it had acknowledged; once a minute."""
+        if self._is_due("commits_lost"):
+            self._log.error("commits_lost", session=str(session), messages=messages)
+
     def crashed_sessions_ended(self, count: int) -> None:
         """Log that sessions of an earlier process were found open. This is the database's first answer."""
         self._database_works()

@@ -16,6 +16,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         WHEN 'buffer_full' THEN 'the buffer was full, since the database was away'
         WHEN 'disk_full' THEN 'the disk of the buffer was full'
         WHEN 'spool_damaged' THEN 'the buffer on disk was damaged'
+        WHEN 'commits_lost' THEN 'the database lost what it had acknowledged'
         WHEN 'frozen' THEN 'the process was frozen'
         WHEN 'authentication_timeout' THEN 'the server did not answer the token'
         WHEN 'stream_limit' THEN 'the plan''s limit of streams was reached'

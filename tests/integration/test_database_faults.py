@@ -92,6 +92,35 @@ async def test_a_second_signal_does_not_wait_for_a_server_that_hangs(
             await stored(database, market)
 
 
+RESTORE = """
+WITH gone AS (DELETE FROM market.ticks WHERE volume >= 100 RETURNING 1)
+UPDATE ingest.stream_sessions SET (ticks, last_batch, covered_until) = (ticks - (SELECT count(*) FROM gone), 2, $1)
+RETURNING covered_until
+"""
+
+
+async def test_a_database_that_lost_what_it_had_acknowledged(writer_url: str, database: str) -> None:
+    """After a restore the session vouches for nothing more and ends, and a new one goes on; what comes then is kept."""
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        await until(database, COUNT, market.sent)
+        connection = await connect(database)
+        proved = await connection.fetchval("SELECT covered_until FROM ingest.stream_sessions")
+        market.trade()
+        await until(database, COUNT, market.sent)
+        await connection.fetchval(RESTORE, proved)
+        market.trade()
+        await until(database, ENDS, "commits_lost")
+        async with asyncio.timeout(10):
+            while daemon.telemetry.stream.state != "streaming" or daemon.telemetry.counts.sessions < 2:
+                await asyncio.sleep(0.01)
+        market.trade()
+        await until(database, COUNT, market.sent - 100)
+        rows = await connection.fetch("SELECT covered_until FROM ingest.stream_sessions ORDER BY connected_at")
+        assert [row["covered_until"] == proved for row in rows] == [True, False]
+        await connection.close()
+
+
 @contextlib.asynccontextmanager
 async def locked(url: str, table: str) -> AsyncIterator[None]:
     """Let nobody read a table."""
