@@ -1,0 +1,157 @@
+"""The units of deploy/systemd, judged by systemd's own tools and held against the code that they start."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from ingestor.cli import app
+from ingestor.errors import EXIT_CONFIGURATION
+from ingestor.service.daemon import WATCH
+from ingestor.service.pulse import GRACE
+from ingestor.settings import Settings, parse_duration, parse_size, variable, written_default
+from tests.tools import need
+
+UNITS = Path(__file__).parents[2] / "deploy/systemd"
+SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
+TIMERS = sorted(path.name for path in UNITS.glob("*.timer"))
+PROGRAM = "/opt/ingestor/bin/ingestor"
+MOST_EXPOSED = 1.5
+
+
+def analyze(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
+    command = need("systemd-analyze", package="systemd")
+    return subprocess.run([command, *arguments], capture_output=True, text=True, cwd=path, check=False)
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A copy of the units, as they are installed; their program is there."""
+    copy = tmp_path / "system"
+    shutil.copytree(UNITS, copy, symlinks=True)
+    program = tmp_path / "ingestor"
+    program.touch(mode=0o755)
+    for unit in copy.glob("*.service"):
+        unit.write_text(unit.read_text().replace(PROGRAM, str(program)))
+    return copy
+
+
+def directives(name: str) -> list[tuple[str, str]]:
+    """The settings of a unit and of its drop-ins, as (name, value)."""
+    drop_ins = UNITS / ("ingestor.service.d" if name == "ingestor.service" else "ingestor-.service.d")
+    text = "\n".join(path.read_text() for path in (UNITS / name, *sorted(drop_ins.glob("*.conf"))))
+    return re.findall(r"^(\w+)=(.*)$", text, flags=re.MULTILINE)
+
+
+def value(unit: str, directive: str) -> str:
+    """The last value of a setting."""
+    return dict(directives(unit))[directive]
+
+
+def test_the_units_are_there() -> None:
+    """The daemon, the schema, and three jobs with their timers."""
+    jobs = ["backfill", "gaps", "maintain"]
+    assert (
+        sorted(["ingestor.service", "ingestor-migrate.service", *(f"ingestor-{job}.service" for job in jobs)])
+        == SERVICES
+    )
+    assert [f"ingestor-{job}.timer" for job in jobs] == TIMERS
+
+
+def test_systemd_understands_them(units: Path) -> None:
+    """Not a word of complaint."""
+    found = analyze("verify", "--man=no", *(f"./{name}" for name in (*SERVICES, *TIMERS)), path=units)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def test_systemd_would_complain(units: Path) -> None:
+    """A word that it does not know is found, also in the sandbox that the units share."""
+    sandbox = units / "ingestor.service.d/sandbox.conf"
+    sandbox.write_text(sandbox.read_text().replace("ProtectHome=", "ProtectHouse="))
+    found = analyze("verify", "--man=no", "./ingestor-gaps.service", path=units)
+    assert "ProtectHouse" in found.stderr
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_sandbox_is_tight(units: Path, name: str) -> None:
+    """And it is the shared drop-in that makes it so."""
+    limit = f"--threshold={round(MOST_EXPOSED * 10)}"
+    found = analyze("security", "--offline=yes", limit, f"./{name}", path=units)
+    assert found.returncode == 0, found.stdout
+    level = re.search(r"Overall exposure level for \S+: ([\d.]+)", found.stdout)
+    assert level is not None
+    assert float(level[1]) <= MOST_EXPOSED
+    (units / "ingestor-.service.d").unlink()
+    shutil.rmtree(units / "ingestor.service.d")
+    assert analyze("security", "--offline=yes", limit, f"./{name}", path=units).returncode != 0
+
+
+@pytest.mark.parametrize("name", TIMERS)
+def test_timers_have_a_time(name: str) -> None:
+    """They make up for what a machine slept through, and start a service of ours."""
+    found = analyze("calendar", value(name, "OnCalendar"), path=UNITS)
+    assert found.returncode == 0, found.stderr
+    assert value(name, "Persistent") == "true"
+    assert name.replace(".timer", ".service") in SERVICES
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_is_started_is_a_command_of_ours(name: str) -> None:
+    """With options that it takes."""
+    program, command, *options = value(name, "ExecStart").split()
+    assert program == PROGRAM
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    known = {option for parameter in commands[command].params for option in parameter.opts}
+    assert {option for option in options if option.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_variables_are_settings_and_secrets_are_files(name: str) -> None:
+    """Each secret comes as a credential of its own."""
+    known = {variable(setting) for setting in Settings.model_fields}
+    given = dict(
+        assignment.split("=", 1)
+        for directive, text in directives(name)
+        if directive == "Environment"
+        for assignment in text.split()
+    )
+    ours = {key: text for key, text in given.items() if key.startswith("INGESTOR_")}
+    assert set(ours) <= known
+    assert not {variable("token"), variable("database_url")} & set(ours)
+    credentials = {text.split(":")[0] for directive, text in directives(name) if directive == "LoadCredential"}
+    files = {key: text for key, text in ours.items() if key.endswith("_FILE")}
+    assert {text.removeprefix("%d/") for text in files.values()} == credentials
+
+
+def test_a_person_must_act_on_one_status_only() -> None:
+    """Everything else is tried again, for ever."""
+    assert value("ingestor.service", "RestartPreventExitStatus") == str(EXIT_CONFIGURATION)
+    assert value("ingestor.service", "Restart") == "always"
+    assert value("ingestor.service", "StartLimitIntervalSec") == "0"
+
+
+def test_times_fit_those_of_the_daemon() -> None:
+    """The stop may drain and then wait for the spool; the watchdog is slower than a loop's grace and than its food."""
+    stop = parse_duration(written_default("stop_timeout"))
+    assert parse_duration(value("ingestor.service", "TimeoutStopSec")) >= 2 * stop + 5
+    assert parse_duration(value("ingestor.service", "WatchdogSec")) >= max(GRACE, 10 * WATCH)
+
+
+def test_memory_has_room_for_what_may_wait() -> None:
+    """Twice what may wait in memory, and 128 MiB for everything else."""
+    waiting = 2 * parse_size(written_default("memory_max_bytes"))
+    high, most = (
+        parse_size(value("ingestor.service", name).replace("M", "MiB")) for name in ("MemoryHigh", "MemoryMax")
+    )
+    assert waiting + 128 * 2**20 <= high < most
+
+
+def test_the_spool_is_where_the_state_is() -> None:
+    directory = value("ingestor.service", "StateDirectory")
+    given = [text for directive, text in directives("ingestor.service") if directive == "Environment"]
+    assert f"{variable('spool_dir')}=%S/{directory}" in given
