@@ -45,6 +45,8 @@ lock: ## choose the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev \
 		--output-file requirements-dev.lock
+	echo hatchling | uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet - --output-file deploy/docker/build.lock
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
