@@ -12,15 +12,23 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from ingestor.simulator.server import TOKEN
 from tests.chaos.soak import market
 from tests.http import Window
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
-from tests.servers import TestServer, plain_server
+from tests.recording import until
+from tests.servers import TestServer, plain_server, query
 
 RATES = (10, 100, 1_000, 5_000, 10_000)
+
+
+_BREAKS = """
+SELECT extract(epoch FROM lead(authenticated_at) OVER (ORDER BY connected_at) - covered_until)::float8
+FROM ingest.stream_sessions
+"""
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,29 @@ async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Ro
     return Row(rate, 100 * processor / seconds, resident, delays / commits, spooled / heard)
 
 
+async def restart(times: int, server: TestServer, directory: Path) -> list[float]:
+    """Start a daemon anew so often; return for how many seconds nobody listened, each time."""
+    name = server.new_name()
+    database = await server.create(name, server.template)
+    with market(100, directory) as feed:
+        daemon = DaemonProcess(
+            directory / "daemon.log",
+            token=TOKEN,
+            stream_url=await feed.url(),
+            database_url=server.writer_url(database),
+            spool_dir=directory / "spool",
+            exchange_calendar="always",
+        )
+        for number in range(1, times + 2):
+            daemon.start()
+            await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE covered_until IS NOT NULL", number)
+            await asyncio.sleep(1)
+            await asyncio.to_thread(daemon.stop)
+    rows = await query(database, _BREAKS)
+    await server.drop(name)
+    return sorted(row[0] for row in rows if row[0] is not None)
+
+
 async def main(seconds: float) -> None:
     """Print the table."""
     print(f"Python {platform.python_version()} on {platform.machine()}; {seconds:g} s for each part of each row.\n")
@@ -103,6 +134,12 @@ async def main(seconds: float) -> None:
                 f"| {row.delay * 1000:.0f} ms | {row.bytes_a_tick:.0f} B |",
                 flush=True,
             )
+        place = Path(directory) / "restart"
+        place.mkdir()
+        gaps = await restart(9, server, place)
+        print(
+            f"\nStarted anew nine times: nobody listened for {median(gaps):.2f} s ({gaps[0]:.2f} to {gaps[-1]:.2f} s)."
+        )
         await server.close()
 
 
