@@ -24,7 +24,6 @@ from ingestor.service.signals import StopRequest
 from ingestor.settings import Settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
-from ingestor.store.migrate import migrate
 from ingestor.telemetry.events import Counts
 
 DATABASE = "demo"
@@ -159,6 +158,8 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
 
     The market's day is as long as the demonstration: it begins and ends with a burst.
     """
+    from ingestor.store.migrate import migrate  # noqa: PLC0415 - it brings SQLAlchemy, which the daemon has no use for
+
     with EmbeddedServer() as server, tempfile.TemporaryDirectory(prefix="ingestor-demo-") as directory:
         admin = await connect(server.url())
         await admin.execute(f"CREATE DATABASE {DATABASE}")

@@ -10,7 +10,7 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from ingestor import settings
-from ingestor.store.connect import create_engine
+from ingestor.store.engine import create_engine
 from ingestor.store.schema import SCHEMAS, metadata
 
 LOCK = 7_306_354_014  # any number, the same for all: instances that start at once migrate one after the other

@@ -1,4 +1,4 @@
-"""Connections to the database: one URL for asyncpg and for SQLAlchemy, and no secret in any error."""
+"""Connections to the database, without a secret in any error."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
 
 from ingestor.errors import StoreError
 from ingestor.settings import has_unencoded_password
@@ -140,18 +138,6 @@ def translated(exc: Exception) -> StoreError:
             hint=hint(exc.sqlstate),
         )
     return StoreError(f"The connection to the database broke: {str(exc) or type(exc).__name__}")
-
-
-def create_engine(url: str) -> AsyncEngine:
-    """Return a SQLAlchemy engine that connects by the same URL in the same way.
-
-    SQLAlchemy's own reading of a URL knows neither `sslmode` nor several hosts.
-    """
-
-    async def creator() -> asyncpg.Connection:
-        return await connect(url, application_name="ingestor migrate", read_write=True)
-
-    return create_async_engine("postgresql+asyncpg://", async_creator=creator, poolclass=NullPool)
 
 
 def _hide_passwords(url: str) -> None:

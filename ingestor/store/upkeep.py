@@ -14,7 +14,7 @@ from ingestor.coverage.calendar import TradingSession, sessions
 from ingestor.errors import StoreError
 from ingestor.model import SECOND
 from ingestor.store import schema
-from ingestor.store.connect import create_engine
+from ingestor.store.engine import create_engine
 from ingestor.store.judge import hint
 from ingestor.store.postgres import months_ahead
 

@@ -17,7 +17,8 @@ from alembic.script import ScriptDirectory
 from ingestor.settings import load
 from ingestor.store.adopt import adopt
 from ingestor.store.aggregates import LEVELS
-from ingestor.store.connect import connect, create_engine
+from ingestor.store.connect import connect
+from ingestor.store.engine import create_engine
 from ingestor.store.migrate import configuration, migrate
 from ingestor.store.queries import QUERIES
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, maintained, some_ticks

@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from ingestor.embedded import EmbeddedServer
 from ingestor.errors import StoreError
-from ingestor.store.connect import connect, create_engine, each_host, redact
+from ingestor.store.connect import connect, each_host, redact
+from ingestor.store.engine import create_engine
 from tests.proxy import pump
 from tests.servers import TestServer, with_parts
 

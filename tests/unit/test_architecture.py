@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,11 @@ def test_imports_point_one_way(path: Path) -> None:
         if root == "ingestor" and rest and rest[0] in LEVEL:
             assert rest[0] == mine or LEVEL[rest[0]] < LEVEL[mine], f"{mine} imports {rest[0]}"
         assert mine in OWNERS.get(root, {mine}), f"{mine} imports {root}"
+
+
+def test_the_daemon_carries_nothing_that_it_does_not_use() -> None:
+    """What only some commands need is imported by them alone: the daemon runs for months on a small machine."""
+    heavy = {"sqlalchemy", "alembic", "httpx", "pandas"}
+    code = f"import sys, ingestor.cli; print(*sorted({heavy} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []
