@@ -75,7 +75,7 @@ async def test_all_is_well(writer_url: str, database: str) -> None:
         )
 
 
-async def test_a_database_that_is_away(writer_url: str, database: str) -> None:
+async def test_a_database_that_is_away(writer_url: str, database: str, quick: None) -> None:
     """It reddens readiness at the first failed write, never health, and shows in metrics and on the page."""
     async with Proxy(writer_url) as proxy, recording(proxy.url) as (market, daemon), seen(daemon) as window:
         market.trade()
@@ -97,6 +97,30 @@ async def test_a_database_that_is_away(writer_url: str, database: str) -> None:
         await eventually(window, "/readyz", ready=True)
         await stored(database, market)
         assert await window.metric("ingestor_ticks_written_total") == market.sent
+
+
+async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
+    """When nothing more can be kept the stream is closed: all three checks say why, and recover by themselves."""
+    bound = {"spool_max_bytes": "1MiB"}
+    async with Proxy(writer_url) as proxy, recording(proxy.url, **bound) as (market, daemon), seen(daemon) as window:
+        await eventually(window, "/readyz", ready=True)
+        proxy.refuses = True
+        proxy.cut()
+        for _ in range(4):
+            market.trade(5000)
+        async with asyncio.timeout(10):
+            while len((red := (await window.get("/readyz"))[1])["problems"]) < 3:
+                await asyncio.sleep(0.02)
+        details = {problem["check"]: problem["detail"] for problem in red["problems"]}
+        assert details["spool"] == details["stream"] == "The buffer is full."
+        async with asyncio.timeout(10):
+            while await window.metric("ingestor_session_state", state="blocked") != 1:
+                await asyncio.sleep(0.02)
+        assert (await window.metric("ingestor_spool_bytes") or 0) > 2**20
+        _, status = await window.get("/status")
+        assert status["buffer"]["blocked_by"] == "buffer_full"
+        proxy.refuses = False
+        await eventually(window, "/readyz", ready=True)
 
 
 async def test_a_database_without_a_schema(empty_database: str) -> None:
