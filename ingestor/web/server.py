@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
@@ -9,11 +10,15 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ingestor.errors import ConfigurationError
 
 MAX_CONNECTIONS = 128
-"""At once; more are answered 503, so that no visitor takes the descriptors that the recorder needs."""
+"""At once; more are closed unheard, so that no visitor takes the descriptors that the recorder needs."""
+
+REQUEST_TIMEOUT = 10.0
+"""Seconds in which a new connection must have asked for something."""
 
 CLOSE_TIMEOUT = 1
 """Seconds for answers under way when the server stops."""
@@ -24,6 +29,28 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to `ingestor.service.signals`."""
         yield
+
+
+class _Visitor(H11Protocol):
+    """A connection that is closed where there are too many, or where it never asks; uvicorn would keep all of them."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        else:
+            self._patience = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()  # type: ignore[unreachable]  # annotated as if there always were one
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        super().connection_lost(exc)
 
 
 class HttpServer:
@@ -76,13 +103,12 @@ class HttpServer:
         assert self._socket is not None
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_Visitor,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=CLOSE_TIMEOUT,
         )
         self._server = _Uvicorn(config)

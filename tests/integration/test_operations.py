@@ -11,6 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.web import app
+from ingestor.web import app, server
 from tests.http import Window
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
@@ -310,7 +311,7 @@ async def test_the_events_end_with_the_daemon(writer_url: str, database: str, mo
             request()
             async with asyncio.timeout(5):
                 await task
-                assert [event["stream"]["state"] async for event in events] in ([], ["stopped"])
+                assert all([event["version"] == 1 async for event in events])
 
 
 async def told(response: httpx.Response) -> AsyncIterator[Any]:
@@ -318,3 +319,28 @@ async def told(response: httpx.Response) -> AsyncIterator[Any]:
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
+
+
+async def test_visitors_take_nothing_from_the_recorder(
+    writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opens many connections and never asks, or asks without end, is put out; ticks are written meanwhile."""
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.3)
+    async with recording(writer_url) as (market, daemon), seen(daemon) as window:
+        address = urlsplit(daemon.http.url)
+        visitors = [await asyncio.open_connection(address.hostname, address.port) for _ in range(100)]
+        for _, writer in visitors[:10]:
+            writer.write(b"GET / HTTP/1.1\r\nX-Endless: ")
+        market.trade()
+        await stored(database, market)
+        async with asyncio.timeout(5):
+            for reader, writer in visitors:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+                writer.close()
+        assert (await window.get("/healthz"))[0] == 200
+        huge = await window.client.get("/healthz", headers={"X-Huge": "x" * 100_000})
+        assert huge.status_code == 400
+        market.trade()
+        await stored(database, market)
