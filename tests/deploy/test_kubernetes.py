@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import re
 import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from ingestor import settings as configuration
 from ingestor.buffer.spool import BALLAST
 from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
+from ingestor.simulator.server import TOKEN
 from tests.deploy import kubernetes
 from tests.deploy.kubernetes import (
     DIRECTORY,
@@ -33,6 +36,8 @@ from tests.deploy.kubernetes import (
     templates,
     unrestricted,
 )
+from tests.http import Window
+from tests.processes import DaemonProcess
 
 VERSION = "1.32"
 OPERATOR = "monitoring.coreos.com/"
@@ -56,6 +61,9 @@ CREDENTIALS = {
     "maintain": {"ingestor-owner"},
 }
 DAEMON = {"app.kubernetes.io/name": "ingestor", "app.kubernetes.io/component": "daemon"}
+
+AT_REST = 90 * 2**20
+"""Bytes of memory that a daemon takes with nothing in its buffer, measured; and again as much for surprises."""
 
 every_overlay = pytest.mark.parametrize("name", OVERLAYS)
 
@@ -196,7 +204,7 @@ def test_sizes_fit_the_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     loaded = configuration.load()
     assert template["spec"]["terminationGracePeriodSeconds"] >= 2 * loaded.stop_timeout + 10
     memory = container(template)["resources"]["limits"]["memory"]
-    assert in_bytes(memory) >= 2 * loaded.memory_max_bytes + 120 * 2**20
+    assert in_bytes(memory) >= AT_REST + 2 * loaded.memory_max_bytes + AT_REST
     (claim,) = daemon(overlay(name))["spec"]["volumeClaimTemplates"]
     assert in_bytes(claim["spec"]["resources"]["requests"]["storage"]) >= 2 * loaded.spool_max_bytes + 16 * BALLAST
     (mount,) = (each for each in container(template)["volumeMounts"] if each["name"] == claim["metadata"]["name"])
@@ -368,6 +376,38 @@ def test_jobs_do_not_repeat_what_a_person_must_see(name: str) -> None:
         assert run["activeDeadlineSeconds"] < 86_400
         assert run["template"]["spec"]["restartPolicy"] == "Never"
         assert (run["backoffLimit"] == 0) is (component in {"backfill", "report"}), "exit status 1 is an answer there"
+
+
+async def test_the_pod_comes_up_alone(tmp_path: Path) -> None:
+    """With a pod's environment and nothing else there, the daemon is started and alive, not ready, and seen."""
+    manifests = overlay("example")
+    told = environment(manifests, templates(manifests)["daemon"], pod="ingestor-0")
+    elsewhere = {
+        "INGESTOR_TOKEN_FILE": TOKEN,
+        "INGESTOR_DATABASE_URL_FILE": "postgresql://ingestor:password@127.0.0.1:1/market",
+    }
+    for variable, content in elsewhere.items():
+        file = tmp_path / Path(told[variable]).name
+        file.write_text(f"{content}\n")
+        file.chmod(0o440)
+        told[variable] = str(file)
+    told |= {"INGESTOR_SPOOL_DIR": str(tmp_path / "volume" / "spool"), "INGESTOR_STREAM_URL": "ws://127.0.0.1:1/ws"}
+    process = DaemonProcess(tmp_path / "log", **{key.removeprefix("INGESTOR_"): told[key] for key in told})
+    process.start()
+    try:
+        async with asyncio.timeout(20):
+            while not (found := re.search(r'"url": ?"http://0\.0\.0\.0:(\d+)/"', process.tail())):
+                assert process.is_running, process.tail()
+                await asyncio.sleep(0.02)
+        each = container(templates(manifests)["daemon"])
+        (monitor,) = of_kind(manifests, "ServiceMonitor").values()
+        paths = [each[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")]
+        async with Window(f"http://127.0.0.1:{found[1]}/") as window:
+            answers = [await window.client.get(path) for path in (*paths, monitor["spec"]["endpoints"][0]["path"])]
+        assert [answer.status_code for answer in answers] == [200, 200, 503, 200]
+        assert process.stop() == 0
+    finally:
+        process.end()
 
 
 def test_the_namespace_can_be_another_one(tmp_path: Path) -> None:
