@@ -40,6 +40,7 @@ from tests.http import Window
 from tests.processes import DaemonProcess
 
 VERSION = "1.32"
+OLDEST = "1.29"
 OPERATOR = "monitoring.coreos.com/"
 """What the operator defines has no schema in Kubernetes: its two objects are looked at one by one."""
 
@@ -68,10 +69,10 @@ AT_REST = 90 * 2**20
 every_overlay = pytest.mark.parametrize("name", OVERLAYS)
 
 
-def problem(manifest: Manifest) -> str:
+def problem(manifest: Manifest, version: str = VERSION) -> str:
     """Return what Kubernetes' own schema has against a manifest."""
     try:
-        kubernetes_validate.validate(manifest, VERSION, strict=True)
+        kubernetes_validate.validate(manifest, version, strict=True)
     except kubernetes_validate.ValidationError as error:
         return str(error)
     return ""
@@ -93,6 +94,12 @@ def test_each_object_fits_the_schema_of_its_kind(name: str) -> None:
     }
     assert len(found) == 14
     assert not {what: why for what, why in found.items() if why}
+
+
+def test_the_oldest_cluster_knows_it_all() -> None:
+    """Nothing here is newer than what the README promises."""
+    assert f"Kubernetes {OLDEST} or newer" in (DIRECTORY / "README.md").read_text(encoding="utf-8")
+    assert [problem(manifest, OLDEST) for manifest in overlay("overlays/two-instances")] == [""] * 14
 
 
 @pytest.mark.parametrize(
