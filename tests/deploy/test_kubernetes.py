@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import datetime as dt
 import re
 import zoneinfo
 from collections.abc import Callable
@@ -100,6 +101,16 @@ def test_the_oldest_cluster_knows_it_all() -> None:
     """Nothing here is newer than what the README promises."""
     assert f"Kubernetes {OLDEST} or newer" in (DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert [problem(manifest, OLDEST) for manifest in overlay("overlays/two-instances")] == [""] * 14
+
+
+@every_overlay
+def test_every_object_says_whose_it_is(name: str) -> None:
+    """Each object has the common label, and what runs or is reached says of which component it is."""
+    for manifest in overlay(name):
+        labels = manifest["metadata"].get("labels", {})
+        assert labels.get("app.kubernetes.io/name") == "ingestor", manifest["kind"]
+        if manifest["kind"] in {"StatefulSet", "Job", "CronJob", "Service", "PodDisruptionBudget"}:
+            assert labels["app.kubernetes.io/component"] in COMMANDS, manifest["metadata"]["name"]
 
 
 @pytest.mark.parametrize(
@@ -378,11 +389,25 @@ def test_jobs_do_not_repeat_what_a_person_must_see(name: str) -> None:
     for component, cron in crons.items():
         spec, run = cron["spec"], cron["spec"]["jobTemplate"]["spec"]
         assert spec["concurrencyPolicy"] == "Forbid"
-        assert spec["timeZone"] in zoneinfo.available_timezones()
-        assert len(spec["schedule"].split()) == 5
+        _, hour, *rest = spec["schedule"].split()
+        assert len(rest) == 3
+        assert hour == "*" or _once_a_day(int(hour), zoneinfo.ZoneInfo(spec["timeZone"])), "clocks change at that hour"
         assert run["activeDeadlineSeconds"] < 86_400
         assert run["template"]["spec"]["restartPolicy"] == "Never"
         assert (run["backoffLimit"] == 0) is (component in {"backfill", "report"}), "exit status 1 is an answer there"
+
+
+def _once_a_day(hour: int, zone: zoneinfo.ZoneInfo) -> bool:
+    """Whether no day of two years lacks this hour or has it twice: a CronJob would not run then, or run twice."""
+    days = (dt.datetime(2026, 1, 1, hour, 30, tzinfo=zone) + dt.timedelta(days=day) for day in range(731))
+    # An hour that is missing or doubled has two readings, of which `fold` chooses.
+    return all(day.utcoffset() == day.replace(fold=1).utcoffset() for day in days)
+
+
+def test_a_schedule_at_which_clocks_change_would_be_seen() -> None:
+    """In New Zealand the hour from two to three is missing in September, and comes twice in April."""
+    zone = zoneinfo.ZoneInfo("Pacific/Auckland")
+    assert [hour for hour in range(24) if not _once_a_day(hour, zone)] == [2]
 
 
 async def test_the_pod_comes_up_alone(tmp_path: Path) -> None:
