@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from tests.http import samples
 from tests.unit.test_metrics import KNOWN, scraped
@@ -18,6 +19,7 @@ _SELECTOR = re.compile(r"(?<![\w:])((?:ingestor|process)_\w+)(?![\w:])(?:\{([^}]
 _MATCHER = re.compile(r"""(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)\"""")
 
 
+@cache
 def told() -> dict[str, dict[str, set[str]]]:
     """Return the values of each label of each series that a daemon has, by its name."""
     found: dict[str, dict[str, set[str]]] = {}

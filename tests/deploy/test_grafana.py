@@ -169,13 +169,15 @@ def test_a_symbol_can_hold_nothing_but_text() -> None:
     assert found == "SELECT 'O''X'"
 
 
-def test_what_is_secret_comes_from_the_environment() -> None:
-    """As does every address; and the uids, by which others may link to the data sources, are told."""
+def test_addresses_come_from_the_environment_and_the_secret_from_a_file() -> None:
+    """Nothing of one installation is written down; the uids, by which others may link to the data sources, are."""
     found = provisioned("datasources")["datasources"]
     assert [each["uid"] for each in found] == ["ingestor-prometheus", "ingestor-market"]
     for each in found:
-        for value in (each["url"], each.get("user", "$"), *each.get("secureJsonData", {}).values()):
-            assert re.fullmatch(r"\$[A-Z_]*", value), value
+        for value in (each["url"], each.get("user", "$X")):
+            assert re.fullmatch(r"\$[A-Z_]+", value), value
+        for value in each.get("secureJsonData", {}).values():
+            assert re.fullmatch(r"\$__file\{/run/secrets/[\w-]+\}", value), value
 
 
 def test_the_dashboards_are_provisioned_from_files() -> None:
