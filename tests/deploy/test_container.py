@@ -27,7 +27,7 @@ from ingestor.cli import app
 from ingestor.settings import Settings, variable
 from tests.recording import COUNT
 from tests.servers import TestServer, query
-from tests.tools import need
+from tests.tools import ALL_TOOLS, LONG, need
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "deploy/docker"
@@ -53,10 +53,9 @@ def instructions() -> list[list[tuple[str, str]]]:
     return stages
 
 
+@pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
 def test_the_first_stage_builds_what_the_second_needs(tmp_path: Path) -> None:
     """Its commands, in a clean folder with what the context lets in, make an environment that runs anywhere."""
-    if not os.environ.get("INGESTOR_TEST_ALL_TOOLS"):
-        pytest.skip("it takes long, and a package registry: set INGESTOR_TEST_ALL_TOOLS")
     build, _ = instructions()
     place = tmp_path / "src"
     place.mkdir()
@@ -151,6 +150,18 @@ def test_everything_that_is_mounted_is_there(tmp_path: Path) -> None:
             assert source in COMPOSE["volumes"] or (DOCKER / source).exists(), source
 
 
+def test_grafana_is_told_what_its_provisioning_asks_for() -> None:
+    """Each variable that the data sources name has a value, and the password's file is mounted."""
+    asked = (ROOT / "deploy/grafana/provisioning/datasources/ingestor.yaml").read_text()
+    assert set(re.findall(r"\$([A-Z]\w+)", asked)) <= set(SERVICES["grafana"]["environment"])
+    for secret in re.findall(r"\$__file\{/run/secrets/([\w-]+)\}", asked):
+        assert secret in SERVICES["grafana"]["secrets"]
+    for path in re.findall(
+        r"path: (/\S+)", (ROOT / "deploy/grafana/provisioning/dashboards/ingestor.yaml").read_text()
+    ):
+        assert any(volume.split(":")[1] == path for volume in SERVICES["grafana"]["volumes"])
+
+
 def make_secrets(place: Path) -> Path:
     """Run the script in a folder of its own, twice: the second time changes nothing."""
     shutil.copy(DOCKER / "make-secrets", place)
@@ -240,6 +251,7 @@ def composition(plain: TestServer, tmp_path: Path) -> Iterator[Composition]:
     asyncio.run(plain.run("DROP ROLE IF EXISTS grafana"))
 
 
+@pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
 def test_the_composition_works(composition: Composition) -> None:
     """In its order: the daemon first, which waits for the schema; and ticks arrive by the login that was made."""
     composition.start("ingestor")
