@@ -184,3 +184,9 @@ def test_the_dashboards_are_provisioned_from_files() -> None:
     (provider,) = provisioned("dashboards")["providers"]
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
     assert provider["allowUiUpdates"] is False
+
+
+def test_the_page_names_each_variable_of_the_environment() -> None:
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `([A-Z_]+)` \|", page, flags=re.MULTILINE))
+    assert documented == set(re.findall(r"\$([A-Z_]+)\b", yaml.safe_dump(provisioned("datasources"))))
