@@ -1,1 +1,87 @@
-x
+/** The page: each word of the daemon is shown as a whole, and nothing else is remembered. */
+
+import { Pace, showCards, showSpool } from "./cards.js";
+import { makeCoverage } from "./coverage.js";
+import { byId, keep, make, setAttribute, setText } from "./dom.js";
+import { listen } from "./feed.js";
+import { makeHour } from "./hour.js";
+import { showConnections, showRejections, showTicks } from "./lists.js";
+import { TONES, judge, lost } from "./verdict.js";
+import { Zone, instant, lasting } from "./words.js";
+
+const pace = new Pace();
+const showHour = makeHour();
+const showCoverage = makeCoverage();
+let zone = new Zone("UTC");
+let last = null; // the last word, and when by our own clock: the daemon's clock is what all ages are taken by
+let isLost = false;
+
+listen(hear, lose);
+
+function hear(status) {
+  if (status.version !== 1) return say({ tone: "unknown", short: "Reload", sentence: "The daemon is a newer one: reload this page." });
+  if (status.timezone !== last?.status.timezone) zone = new Zone(status.timezone);
+  last = { status, at: performance.now() };
+  isLost = false;
+  show(status, instant(status.now));
+}
+
+function lose() {
+  isLost = true;
+  const since = last && instant(last.status.now);
+  say(lost(since, since === null ? null : since + performance.now() - last.at, zone));
+}
+
+function show(status, now) {
+  say(judge(status, now, zone));
+  showHead(status, now);
+  showProblems(status.ready.problems, now);
+  showCards(status, pace.note(status), now, zone);
+  showHour(status.history, zone);
+  showCoverage(status.coverage, now, zone);
+  showSpool(status.buffer);
+  showConnections(status, now, zone);
+  showRejections(status.rejections, now, zone);
+  showTicks(status.ticks, now, zone);
+}
+
+/** Say how it is: in the sentence, in its shape and colour, in the title and in the icon; aloud only what changes. */
+function say({ tone, short, sentence, said = sentence }) {
+  setText(byId("sentence"), sentence);
+  setText(byId("said"), said);
+  setAttribute(byId("shape"), "d", TONES[tone].shape);
+  if (document.body.dataset.tone !== tone || document.body.dataset.lost !== String(isLost)) {
+    document.body.dataset.tone = tone;
+    document.body.dataset.lost = isLost;
+    drawIcon(TONES[tone].shape);
+  }
+  const title = `${TONES[tone].sign} ${short} · ${last?.status.instance ?? "ingestor"}`;
+  if (document.title !== title) document.title = title;
+}
+
+function drawIcon(shape) {
+  const colour = getComputedStyle(byId("shape")).fill;
+  const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="${colour}" fill-rule="evenodd" d="${shape}"/></svg>`;
+  byId("icon").href = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+}
+
+function showHead(status, now) {
+  setText(byId("instance"), status.instance);
+  setText(byId("version"), `version ${status.ingestor}`);
+  setText(byId("endpoint"), status.endpoint);
+  setText(byId("clock"), zone.second(now));
+  setText(byId("zone"), `times of ${zone.name} (${zone.letters(now)})`);
+  const started = instant(status.started_at);
+  setText(byId("started"), `Started ${zone.moment(started, now)}, ${lasting(now - started)} ago.`);
+}
+
+function showProblems(problems, now) {
+  byId("problems").hidden = !problems.length;
+  keep(byId("problems"), problems, () => make("li", {}, make("b"), make("span"), make("span")), (item, problem) => {
+    const since = instant(problem.since);
+    const [check, when, detail] = item.children;
+    setText(check, problem.check);
+    setText(when, `since ${zone.moment(since, now)} (${lasting(now - since)})`);
+    setText(detail, problem.detail);
+  });
+}

@@ -1,0 +1,119 @@
+/** The figures at the top, and the spool: what is counted, what waits, and how long ago something happened. */
+
+import { byId, fillFacts, keep, make, setAttribute, setMeter, setText } from "./dom.js";
+import { middle } from "./scale.js";
+import { NONE, age, bytes, count, counted, duration, instant, lasting, rate, spaced } from "./words.js";
+
+const FEW_DAYS = 30; // of the trading calendar: it is time to renew it
+const WINDOW = 10_000; // milliseconds over which the present rate is taken
+const LONG = 11; // characters that need smaller letters
+
+/** The rate of now, from what each word of the daemon counts. */
+export class Pace {
+  #samples = [];
+  #process = null;
+
+  /** Note a status; return ticks a second. */
+  note(status) {
+    const now = instant(status.now);
+    if (this.#process !== status.started_at || now < (this.#samples.at(-1)?.now ?? 0)) this.#samples = [];
+    this.#process = status.started_at;
+    const total = status.counts.messages - status.counts.rejected;
+    if (this.#samples.at(-1)?.now !== now) this.#samples.push({ now, total });
+    while (this.#samples.length > 2 && now - this.#samples[1].now >= WINDOW) this.#samples.shift();
+    const [first] = this.#samples;
+    if (now - first.now < 1500) return status.history.ticks.at(-1);
+    return Math.max(0, (1000 * (total - first.total)) / (now - first.now));
+  }
+}
+
+/** @param {number} pace ticks a second  @param {number} now by the daemon's clock */
+export function showCards(status, pace, now, zone) {
+  const { counts, buffer, last } = status;
+  const cards = [
+    ["Ticks written", count(counts.ticks_written), writtenNote(counts)],
+    ["Ticks a second", rate(pace == null ? null : pace < 100 ? Number(pace.toFixed(1)) : Math.round(pace)), "now, over 10 s"],
+    ["Wire to commit", duration(last.wire_to_commit_seconds), delayNote(status)],
+    ["Waiting", bytes(buffer.bytes), waitingNote(buffer), { meter: buffer.bytes / buffer.spool_max_bytes }],
+    ["Last message", since(last.message_at, now), exactly(last.message_at, now, zone)],
+    ["Last commit", since(last.commit_at, now), exactly(last.commit_at, now, zone)],
+    ["Duplicates", count(counts.duplicates), "were in the database already"],
+    ["Rejections", count(counts.rejected), rejectionNote(status.rejections.by_reason)],
+    ["Connections", count(counts.sessions), `since ${zone.moment(instant(status.started_at), now)}`],
+    ["Trading hours", ...hours(status.market, now, zone)],
+    calendar(status.calendar_days_left),
+  ];
+  keep(byId("cards"), cards, makeCard, fillCard);
+}
+
+function makeCard() {
+  const meter = make("div", { class: "meter", role: "meter", "aria-valuemin": 0, "aria-valuemax": 100 }, make("i"));
+  return make("div", { class: "card" }, make("dt"), make("dd", {}, make("b"), meter, make("span", { class: "faint" })));
+}
+
+function fillCard(card, [label, value, note, { meter = null, care = false } = {}]) {
+  const [figure, bar, words] = card.lastElementChild.children;
+  setText(card.firstElementChild, label);
+  setText(figure, care ? `! ${value}` : value);
+  setText(words, note);
+  setAttribute(card, "data-long", value.length > LONG ? "" : null);
+  setAttribute(card, "data-care", care ? "" : null);
+  bar.hidden = meter === null;
+  if (meter !== null) {
+    setAttribute(bar, "aria-label", `${label}, of the room on disk`);
+    setMeter(bar, meter, `${value}: ${note}`);
+  }
+}
+
+function writtenNote({ ticks_recovered: recovered, batches_written: batches }) {
+  const rest = recovered ? `; ${count(recovered)} more left by an earlier process` : "";
+  return `in ${counted(batches, "batch").replace("batchs", "batches")}${rest}`;
+}
+
+function delayNote({ history }) {
+  const known = history.delay.filter((value) => value != null);
+  return known.length ? `typically ${duration(middle(known))} in the last hour` : "nothing committed yet";
+}
+
+function waitingNote({ bytes: size, spool_bytes: disk, spool_max_bytes: room }) {
+  if (!size) return `nothing; ${bytes(room)} of room on disk`;
+  return `${bytes(size - disk)} in memory, ${bytes(disk)} on disk of ${bytes(room)}`;
+}
+
+function rejectionNote(reasons) {
+  const [most] = Object.entries(reasons);
+  return most ? `most: ${spaced(most[0])}` : "each message was a tick";
+}
+
+function since(iso, now) {
+  return iso == null ? NONE : age(now - instant(iso));
+}
+
+function exactly(iso, now, zone) {
+  return iso == null ? "none yet" : `at ${zone.moment(instant(iso), now)}`;
+}
+
+function hours({ open, opens_at: opens, closes_at: closes }, now, zone) {
+  const at = instant(open ? closes : opens);
+  if (at == null) return [open ? "open" : "closed", "the calendar knows no next day"];
+  const left = at > now ? `, in ${lasting(Math.ceil((at - now) / 60_000) * 60_000).replace(/ 0 s$/, "")}` : "";
+  return open ? ["open", `close ${zone.coming(at, now)}${left}`] : ["closed", `open ${zone.coming(at, now)}${left}`];
+}
+
+function calendar(days) {
+  const note = days == null ? "not looked at yet" : "of the trading calendar known";
+  const value = days == null ? NONE : counted(days, "day");
+  return ["Calendar", value, note, { care: days != null && days < FEW_DAYS }];
+}
+
+export function showSpool({ bytes: size, spool_bytes: disk, spool_batches: batches, spool_max_bytes: room, blocked_by: by }) {
+  const full = `${bytes(disk)} of ${bytes(room)}`;
+  setText(byId("spool-sentence"), by ? `No room: ${spaced(by)}.` : spoolSentence(size, disk));
+  setMeter(byId("spool-meter"), disk / room, full);
+  fillFacts(byId("spool"), { "in memory": bytes(size - disk), "on disk": full, batches: count(batches) });
+}
+
+function spoolSentence(size, disk) {
+  if (disk) return "What the database has not taken yet waits on disk, and is written in order.";
+  return size ? "Ticks wait in memory." : "Nothing waits: the database keeps up.";
+}

@@ -1,0 +1,109 @@
+/** Coverage of the trading day: a time line with its gaps, and the gaps as a list. */
+
+import { byId, fillTable, keep, make, setAttribute, setText } from "./dom.js";
+import { count, counted, duration, instant, percent, spaced, tradingDay } from "./words.js";
+
+const MEANING = {
+  heard: "heard",
+  open: "open: missed, and not filled yet",
+  backfilled: "backfilled: filled with the provider's bars",
+  partial: "partial: filled for some symbols only",
+  unfillable: "unfillable: the provider has nothing for it",
+  excused: "excused: the exchange itself did not trade",
+};
+
+const MOST = 200; // rows of the list
+const HOUR = 3_600_000;
+
+/** Return a function that shows `coverage`; it does so only when there is something new. */
+export function makeCoverage() {
+  let shown = "";
+  return (coverage, now, zone) => {
+    const key = coverage && `${coverage.as_of} ${zone.name}`;
+    if (!coverage || key === shown) return;
+    shown = key;
+    show(coverage, now, zone);
+  };
+}
+
+function show(coverage, now, zone) {
+  const isToday = instant(coverage.started_at) <= now && now < instant(coverage.ended_at);
+  setText(byId("coverage-title"), `Coverage ${isToday ? "today" : "of the last trading day"}, ${tradingDay(coverage.trading_day)}`);
+  setText(byId("coverage-summary"), summary(coverage, now, zone));
+  byId("day").hidden = false;
+  drawDay(coverage, zone);
+  showKeys(coverage.gaps);
+  listGaps(coverage.gaps, now, zone);
+}
+
+function summary(coverage, now, zone) {
+  const inMinutes = (minutes) => duration(60 * minutes);
+  const parts = coverage.percent == null
+    ? ["No trading time yet"]
+    : [
+        `${percent(coverage.percent)} heard or backfilled`,
+        `${inMinutes(coverage.heard_minutes)} heard of ${inMinutes(coverage.trading_minutes)}`,
+        coverage.missed_minutes ? `${inMinutes(coverage.missed_minutes)} missed, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missed",
+      ];
+  const open = coverage.open_gaps ? `${counted(coverage.open_gaps, "gap")} of all days not settled` : "no open gap on any day";
+  return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}.`;
+}
+
+/** In shares of the day from its first to its last minute, so that nothing has to be drawn again on another screen. */
+function drawDay({ started_at, ended_at, as_of, gaps, trading_day, percent: share }, zone) {
+  const [start, end] = [instant(started_at), instant(ended_at)];
+  const place = (at) => 100 * Math.min(1, Math.max(0, (at - start) / (end - start)));
+  const spans = [
+    { status: "heard", from: start, to: Math.min(end, instant(as_of)), words: "heard" },
+    ...gaps.map((gap) => ({ status: gap.status, from: instant(gap.started_at), to: instant(gap.ended_at), words: said(gap, zone) })),
+  ];
+  const line = document.querySelector(".day");
+  keep(line, spans, () => make("span"), (element, { status, from, to, words }) => {
+    setAttribute(element, "class", status);
+    setAttribute(element, "title", words);
+    element.style.left = `${place(from).toFixed(3)}%`;
+    element.style.width = `${(place(to) - place(from)).toFixed(3)}%`;
+  });
+  setAttribute(line, "aria-label", `${tradingDay(trading_day)}: ${percent(share)} heard or backfilled, ${counted(gaps.length, "gap")}`);
+  keep(document.querySelector(".hours"), hoursBetween(start, end), () => make("span"), (element, at) => {
+    setText(element, zone.minute(at));
+    element.style.left = `${place(at).toFixed(3)}%`;
+  });
+}
+
+/** Both ends, and round hours between that leave room to each other on a phone. */
+function hoursBetween(start, end) {
+  const every = HOUR * ([1, 2, 3, 6].find((hours) => (end - start) / (hours * HOUR) <= 5) ?? 12);
+  const found = [start];
+  for (let at = Math.ceil((start + every / 2) / HOUR) * HOUR; at <= end - every / 2; at += every) found.push(at);
+  return [...found, end];
+}
+
+function said(gap, zone) {
+  const [from, to] = [gap.started_at, gap.ended_at].map((iso) => zone.second(instant(iso)));
+  return `${from} to ${to}, ${duration(gap.seconds)}: ${spaced(gap.cause)} (${gap.status})`;
+}
+
+function showKeys(gaps) {
+  const number = (status) => gaps.filter((gap) => gap.status === status).length;
+  const keys = Object.keys(MEANING).filter((status) => status === "heard" || number(status));
+  keep(byId("coverage-keys"), keys, () => make("span", {}, make("i"), make("span")), (element, status) => {
+    setAttribute(element.firstElementChild, "class", `key ${status}`);
+    setText(element.lastElementChild, status === "heard" ? MEANING.heard : `${count(number(status))} ${MEANING[status]}`);
+  });
+}
+
+function listGaps(gaps, now, zone) {
+  const newest = gaps.slice(-MOST).reverse();
+  const left = gaps.length - newest.length;
+  const table = document.querySelector(".gaps");
+  table.parentElement.hidden = !gaps.length;
+  setText(byId("gaps-note"), left ? `The newest ${count(MOST)} are shown; \`ingestor gaps\` has the other ${count(left)}, too.` : "");
+  fillTable(table, newest.map((gap) => [
+    zone.moment(instant(gap.started_at), now),
+    zone.moment(instant(gap.ended_at), now),
+    duration(gap.seconds),
+    spaced(gap.cause),
+    { text: gap.status, status: gap.status },
+  ]));
+}
