@@ -17,14 +17,10 @@ export function listen(heard, lost) {
   }
 
   async function begin() {
-    try {
-      const answer = await fetch("status", { signal: AbortSignal.timeout(SILENCE) });
-      if (!answer.ok) throw new Error(answer.statusText);
-      hear(await answer.json());
-      follow();
-    } catch {
-      fail();
-    }
+    const status = await ask();
+    if (status === null) return fail();
+    follow();
+    hear(status);
   }
 
   // Where too many pages are open already the events are refused: then this goes from `begin` to `begin`, and the page
@@ -54,4 +50,14 @@ export function listen(heard, lost) {
     if (events !== null && performance.now() - lastWord > SILENCE) fail();
   }, 1000);
   begin();
+}
+
+/** Return what `/status` says; null where nothing can be had. */
+async function ask() {
+  try {
+    const answer = await fetch("status", { signal: AbortSignal.timeout(SILENCE) });
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
 }

@@ -20,6 +20,7 @@ listen(hear, lose);
 
 function hear(status) {
   if (status.version !== 1) return say({ tone: "unknown", short: "Reload", sentence: "The daemon is a newer one: reload this page." });
+  if (last && status.ingestor !== last.status.ingestor) return location.reload(); // this page is that of an older daemon
   if (status.timezone !== last?.status.timezone) zone = new Zone(status.timezone);
   last = { status, at: performance.now() };
   isLost = false;
