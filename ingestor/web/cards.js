@@ -67,16 +67,16 @@ function fillCard(card, [label, value, note, { meter = null, care = false } = {}
 
 function writtenNote({ ticks_recovered: recovered, batches_written: batches }) {
   const rest = recovered ? `; ${count(recovered)} more left by an earlier process` : "";
-  return `in ${counted(batches, "batch").replace("batchs", "batches")}${rest}`;
+  return `in ${count(batches)} ${batches === 1 ? "batch" : "batches"}${rest}`;
 }
 
 function delayNote({ history }) {
   const known = history.delay.filter((value) => value != null);
-  return known.length ? `typically ${duration(middle(known))} in the last hour` : "nothing committed yet";
+  return known.length ? `typically ${duration(middle(known))} this hour` : "nothing committed yet";
 }
 
 function waitingNote({ bytes: size, spool_bytes: disk, spool_max_bytes: room }) {
-  if (!size) return `nothing; ${bytes(room)} of room on disk`;
+  if (!size) return `room for ${bytes(room)} on disk`;
   return `${bytes(size - disk)} in memory, ${bytes(disk)} on disk of ${bytes(room)}`;
 }
 
@@ -97,7 +97,7 @@ function hours({ open, opens_at: opens, closes_at: closes }, now, zone) {
   const at = instant(open ? closes : opens);
   if (at == null) return [open ? "open" : "closed", "the calendar knows no next day"];
   const left = at > now ? `, in ${lasting(Math.ceil((at - now) / 60_000) * 60_000).replace(/ 0 s$/, "")}` : "";
-  return open ? ["open", `close ${zone.coming(at, now)}${left}`] : ["closed", `open ${zone.coming(at, now)}${left}`];
+  return open ? ["open", `closes ${zone.coming(at, now)}${left}`] : ["closed", `opens ${zone.coming(at, now)}${left}`];
 }
 
 function calendar(days) {

@@ -19,7 +19,7 @@ const MINUTE = 60_000;
  * @property {(value: number) => string} label of the axis
  * @property {(history: object, index: number) => string} say a point in words
  * @property {string} missing what a point without a value means
- * @property {(values: number[]) => string} summary of all known values
+ * @property {(values: number[], history: object) => string} summary of all known values
  */
 
 export class Chart {
@@ -152,7 +152,7 @@ export class Chart {
     if (!known.length) return `${name}, last hour: ${missing}`;
     const unknown = lasting(1000 * this.#history.step * (line.length - known.length));
     const rest = known.length < line.length ? `; ${missing} for ${unknown}` : "";
-    return `${name}, last hour: ${summary(known)}${rest}`;
+    return `${name}, last hour: ${summary(known, this.#history)}${rest}`;
   }
 
   #prepareProbe() {
@@ -216,7 +216,7 @@ export class Chart {
   #rest() {
     const known = this.#spec.line(this.#history).filter((value) => value != null);
     setAttribute(this.#cursor, "d", "");
-    setText(this.#readout, known.length ? this.#spec.summary(known) : "");
+    setText(this.#readout, known.length ? this.#spec.summary(known, this.#history) : "");
     setAttribute(this.#probe, "aria-valuetext", "move with the arrow keys");
   }
 

@@ -45,7 +45,7 @@ function summary(coverage, now, zone) {
         `${inMinutes(coverage.heard_minutes)} heard of ${inMinutes(coverage.trading_minutes)}`,
         coverage.missed_minutes ? `${inMinutes(coverage.missed_minutes)} missed, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missed",
       ];
-  const open = coverage.open_gaps ? `${counted(coverage.open_gaps, "gap")} of all days not settled` : "no open gap on any day";
+  const open = coverage.open_gaps ? `${counted(coverage.open_gaps, "open gap")} over all days` : "no open gap on any day";
   return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}.`;
 }
 
@@ -75,7 +75,7 @@ function drawDay({ started_at, ended_at, as_of, gaps, trading_day, percent: shar
 function hoursBetween(start, end) {
   const every = HOUR * ([1, 2, 3, 6].find((hours) => (end - start) / (hours * HOUR) <= 5) ?? 12);
   const found = [start];
-  for (let at = Math.ceil((start + every / 2) / HOUR) * HOUR; at <= end - every / 2; at += every) found.push(at);
+  for (let at = Math.ceil((start + 0.75 * every) / HOUR) * HOUR; at <= end - 0.75 * every; at += every) found.push(at);
   return [...found, end];
 }
 

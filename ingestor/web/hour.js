@@ -26,7 +26,7 @@ const DELAY = {
   label: (value) => (value < 0.001 ? `${1000 * value} ms` : duration(value).replace(/ 0 (s|min)$/, "")),
   say: (history, index) => `median ${duration(history.delay[index])}, longest ${duration(history.delay_max[index])}`,
   missing: "nothing was committed",
-  summary: (values) => `typically ${duration(middle(values))}, median of 10 s at most ${duration(Math.max(...values))}`,
+  summary: (values, { delay_max: longest }) => `typically ${duration(middle(values))}, at most ${duration(Math.max(...longest))}`,
 };
 
 /** Return a function that shows a `history`. */

@@ -1,7 +1,7 @@
 /** What happened last: connections, rejections, ticks. */
 
 import { byId, fillTable, setText } from "./dom.js";
-import { NONE, bytes, clause, count, counted, instant, lasting, price, spaced } from "./words.js";
+import { NONE, bytes, count, counted, instant, lasting, price, spaced } from "./words.js";
 
 export function showConnections({ connections, counts }, now, zone) {
   const table = byId("connections");
@@ -14,7 +14,7 @@ export function showConnections({ connections, counts }, now, zone) {
       lasting((ended ?? now) - instant(each.connected_at)),
       count(each.ticks),
       each.close_code == null ? NONE : String(each.close_code),
-      ended === null ? { text: lives(each), status: "heard" } : { text: clause(each.detail, 400) || spaced(each.reason), aside: each.reason },
+      ended === null ? { text: lives(each), status: "heard" } : { text: spaced(each.reason), aside: each.detail },
     ];
   }));
 }
