@@ -98,7 +98,7 @@ function listGaps(gaps, now, zone) {
   const left = gaps.length - newest.length;
   const table = document.querySelector(".gaps");
   table.parentElement.hidden = !gaps.length;
-  setText(byId("gaps-note"), left ? `The newest ${count(MOST)} are shown; \`ingestor gaps\` has the other ${count(left)}, too.` : "");
+  setText(byId("gaps-note"), left ? `The newest ${count(MOST)} are shown; “ingestor gaps” has the other ${count(left)}, too.` : "");
   fillTable(table, newest.map((gap) => [
     zone.moment(instant(gap.started_at), now),
     zone.moment(instant(gap.ended_at), now),

@@ -1,0 +1,293 @@
+"""The status page in a real browser, against a real daemon: what it shows, how it looks, and what it says of trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from ingestor.chart.palette import palette
+from ingestor.model import Tick
+from ingestor.service import overview
+from ingestor.service.daemon import Daemon
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.telemetry import history
+from tests.http import Window
+from tests.processes import DaemonProcess
+from tests.proxy import Proxy
+from tests.recording import NOW, Market, recording, running, settings, stored
+from tests.tools import need
+
+VIEWS = ((360, "light"), (768, "dark"), (1440, "light"), (1440, "dark"))
+HOSTILE = "<img src=x onerror=alert(1)>"
+PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}
+
+CARD = """label => [...document.querySelectorAll(".card")]
+    .find(card => card.querySelector("dt").textContent === label)?.querySelector("b").textContent"""
+TOO_WIDE = """() => [...document.querySelectorAll("body *")]
+    .filter(each => !each.closest(".scroll, .unseen") && each.getBoundingClientRect().right > innerWidth + 1)
+    .map(each => each.outerHTML.slice(0, 80))"""
+ENLARGED = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+NAMELESS = """() => [...document.querySelectorAll(
+        "[role=img], [role=meter], [role=slider], [role=region], table, section, figure > figcaption")]
+    .filter(each => {
+        const name = each.getAttribute("aria-label")
+            ?? document.getElementById(each.getAttribute("aria-labelledby"))?.textContent
+            ?? (each.closest("section")?.querySelector("h2, h3")?.textContent || each.textContent);
+        return !name?.trim();
+    })
+    .map(each => each.outerHTML.slice(0, 80))"""
+HEADLESS = '() => document.querySelectorAll("thead th:not([scope=col])").length'
+SILENT = """async () => {  // what the live region says while numbers change
+    const said = document.querySelector("[role=status]");
+    let changes = 0;
+    const observer = new MutationObserver(() => { changes += 1 });
+    observer.observe(said, { childList: true, characterData: true, subtree: true });
+    await new Promise(resolve => setTimeout(resolve, 2200));
+    observer.disconnect();
+    return changes;
+}"""
+
+
+@dataclass
+class View:
+    """A page at one width, and all that went wrong in it."""
+
+    page: Page
+    faults: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda message: self.faults.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
+
+    async def says(self, sentence: str) -> None:
+        """Wait until it says so at the top."""
+        await expect(self.page.locator("#sentence")).to_have_text(re.compile(sentence), timeout=10_000)
+
+    async def card(self, label: str, value: str) -> None:
+        """Wait until a card has this value."""
+        async with asyncio.timeout(10):
+            while (found := await self.page.evaluate(CARD, label)) != value:
+                assert found is not None, f"there is no card {label}"
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """Debian's Chromium, without a window."""
+    path = need("chromium", package="chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        await browser.close()
+
+
+async def view(browser: Browser, url: str, width: int = 768, scheme: str = "light") -> View:
+    """Open the page."""
+    dark = scheme == "dark"
+    context = await browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+    )
+    found = View(await context.new_page())
+    await found.page.goto(url)
+    return found
+
+
+async def address(daemon: Daemon) -> str:
+    """Return where the page is, as soon as the daemon listens."""
+    async with asyncio.timeout(10):
+        while not daemon.http.is_bound:
+            await asyncio.sleep(0.01)
+    return daemon.http.url
+
+
+@pytest.fixture
+def fast_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The charts have points after a moment, instead of ten seconds."""
+    monkeypatch.setattr(history, "STEP", 0.1)
+    monkeypatch.setattr(overview, "STEP", 0.1)
+
+
+@pytest.mark.usefixtures("fast_steps")
+async def test_it_shows_what_the_metrics_say(writer_url: str, database: str, browser: Browser) -> None:
+    """At three widths, in light and dark: the same numbers, no fault, nothing wider than the screen, nothing nameless."""
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)) as daemon:
+        url = await address(daemon)
+        await simulator.wait_connected()
+        views = [await view(browser, url, *each) for each in VIEWS]
+        market = Market(simulator)
+        market.trade(1200)
+        simulator.send([Tick(HOSTILE, NOW, 1.25, 77)])
+        simulator.send_raw("{not JSON")
+        market.sent += 1
+        await stored(database, market)
+        async with Window(url) as window:
+            written = await window.metric("ingestor_ticks_written_total")
+            sessions = await window.metric("ingestor_sessions_total")
+            duplicates = await window.metric("ingestor_duplicates_total")
+            _, status = await window.get("/status")
+        assert written == 1201
+        for each, (_, scheme) in zip(views, VIEWS, strict=True):
+            page = each.page
+            await each.says(r"^Streaming\. Every tick is being written\.$")
+            await each.card("Ticks written", f"{written:,.0f}")
+            await each.card("Connections", f"{sessions:,.0f}")
+            await each.card("Duplicates", f"{duplicates:,.0f}")
+            await each.card("Rejections", "1")
+            await each.card("Waiting", "0 bytes")
+            await each.card("Trading hours", "open")
+            await expect(page.locator("#instance")).to_have_text(status["instance"])
+            await expect(page.locator("#ticks tbody tr").first).to_contain_text(HOSTILE)
+            await expect(page.locator("#ticks tbody tr")).to_have_count(20)
+            await expect(page.locator("#reasons tbody tr")).to_have_count(1)
+            assert await page.locator("tbody img, tbody script").count() == 0
+            assert await page.title() == f"✓ Streaming · {status['instance']}"
+            assert await page.locator("h1").count() == 1
+            assert await page.evaluate(NAMELESS) == []
+            assert await page.evaluate(HEADLESS) == 0
+            assert await page.evaluate(ENLARGED) <= 0
+            assert await page.evaluate(TOO_WIDE) == []
+            assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == PAPER[scheme]
+        await _keyboard_reads_the_charts(views[1].page)
+        assert await views[2].page.evaluate(SILENT) == 0
+        assert [each.faults for each in views] == [[]] * len(views)
+
+
+async def _keyboard_reads_the_charts(page: Page) -> None:
+    """Tab goes by the skip link to the charts; arrows read a point out; the table has the same points."""
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.className") == "skip"
+    for name in ("Ticks a second", "Wire to commit"):
+        async with asyncio.timeout(10):
+            while await page.evaluate("document.activeElement.getAttribute('aria-label')") != f"{name}, one point":
+                await page.keyboard.press("Tab")
+        await expect(page.locator(":focus")).to_have_attribute("aria-valuetext", re.compile(r"^\d\d:\d\d:\d\d: "))
+        await page.keyboard.press("Home")
+        await expect(page.locator(":focus")).to_have_attribute("aria-valuenow", "1")
+    chart = page.locator("#rate svg")
+    await expect(chart).to_have_attribute("aria-label", re.compile("^Ticks a second, last hour: typically .*, at most"))
+    await page.locator("#points summary").press("Enter")
+    await expect(page.locator("#points tbody tr").first).to_be_visible()
+
+
+async def test_it_says_what_is_wrong_and_when_it_is_over(writer_url: str, database: str, browser: Browser) -> None:
+    """The stream is cut, then the database is away: the sentence, the title and the list of problems change each time."""
+    async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as stream, Proxy(writer_url) as wire:
+        there = settings(simulator, wire.url, stream_url=stream.url, reconnect_max_delay="1s")
+        async with running(there) as daemon:
+            shown = await view(browser, await address(daemon))
+            await shown.says(r"^Streaming\.")
+            problems = shown.page.locator("#problems li")
+            await expect(problems).to_have_count(0)
+
+            stream.refuses = True
+            stream.cut()
+            await shown.says(r"^Not connected since \d\d:\d\d:\d\d: ")
+            await expect(problems.first).to_contain_text("stream")
+            await expect(shown.page).to_have_title(re.compile("^✕ Not connected"))
+            await expect(shown.page.locator("#connections tbody tr").first).to_contain_text("closed")
+            stream.refuses = False
+            await shown.says(r"^Streaming\.")
+
+            market = Market(simulator)
+            wire.refuses = True
+            wire.cut()
+            market.trade()
+            await shown.says(r"^The database has taken nothing for .*(KiB|bytes) of ticks wait")
+            await expect(problems.first).to_contain_text("database")
+            await expect(shown.page.locator("#said")).to_contain_text("What comes is kept")
+            wire.refuses = False
+            await shown.says(r"^Streaming\.")
+            await stored(database, market)
+            await shown.card("Ticks written", "100")
+            await expect(problems).to_have_count(0)
+            assert shown.faults == []
+
+
+async def test_it_says_when_the_daemon_is_gone(writer_url: str, browser: Browser, tmp_path: Path) -> None:
+    """No old number is taken for a new one: the page says at once that nobody answers, and recovers by itself."""
+    async with Simulator(port=0, rate=0) as simulator:
+        log = tmp_path / "log"
+        environment = {
+            "token": TOKEN,
+            "stream_url": simulator.stream_url,
+            "database_url": writer_url,
+            "exchange_calendar": "always",
+            "spool_dir": tmp_path / "spool",
+        }
+        daemon = DaemonProcess(log, **environment)
+        daemon.start()
+        try:
+            await simulator.wait_connected()
+            url = json.loads(next(line for line in log.read_text().splitlines() if "http_listening" in line))["url"]
+            shown = await view(browser, url)
+            await shown.says(r"^Streaming\.")
+            daemon.kill()
+            await shown.says(r"^No word from the daemon since \d\d:\d\d:\d\d\.")
+            await expect(shown.page).to_have_title(re.compile(r"^\? No word"))
+            await expect(shown.page.locator("body")).to_have_attribute("data-lost", "true")
+            daemon = DaemonProcess(log, **environment, http_port=int(url.rstrip("/").rpartition(":")[2]))
+            daemon.start()
+            await shown.says(r"^Streaming\.")
+            await expect(shown.page.locator("body")).to_have_attribute("data-lost", "false")
+        finally:
+            daemon.end()
+
+
+async def test_without_a_script_it_says_where_the_facts_are(writer_url: str, browser: Browser) -> None:
+    async with recording(writer_url) as (_, daemon):
+        context = await browser.new_context(java_script_enabled=False)
+        page = await context.new_page()
+        await page.goto(await address(daemon))
+        assert await page.locator(".noscript").is_visible()
+        assert await page.locator(".noscript a").all_inner_texts() == ["/status", "/metrics", "/readyz"]
+
+
+def _colours(style: str) -> dict[str, str]:
+    return dict(re.findall(r"--([a-z0-9]+): (#[0-9a-f]{3,6})\b", style))
+
+
+def _schemes() -> dict[str, dict[str, str]]:
+    """The colours of both schemes, by their names."""
+    light: dict[str, str] = {}
+    dark: dict[str, str] = {}
+    for style in (palette(), files("ingestor.web").joinpath("page.css").read_text(encoding="utf-8")):
+        for media, block in re.findall(r"(@media \(prefers-color-scheme: dark\) \{\s*)?:root \{([^}]*)\}", style):
+            (dark if media else light).update(_colours(block))
+    return {"light": light, "dark": light | dark}
+
+
+def _channels(colour: str) -> list[float]:
+    digits = colour.removeprefix("#")
+    digits = "".join(each * 2 for each in digits) if len(digits) == 3 else digits
+    return [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+
+
+def _luminance(channels: list[float]) -> float:
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _contrast(one: list[float], other: list[float]) -> float:
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read(scheme: str) -> None:
+    """Each colour of text has a contrast of 4.5 with each ground that it stands on, and each sign has one of 3."""
+    colours = {name: _channels(value) for name, value in _schemes()[scheme].items()}
+    pairs = [("ink", "paper"), ("ink", "card"), ("faint", "paper"), ("faint", "card"), ("care", "card")]
+    assert {pair: value for pair in pairs if (value := _contrast(*(colours[name] for name in pair))) < 4.5} == {}
+    for tone in ("good", "busy", "care", "bad", "unknown"):
+        ground = [0.09 * mine + 0.91 * other for mine, other in zip(colours[tone], colours["paper"], strict=True)]
+        assert _contrast(colours["ink"], ground) >= 4.5, tone
+        assert _contrast(colours[tone], ground) >= 3, tone
