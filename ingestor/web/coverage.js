@@ -18,20 +18,20 @@ const HOUR = 3_600_000;
 /** Return a function that shows `coverage`; it does so only when there is something new. */
 export function makeCoverage() {
   let shown = "";
-  return (coverage, now, zone) => {
-    const key = coverage && `${coverage.as_of} ${zone.name}`;
+  return (coverage, market, now, zone) => {
+    const key = coverage && `${coverage.as_of} ${zone.name} ${zone.day(now)}`;
     if (!coverage || key === shown) return;
     shown = key;
-    show(coverage, now, zone);
+    show(coverage, market, now, zone);
   };
 }
 
-function show(coverage, now, zone) {
-  const isToday = instant(coverage.started_at) <= now && now < instant(coverage.ended_at);
+function show(coverage, market, now, zone) {
+  const isToday = coverage.trading_day === zone.day(now);
   setText(byId("coverage-title"), `Coverage ${isToday ? "today" : "of the last trading day"}, ${tradingDay(coverage.trading_day)}`);
   setText(byId("coverage-summary"), summary(coverage, now, zone));
   byId("day").hidden = false;
-  drawDay(coverage, zone);
+  drawDay(coverage, bounds(coverage, market), zone);
   showKeys(coverage.gaps);
   listGaps(coverage.gaps, now, zone);
 }
@@ -49,12 +49,18 @@ function summary(coverage, now, zone) {
   return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}.`;
 }
 
-/** In shares of the day from its first to its last minute, so that nothing has to be drawn again on another screen. */
-function drawDay({ started_at, ended_at, as_of, gaps, trading_day, percent: share }, zone) {
-  const [start, end] = [instant(started_at), instant(ended_at)];
+/** From the day's first to its last minute; where that is not known, what was reckoned of it so far. */
+function bounds({ trading_day, started_at, ended_at }, { trading_day: day, opens_at, closes_at }) {
+  const [from, to, opens, closes] = [started_at, ended_at, opens_at, closes_at].map(instant);
+  const isKnown = day === trading_day && opens != null && closes - opens <= 24 * HOUR;
+  return isKnown ? [Math.min(from, opens), Math.max(to, closes)] : [from, to];
+}
+
+/** In shares of the day, so that nothing has to be drawn again on another screen. */
+function drawDay({ started_at, ended_at, gaps, trading_day, percent: share }, [start, end], zone) {
   const place = (at) => 100 * Math.min(1, Math.max(0, (at - start) / (end - start)));
   const spans = [
-    { status: "heard", from: start, to: Math.min(end, instant(as_of)), words: "heard" },
+    { status: "heard", from: instant(started_at), to: instant(ended_at), words: "heard" },
     ...gaps.map((gap) => ({ status: gap.status, from: instant(gap.started_at), to: instant(gap.ended_at), words: said(gap, zone) })),
   ];
   const line = document.querySelector(".day");

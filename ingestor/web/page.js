@@ -39,7 +39,7 @@ function show(status, now) {
   showProblems(status.ready.problems, now);
   showCards(status, pace.note(status), now, zone);
   showHour(status.history, zone);
-  showCoverage(status.coverage, now, zone);
+  showCoverage(status.coverage, status.market, now, zone);
   showSpool(status.buffer);
   showConnections(status, now, zone);
   showRejections(status.rejections, now, zone);

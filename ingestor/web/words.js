@@ -83,6 +83,7 @@ export class Zone {
     this.#minute = form({ hour: digits, minute: digits });
     this.#day = form({ day: "numeric", month: "short" });
     this.#weekday = form({ weekday: "short", day: "numeric", month: "short" });
+    this.#iso = new Intl.DateTimeFormat("en-CA", { timeZone: this.name }); // year-month-day
     this.#short = form({ timeZoneName: "short" });
   }
 
@@ -90,6 +91,7 @@ export class Zone {
   #minute;
   #day;
   #weekday;
+  #iso;
   #short;
 
   static #isKnown(name) {
@@ -108,6 +110,11 @@ export class Zone {
   /** `10:31` */
   minute(at) {
     return this.#minute.format(at);
+  }
+
+  /** `2026-11-24` */
+  day(at) {
+    return this.#iso.format(at);
   }
 
   /** `10:31:22`; with its day where that is not the day of `now`. */
