@@ -7,22 +7,28 @@ import json
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.async_api import Browser, Page, async_playwright, expect
+from prometheus_client import CollectorRegistry
 
 from ingestor.chart.palette import palette
+from ingestor.coverage.report import STATUSES
 from ingestor.model import Tick
 from ingestor.service import overview
 from ingestor.service.daemon import Daemon
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry import history
+from ingestor.web.app import make_app
+from ingestor.web.server import HttpServer
 from tests.http import Window
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
-from tests.recording import NOW, Market, running, settings, stored
+from tests.recording import NOW, Market, recording, running, settings, stored
 from tests.tools import need
 
 VIEWS = ((360, "light"), (768, "dark"), (1440, "light"))
@@ -221,6 +227,73 @@ async def test_it_says_what_is_wrong_and_when_it_is_over(writer_url: str, databa
             await shown.card("Ticks written", "100")
             await expect(problems).to_have_count(0)
             assert shown.faults == []
+
+
+class MadeUp:
+    """A daemon of which only the answer is there."""
+
+    def __init__(self, status: dict[str, Any]) -> None:
+        self._status = status
+
+    def loops(self) -> dict[str, bool]:
+        return {}
+
+    def readiness(self) -> dict[str, Any]:
+        return {"ready": True, "problems": []}
+
+    def status(self) -> dict[str, Any]:
+        return self._status
+
+
+def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
+    """The middle of 24 November in Auckland, with one gap of each outcome, and a hostile cause."""
+    opens = datetime(2026, 11, 23, 21, tzinfo=UTC)
+    start, now, closes = (opens + timedelta(minutes=minutes) for minutes in (100, 200, 400))
+    gaps = [
+        {
+            "trading_day": "2026-11-24",
+            "started_at": (start + timedelta(minutes=10 * number)).isoformat(),
+            "ended_at": (start + timedelta(minutes=10 * number, seconds=5.2)).isoformat(),
+            "seconds": 5.2,
+            "cause": HOSTILE,
+            "status": outcome,
+        }
+        for number, outcome in enumerate(STATUSES, 1)
+    ]
+    day = {"trading_day": "2026-11-24", "started_at": start.isoformat(), "ended_at": now.isoformat()}
+    minutes = {"trading_minutes": 100.0, "heard_minutes": 99.5, "missed_minutes": 0.5, "backfilled_minutes": 0.1}
+    coverage = {**day, **minutes, "percent": 99.6, "open_gaps": 1, "as_of": now.isoformat(), "gaps": gaps}
+    market = {"open": True, "trading_day": "2026-11-24", "opens_at": opens.isoformat(), "closes_at": closes.isoformat()}
+    return {**status, "now": now.isoformat(), "coverage": coverage, "market": market}
+
+
+async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
+    """The time line is the whole trading day; each gap is on it where it was, in words and as a row of the list."""
+    async with recording(writer_url) as (_, daemon), Window(await address(daemon)) as window:
+        _, status = await window.get("/status")
+    server, closing = HttpServer("127.0.0.1", 0), asyncio.Event()
+    server.bind()
+    task = asyncio.create_task(server.serve(make_app(MadeUp(_a_day_with_gaps(status)), CollectorRegistry(), closing)))
+    try:
+        shown = await view(browser, server.url, 360)
+        page = shown.page
+        await expect(page.locator("#coverage-title")).to_have_text("Coverage today, Tuesday 24 November")
+        await expect(page.locator(".gaps tbody tr")).to_have_count(len(STATUSES))
+        await expect(page.locator(".gaps tbody tr").last).to_contain_text("11:50:00")
+        await expect(page.locator(".gaps tbody tr").last).to_contain_text(f"5.2 s{HOSTILE}{STATUSES[0]}")
+        spans = page.locator(".day span")
+        assert await spans.evaluate_all("all => all.map(each => each.className)") == ["heard", *STATUSES]
+        assert await spans.evaluate_all("all => all.slice(0, 2).map(each => each.style.left)") == ["25%", "27.5%"]
+        await expect(page.locator(".hours span").first).to_have_text("10:00")
+        await expect(page.locator(".hours span").last).to_have_text("16:40")
+        label = re.compile("99.60 % heard or backfilled, 5 gaps")
+        await expect(page.locator(".day")).to_have_attribute("aria-label", label)
+        assert await page.evaluate(TOO_WIDE) == []
+        assert shown.faults == []
+    finally:
+        closing.set()
+        server.stop()
+        await task
 
 
 async def test_it_says_when_the_daemon_is_gone(writer_url: str, browser: Browser, tmp_path: Path) -> None:
