@@ -90,12 +90,16 @@ class Daemon:
     async def run(self, request: StopRequest) -> None:
         """Record until a stop is requested; then close the stream, write or spool what is left, and return.
 
-        Raises ConfigurationError when the stream's failure needs a person or another process owns the spool, and
-        IngestorError when not everything could be kept.
+        Raises ConfigurationError when the stream's failure needs a person, or another process owns the spool or the
+        port, and IngestorError when not everything could be kept.
         """
         prepare_state_directory(self._settings)
         self.buffer.claim()
-        self.http.bind()
+        try:
+            self.http.bind()
+        except ConfigurationError:
+            await self.buffer.close()
+            raise
         self.telemetry.started(
             version=__version__, endpoint=self._settings.stream_url, instance=self._settings.instance
         )

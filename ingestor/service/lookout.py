@@ -47,13 +47,18 @@ class Lookout:
 
     def __init__(self, settings: Settings, *, clock: Clock, telemetry: Telemetry) -> None:
         self._settings = settings
+        self._url = settings.read_database_url()  # once: a file that is missing for a moment must not end a recorder
         self._clock = clock
         self._telemetry = telemetry
         self.coverage: Coverage | None = None
 
     async def run(self, writes: asyncio.Event) -> None:
         """Look now and then, from when the database has answered the writer (`writes`); ends by being cancelled."""
-        await writes.wait()
+        while not writes.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(MINUTE):
+                    await writes.wait()
+            tell_left_out()
         daily = -DAY
         while True:
             if self._clock.monotonic() - daily >= DAY:
@@ -66,7 +71,7 @@ class Lookout:
             await self._clock.sleep(MINUTE)
 
     async def _look_at_schema(self) -> None:
-        facts = await inspect(self._settings.read_database_url(), timeout=self._settings.write_timeout)
+        facts = await inspect(self._url, timeout=self._settings.write_timeout)
         if facts.schema is not None:
             self._judge(facts.schema)
 
@@ -77,10 +82,10 @@ class Lookout:
         self._telemetry.calendar_known(days=facts.days_left(self._today(UTC)), warn_below=DAYS_AHEAD, remedy=RENEW)
 
     async def _look_at_coverage(self) -> None:
-        url, seconds = self._settings.read_database_url(), self._settings.write_timeout
+        seconds = self._settings.write_timeout
         now = datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
         since = self._today(ZoneInfo(self._settings.exchange_timezone)) - LONGEST_BREAK
-        async with Ledger(url, timeout=seconds, patience=seconds) as ledger:
+        async with Ledger(self._url, timeout=seconds, patience=seconds) as ledger:
             report = await ledger.report(Bounds(since=since), now)
             found = await ledger.open_gaps()
         day = next((day for day in reversed(report.days) if day.started_at <= now), None)

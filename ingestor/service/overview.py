@@ -60,11 +60,10 @@ class Overview:
         elif self._was_blocked or not self._buffer.size:
             readiness.passes("spool")
         self._was_blocked = blocked is not None
-        last = self._telemetry.counts.last_commit_at
-        silence = self._settings.heartbeat * MISSED_HEARTBEATS
         stream = self._telemetry.stream
         if stream.state == "streaming":
-            last = max(last or 0, stream.since)
+            silence = self._settings.heartbeat * MISSED_HEARTBEATS
+            last = max(self._telemetry.counts.last_commit_at or 0, stream.since)
             if self._clock.wall() - last > silence * SECOND:
                 readiness.fails("database", f"Nothing was committed for {silence:g} s.", since=last)
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from ingestor.service import pulse
+from ingestor.service import lookout, pulse
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import variable
@@ -98,6 +98,26 @@ async def test_a_database_that_is_away(writer_url: str, database: str, quick: No
         await eventually(window, "/readyz", ready=True)
         await stored(database, market)
         assert await window.metric("ingestor_ticks_written_total") == market.sent
+
+
+async def test_a_file_that_is_gone_for_a_moment(
+    writer_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret that is being replaced while somebody looks ends no recorder: the address is read when it starts."""
+    monkeypatch.setattr(lookout, "MINUTE", 0.05)
+    file = tmp_path / "url"
+    file.write_text(writer_url)
+    async with recording("", database_url=None, database_url_file=file) as (_, daemon), seen(daemon) as window:
+        await eventually(window, "/readyz", ready=True)
+        async with asyncio.timeout(10):
+            while daemon._lookout.coverage is None:
+                await asyncio.sleep(0.01)
+        file.unlink()
+        before = daemon._lookout.coverage
+        async with asyncio.timeout(10):
+            while daemon._lookout.coverage is before:
+                await asyncio.sleep(0.01)
+        assert (await window.get("/readyz"))[0] == 200
 
 
 async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
