@@ -163,21 +163,28 @@ class Daemon:
 
     async def _watch(self) -> None:
         """Tell the service manager how it is, and that it is alive: while reader and writer advance, no longer."""
-        opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
-        while not opening.done():
-            self._notifier.starting(60 * WATCH)
-            await asyncio.wait({opening}, timeout=WATCH)
-        self._notifier.ready()
+        await self._wait_for_the_start()
         interval = min(WATCH, (self._notifier.watchdog_seconds or math.inf) / 2)
         while True:
-            self.overview.assess()
-            self._notifier.status(self.overview.line())
+            self._notifier.ready()
             stuck = [name for name, advances in self.overview.loops().items() if not advances]
             if stuck:
                 self.telemetry.stuck(stuck)
             else:
                 self._notifier.alive()
+            self.overview.assess()
+            self._notifier.status(self.overview.line())
             await self._clock.sleep(interval)
+
+    async def _wait_for_the_start(self) -> None:
+        """Ask the service manager for patience until the spool is open, which may take long on a slow or full disk."""
+        opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
+        try:
+            while not opening.done():
+                self._notifier.starting(60 * WATCH)
+                await asyncio.wait({opening}, timeout=WATCH)
+        finally:
+            await _cancel(opening)
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until nothing is left, or all of it is on disk, or the stop timeout is over, or somebody hurries."""

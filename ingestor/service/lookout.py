@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
@@ -11,7 +12,6 @@ from zoneinfo import ZoneInfo
 from ingestor.clock import Clock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.coverage.report import Day, Gap
-from ingestor.errors import StoreError
 from ingestor.model import SECOND
 from ingestor.service.agreement import differences
 from ingestor.settings import Settings
@@ -23,6 +23,9 @@ from ingestor.telemetry.log import tell_left_out
 MINUTE = 60.0
 DAY = 86_400.0
 """Seconds between two looks."""
+
+FORGET = 600.0
+"""Seconds after which what was found is too old to be shown."""
 
 LONGEST_BREAK = timedelta(days=8)
 """From one trading day to the next, at most: Easter and Christmas take less."""
@@ -41,8 +44,7 @@ class Coverage:
 class Lookout:
     """Asks the database, on connections of its own, so that the writer never waits for it.
 
-    `coverage` is what was found last; None before the first answer. A database that does not answer is the writer's to
-    complain about.
+    `coverage` is what was found last; None before the first answer, and when the last one is too old.
     """
 
     def __init__(self, settings: Settings, *, clock: Clock, telemetry: Telemetry) -> None:
@@ -50,6 +52,7 @@ class Lookout:
         self._url = settings.read_database_url()  # once: a file that is missing for a moment must not end a recorder
         self._clock = clock
         self._telemetry = telemetry
+        self._looked_at = self._judged_at = -math.inf
         self.coverage: Coverage | None = None
 
     async def run(self, writes: asyncio.Event) -> None:
@@ -59,21 +62,30 @@ class Lookout:
                 async with asyncio.timeout(MINUTE):
                     await writes.wait()
             tell_left_out()
-        daily = -DAY
         while True:
-            if self._clock.monotonic() - daily >= DAY:
-                daily = self._clock.monotonic()
-                with contextlib.suppress(StoreError):
-                    await self._look_at_schema()
-            with contextlib.suppress(StoreError):
-                await self._look_at_coverage()
+            await self._look()
             tell_left_out()
             await self._clock.sleep(MINUTE)
 
-    async def _look_at_schema(self) -> None:
+    async def _look(self) -> None:
+        """Look once. What was found long ago is forgotten: it would be shown as if it were so now."""
+        now = self._clock.monotonic()
+        try:
+            await self._look_at_coverage()
+            self._looked_at = now
+            if now - self._judged_at >= DAY and await self._look_at_schema():
+                self._judged_at = now
+        except Exception as error:  # noqa: BLE001 - what is only shown must never end a recorder
+            self._telemetry.looked_in_vain(str(error))
+            if now - self._looked_at >= FORGET:
+                self.coverage = None
+
+    async def _look_at_schema(self) -> bool:
         facts = await inspect(self._url, timeout=self._settings.write_timeout)
-        if facts.schema is not None:
-            self._judge(facts.schema)
+        if facts.schema is None:
+            return False
+        self._judge(facts.schema)
+        return True
 
     def _judge(self, facts: SchemaFacts) -> None:
         """Say where the database's views were told something else than the environment says, and what runs out."""

@@ -19,6 +19,7 @@ class Notifier:
         self._watchdog = environment.get("WATCHDOG_USEC", "")
         self._watched = environment.get("WATCHDOG_PID", str(os.getpid()))
         self._status = ""
+        self._is_ready = self._is_stopping = False
         self._socket: socket.socket | None = None
         if self._address is not None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -32,25 +33,27 @@ class Notifier:
         return int(self._watchdog) / 1_000_000
 
     def ready(self) -> None:
-        """Say that the start is over."""
-        self._send("READY=1")
+        """Say that the start is over, unless that was said. To be repeated, since a manager's queue may be full."""
+        if not self._is_ready and not self._is_stopping:
+            self._is_ready = self._send("READY=1")
 
     def starting(self, seconds: float) -> None:
         """Ask for so much more time to start."""
-        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
+        if not self._is_stopping:
+            self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
 
     def status(self, text: str) -> None:
         """Say in one line how it is, where that has changed."""
-        if text != self._status:
+        if text != self._status and self._send(f"STATUS={text.replace(chr(10), ' ')}"):
             self._status = text
-            self._send(f"STATUS={text.replace(chr(10), ' ')}")
 
     def alive(self) -> None:
         """Feed the watchdog."""
         self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """Say that the stop has begun."""
+        """Say that the stop has begun; nothing is said of the start any more."""
+        self._is_stopping = True
         self._send("STOPPING=1")
 
     def close(self) -> None:
@@ -59,10 +62,13 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str) -> bool:
+        """Return whether it was sent."""
         if self._socket is not None and self._address is not None:
             with contextlib.suppress(OSError):
                 self._socket.sendto(message.encode(), self._address)
+                return True
+        return False
 
 
 def _address(name: str) -> str | None:

@@ -146,11 +146,11 @@ class Ledger:
             async with self._connection() as connection:
                 await check_schema(connection)
                 settings = await connection.fetchrow(QUERIES["ledger_settings"])
+            if settings is None:
+                raise SchemaError("The database's settings were never written.", hint=MIGRATE)
         except BaseException:
             self._open.connection.terminate()
             raise
-        if settings is None:
-            raise SchemaError("The database's settings were never written.", hint=MIGRATE)
         self.timezone, self.margin, self.label, self.ticks_since = settings
         return self
 

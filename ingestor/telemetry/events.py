@@ -181,6 +181,11 @@ class Telemetry:
         if days < warn_below:
             self._log.warning("calendar_ends", in_days=days, remedy=remedy)
 
+    def looked_in_vain(self, detail: str) -> None:
+        """Log that coverage and gaps could not be asked for; a database that is away altogether is said elsewhere."""
+        if not self._trouble[0] and self._is_due("looked_in_vain", every=3600.0):
+            self._log.warning("looked_in_vain", detail=detail, note="gaps and coverage are not shown meanwhile")
+
     # The stream.
 
     def connecting(self) -> None:
@@ -398,9 +403,9 @@ class Telemetry:
         """Log what could not be written before the process had to end."""
         self._log.error("abandoned", batches=batches, messages=messages)
 
-    def _is_due(self, event: str) -> bool:
+    def _is_due(self, event: str, every: float = _REPEAT_AFTER) -> bool:
         now = self._clock.monotonic()
-        if now - self._said.get(event, -_REPEAT_AFTER) < _REPEAT_AFTER:
+        if event in self._said and now - self._said[event] < every:
             return False
         self._said[event] = now
         return True

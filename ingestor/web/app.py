@@ -114,6 +114,8 @@ class _Pages:
         return StreamingResponse(self._tell(), media_type="text/event-stream")
 
     async def _tell(self) -> AsyncIterator[str]:
+        if self._watchers >= MAX_WATCHERS:  # many came at the same moment
+            return
         self._watchers += 1
         try:
             yield "retry: 2000\n\n"

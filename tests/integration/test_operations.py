@@ -26,7 +26,7 @@ from tests.http import Window
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
 from tests.recording import TOTALS, Market, recording, running, settings, stored
-from tests.servers import query
+from tests.servers import execute_all, query
 
 
 @contextlib.asynccontextmanager
@@ -98,6 +98,28 @@ async def test_a_database_that_is_away(writer_url: str, database: str, quick: No
         await eventually(window, "/readyz", ready=True)
         await stored(database, market)
         assert await window.metric("ingestor_ticks_written_total") == market.sent
+
+
+async def test_a_database_that_answers_the_writer_alone(
+    writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gaps that can't be asked for are not shown for ever as they once were; and the recorder goes on."""
+    monkeypatch.setattr(lookout, "MINUTE", 0.05)
+    monkeypatch.setattr(lookout, "FORGET", 0.1)
+    async with recording(writer_url) as (market, daemon), seen(daemon) as window:
+        async with asyncio.timeout(10):
+            while await window.metric("ingestor_open_gaps") is None:
+                await asyncio.sleep(0.02)
+        await execute_all(database, "REVOKE SELECT ON market.gaps FROM market_write")
+        async with asyncio.timeout(10):
+            while await window.metric("ingestor_open_gaps") is not None:
+                await asyncio.sleep(0.02)
+        market.trade()
+        await stored(database, market)
+        await execute_all(database, "GRANT SELECT ON market.gaps TO market_write")
+        async with asyncio.timeout(10):
+            while await window.metric("ingestor_open_gaps") is None:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_file_that_is_gone_for_a_moment(
@@ -224,9 +246,9 @@ def received(manager: socket.socket) -> list[str]:
     return found
 
 
-async def notice(manager: socket.socket, message: str) -> list[str]:
-    """Wait until the manager is told so; return all that it was told until then."""
-    found: list[str] = []
+async def notice(manager: socket.socket, message: str, *before: str) -> list[str]:
+    """Wait until the manager is told so, if it was not told `before`; return all that it was told until then."""
+    found = list(before)
     async with asyncio.timeout(20):
         while not any(line.startswith(message) for line in found):
             found += received(manager)
@@ -250,7 +272,8 @@ async def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.M
         try:
             told = await notice(notified, "READY=1")
             assert "WATCHDOG=1" not in told[: told.index("READY=1")]
-            status = next(line for line in await notice(notified, "STATUS=waiting") if "STATUS=waiting" in line)
+            told = await notice(notified, "STATUS=waiting", *told)
+            status = next(line for line in told if line.startswith("STATUS=waiting"))
             assert "0 ticks written" in status
             assert "stream: The server cannot be reached" in status
             daemon.signal(signal.SIGSTOP)

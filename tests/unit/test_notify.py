@@ -56,6 +56,35 @@ def test_without_a_manager_nothing_is_said(environment: dict[str, str]) -> None:
     notifier.close()
 
 
+def test_what_a_full_queue_did_not_take_is_said_again(tmp_path: Path) -> None:
+    """Or a manager that was busy for a moment would wait for a start that is over, and end it."""
+    name = str(tmp_path / "notify")
+    with listening(name) as manager:
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        for _ in range(10_000):
+            notifier.alive()
+        notifier.ready()
+        notifier.status("well")
+        assert {*said(manager)} == {"WATCHDOG=1"}
+        for _ in range(2):
+            notifier.ready()
+            notifier.status("well")
+        assert said(manager) == ["READY=1", "STATUS=well"]
+        notifier.close()
+
+
+def test_a_stop_while_starting(tmp_path: Path) -> None:
+    """Who stops asks for no more time to start, and is not ready any more."""
+    name = str(tmp_path / "notify")
+    with listening(name) as manager:
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier.stopping()
+        notifier.starting(60)
+        notifier.ready()
+        assert said(manager) == ["STOPPING=1"]
+        notifier.close()
+
+
 def test_a_manager_that_is_gone_or_does_not_listen_holds_nothing_up(tmp_path: Path) -> None:
     """Neither a socket that nobody reads nor one that nobody holds can stop the recorder."""
     name = str(tmp_path / "notify")
