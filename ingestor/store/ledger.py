@@ -163,7 +163,7 @@ class Ledger:
     async def report(self, bounds: Bounds, now: datetime) -> Report:
         """Return coverage and gaps, as of one moment."""
         parameters = bounds.parameters()
-        async with self._connection() as connection, connection.transaction(isolation="repeatable_read"):
+        async with self._transaction(isolation="repeatable_read") as connection:
             days = await connection.fetch(QUERIES["report_days"], *parameters)
             gaps = await connection.fetch(QUERIES["report_gaps"], *parameters)
         return Report(
@@ -193,7 +193,7 @@ class Ledger:
         Returns how many are kept for that reason.
         """
         rows = [(each.symbol, exchange, each.company_name, each.industry, each.uuid, each.active) for each in listed]
-        async with self._connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             await connection.executemany(QUERIES["upsert_instrument"], rows)
             missing = await connection.fetchval(QUERIES["count_unlisted"], exchange, [row[0] for row in rows])
             is_short = missing > max(RETIRED_AT_ONCE, len(rows) // 10) or not rows
@@ -257,7 +257,7 @@ class Ledger:
     async def settle(self, symbol: str, outcomes: Sequence[Outcome], bars: Iterable[MinuteBar]) -> None:
         """Store a symbol's bars and what came of its pieces, all or nothing. To do it again changes nothing."""
         rows = [(symbol, bar.time, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars]
-        async with self._connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             for each in outcomes:
                 await connection.execute(QUERIES["lock_backfill"], each.piece.started_at, each.piece.ended_at)
             if await connection.fetchval(QUERIES["current_label"]) != self.label:
@@ -323,14 +323,14 @@ class Ledger:
     async def store_differences(self, day: date, symbols: Sequence[str], found: Sequence[Difference]) -> None:
         """Replace what was noted for these symbols and that day."""
         rows = [(day, each.symbol, each.time, each.kind, *_values(each.ours), *_values(each.theirs)) for each in found]
-        async with self._connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             await connection.execute(QUERIES["forget_reconciliations"], day, list(symbols))
             await connection.executemany(QUERIES["note_difference"], rows)
 
     async def adopt(self, label: Label) -> None:
         """Take the provider's bars by another label from now on. What was fetched is moved, and asked for again."""
         shift = timedelta(minutes=-1 if label == "end" else 1)
-        async with self._connection() as connection, connection.transaction():
+        async with self._transaction() as connection:
             for query, *arguments in (("adopt_label", label), ("shift_bars", shift), ("forget_backfills",)):
                 await connection.execute(QUERIES[query], *arguments)
         self.label = label
@@ -340,6 +340,21 @@ class Ledger:
         assert self._open is not None
         async with self._lock, self._open as connection:
             yield connection
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self, **options: Any) -> AsyncIterator[asyncpg.Connection]:
+        async with self._connection() as connection:
+            transaction = connection.transaction(**options)
+            await transaction.start()
+            try:
+                yield connection
+            except asyncio.CancelledError:
+                connection.terminate()  # a rollback would wait for a server that may hang
+                raise
+            except BaseException:
+                await transaction.rollback()
+                raise
+            await transaction.commit()
 
 
 def _values(bar: MinuteBar | None) -> tuple[Any, ...]:

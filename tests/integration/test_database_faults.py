@@ -139,9 +139,12 @@ async def test_a_look_at_a_server_that_hangs(writer_url: str, database: str) -> 
 
 
 async def test_a_stop_while_the_database_is_looked_at(writer_url: str, database: str, process: ServerProcess) -> None:
-    """The daily look at the calendar, too, is let go of when the server hangs."""
+    """The look at the coverage and at the calendar, too, is let go of when the server hangs."""
     request = StopRequest()
-    looking = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%trading_sessions%'"
+    looking = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
+        "AND application_name IN ('ingestor check', 'ingestor ledger')"
+    )
     async with locked(database, "ingest.trading_sessions"), Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, writer_url, write_timeout="60s", stop_timeout="60s"))
         task = asyncio.create_task(daemon.run(request))
