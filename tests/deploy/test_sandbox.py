@@ -1,0 +1,208 @@
+"""What the units start, under the system calls and capabilities that their sandbox leaves them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ingestor.settings import variable
+from ingestor.simulator.server import TOKEN, Simulator
+from tests.deploy.confine import LIBRARY
+from tests.deploy.test_systemd import PROGRAM, SERVICES, UNITS, directives
+from tests.http import Window
+from tests.recording import COUNT
+from tests.servers import TestServer, query
+from tests.sessions import at, heard
+from tests.tools import ALL_TOOLS, LONG, need
+
+SANDBOX = UNITS / "ingestor.service.d/sandbox.conf"
+CONFINED = [sys.executable, "-m", "tests.deploy.confine", str(SANDBOX)]
+ROOT = Path(__file__).parents[2]
+NOWHERE = "postgresql://nobody:none@127.0.0.1:1/none"
+JOBS = [name for name in SERVICES if name != "ingestor.service"]
+UNATTENDED = ["ingestor-backfill.service", "ingestor-gaps.service"]
+"""Their exit status 1 has two meanings."""
+TRICKS = {
+    "write and execute": "import mmap; mmap.mmap(-1, 4096, prot=7)",
+    "priority": "import os; os.nice(1)",
+    "owner": "import os; os.chown('.', os.getuid(), os.getgid())",
+    "set-user-ID": "import os; os.chmod('.', 0o4700)",
+    "family": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+    "namespace": "import ctypes\nif ctypes.CDLL(None).unshare(0): raise PermissionError",
+}
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    need("systemd-analyze", package="systemd")
+    try:
+        ctypes.CDLL(LIBRARY)
+    except OSError:
+        if ALL_TOOLS:
+            raise
+        pytest.skip(f"there is no {LIBRARY}: install the package libseccomp2")
+
+
+@pytest.fixture
+async def migrated(plain: TestServer) -> AsyncIterator[str]:
+    """A migrated database; the URL is its owner's."""
+    name = plain.new_name()
+    yield await plain.create(name, plain.template)
+    await plain.drop(name)
+
+
+def environment(place: Path, **settings: object) -> dict[str, str]:
+    given = {
+        "token": TOKEN,
+        "exchange_calendar": "always",
+        "spool_dir": place / "state",
+        "http_port": 0,
+        **settings,
+    }
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        **{variable(name): str(value) for name, value in given.items()},
+    }
+
+
+def lines(unit: str, directive: str, place: Path) -> list[list[str]]:
+    """The commands of a unit, with the program of this environment and a state directory of this test."""
+    program = f"{sys.executable} -m ingestor"
+    return [
+        text.replace(PROGRAM, program).replace("%S", str(place)).split()
+        for name, text in directives(unit)
+        if name == directive
+    ]
+
+
+def run_unit(unit: str, place: Path, given: dict[str, str]) -> bool:
+    """Do what the service manager does with a job; return whether it calls that a success."""
+    accepted = {0, *(int(text) for name, text in directives(unit) if name == "SuccessExitStatus")}
+    (start,) = lines(unit, "ExecStart", place)
+    if subprocess.run([*CONFINED, *start], env=given, cwd=place, check=False).returncode not in accepted:
+        return False
+    return all(
+        subprocess.run([*CONFINED, *command], env=given, cwd=place, check=False).returncode == 0
+        for command in lines(unit, "ExecStartPost", place)
+    )
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_the_confinement_holds(trick: str, tmp_path: Path) -> None:
+    """Or the tests below would show nothing: what anybody may do is refused in the sandbox."""
+    command = [sys.executable, "-c", TRICKS[trick]]
+    given = environment(tmp_path)
+    free, confined = (
+        subprocess.run([*start, *command], env=given, cwd=tmp_path, capture_output=True, text=True, check=False)
+        for start in ([], CONFINED)
+    )
+    assert (free.returncode, confined.returncode) == (0, 1), free.stderr
+    assert re.search(r"PermissionError|not supported by protocol", confined.stderr)
+
+
+async def test_the_daemon_lives_in_its_sandbox(plain: TestServer, migrated: str, tmp_path: Path) -> None:
+    """It tells the manager, hears, spools while the database is away, writes what it spooled, and stops in order."""
+    manager = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(manager))
+        async with Simulator(port=0, rate=500) as simulator:
+            given = environment(tmp_path, stream_url=simulator.stream_url, spool_after="10ms")
+            given["NOTIFY_SOCKET"] = str(manager)
+            for number, url in enumerate((NOWHERE, plain.writer_url(migrated))):
+                async with daemon(tmp_path / f"{number}.log", {**given, variable("database_url"): url}) as window:
+                    if number == 0:
+                        await rises(window, "ingestor_spool_bytes")
+                    else:
+                        await rises(window, "ingestor_ticks_recovered_total")
+                        await rises(window, "ingestor_ticks_written_total")
+                    for name in ("process_resident_memory_bytes", "process_cpu_seconds_total", "process_max_fds"):
+                        assert await window.metric(name), "the process sees too little of /proc or of its limits"
+        assert "READY=1" in told(notified)
+    assert (await query(migrated, COUNT))[0][0] > 0
+
+
+def begin(log: Path, given: dict[str, str]) -> subprocess.Popen[bytes]:
+    (start,) = lines("ingestor.service", "ExecStart", log.parent)
+    with log.open("wb") as file:
+        return subprocess.Popen([*CONFINED, *start], env=given, cwd=log.parent, stdout=file, stderr=file)
+
+
+@contextlib.asynccontextmanager
+async def daemon(log: Path, given: dict[str, str]) -> AsyncIterator[Window]:
+    """A confined daemon, which ends with 0 when it is told to."""
+    process = begin(log, given)
+    try:
+        async with asyncio.timeout(20):
+            while not (found := re.search(r'"url": "(http://[^"]+)"', log.read_text())):
+                assert process.poll() is None, log.read_text()
+                await asyncio.sleep(0.02)
+        async with Window(found[1]) as window:
+            yield window
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def told(manager: socket.socket) -> list[str]:
+    """All that the manager was told."""
+    manager.setblocking(False)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(manager.recv(4096).decode())
+    return found
+
+
+async def rises(window: Window, name: str) -> None:
+    async with asyncio.timeout(20):
+        while not await window.metric(name):
+            await asyncio.sleep(0.02)
+
+
+async def test_a_report_of_gaps_is_a_success(migrated: str, tmp_path: Path) -> None:
+    """They are what it is for: the page of the day before gives way to a new one."""
+    place = tmp_path / "ingestor-gaps"
+    place.mkdir()
+    (place / "gaps.html").write_text("yesterday's")
+    await heard(migrated, at(0), at(60))
+    await heard(migrated, at(120), at(180))
+    given = environment(tmp_path, database_url=migrated)
+    assert await asyncio.to_thread(run_unit, "ingestor-gaps.service", tmp_path, given)
+    (page,) = place.iterdir()
+    assert page.name == "gaps.html"
+    assert "</html>" in page.read_text()
+
+
+@pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
+@pytest.mark.parametrize("unit", JOBS)
+async def test_jobs_live_in_their_sandbox(unit: str, migrated: str, tmp_path: Path) -> None:
+    """Each does what it is for, on a database with nothing in it yet."""
+    (tmp_path / unit.removesuffix(".service")).mkdir()
+    async with Simulator(port=0, rate=0) as simulator:
+        given = environment(tmp_path, database_url=migrated, rest_url=simulator.rest_url)
+        assert await asyncio.to_thread(run_unit, unit, tmp_path, given)
+
+
+@pytest.mark.parametrize("unit", UNATTENDED)
+def test_a_job_that_could_do_nothing_has_failed(unit: str, tmp_path: Path) -> None:
+    """Without its database none is a success, whatever its exit status means otherwise; an older report stays."""
+    place = tmp_path / unit.removesuffix(".service")
+    place.mkdir()
+    (place / "gaps.html").write_text("yesterday's")
+    assert not run_unit(unit, tmp_path, environment(tmp_path, database_url=NOWHERE))
+    assert (place / "gaps.html").read_text() == "yesterday's"
