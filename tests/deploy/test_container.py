@@ -7,12 +7,15 @@ the commands, variables and secrets of compose.yaml, against a real server.
 from __future__ import annotations
 
 import asyncio
+import http.server
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,14 +104,43 @@ def test_the_image_is_careful() -> None:
     words = dict(final)
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", words["USER"])
     assert [word for word, _ in final if word in {"COPY", "ADD"}] == ["COPY"]
-    assert "/healthz" in words["HEALTHCHECK"]
-    assert f":{Settings.model_fields['http_port'].default}/" in words["HEALTHCHECK"]
+    assert str(Settings.model_fields["http_port"].default) in words["HEALTHCHECK"]
     assert words["EXPOSE"] == str(Settings.model_fields["http_port"].default)
     assert (words["ENTRYPOINT"], words["CMD"]) == ('["ingestor"]', '["run"]')
     given = dict(part.split("=", 1) for part in words["ENV"].split())
     ours = {name for name in given if name.startswith("INGESTOR_")}
     assert ours <= {variable(name) for name in Settings.model_fields}
     assert words["VOLUME"] == given[variable("spool_dir")]
+
+
+class Health(http.server.BaseHTTPRequestHandler):
+    """Answers with its server's status."""
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status if self.path == "/healthz" else 404)  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_the_image_knows_whether_it_is_alive() -> None:
+    """It asks on the port that is set, whatever proxy the container was told of; only 200 is alive."""
+    words = dict(instructions()[1])
+    command = json.loads(words["HEALTHCHECK"].partition("CMD ")[2])
+    with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            **os.environ,
+            "http_proxy": "http://127.0.0.1:1",
+            variable("http_port"): str(server.server_port),
+        }
+        found = []
+        for server.status in (200, 503):  # type: ignore[attr-defined]
+            found.append(subprocess.run([sys.executable, *command[1:]], env=environment, check=False).returncode)
+        server.shutdown()
+    gone = subprocess.run([sys.executable, *command[1:]], env=environment, stderr=subprocess.DEVNULL, check=False)
+    assert (*found, gone.returncode) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("name", SERVICES)
