@@ -26,6 +26,8 @@ from tests.servers import TestServer, query
 from tests.sessions import at, heard
 from tests.tools import ALL_TOOLS, LONG, need
 
+pytestmark = pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
+
 SANDBOX = UNITS / "ingestor.service.d/sandbox.conf"
 CONFINED = [sys.executable, "-m", "tests.deploy.confine", str(SANDBOX)]
 ROOT = Path(__file__).parents[2]
