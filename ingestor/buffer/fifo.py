@@ -198,7 +198,7 @@ class Buffer:
 
         The store lets it vouch for nothing more; the next one does.
         """
-        if session == self._open_session:
+        if session == self._open_session and session != self._broken_session:
             self._broken_session = session
             self._broken_because = EndReason.COMMITS_LOST
             self._note()

@@ -323,8 +323,10 @@ class Telemetry:
         if known is None:
             self.counts.ticks_recovered += tally.added
             return
-        self.counts.ticks_written += tally.ticks - known.ticks
-        self.counts.duplicates += tally.duplicates - known.duplicates
+        self.counts.ticks_written += max(
+            0, tally.ticks - known.ticks
+        )  # fewer: the database lost some; no counter falls
+        self.counts.duplicates += max(0, tally.duplicates - known.duplicates)
         self._tallies[session] = tally
 
     def rows_refused(self, reasons: tuple[str, ...]) -> None:

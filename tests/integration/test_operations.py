@@ -97,7 +97,9 @@ async def test_a_database_that_is_away(writer_url: str, database: str, quick: No
         proxy.refuses = False
         await eventually(window, "/readyz", ready=True)
         await stored(database, market)
-        assert await window.metric("ingestor_ticks_written_total") == market.sent
+        async with asyncio.timeout(10):  # the rows are seen before the answer to their commit is
+            while await window.metric("ingestor_ticks_written_total") != market.sent:
+                await asyncio.sleep(0.02)
 
 
 async def test_a_database_that_answers_the_writer_alone(
@@ -350,7 +352,9 @@ async def test_the_events_end_with_the_daemon(writer_url: str, database: str, mo
             market.trade()
             await stored(database, market)
             assert (await window.client.get("/events")).status_code == 503
-            assert (await anext(events))["counts"]["ticks_written"] == market.sent
+            async with asyncio.timeout(10):
+                while (await anext(events))["counts"]["ticks_written"] != market.sent:
+                    pass
             request()
             async with asyncio.timeout(5):
                 await task

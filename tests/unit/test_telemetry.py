@@ -183,3 +183,12 @@ def test_the_latest_batches_are_kept_and_no_more() -> None:
         instance.batch_closed(Batch(SESSION, number, b"", 3, span=(0, 0), last_message_at=number * SECOND), 0.05)
     assert [batch.number for batch in instance.latest_batches] == [93, 94, 95, 96, 97, 98, 99]
     assert instance.counts.messages == 297
+
+
+def test_no_counter_falls() -> None:
+    """A database that lost what it had does not take back what was counted: Prometheus would count all of it anew."""
+    instance = Telemetry()
+    commit(instance, Tally(1000, 5, 1000))
+    commit(instance, Tally(401, 2, 1, missing=600))
+    commit(instance, Tally(402, 2, 1, missing=600))
+    assert (instance.counts.ticks_written, instance.counts.duplicates) == (1001, 5)
