@@ -5,11 +5,12 @@ Lines of the libraries that use Python's own `logging` take the same way.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -35,6 +36,22 @@ def scrub(text: str) -> str:
     for secret in _secrets:
         text = text.replace(secret, "[hidden]")
     return text
+
+
+class _Lenient:
+    """A stream that swallows what it can't write: a full disk under the log must not end the recorder."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return self._stream.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
 
 
 class FloodLimit:
@@ -102,7 +119,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     structlog.configure(
         processors=[limited, *shared, _scrub_event, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lenient(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     _take_in_libraries(shared, renderer, limit)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import logging
 import re
@@ -138,3 +139,13 @@ def test_events_are_constants_and_documented() -> None:
     text = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
     assert documented == logged_events() | {"library"}
+
+
+def test_a_log_that_takes_nothing_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where the disk is full on which it lies: then what is to be said is just that."""
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        configure("info", "json")
+        structlog.get_logger().error("disk_trouble", detail="full")
+        with contextlib.suppress(OSError):
+            full.close()
