@@ -28,7 +28,7 @@ from tests.tools import ALL_TOOLS, LONG, need
 
 pytestmark = pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
 
-SANDBOX = UNITS / "ingestor.service.d/sandbox.conf"
+SANDBOX = UNITS / "ingestor-.service.d/sandbox.conf"
 CONFINED = [sys.executable, "-m", "tests.deploy.confine", str(SANDBOX)]
 ROOT = Path(__file__).parents[2]
 NOWHERE = "postgresql://nobody:none@127.0.0.1:1/none"
@@ -79,25 +79,26 @@ def environment(place: Path, **settings: object) -> dict[str, str]:
     }
 
 
-def lines(unit: str, directive: str, place: Path) -> list[list[str]]:
-    """The commands of a unit, with the program of this environment and a state directory of this test."""
+def lines(unit: str, directive: str, place: Path) -> list[tuple[bool, list[str]]]:
+    """The commands of a unit, and whether they may fail: with the program and a state directory of this test."""
     program = f"{sys.executable} -m ingestor"
     return [
-        text.replace(PROGRAM, program).replace("%S", str(place)).split()
+        (text.startswith("-"), text.removeprefix("-").replace(PROGRAM, program).replace("%S", str(place)).split())
         for name, text in directives(unit)
         if name == directive
     ]
 
 
 def run_unit(unit: str, place: Path, given: dict[str, str]) -> bool:
-    """Do what the service manager does with a job; return whether it calls that a success."""
+    """Do what the service manager does with a job; return whether it calls that a success.
+
+    SuccessExitStatus= holds for each command of a unit, not only for the main one.
+    """
     accepted = {0, *(int(text) for name, text in directives(unit) if name == "SuccessExitStatus")}
-    (start,) = lines(unit, "ExecStart", place)
-    if subprocess.run([*CONFINED, *start], env=given, cwd=place, check=False).returncode not in accepted:
-        return False
     return all(
-        subprocess.run([*CONFINED, *command], env=given, cwd=place, check=False).returncode == 0
-        for command in lines(unit, "ExecStartPost", place)
+        subprocess.run([*CONFINED, *command], env=given, cwd=place, check=False).returncode in accepted or may_fail
+        for directive in ("ExecStartPre", "ExecStart", "ExecStartPost")
+        for may_fail, command in lines(unit, directive, place)
     )
 
 
@@ -136,7 +137,7 @@ async def test_the_daemon_lives_in_its_sandbox(plain: TestServer, migrated: str,
 
 
 def begin(log: Path, given: dict[str, str]) -> subprocess.Popen[bytes]:
-    (start,) = lines("ingestor.service", "ExecStart", log.parent)
+    ((_, start),) = lines("ingestor.service", "ExecStart", log.parent)
     with log.open("wb") as file:
         return subprocess.Popen([*CONFINED, *start], env=given, cwd=log.parent, stdout=file, stderr=file)
 
@@ -206,5 +207,23 @@ def test_a_job_that_could_do_nothing_has_failed(unit: str, tmp_path: Path) -> No
     place = tmp_path / unit.removesuffix(".service")
     place.mkdir()
     (place / "gaps.html").write_text("yesterday's")
+    (place / "new.html").write_text("of a run that was cut off</html>")
     assert not run_unit(unit, tmp_path, environment(tmp_path, database_url=NOWHERE))
+    assert (place / "gaps.html").read_text() == "yesterday's"
+
+
+def test_half_a_report_is_none(tmp_path: Path) -> None:
+    """The disk is full in the middle of it: what stands in for the program writes half a page, and ends with 1."""
+    place = tmp_path / "ingestor-gaps"
+    place.mkdir()
+    (place / "gaps.html").write_text("yesterday's")
+    package = tmp_path / "stand-in/ingestor"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import sys\nopen(sys.argv[-1], 'w').write('<!doctype html><p>ha')\nsys.exit(1)\n"
+    )
+    given = environment(tmp_path)
+    given["PYTHONPATH"] = f"{package.parent}{os.pathsep}{ROOT}"
+    assert not run_unit("ingestor-gaps.service", tmp_path, given)
     assert (place / "gaps.html").read_text() == "yesterday's"

@@ -103,7 +103,7 @@ def test_timers_have_a_time(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_what_is_started_is_a_command_of_ours(name: str) -> None:
     """With options that it takes."""
-    program, command, *options = value(name, "ExecStart").split()
+    program, command, *options = value(name, "ExecStart").removeprefix("-").split()
     assert program == PROGRAM
     commands = get_command(app).commands  # type: ignore[attr-defined]
     known = {option for parameter in commands[command].params for option in parameter.opts}
