@@ -71,10 +71,17 @@ def test_systemd_understands_them(units: Path) -> None:
 
 def test_systemd_would_complain(units: Path) -> None:
     """A word that it does not know is found, also in the sandbox that the units share."""
-    sandbox = units / "ingestor.service.d/sandbox.conf"
+    sandbox = units / "ingestor-.service.d/sandbox.conf"
     sandbox.write_text(sandbox.read_text().replace("ProtectHome=", "ProtectHouse="))
     found = analyze("verify", "--man=no", "./ingestor-gaps.service", path=units)
     assert "ProtectHouse" in found.stderr
+
+
+def test_what_is_changed_for_the_daemon_is_for_it_alone(units: Path) -> None:
+    """As `systemctl edit ingestor.service` does: a word that no job may have, in the daemon's own folder."""
+    (units / "ingestor.service.d/override.conf").write_text("[Service]\nRestart=always\nWatchdogSec=120\n")
+    found = analyze("verify", "--man=no", *(f"./{name}" for name in SERVICES), path=units)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -86,7 +93,7 @@ def test_the_sandbox_is_tight(units: Path, name: str) -> None:
     level = re.search(r"Overall exposure level for \S+: ([\d.]+)", found.stdout)
     assert level is not None
     assert float(level[1]) <= MOST_EXPOSED
-    (units / "ingestor-.service.d").unlink()
+    shutil.rmtree(units / "ingestor-.service.d")
     shutil.rmtree(units / "ingestor.service.d")
     assert analyze("security", "--offline=yes", limit, f"./{name}", path=units).returncode != 0
 

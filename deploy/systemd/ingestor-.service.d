@@ -1,1 +1,0 @@
-ingestor.service.d
