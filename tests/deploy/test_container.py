@@ -159,6 +159,7 @@ def test_services_are_confined(name: str) -> None:
 def test_our_services_use_what_there_is(name: str) -> None:
     """Commands, options and variables of ours; and secrets that are made, as files."""
     service = OURS[name]
+    assert service["image"] == f"ingestor:{__version__}"
     command, *options = service["command"]
     known = {option for each in get_command(app).commands[command].params for option in each.opts}  # type: ignore[attr-defined]
     assert {option for option in options if option.startswith("--")} <= known
