@@ -55,18 +55,20 @@ async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cu
         async with running(rate=rate, seed=seed, seconds=seconds, faults=faults) as demo:
             await _watch(console, demo, seconds, request, outages(seconds) if cuts else {})
             await demo.close_market()
-            whole = True
+            problems: list[str] = []
             if cuts and not request.stop.is_set():
                 from ingestor.cli.mending import mend
 
-                whole = await mend(console, demo, request)
+                problems = await mend(console, demo, request)
             await demo.stop()
-            complete = await _summarise(console, demo, lossy=bool(faults) or cuts) and whole
+            problems += await _summarise(console, demo, lossy=bool(faults) or cuts)
+            for problem in problems:
+                console.print(f"\nNot as promised: {problem}", style="bold red", soft_wrap=True)
             if console.is_terminal and not request.stop.is_set():
                 console.print("\nThe database stays up for your own queries, until you press Ctrl-C.")
                 await request.stop.wait()
     console.print("Stopped. Nothing is left running.")
-    return complete
+    return not problems
 
 
 def outages(seconds: float) -> dict[float, float]:
@@ -151,8 +153,11 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> bool:
-    """Print the counts, and try the queries. Unless connections are cut, every tick that was sent must have its row."""
+async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> list[str]:
+    """Print the counts, and try the queries; return what is wrong.
+
+    Unless connections are cut, every tick that was sent must have its row.
+    """
     found = await demo.summary()
     complete = found["rows"] == found["sent"]
     console.print()
@@ -176,4 +181,4 @@ async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> bool:
         console.print(f"\n{title}\n", style="bold")
         console.print(sql.strip(), style="cyan", soft_wrap=True, markup=False)
         console.print(_table(await demo.query(sql)))
-    return complete or lossy
+    return [] if complete or lossy else [f"{found['sent'] - found['rows']:,} of the ticks sent have no row."]

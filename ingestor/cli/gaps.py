@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time
@@ -91,9 +92,18 @@ def _rendered(report: Report, output_format: Format) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file. Raises IngestorError."""
+    """Write a file, as a whole or not at all: whoever reads the last one meanwhile has it. Raises IngestorError."""
     try:
-        path.write_text(text, encoding="utf-8", newline="")
+        if path.exists() and not path.is_file():  # a pipe, or a terminal
+            path.write_text(text, encoding="utf-8", newline="")
+            return
+        path = path.resolve()
+        new = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            new.write_text(text, encoding="utf-8", newline="")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
     except OSError as error:
         raise IngestorError(f"{path} cannot be written: {error.strerror}.") from None
 

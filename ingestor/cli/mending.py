@@ -24,8 +24,8 @@ COVERAGE_LAG = timedelta(seconds=20)
 """In quiet, coverage moves with each pong (10 s) and is on record with the next heartbeat (5 s)."""
 
 
-async def mend(console: Console, demo: Demo, request: StopRequest) -> bool:
-    """Report, wait, fill, report again, and compare with the market; return whether all is whole."""
+async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
+    """Report, wait, fill, report again, and compare with the market; return what is not whole."""
     last_minute = minute_of(datetime.now(UTC)) + MINUTE
     await _pause(console, "Waiting until the report knows the last half minute", 32, request)
     console.print("\n[bold]What was missed[/bold] (ingestor gaps)\n")
@@ -35,7 +35,7 @@ async def mend(console: Console, demo: Demo, request: StopRequest) -> bool:
     wait = (max(ready_at, last_minute + COVERAGE_LAG) - datetime.now(UTC)).total_seconds()
     await _pause(console, "Waiting until the missed minutes have been over for a minute", wait, request)
     if request.stop.is_set():
-        return True
+        return []
     console.print("\n[bold]Filling it[/bold] (ingestor backfill)\n")
     async with filling(console, demo.settings) as (job, _):
         await fill(console, job, Bounds(), ())
@@ -52,7 +52,10 @@ async def mend(console: Console, demo: Demo, request: StopRequest) -> bool:
     write(page, as_html(report))
     if console.is_terminal:
         console.print(f"The same report as a page (ingestor gaps --format html): {page}", soft_wrap=True)
-    return made == same and report.totals.percent == 100
+    return [
+        *([f"{made - same:,} of the market's {made:,} bars are not as they were made."] if made != same else ()),
+        *([f"Coverage is {report.totals.percent} % after the backfill."] if report.totals.percent != 100 else ()),
+    ]
 
 
 async def _look(demo: Demo) -> tuple[Report, datetime]:

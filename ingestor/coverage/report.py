@@ -63,10 +63,14 @@ class Totals:
 
     @property
     def percent(self) -> float | None:
-        """Share of the trading time that was heard or backfilled, rounded down: only nothing missing makes 100."""
+        """Share of the trading time that was heard or backfilled, rounded down: only nothing missing makes 100.
+
+        From what is missing: each sum is of rounded minutes, so heard and backfilled need not add up to the whole.
+        """
         if not self.trading:
             return None
-        return int(10_000 * (self.heard + self.backfilled) / self.trading + 1e-6) / 100
+        missing = max(0.0, self.missed - self.backfilled) / self.trading
+        return int(10_000 * (1 - missing) + 1e-6) / 100
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
 from ingestor.coverage.calendar import Calendar
 from ingestor.coverage.report import as_record
-from ingestor.model import SECOND, Micros
+from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.lookout import Coverage, Lookout
 from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED
@@ -56,7 +56,7 @@ class Overview:
         """Bring readiness up to date with what no event tells. To be called every second or so."""
         readiness, blocked = self._telemetry.readiness, self._buffer.blocked_by
         if blocked is not None:
-            readiness.fails("spool", BLOCKED[blocked])
+            readiness.fails("database" if blocked is EndReason.COMMITS_LOST else "spool", BLOCKED[blocked])
         elif self._was_blocked or not self._buffer.size:
             readiness.passes("spool")
         self._was_blocked = blocked is not None

@@ -6,6 +6,8 @@ Lines of the libraries that use Python's own `logging` take the same way.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import logging
 import sys
 import time
@@ -28,7 +30,7 @@ _secrets: set[str] = set()
 def hide(secret: str) -> None:
     """Keep a secret out of every log line from now on. One too short to be one would garble every line."""
     if len(secret) >= _SHORTEST_SECRET:
-        _secrets.add(secret)
+        _secrets.update({secret, json.dumps(secret, ensure_ascii=False)[1:-1]})  # as it is, and as JSON quotes it
 
 
 def scrub(text: str) -> str:
@@ -96,11 +98,15 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     global _limit  # noqa: PLW0603 - logging is the process's own
     _limit = limit = FloodLimit()
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    renderer: Any = (
+    render: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
         if console
         else structlog.processors.JSONRenderer(ensure_ascii=False, default=str)
     )
+
+    def renderer(logger: Any, method: str, event: Any) -> str:
+        return scrub(render(logger, method, event))  # the whole line: a secret may be deep within a fact
+
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -117,7 +123,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
         return {**event, "left_out": left_out} if left_out else event
 
     structlog.configure(
-        processors=[limited, *shared, _scrub_event, renderer],
+        processors=[limited, *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lenient(sys.stderr))),
         cache_logger_on_first_use=False,
@@ -128,11 +134,11 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
 def _take_in_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> None:
     """Let the warnings of the libraries, which come by Python's own `logging`, look like our lines."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(lambda record: limit.admit(f"library:{record.name}") is not None)
+    handler.addFilter(functools.partial(_admits, limit))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_name_library, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _scrub_event, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
     logging.captureWarnings(capture=True)
@@ -141,8 +147,12 @@ def _take_in_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> N
 
 def _name_library(_: Any, __: str, event: Any) -> Any:
     """Make of a library's free text a fact of an event with a constant name."""
-    return {**event, "event": "library", "library": event["_record"].name, "detail": event["event"]}
+    record = event["_record"]
+    left_out = {"left_out": record.left_out} if record.left_out else {}
+    return {**event, "event": "library", "library": record.name, "detail": event["event"], **left_out}
 
 
-def _scrub_event(_: Any, __: str, event: Any) -> Any:
-    return {key: scrub(value) if isinstance(value, str) else value for key, value in event.items()}
+def _admits(limit: FloodLimit, record: logging.LogRecord) -> bool:
+    left_out = limit.admit(f"library:{record.name}")
+    record.left_out = left_out
+    return left_out is not None

@@ -14,9 +14,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ingestor import __version__
-from ingestor.model import SECOND
+from ingestor.model import SECOND, EndReason, Reason
 from ingestor.telemetry.events import STREAM_STATES, Telemetry
 from ingestor.telemetry.readiness import CHECKS
+
+_CAUSES = sorted(set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED})
+"""Ends of a session after which the stream is opened again by the same process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +73,20 @@ class _Events(Collector):
         ):
             yield CounterMetricFamily(f"ingestor_{name}", text, value)
         for name, label, text, by_label in (
-            ("rejections", "reason", "Messages that were not stored as ticks, by reason.", counts.rejected),
-            ("reconnects", "cause", "How often the stream had to be opened again, by cause.", counts.reconnects),
+            (
+                "rejections",
+                "reason",
+                "Messages that were not stored as ticks, by reason.",
+                dict.fromkeys(Reason, 0) | counts.rejected,
+            ),
+            (
+                "reconnects",
+                "cause",
+                "How often the stream had to be opened again, by cause.",
+                dict.fromkeys(_CAUSES, 0) | counts.reconnects,
+            ),
         ):
+            # What can be known beforehand begins with 0: an increase from nothing to 1 is none to Prometheus.
             family = CounterMetricFamily(f"ingestor_{name}", text, labels=[label])
             for key, value in sorted(by_label.items()):
                 family.add_metric([key], value)

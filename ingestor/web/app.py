@@ -83,6 +83,8 @@ class _Pages:
         self._registry = registry
         self._closing = closing
         self._watchers = 0
+        self._event = ""
+        self._event_made_at = -EVERY
 
     async def healthz(self, _: Request) -> Response:
         """Say whether the loops advance: if not, a new process may help."""
@@ -120,10 +122,18 @@ class _Pages:
         try:
             yield "retry: 2000\n\n"
             while not self._closing.is_set():
-                yield f"data: {json.dumps(self._source.status(), separators=(',', ':'))}\n\n"
+                yield self._newest()
                 await self._pause()
         finally:
             self._watchers -= 1
+
+    def _newest(self) -> str:
+        """Return the event of this moment, made once for all who watch."""
+        now = asyncio.get_running_loop().time()
+        if now - self._event_made_at >= EVERY / 2:
+            self._event = f"data: {json.dumps(self._source.status(), separators=(',', ':'))}\n\n"
+            self._event_made_at = now
+        return self._event
 
     async def _pause(self) -> None:
         try:

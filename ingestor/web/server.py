@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from ingestor.errors import ConfigurationError
 
@@ -18,7 +18,7 @@ MAX_CONNECTIONS = 128
 """At once; more are closed unheard, so that no visitor takes the descriptors that the recorder needs."""
 
 REQUEST_TIMEOUT = 10.0
-"""Seconds in which a new connection must have asked for something."""
+"""Seconds in which a connection must have asked for something: after its begin, and after each answer."""
 
 CLOSE_TIMEOUT = 1
 """Seconds for answers under way when the server stops."""
@@ -32,7 +32,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 class _Visitor(H11Protocol):
-    """A connection that is closed where there are too many, or where it never asks; uvicorn would keep all of them."""
+    """A connection that is closed where there are too many, or where it does not ask; uvicorn would keep them all."""
 
     _patience: asyncio.TimerHandle | None = None
 
@@ -41,16 +41,29 @@ class _Visitor(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         else:
-            self._patience = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, self._lose_patience)
+            self._be_patient()
 
-    def _lose_patience(self) -> None:
-        if self.cycle is None:
-            self.transport.abort()  # type: ignore[unreachable]  # annotated as if there always were one
+    def on_response_complete(self) -> None:
+        """Wait for the next request: uvicorn does only until that has sent its first byte."""
+        self._be_patient()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_patience()
+        super().connection_lost(exc)
+
+    def _be_patient(self) -> None:
+        self._forget_patience()
+        self._patience = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, self._lose_patience)
+
+    def _forget_patience(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
-        super().connection_lost(exc)
+
+    def _lose_patience(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.abort()
 
 
 class HttpServer:

@@ -368,6 +368,38 @@ async def told(response: httpx.Response) -> AsyncIterator[Any]:
             yield json.loads(line.removeprefix("data: "))
 
 
+async def test_who_never_asks_is_put_out(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither at the begin nor after an answer does a request without an end keep a connection."""
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.3)
+    async with recording(writer_url) as (_, daemon):
+        address = urlsplit(daemon.http.url)
+        for before in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            writer.write(before + b"GET / HTTP/1.1\r\nX-Endless: ")
+            async with asyncio.timeout(server.REQUEST_TIMEOUT + 3):  # less than uvicorn's own patience
+                with contextlib.suppress(ConnectionResetError):
+                    await reader.read()
+            writer.close()
+
+
+async def test_only_so_many_visitors_at_once(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes when the house is full is turned away at the door, not after a while."""
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 60)
+    async with recording(writer_url) as (_, daemon):
+        address = urlsplit(daemon.http.url)
+        visitors = [await asyncio.open_connection(address.hostname, address.port) for _ in range(20)]
+        ends = [asyncio.create_task(reader.read()) for reader, _ in visitors]
+        async with asyncio.timeout(5):
+            while sum(end.done() for end in ends) < 15:
+                await asyncio.sleep(0.01)
+        assert not any(end.done() for end in ends[:5])
+        for (_, writer), end in zip(visitors, ends, strict=True):
+            writer.close()
+            end.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
+
+
 async def test_visitors_take_nothing_from_the_recorder(
     writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

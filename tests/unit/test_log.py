@@ -61,6 +61,32 @@ def test_libraries_speak_in_our_format(capsys: pytest.CaptureFixture[str]) -> No
     assert "tk_secret" not in str(second)
 
 
+def test_a_secret_is_hidden_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Deep in a fact, in a name, and as JSON quotes it."""
+    configure("info", "json")
+    hide('p"ass\\word')
+    hide("tk_secret")
+    structlog.get_logger().info("asked", headers={"token": ["tk_secret", 'p"ass\\word']}, tk_secret=1)
+    text = capsys.readouterr().err
+    assert json.loads(text)["headers"] == {"token": ["[hidden]", "[hidden]"]}
+    assert "tk_secret" not in text
+
+
+def test_the_next_line_of_a_library_counts_what_was_left_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of our own events does, if nobody has told before."""
+    now = 0.0
+    monkeypatch.setattr(log, "FloodLimit", lambda: FloodLimit(lambda: now))
+    configure("info", "json")
+    for _ in range(BURST + 7):
+        logging.getLogger("websockets").warning("odd")
+    now = WINDOW
+    logging.getLogger("websockets").warning("odd")
+    *_, last = lines(capsys)
+    assert (last["event"], last["left_out"]) == ("library", 7)
+
+
 def test_a_terminal_gets_lines_to_read(capsys: pytest.CaptureFixture[str]) -> None:
     configure("info", "console")
     structlog.get_logger().warning("reconnecting", in_seconds=3)

@@ -14,6 +14,8 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingestor.coverage.page import as_html, duration
 from ingestor.coverage.report import Report, as_csv, as_json
@@ -62,6 +64,21 @@ def test_totals() -> None:
     assert replace(report, days=(almost,)).totals.percent == 99.99
     assert replace(report, days=(replace(almost, backfilled_minutes=0.001),)).totals.percent == 100
     assert EMPTY.totals.percent is None
+
+
+@given(heard=st.integers(0, 60_000_000), missed=st.integers(1_000, 60_000_000))
+def test_what_is_filled_makes_the_whole(heard: int, missed: int) -> None:
+    """A day whose every missed microsecond was backfilled is at 100 %, though its minutes are rounded one by one."""
+    (day,) = sample(1).days
+    trading_minutes, heard_minutes, missed_minutes = (round(n / 60_000_000, 6) for n in (heard + missed, heard, missed))
+    filled = replace(
+        day,
+        trading_minutes=trading_minutes,
+        heard_minutes=heard_minutes,
+        missed_minutes=missed_minutes,
+        backfilled_minutes=missed_minutes,
+    )
+    assert replace(sample(1), days=(filled,)).totals.percent == 100
 
 
 @pytest.mark.parametrize(
