@@ -212,14 +212,13 @@ async def test_a_stream_that_is_away(writer_url: str) -> None:
 
 async def test_a_writer_that_does_not_advance(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Health fails, and says which loop; the watchdog is not fed any more, so the manager starts a new process."""
-    monkeypatch.setattr(pulse, "GRACE", 0.1)
     with manager() as (notified, name):
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         monkeypatch.setenv("WATCHDOG_USEC", "100000")
         async with recording(writer_url, stop_timeout="1s") as (market, daemon), seen(daemon) as window:
             await notice(notified, "WATCHDOG=1")
             monkeypatch.setattr(daemon._store, "write", lambda _: asyncio.Event().wait())
-            daemon._writer._pulse._patience = 0.1
+            daemon._writer._pulse._patience = 0.1 - pulse.GRACE  # of the writer alone
             market.trade()
             stuck = await eventually(window, "/healthz", alive=False)
             assert stuck["loops"] == {"reader": "ok", "writer": "stuck"}
