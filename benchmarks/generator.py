@@ -1,0 +1,108 @@
+"""The other side: a process that sends prepared frames as fast as they are taken, or at a given rate.
+
+Python only hands large blocks to the kernel, so the receiver is always the slower one; how fast this side can send is
+measured as well, to a receiver that only empties its socket.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import sys
+import time
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
+
+from benchmarks.frames import TIMEZONE, Load, frame, payloads, wire
+
+BLOCK = 2**18
+AUTHENTICATED = frame(b'{"type": "authenticated", "data": {"message": "Authenticated"}}')
+
+
+def main() -> None:
+    """Serve one connection after the other: say `ready`, wait for a line, send, and say in JSON when that was.
+
+    The port is printed first; the end of standard input ends it.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--ticks", type=int, required=True)
+    parser.add_argument("--symbols", type=int, default=50)
+    parser.add_argument("--duplicates", type=float, default=0.0)
+    parser.add_argument("--deflate", action="store_true")
+    parser.add_argument("--rate", type=float, help="ticks a second, each with the instant of its sending; else all at once")
+    options = parser.parse_args()
+    load = Load(options.ticks, options.symbols, options.duplicates, options.deflate)
+    blocks = [] if options.rate else _blocks(wire(payloads(load), deflate=load.deflate))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        print(server.getsockname()[1], flush=True)
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _greet(connection, deflate=load.deflate)
+                print("ready", flush=True)
+                if not sys.stdin.readline():
+                    return
+                began = time.time()
+                try:
+                    if options.rate:
+                        _pace(connection, load, options.rate)
+                    else:
+                        for block in blocks:
+                            connection.sendall(block)
+                    sent = time.time()
+                    print(json.dumps({"began": began, "sent": sent}), flush=True)
+                    _wait_for_the_end(connection)
+                except (ConnectionError, BrokenPipeError):
+                    print(json.dumps({"began": began, "sent": None}), flush=True)
+
+
+def _blocks(frames: list[bytes]) -> list[bytes]:
+    joined = b"".join(frames)
+    return [joined[start : start + BLOCK] for start in range(0, len(joined), BLOCK)]
+
+
+def _greet(connection: socket.socket, *, deflate: bool) -> None:
+    """Do the opening handshake, and take whatever token comes."""
+    extensions = [ServerPerMessageDeflateFactory(server_no_context_takeover=True)] if deflate else []
+    protocol = ServerProtocol(extensions=extensions)
+    heard = 0
+    while heard < 2:  # the request, then the token
+        protocol.receive_data(connection.recv(65536))
+        for event in protocol.events_received():
+            heard += 1
+            if isinstance(event, Request):
+                protocol.send_response(protocol.accept(event))
+        for data in protocol.data_to_send():
+            connection.sendall(data)
+    connection.sendall(AUTHENTICATED)
+
+
+def _pace(connection: socket.socket, load: Load, rate: float) -> None:
+    """Send each tick at its time, dated with the microsecond of its sending."""
+    local = ZoneInfo(TIMEZONE)
+    messages = payloads(load, begin=datetime.now(UTC))
+    tails = [message.partition(b'", "price"')[2] for message in messages]
+    began = time.perf_counter()
+    for number, tail in enumerate(tails):
+        wait = began + number / rate - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        date = datetime.now(local).strftime("%Y-%m-%dT%H:%M:%S.%f").encode()
+        connection.sendall(frame(b'{"type": "price", "data": {"date": "' + date + b'", "price"' + tail))
+
+
+def _wait_for_the_end(connection: socket.socket) -> None:
+    """Let the receiver close; what it says meanwhile (pings) needs no answer in a benchmark's few seconds."""
+    connection.settimeout(600)
+    while connection.recv(65536):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

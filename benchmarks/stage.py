@@ -1,0 +1,209 @@
+"""The actors: a database, a generator and the daemon, each a process of its own, as they are in life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from benchmarks.frames import Load
+from ingestor import settings as configuration
+from ingestor.embedded import EmbeddedServer
+from ingestor.store.migrate import migrate
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any
+PATIENCE = 120.0
+"""Seconds after which something that should have happened never will."""
+
+# As a server is run in earnest: what is committed is on the disk.
+SERVER = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB", "track_commit_timestamp": "on"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a process took: seconds of wall clock and of processor, bytes of memory at most."""
+
+    ticks: int
+    seconds: float
+    cpu: float
+    memory: int
+
+    @property
+    def rate(self) -> float:
+        """Ticks a second."""
+        return self.ticks / self.seconds
+
+    @property
+    def cpu_per_tick(self) -> float:
+        """Seconds of processor time."""
+        return self.cpu / self.ticks
+
+
+class Database:
+    """A migrated database on a server of its own."""
+
+    def __init__(self) -> None:
+        self._server = EmbeddedServer(settings=SERVER)
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._server.__enter__()
+        self.url = self._server.url()
+        settings = configuration.load(database_url=self.url, token=TOKEN, exchange_calendar="always")
+        asyncio.run(migrate(self.url, settings, lambda _: None))
+        self._connection = psycopg.connect(self.url, autocommit=True)
+        self.empty()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._connection.close()
+        self._server.__exit__(kind, error, trace)
+
+    @property
+    def pid(self) -> int:
+        """The server's first process."""
+        return self._server.pid
+
+    def empty(self) -> None:
+        """Take all ticks and sessions away."""
+        self.execute(
+            "TRUNCATE market.ticks, ingest.stream_sessions, ingest.rejected_messages; "
+            "SELECT ingest.ensure_partition((date_trunc('month', now()) + n * interval '1 month')::date) "
+            "FROM generate_series(-1, 2) AS n"
+        )
+        self.execute("CHECKPOINT")
+
+    def execute(self, sql: str) -> None:
+        """Run statements."""
+        self._connection.execute(sql)
+
+    def value(self, sql: str) -> Any:
+        """Return a query's only value."""
+        row = self._connection.execute(sql).fetchone()
+        assert row is not None
+        return row[0]
+
+
+class Generator:
+    """The process of `benchmarks.generator`."""
+
+    def __init__(self, load: Load, rate: float | None = None) -> None:
+        self.load = load
+        options = ["--ticks", str(load.ticks), "--symbols", str(load.symbols), "--duplicates", str(load.duplicates)]
+        options += ["--deflate"] if load.deflate else []
+        options += ["--rate", str(rate)] if rate else []
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.generator", *options],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.url = f"ws://127.0.0.1:{self._line()}/"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.kill()
+        self._process.wait()
+
+    def wait_for_a_receiver(self) -> None:
+        """Return when somebody is connected and authenticated."""
+        assert self._line() == "ready"
+
+    def go(self) -> None:
+        """Let it send."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def times(self) -> tuple[float, float]:
+        """Return when the first tick was sent, and the last; both by the wall clock."""
+        said = json.loads(self._line())
+        return said["began"], said["sent"]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the generator has ended")
+        return line.strip()
+
+
+class Process:
+    """A process whose costs are looked at from outside."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    @property
+    def cpu(self) -> float:
+        """Processor time so far, in seconds (proc(5): fields 14 and 15 of stat)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self, field: str = "VmRSS") -> int:
+        """Memory in bytes: VmRSS is that of now, VmHWM the most that it was."""
+        for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
+        raise LookupError(field)
+
+
+@contextlib.contextmanager
+def daemon(database: Database, generator: Generator, **settings: str) -> Iterator[Process]:
+    """Run `ingestor run` with its default settings, connected to the generator; stop it in order."""
+    with tempfile.TemporaryDirectory(prefix="ingestor-bench-") as directory:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": directory,
+            "INGESTOR_TOKEN": TOKEN,
+            "INGESTOR_STREAM_URL": generator.url,
+            "INGESTOR_DATABASE_URL": database.url,
+            "INGESTOR_SPOOL_DIR": directory,
+            "INGESTOR_HTTP_PORT": "0",
+            "INGESTOR_INSTANCE": "bench",
+            **settings,
+        }
+        command = [str(Path(sys.executable).with_name("ingestor")), "run"]
+        with (
+            Path(directory, "log").open("wb") as log,
+            subprocess.Popen(command, env=environment, cwd=directory, stderr=log) as process,
+        ):
+            try:
+                generator.wait_for_a_receiver()
+                until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE authenticated_at IS NOT NULL", 1)
+                yield Process(process.pid)
+            finally:
+                process.terminate()
+                process.wait(30)
+
+
+def until(database: Database, sql: str, value: int, patience: float = PATIENCE) -> float:
+    """Wait until a query's value is reached; return when, by the wall clock."""
+    deadline = time.monotonic() + patience
+    while (found := database.value(sql)) < value:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{found} instead of {value}: {sql}")
+        time.sleep(0.005)
+    return time.time()
