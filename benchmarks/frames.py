@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
-
-import zlib
 
 from ingestor.model import SECOND, Micros, Tick
 from ingestor.stream.protocol import Decoder

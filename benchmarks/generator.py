@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--symbols", type=int, default=50)
     parser.add_argument("--duplicates", type=float, default=0.0)
     parser.add_argument("--deflate", action="store_true")
-    parser.add_argument("--rate", type=float, help="ticks a second, each with the instant of its sending; else all at once")
+    parser.add_argument(
+        "--rate", type=float, help="ticks a second, each with the instant of its sending; else all at once"
+    )
     options = parser.parse_args()
     load = Load(options.ticks, options.symbols, options.duplicates, options.deflate)
     blocks = [] if options.rate else _blocks(wire(payloads(load), deflate=load.deflate))

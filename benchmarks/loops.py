@@ -7,61 +7,129 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 
 from websockets.asyncio.client import connect
 
-from ingestor.clock import SessionClock, SystemClock
-from ingestor.stream.connection import closed, open_connection, send
-from ingestor.stream.protocol import Decoder, authenticate
 from benchmarks.frames import TIMEZONE
+from ingestor.buffer.fifo import Buffer
+from ingestor.clock import SessionClock, SystemClock
+from ingestor.service.recorder import new_recorder
+from ingestor.settings import load
+from ingestor.stream.connection import Handler, open_connection, send
+from ingestor.stream.protocol import Decoder, authenticate
+from ingestor.telemetry.events import Telemetry
 
 TOKEN = "tk_benchmark_token00"
 
 
-async def bare(url: str, ticks: int) -> float:
+@dataclass(slots=True)
+class Meter:
+    """Seconds and processor time from the first message on; what came before is the same for all."""
+
+    began: float = 0.0
+    cpu: float = 0.0
+
+    def start(self) -> None:
+        """Begin, with the first message."""
+        self.began, self.cpu = time.perf_counter(), _cpu()
+
+    def read(self) -> tuple[float, float]:
+        """Return seconds and processor time since then."""
+        return time.perf_counter() - self.began, _cpu() - self.cpu
+
+
+async def bare(url: str, ticks: int) -> tuple[float, float]:
     """The limit: a `websockets` loop that throws every message away."""
+    meter = Meter()
     async with connect(url, max_size=2**20) as connection:
         await connection.send(authenticate(TOKEN), text=True)
         await connection.recv()
-        began = time.perf_counter()
-        for _ in range(ticks):
+        await connection.recv()
+        meter.start()
+        for _ in range(ticks - 1):
             await connection.recv()
-        return time.perf_counter() - began
+        return meter.read()
 
 
-async def decode(url: str, ticks: int) -> float:
-    """Ours, without batches: every message becomes a tick."""
-    decoder = Decoder(TIMEZONE)
-    clock = SessionClock(SystemClock())
-    done = asyncio.Event()
-    left = ticks + 1
+async def decode(url: str, ticks: int) -> tuple[float, float]:
+    """Ours, without batches: every message becomes a tick, which is thrown away."""
+    decoder, clock = Decoder(TIMEZONE), SessionClock(SystemClock())
 
-    def take(payload: bytes, binary: bool) -> None:
+    def take(payloads: Sequence[bytes], binary: bool) -> None:
+        for at, payload in enumerate(payloads, clock.stamp(len(payloads))):
+            decoder.decode(payload, at, binary=binary)
+
+    return await _ours(url, ticks, take)
+
+
+async def record(url: str, ticks: int) -> tuple[float, float]:
+    """Ours, with batches: every message becomes a row, which is thrown away."""
+    settings = load(token=TOKEN)
+    telemetry = Telemetry()
+    buffer = Buffer(memory_max_bytes=2**40, clock=SystemClock(), telemetry=telemetry)
+    recorder = new_recorder(
+        settings,
+        endpoint=url,
+        kind="stream",
+        clock=SystemClock(),
+        decoder=Decoder(TIMEZONE),
+        buffer=buffer,
+        telemetry=telemetry,
+    )
+
+    async def empty() -> None:
+        while True:
+            await buffer.take()
+            await buffer.done()
+
+    emptying = asyncio.create_task(empty())
+    try:
+        return await _ours(url, ticks, recorder.frames)
+    finally:
+        emptying.cancel()
+
+
+async def _ours(url: str, ticks: int, handler: Handler) -> tuple[float, float]:
+    """Hand everything to a handler, by the daemon's own connection."""
+    meter, done = Meter(), asyncio.Event()
+    left = ticks + 1  # the server's answer to the token is the first message
+
+    def take(payloads: Sequence[bytes], binary: bool) -> None:
         nonlocal left
-        decoder.decode(payload, clock.stamp(), binary=binary)
-        left -= 1
+        if left == ticks:
+            meter.start()
+        handler(payloads, binary)
+        left -= len(payloads)
         if not left:
             done.set()
 
     async with open_connection(url) as connection:
         connection.attach(take)
-        began = time.perf_counter()
         await send(connection, authenticate(TOKEN))
         await done.wait()
-        return time.perf_counter() - began
+        return meter.read()
 
 
-LOOPS: dict[str, Callable[[str, int], Awaitable[float]]] = {"bare": bare, "decode": decode}
+LOOPS: dict[str, Callable[[str, int], Coroutine[None, None, tuple[float, float]]]] = {
+    "bare": bare,
+    "decode": decode,
+    "record": record,
+}
+
+
+def _cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
+    """Run one loop."""
     name, url, ticks = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = asyncio.run(LOOPS[name](url, ticks))
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps({"seconds": seconds, "cpu": cpu, "rss": after.ru_maxrss * 1024}))
+    seconds, cpu = asyncio.run(LOOPS[name](url, ticks))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"ticks": ticks, "seconds": seconds, "cpu": cpu, "memory": memory}))
 
 
 if __name__ == "__main__":

@@ -58,10 +58,14 @@ class SessionClock:
         """Return the current instant."""
         return self._anchor + round(self._clock.monotonic() * SECOND)
 
-    def stamp(self) -> Micros:
-        """Return the current instant for a message: later than every stamp before it."""
-        self._last = max(self.now(), self._last + 1)
-        return self._last
+    def stamp(self, count: int = 1) -> Micros:
+        """Return the current instant for a message: later than every stamp before it.
+
+        Of `count` messages that were read at once it is that of the first; each of the others is a microsecond later.
+        """
+        first = max(self.now(), self._last + 1)
+        self._last = first + count - 1
+        return first
 
     def has_stepped(self) -> bool:
         """Whether the wall clock was set since the session began (or the machine slept)."""

@@ -133,7 +133,7 @@ class Listener:
 
     async def _converse(self, connection: FeedConnection, recorder: Recorder) -> None:
         """Authenticate, then listen until something ends the session."""
-        connection.attach(recorder.frame)
+        connection.attach(recorder.frames)
         await self._authenticate(connection, recorder)
         began = self._clock.monotonic()
         self._telemetry.authenticated(recorder.session, recorder.authenticated.result())

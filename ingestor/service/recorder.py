@@ -6,6 +6,7 @@ import asyncio
 import math
 import secrets
 import uuid
+from collections.abc import Sequence
 from typing import Literal
 
 from ingestor.batch import Batcher
@@ -76,25 +77,30 @@ class Recorder:
         self.failed: asyncio.Future[None] = self._loop.create_future()
 
     def frame(self, payload: bytes, binary: bool = False) -> None:
-        """Take one message of the wire. Messages after the session's end belong to no session, and are left."""
+        """Take one message of the wire."""
+        self.frames((payload,), binary)
+
+    def frames(self, payloads: Sequence[bytes], binary: bool = False) -> None:
+        """Take messages that were read at once. Those after the session's end belong to no session, and are left."""
         if self._ended:
             return
-        at = self.clock.stamp()
-        message = self._decoder.decode(payload, at, binary=binary)
-        if isinstance(message, Tick):
-            self._batcher.add(message, at)
-        elif isinstance(message, Refused):
-            self._batcher.reject(payload, message.reason, at)
-            self._telemetry.rejected(self.session, message.reason, len(payload), at)
-        else:
-            self._control(message, at)
-            return
-        self.last_message_at = at
-        if self._timer is None:
-            self._first_at = at
-            self._timer = self._loop.call_later(self._max_delay, self.flush)
-        if self._batcher.is_full:
-            self.flush()
+        decode, batcher = self._decoder.decode, self._batcher
+        for at, payload in enumerate(payloads, self.clock.stamp(len(payloads))):
+            message = decode(payload, at, binary=binary)
+            if isinstance(message, Tick):
+                batcher.add(message, at)
+            elif isinstance(message, Refused):
+                batcher.reject(payload, message.reason, at)
+                self._telemetry.rejected(self.session, message.reason, len(payload), at)
+            else:
+                self._control(message, at)
+                continue
+            self.last_message_at = at
+            if self._timer is None:
+                self._first_at = at
+                self._timer = self._loop.call_later(self._max_delay, self.flush)
+            if batcher.is_full:
+                self.flush()
 
     def _control(self, message: Authenticated | ServerError, at: Micros) -> None:
         if isinstance(message, ServerError):

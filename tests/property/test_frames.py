@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from websockets.asyncio.client import ClientConnection
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+from websockets.utils import accept_key
+
+from ingestor.stream.connection import FeedConnection
+from ingestor.stream.frames import frame_size, whole_texts
+from ingestor.stream.protocol import MAX_MESSAGE_BYTES
+
+
+class Plodding(FeedConnection):
+    """The same connection, with every frame read by the library."""
+
+    def data_received(self, data: bytes) -> None:
+        ClientConnection.data_received(self, data)
+
+
+def frame(head: int, payload: bytes, *, mask: bool = False) -> bytes:
+    """A frame with the shortest form of its length."""
+    size = len(payload)
+    if size < 126:
+        length = bytes([size])
+    elif size < 65536:
+        length = bytes([126]) + size.to_bytes(2, "big")
+    else:
+        length = bytes([127]) + size.to_bytes(8, "big")
+    if mask:
+        return bytes([head, length[0] | 0x80]) + length[1:] + bytes(4) + payload
+    return bytes([head]) + length + payload
+
+
+PAYLOADS = st.one_of(
+    st.binary(max_size=10),
+    st.integers(0, 300).map(lambda size: b"t" * size),
+    st.sampled_from([b"x" * 65535, b"y" * 65536, b"z" * (MAX_MESSAGE_BYTES + 1)]),
+)
+TEXT, BINARY, CLOSE, PING, PONG = 0x81, 0x82, 0x88, 0x89, 0x8A
+FRAMES = st.one_of(
+    st.builds(frame, st.just(TEXT), PAYLOADS),
+    st.builds(frame, st.just(TEXT), st.binary(max_size=130)),
+    st.builds(frame, st.sampled_from([BINARY, 0x01, 0x02, 0x00, 0x80]), PAYLOADS),
+    st.builds(frame, st.sampled_from([PING, PONG]), st.binary(max_size=125)),
+    st.builds(frame, st.sampled_from([0x01, 0x80, PING, TEXT]), st.binary(max_size=5)),
+)
+TROUBLE = st.one_of(
+    st.builds(frame, st.sampled_from([0xC1, 0x83, 0x8B, 0x91, 0xFF, 0x09]), st.binary(max_size=200)),
+    st.builds(frame, st.just(TEXT), st.binary(max_size=200), mask=st.just(True)),
+    st.sampled_from([frame(CLOSE, b"\x03\xe8bye"), frame(CLOSE, b""), frame(CLOSE, b"\x00")]),
+    st.binary(max_size=12),
+)
+STREAMS = st.lists(st.one_of(FRAMES, FRAMES, FRAMES, TROUBLE), max_size=12)
+SWITCHING, FORBIDDEN = "HTTP/1.1 101 Switching Protocols", "HTTP/1.1 403 Forbidden"
+ANSWERS = st.sampled_from([SWITCHING, FORBIDDEN, "Hello"])
+
+
+async def heard(
+    kind: type[FeedConnection], answer: str, chunks: Sequence[bytes], *, ends: bool
+) -> tuple[list[tuple[bytes, bool]], list[Any]]:
+    """Feed a connection read by read; return the messages, and how it stands with it."""
+    protocol = ClientProtocol(parse_uri("ws://localhost/"), max_size=MAX_MESSAGE_BYTES)
+    request = protocol.connect()
+    protocol.send_request(request)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: kind(protocol, ping_interval=None, close_timeout=1), sock=ours
+    )
+    messages: list[tuple[bytes, bool]] = []
+    connection.attach(lambda payloads, binary: messages.extend((payload, binary) for payload in payloads))
+    greeting = (
+        f"{answer}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept_key(request.headers['Sec-WebSocket-Key'])}\r\n\r\n"
+    ).encode()
+    marked = greeting + chunks[0] if chunks else greeting
+    for chunk in (marked, *chunks[1:]):
+        connection.data_received(chunk)
+    if ends:
+        connection.eof_received()
+    state = [
+        protocol.state,
+        type(protocol.handshake_exc),
+        protocol.close_rcvd,
+        protocol.close_sent,
+        protocol.close_rcvd_then_sent,
+        repr(protocol.parser_exc),
+    ]
+    connection.transport.abort()
+    theirs.close()
+    return messages, state
+
+
+def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
+    """The same bytes as the network may hand them on."""
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
+
+
+@settings(max_examples=400, deadline=None)
+@given(frames=STREAMS, places=st.lists(st.integers(0, 2**20), max_size=12), answer=ANSWERS, ends=st.booleans())
+@example(frames=[frame(TEXT, b"a"), frame(TEXT, b"b" * 126)], places=[1, 2, 3, 4, 5, 6], answer=SWITCHING, ends=True)
+@example(frames=[frame(0x01, b"a"), frame(TEXT, b"b"), frame(0x80, b"c")], places=[], answer=SWITCHING, ends=True)
+@example(frames=[frame(CLOSE, b""), frame(TEXT, b"late")], places=[], answer=SWITCHING, ends=False)
+def test_our_way_and_the_library_s_hear_the_same(
+    frames: list[bytes], places: list[int], answer: str, ends: bool
+) -> None:
+    """Messages, their kind and order, and how the connection ends: whatever is sent, and however it is cut."""
+    chunks = cut(b"".join(frames), places)
+
+    async def both() -> None:
+        assert await heard(FeedConnection, answer, chunks, ends=ends) == await heard(
+            Plodding, answer, chunks, ends=ends
+        )
+
+    asyncio.run(both())
+
+
+@given(st.integers(0, 60), st.sampled_from([SWITCHING, FORBIDDEN]))
+def test_the_handshake_may_be_cut_anywhere(place: int, answer: str) -> None:
+    """Messages that come in the same read as the end of the answer are heard."""
+
+    class Slowly(FeedConnection):
+        def data_received(self, data: bytes) -> None:
+            for part in cut(data, [place * 4, place * 4 + 2, len(data) - place]):
+                super().data_received(part)
+
+    chunks = [frame(TEXT, b"first") + frame(TEXT, b"second"), frame(TEXT, b"third")]
+
+    async def both() -> None:
+        found = await heard(Slowly, answer, chunks, ends=False)
+        assert found == await heard(Plodding, answer, chunks, ends=False)
+        assert len(found[0]) == (3 if "101" in answer else 0)
+
+    asyncio.run(both())
+
+
+@given(st.lists(FRAMES, max_size=5), st.integers(0, 2**21))
+def test_frames_are_told_apart(frames: list[bytes], place: int) -> None:
+    """The size of each is known as soon as its header is there, and not before."""
+    data = b"".join(frames)
+    start = 0
+    for each in frames:
+        header = 2 if each[1] < 126 else 4 if each[1] == 126 else 10
+        assert frame_size(data, start) == len(each)
+        assert frame_size(data[: start + header - 1], start) is None
+        start += len(each)
+    payloads, end = whole_texts(data[: place % (len(data) + 1)], 0)
+    assert data[:end] == b"".join(frame(TEXT, payload) for payload in payloads)
