@@ -1,0 +1,119 @@
+"""The store and the spool without a stream: batches that were packed before the clock starts."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.frames import Load, now, payloads, ticks
+from benchmarks.stage import Database
+from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER, Batcher
+from ingestor.buffer.fifo import MAX_BYTES, MAX_ROWS, Buffer
+from ingestor.buffer.spool import Spool
+from ingestor.clock import SystemClock
+from ingestor.model import Batch, Session
+from ingestor.service.recorder import new_session_id
+from ingestor.service.writer import Writer
+from ingestor.settings import load
+from ingestor.store.postgres import Store
+from ingestor.telemetry.events import Telemetry
+
+
+def batches(count: int) -> list[Batch]:
+    """Return full batches of one session."""
+    settings = load()
+    at = now()
+    session = Session(new_session_id(at), "bench", "ws://localhost/", at, "replay")
+    batcher = Batcher(session, max_rows=settings.batch_max_rows, occurrence_keys=settings.occurrence_keys)
+    made: list[Batch] = []
+    for tick in ticks(payloads(Load(count)), at):
+        at += 1
+        batcher.add(tick, at)
+        if batcher.is_full:
+            made.append(batcher.close())
+    return [*made, batcher.close()]
+
+
+def by_store(database: Database, made: Sequence[Batch]) -> float:
+    """Write them as the daemon's writer does, joined as the buffer joins them; return seconds."""
+
+    async def write() -> float:
+        store = Store(database.url, write_timeout=60)
+        await store.open()
+        began = time.perf_counter()
+        for joined in _joined(made):
+            await store.write(joined)
+        seconds = time.perf_counter() - began
+        await store.close()
+        return seconds
+
+    return asyncio.run(write())
+
+
+def by_psql(database: Database, made: Sequence[Batch]) -> float:
+    """Let psql copy the same rows from a file, in one transaction; return seconds."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(COPY_HEADER + b"".join(batch.rows for batch in made) + COPY_TRAILER)
+        file.flush()
+        copy = f"\\copy market.ticks ({', '.join(COLUMNS)}) FROM '{file.name}' WITH (FORMAT binary)"
+        began = time.perf_counter()
+        subprocess.run(["psql", database.url, "--quiet", "--no-psqlrc", "--command", copy], check=True)
+        return time.perf_counter() - began
+
+
+def by_spool(database: Database, made: Sequence[Batch]) -> float:
+    """Write them out of a spool that an earlier process left; return seconds."""
+
+    async def write(directory: Path) -> float:
+        earlier = _buffer(directory)
+        earlier.claim()
+        await earlier.open()
+        for batch in made:
+            earlier.put(batch)
+            if earlier.size > 2**25:
+                await earlier.secure()
+        await earlier.secure()
+        await earlier.close()
+        buffer = _buffer(directory)
+        buffer.claim()
+        await buffer.open()
+        store = Store(database.url, write_timeout=60)
+        await store.open()
+        writer = Writer(store, buffer=buffer, clock=SystemClock(), telemetry=Telemetry(), instance="bench")
+        began = time.perf_counter()
+        await writer.write_inherited()
+        seconds = time.perf_counter() - began
+        await store.close()
+        await buffer.close()
+        return seconds
+
+    with tempfile.TemporaryDirectory() as directory:
+        return asyncio.run(write(Path(directory)))
+
+
+def _buffer(directory: Path) -> Buffer:
+    return Buffer(
+        memory_max_bytes=2**30,
+        clock=SystemClock(),
+        telemetry=Telemetry(),
+        spool=Spool(directory),
+        spool_max_bytes=2**34,
+        spool_after=3600,
+    )
+
+
+def _joined(made: Sequence[Batch]) -> Iterator[list[Batch]]:
+    """Join as `Buffer.take` does."""
+    group: list[Batch] = []
+    rows = size = 0
+    for batch in made:
+        rows, size = rows + batch.count, size + batch.size
+        if group and (rows > MAX_ROWS or size > MAX_BYTES):
+            yield group
+            group, rows, size = [], batch.count, batch.size
+        group.append(batch)
+    yield group
