@@ -4,9 +4,11 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := .venv-bench
+BENCH_STAMP := $(BENCH)/.installed
 ARGS ?=
 
-.PHONY: help demo test chaos soak capacity storage-report lint format lock clean
+.PHONY: help demo test chaos soak capacity bench bench-full bench-quick storage-report lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,6 +29,15 @@ soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="
 capacity: $(STAMP) ## processor, memory and disk that the daemon takes at several rates (ARGS="--seconds 20")
 	@$(BIN)/python -m tests.chaos.capacity $(ARGS)
 
+bench: $(BENCH_STAMP) ## speed, memory and delay against limits and peers: docs/explanation/performance.md (15 min)
+	@$(BENCH)/bin/python -m benchmarks $(ARGS)
+
+bench-full: $(BENCH_STAMP) ## the same with 100 million rows and a spool of ten million (hours)
+	@$(BENCH)/bin/python -m benchmarks --full $(ARGS)
+
+bench-quick: $(STAMP) ## whether anything has become more than a tenth dearer (ARGS="--commit" keeps new figures)
+	@$(BIN)/python -m benchmarks.quick $(ARGS)
+
 storage-report: $(STAMP) ## fill an empty database with a year of ticks and measure it (URL=postgresql://… ROWS=20000000)
 	@$(BIN)/python -m tests.storage "$(URL)" --rows $(or $(ROWS),20000000)
 
@@ -45,11 +56,18 @@ lock: ## choose the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev \
 		--output-file requirements-dev.lock
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev --group bench \
+		--constraint requirements-dev.lock --output-file benchmarks/requirements.lock
 	echo hatchling | uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet - --output-file deploy/docker/build.lock
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BENCH_STAMP): benchmarks/requirements.lock pyproject.toml
+	@scripts/make-venv $(BENCH) benchmarks/requirements.lock
+	@touch $@
 
 # Exact versions with hashes; the project itself is installed in place, without fetching anything more.
 $(STAMP): requirements-dev.lock pyproject.toml

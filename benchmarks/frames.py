@@ -31,8 +31,8 @@ class Load:
 
 
 def payloads(load: Load, *, begin: datetime | None = None) -> list[bytes]:
-    """Return the messages, as JSON in the form of the documented samples. They end about now, in the exchange's time."""
-    generator = random.Random(load.seed)  # noqa: S311 - prices, not secrets
+    """Return the messages: JSON in the form of the documented samples. They end about now, in the exchange's time."""
+    generator = random.Random(load.seed)
     names = [f"{name}.NZ" for name in _names(load.symbols)]
     begin = begin or datetime.now(UTC) - timedelta(seconds=load.ticks / PER_SECOND + 60)
     local = ZoneInfo(TIMEZONE)

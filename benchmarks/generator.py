@@ -34,13 +34,12 @@ def main() -> None:
     parser.add_argument("--symbols", type=int, default=50)
     parser.add_argument("--duplicates", type=float, default=0.0)
     parser.add_argument("--deflate", action="store_true")
-    parser.add_argument(
-        "--rate", type=float, help="ticks a second, each with the instant of its sending; else all at once"
-    )
+    parser.add_argument("--rate", type=float, help="ticks a second, each dated when it is sent; else all at once")
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     load = Load(options.ticks, options.symbols, options.duplicates, options.deflate)
     blocks = [] if options.rate else _blocks(wire(payloads(load), deflate=load.deflate))
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("127.0.0.1", options.port)) as server:
         print(server.getsockname()[1], flush=True)
         while True:
             connection, _ = server.accept()
@@ -107,4 +106,4 @@ def _wait_for_the_end(connection: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The usual ways to get such a stream into PostgreSQL: `python -m benchmarks.rivals NAME STREAM_URL DATABASE_URL TICKS`.
+"""The usual ways into PostgreSQL: `python -m benchmarks.rivals NAME STREAM_URL DATABASE_URL TICKS`.
 
 Each is what one writes in an afternoon from the examples of its libraries, without reconnecting, numbering, spool or
 coverage. All but the last fill `market.ticks` with its unique key; a row's number stands for the occurrence.

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,26 +30,6 @@ PATIENCE = 120.0
 
 # As a server is run in earnest: what is committed is on the disk.
 SERVER = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB", "track_commit_timestamp": "on"}
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a process took: seconds of wall clock and of processor, bytes of memory at most."""
-
-    ticks: int
-    seconds: float
-    cpu: float
-    memory: int
-
-    @property
-    def rate(self) -> float:
-        """Ticks a second."""
-        return self.ticks / self.seconds
-
-    @property
-    def cpu_per_tick(self) -> float:
-        """Seconds of processor time."""
-        return self.cpu / self.ticks
 
 
 class Database:
@@ -102,11 +82,12 @@ class Database:
 class Generator:
     """The process of `benchmarks.generator`."""
 
-    def __init__(self, load: Load, rate: float | None = None) -> None:
+    def __init__(self, load: Load, rate: float | None = None, port: int = 0) -> None:
         self.load = load
         options = ["--ticks", str(load.ticks), "--symbols", str(load.symbols), "--duplicates", str(load.duplicates)]
         options += ["--deflate"] if load.deflate else []
         options += ["--rate", str(rate)] if rate else []
+        options += ["--port", str(port)] if port else []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.generator", *options],
             cwd=ROOT,
@@ -144,6 +125,8 @@ class Generator:
 
     def _line(self) -> str:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            raise TimeoutError("nobody came to the generator, or nobody takes what it sends")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the generator has ended")
@@ -199,11 +182,11 @@ def daemon(database: Database, generator: Generator, **settings: str) -> Iterato
                 process.wait(30)
 
 
-def until(database: Database, sql: str, value: int, patience: float = PATIENCE) -> float:
+def until(database: Database, sql: str, value: int, pause: float = 0.005) -> float:
     """Wait until a query's value is reached; return when, by the wall clock."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     while (found := database.value(sql)) < value:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{found} instead of {value}: {sql}")
-        time.sleep(0.005)
+        time.sleep(pause)
     return time.time()

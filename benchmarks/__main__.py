@@ -1,0 +1,233 @@
+"""`make bench`: measure everything, keep the figures, and write the page about them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.frames import Load
+from benchmarks.measure import Measured, Run, end_to_end, in_turn, latency, loads, loop, rival
+from benchmarks.page import write
+from benchmarks.profiles import profile
+from benchmarks.stage import ROOT, Database, Generator
+from benchmarks.storing import batches, by_psql, by_spool, by_store
+from ingestor.telemetry.log import configure
+
+RESULTS = ROOT / "benchmarks" / "results.json"
+TICKS = 500_000
+SPOOLED = 1_000_000
+RATES = (100, 1_000, 10_000)
+RIVALS = {"official_client": 15_000, "asyncpg_executemany": 60_000, "asyncpg_copy": 200_000, "cryptofeed": 60_000}
+"""Ticks that each is given: some seconds' work."""
+
+FILLED = (0, 1_000_000, 10_000_000)
+FILLED_FULL = (*FILLED, 100_000_000)
+
+_FILL = """
+INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
+SELECT at, at, 1 + n % 50000 / 1000.0, 1 + n % 100000, 1, chr(65 + n % 50 / 26) || chr(65 + n % 26) || 'X.NZ'
+FROM (SELECT n, date_trunc('month', now()) + n * (now() - date_trunc('month', now())) / {rows} AS at
+      FROM generate_series(1, {rows}) AS n) AS made
+"""
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="also 100 million rows and a spool of ten million (hours)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--page", action="store_true", help="only write the page anew from the figures that are there")
+    options = parser.parse_args()
+    configure("error", "auto")
+    if not options.page:
+        began = time.monotonic()
+        results = measure(options.rounds, full=options.full)
+        results["minutes"] = round((time.monotonic() - began) / 60, 1)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    write(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+def measure(rounds: int, *, full: bool) -> dict[str, Any]:
+    """Return all figures. Rates are ticks a second; `cpu` is microseconds of processor time a tick, memory bytes."""
+    results: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+    say("The generator alone, into a receiver that only empties its socket")
+    results["generator"] = sink()
+    for name, deflate in (("receive", False), ("deflate", True)):
+        say(f"Receiving{' with permessage-deflate' * deflate}")
+        results[name] = receive(rounds, deflate=deflate)
+    with Database() as database:
+        say("End to end, and the usual ways")
+        results["end_to_end"] = whole(database, rounds)
+        say("Several kinds of load")
+        results["loads"] = loads(
+            database,
+            {
+                **{f"{n} symbols": Load(TICKS, symbols=n) for n in (1, 50, 500, 5_000)},
+                "1 symbol, every tick equal": Load(TICKS, symbols=1, duplicates=1),
+            },
+            rounds,
+            print,
+        )
+        say("Ticks that are in the database already")
+        results["copies"] = copies(database, rounds)
+        say("Store and spool")
+        results["store"] = store(database, rounds, 10_000_000 if full else SPOOLED)
+        say("From a tick's sending to its commit")
+        results["latency"] = {str(rate): latency(database, rate, 15) for rate in RATES}
+        say("Rows that are there already")
+        results["filled"] = filled(database, rounds, FILLED_FULL if full else FILLED)
+        say("Profile")
+        results["profile"] = profile(database)
+    return results
+
+
+def receive(rounds: int, *, deflate: bool) -> Measured:
+    """Measure the loops without a database."""
+    with Generator(Load(TICKS, deflate=deflate)) as generator:
+        subjects: dict[str, Callable[[], Run]] = {
+            name: partial(loop, name, generator) for name in ("bare", "decode", "record", "record_by_library")
+        }
+        subjects["bare, uvloop"] = partial(loop, "bare", generator, uvloop=True)
+        subjects["record, uvloop"] = partial(loop, "record", generator, uvloop=True)
+        return in_turn(rounds, subjects, print)
+
+
+def whole(database: Database, rounds: int) -> Measured:
+    """Measure the daemon, the bare loop and the usual ways in turn."""
+    with Generator(Load(TICKS)) as generator:
+
+        def emptied(run: Callable[[], Run]) -> Run:
+            database.empty()
+            return run()
+
+        subjects: dict[str, Callable[[], Run]] = {
+            "bare": partial(loop, "bare", generator),
+            "ingestor": partial(emptied, partial(end_to_end, database, generator)),
+        }
+        for name, ticks in RIVALS.items():
+            subjects[name] = partial(emptied, partial(rival, name, database, Load(ticks)))
+        return in_turn(rounds, subjects, print)
+
+
+def store(database: Database, rounds: int, spooled: int) -> Measured:
+    """Measure psql, the store and the spool with the same batches."""
+    made = batches(spooled)
+
+    def run(write_all: Callable[[Database, Any], float]) -> Run:
+        database.empty()
+        return Run(spooled / write_all(database, made), 0.0)
+
+    return in_turn(rounds, {f.__name__: partial(run, f) for f in (by_psql, by_store, by_spool)}, print)
+
+
+def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
+    """Measure end to end into a table that has rows of this month already."""
+    found: Measured = {}
+    with Generator(Load(TICKS)) as generator:
+        for rows in sizes:
+            database.empty()
+            if rows:
+                database.execute(_FILL.format(rows=rows))
+                database.execute("VACUUM ANALYZE market.ticks")
+            database.execute("CHECKPOINT")
+
+            def run() -> Run:
+                # What the last run wrote goes; what was there before stays.
+                database.execute("DELETE FROM market.ticks WHERE received_at <> time")
+                database.execute("VACUUM market.ticks")
+                database.execute("TRUNCATE ingest.stream_sessions CASCADE")
+                database.execute("CHECKPOINT")
+                return end_to_end(database, generator)
+
+            found |= in_turn(rounds, {str(rows): run}, print)
+    return found
+
+
+def copies(database: Database, rounds: int) -> Measured:
+    """Measure end to end where a share of the ticks is there already, as after a reconnect that sends them again."""
+    with Generator(Load(TICKS)) as generator:
+
+        def again(keep: str) -> Run:
+            database.empty()
+            end_to_end(database, generator)
+            database.execute(f"DELETE FROM market.ticks WHERE NOT ({keep})")
+            database.execute("VACUUM market.ticks")
+            database.execute("TRUNCATE ingest.stream_sessions CASCADE")
+            database.execute("CHECKPOINT")
+            return end_to_end(database, generator)
+
+        subjects = {"none": "false", "1 %": "volume % 100 = 0", "100 %": "true"}
+        return in_turn(rounds, {name: partial(again, keep) for name, keep in subjects.items()}, print)
+
+
+def sink() -> float:
+    """Return the rate at which the generator sends to somebody who throws bytes away."""
+    with Generator(Load(TICKS)) as generator, tempfile.TemporaryDirectory() as directory:
+        script = Path(directory, "sink.py")
+        script.write_text(_SINK, encoding="utf-8")
+        with subprocess.Popen([sys.executable, str(script), generator.url], cwd=ROOT, env=_environment()) as process:
+            generator.wait_for_a_receiver()
+            generator.go()
+            began, sent = generator.times()
+            process.kill()
+        return TICKS / (sent - began)
+
+
+_SINK = """
+import socket, sys
+from urllib.parse import urlsplit
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+protocol = ClientProtocol(parse_uri(sys.argv[1]))
+connection = socket.create_connection(("127.0.0.1", urlsplit(sys.argv[1]).port))
+protocol.send_request(protocol.connect())
+connection.sendall(b"".join(protocol.data_to_send()))
+protocol.receive_data(connection.recv(65536))
+protocol.send_text(b"token")
+connection.sendall(b"".join(protocol.data_to_send()))
+space = bytearray(2**20)
+while connection.recv_into(space):
+    pass
+"""
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures were measured on and with."""
+    model = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return {
+        "cores": os.cpu_count(),
+        "processor": model[0] if model else platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("websockets", "asyncpg", "msgspec", "psycopg", "cryptofeed")},
+    }
+
+
+def say(text: str) -> None:
+    """Announce a section."""
+    print(f"\n{text}", flush=True)
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+if __name__ == "__main__":
+    main()
