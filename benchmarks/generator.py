@@ -7,6 +7,7 @@ measured as well, to a receiver that only empties its socket.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import socket
 import sys
@@ -45,20 +46,20 @@ def main() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                _greet(connection, deflate=load.deflate)
+                protocol = _greet(connection, deflate=load.deflate)
                 print("ready", flush=True)
                 if not sys.stdin.readline():
                     return
                 began = time.time()
                 try:
                     if options.rate:
-                        _pace(connection, load, options.rate)
+                        _pace(connection, protocol, load, options.rate)
                     else:
                         for block in blocks:
                             connection.sendall(block)
                     sent = time.time()
                     print(json.dumps({"began": began, "sent": sent}), flush=True)
-                    _wait_for_the_end(connection)
+                    _wait_for_the_end(connection, protocol)
                 except (ConnectionError, BrokenPipeError):
                     print(json.dumps({"began": began, "sent": None}), flush=True)
 
@@ -68,7 +69,7 @@ def _blocks(frames: list[bytes]) -> list[bytes]:
     return [joined[start : start + BLOCK] for start in range(0, len(joined), BLOCK)]
 
 
-def _greet(connection: socket.socket, *, deflate: bool) -> None:
+def _greet(connection: socket.socket, *, deflate: bool) -> ServerProtocol:
     """Do the opening handshake, and take whatever token comes."""
     extensions = [ServerPerMessageDeflateFactory(server_no_context_takeover=True)] if deflate else []
     protocol = ServerProtocol(extensions=extensions)
@@ -82,27 +83,41 @@ def _greet(connection: socket.socket, *, deflate: bool) -> None:
         for data in protocol.data_to_send():
             connection.sendall(data)
     connection.sendall(AUTHENTICATED)
+    return protocol
 
 
-def _pace(connection: socket.socket, load: Load, rate: float) -> None:
+def _pace(connection: socket.socket, protocol: ServerProtocol, load: Load, rate: float) -> None:
     """Send each tick at its time, dated with the microsecond of its sending."""
     local = ZoneInfo(TIMEZONE)
     messages = payloads(load, begin=datetime.now(UTC))
+    every = max(1, round(rate))  # second
     tails = [message.partition(b'", "price"')[2] for message in messages]
     began = time.perf_counter()
     for number, tail in enumerate(tails):
         wait = began + number / rate - time.perf_counter()
         if wait > 0:
             time.sleep(wait)
+        if number % every == 0:
+            _answer_pings(connection, protocol)
         date = datetime.now(local).strftime("%Y-%m-%dT%H:%M:%S.%f").encode()
         connection.sendall(frame(b'{"type": "price", "data": {"date": "' + date + b'", "price"' + tail))
 
 
-def _wait_for_the_end(connection: socket.socket) -> None:
-    """Let the receiver close; what it says meanwhile (pings) needs no answer in a benchmark's few seconds."""
+def _answer_pings(connection: socket.socket, protocol: ServerProtocol) -> None:
+    """Let the receiver know that we live; a flood is over before it asks."""
+    with contextlib.suppress(BlockingIOError):
+        protocol.receive_data(connection.recv(65536, socket.MSG_DONTWAIT))
+        for data in protocol.data_to_send():
+            connection.sendall(data)
+
+
+def _wait_for_the_end(connection: socket.socket, protocol: ServerProtocol) -> None:
+    """Let the receiver close."""
     connection.settimeout(600)
-    while connection.recv(65536):
-        pass
+    while protocol.close_rcvd is None and (data := connection.recv(65536)):
+        protocol.receive_data(data)
+        for answer in protocol.data_to_send():
+            connection.sendall(answer)
 
 
 if __name__ == "__main__":

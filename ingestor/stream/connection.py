@@ -39,9 +39,10 @@ class FeedConnection(ClientConnection):
     text that is not UTF-8, and it can't tell a text frame from a binary one without decoding it. Here nothing
     waits between the socket and the batch, so when a pong resolves, every message before it has been handled.
 
-    Plain text messages do not even pass through the library, which takes longer for a frame than all that we do with
-    the tick in it: without it the daemon takes PERCENT % less processor time. Whatever is not plain (control frames,
-    fragments, compressed or large messages, one that a read has cut, a broken frame) goes the library's way.
+    Plain text messages do not even pass through the library, whose way costs as much for a frame as all the rest that
+    we do for the tick in it: without this the receiver takes twice the processor time (docs/explanation/performance.md).
+    Whatever is not plain (control frames, fragments, compressed or large messages, one that a read has cut, a broken
+    frame) goes the library's way.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,6 +51,7 @@ class FeedConnection(ClientConnection):
         self._early: list[tuple[Sequence[bytes], bool]] = []
         self._fragments = bytearray()
         self._binary = False
+        self._texts: list[bytes] = []  # that the library has read, and nobody was given yet
         self._in_message = False  # between the first and the last fragment of one
         self._handshake = b""  # the end of what was read before the answer's headers were whole
         self._header = b""  # of a frame, where a read has cut it
@@ -69,7 +71,7 @@ class FeedConnection(ClientConnection):
             if not data:
                 return
         if self.protocol.extensions or self._is_over():
-            super().data_received(data)
+            self._give(data)
             return
         data, self._header = self._header + data, b""
         start = 0
@@ -85,17 +87,17 @@ class FeedConnection(ClientConnection):
                     return
                 self._owed = size
             end = min(start + self._owed, len(data))
-            super().data_received(data[start:end])
+            self._give(data[start:end])
             self._owed -= end - start
             start = end
             if self._is_over():
-                super().data_received(data[start:])
+                self._give(data[start:])
                 return
 
     def eof_received(self) -> None:
         """Let the library know of what was never finished, too. Called by the event loop."""
         if self._header:
-            super().data_received(self._header)
+            self._give(self._header)
         super().eof_received()
 
     def process_event(self, event: Any) -> None:
@@ -106,13 +108,20 @@ class FeedConnection(ClientConnection):
         if event.opcode is not Opcode.CONT:
             self._binary = event.opcode is Opcode.BINARY
             if event.fin:
-                self._deliver([bytes(event.data)], binary=self._binary)
+                self._heard(bytes(event.data))
                 return
         self._fragments += event.data
         self._in_message = not event.fin
         if event.fin:
             payload, self._fragments = bytes(self._fragments), bytearray()
-            self._deliver([payload], binary=self._binary)
+            self._heard(payload)
+
+    def _heard(self, payload: bytes) -> None:
+        if not self._binary:
+            self._texts.append(payload)
+            return
+        self._hand_on()  # in the order of the wire
+        self._deliver([payload], binary=True)
 
     def _shake_hands(self, data: bytes) -> bytes:
         """Give the handshake's answer to the library, and return what came behind it."""
@@ -120,8 +129,18 @@ class FeedConnection(ClientConnection):
         found = (self._handshake + data).find(_HEADERS_END)
         end = len(data) if found < 0 else found + len(_HEADERS_END) - known
         self._handshake = (self._handshake + data)[-len(_HEADERS_END) + 1 :]
-        super().data_received(data[:end])
+        self._give(data[:end])
         return data[end:]
+
+    def _give(self, data: bytes) -> None:
+        """Let the library read, and hand on the text messages that it finds, as many at once as there are."""
+        super().data_received(data)
+        self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._texts:
+            texts, self._texts = self._texts, []
+            self._deliver(texts)
 
     def _is_over(self) -> bool:
         """Whether the library reads no frames any more: the server closed, broke the protocol, or never spoke it."""

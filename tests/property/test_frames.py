@@ -8,7 +8,6 @@ from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from websockets.asyncio.client import ClientConnection
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 from websockets.utils import accept_key
@@ -22,7 +21,7 @@ class Plodding(FeedConnection):
     """The same connection, with every frame read by the library."""
 
     def data_received(self, data: bytes) -> None:
-        ClientConnection.data_received(self, data)
+        self._give(data)
 
 
 def frame(head: int, payload: bytes, *, mask: bool = False) -> bytes:
