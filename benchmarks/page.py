@@ -45,6 +45,7 @@ def write(results: dict[str, Any]) -> None:
         "copies": _rates(results["copies"], "none", first="already there"),
         "profile": _profile(results["profile"]),
         "ceiling": _ceiling(results),
+        "daemon": f"{results['end_to_end']['ingestor']['cpu'] * results['end_to_end']['ingestor']['rate'] / 1e6:.0%}",
         "server": f"{results['end_to_end']['ingestor']['server']:.0%}",
     }
     text = TEXT.read_text(encoding="utf-8")
@@ -87,7 +88,7 @@ def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, size, most in (
         ("memory at rest", ours["rest"], 60),
         ("memory at 10,000 ticks/s", steady, 120),
-        ("memory when flooded, at most", ours["memory"], 120),
+        ("memory with 500,000 ticks at once", ours["memory"], 120),
     ):
         found.append((name, f"≤ {most} MB", f"{size / 1e6:.0f} MB", size <= most * 1e6))
     deflate = results["deflate"]
@@ -113,8 +114,8 @@ def _ceiling(results: dict[str, Any]) -> str:
     psql = results["store"]["by_psql"]["rate"]
     found = {name: psql / results["end_to_end"][name]["rate"] for name in ("official_client", "cryptofeed")}
     return (
-        f"even `psql`, which only copies prepared rows into the same table, is {found['official_client']:.1f} times as fast "
-        f"as the official client's way, and {found['cryptofeed']:.1f} times as fast as cryptofeed's."
+        f"even `psql`, which only copies prepared rows into the same table, is {found['official_client']:.1f} times as "
+        f"fast as the official client's way, and {found['cryptofeed']:.1f} times as fast as cryptofeed's."
     )
 
 
@@ -127,7 +128,7 @@ def _rates(measured: dict[str, dict[str, float]], base: str, first: str = "", *,
     rows = []
     for name, each in measured.items():
         row = [
-            NAMES.get(name, f"{int(name):,}" if name.isdigit() else name),
+            NAMES.get(name, f"{int(name):,}" if name.isdigit() else name.replace("1 symbols", "1 symbol")),
             f"{each['rate']:,.0f}",
             f"{each['lowest']:,.0f} to {each['highest']:,.0f}",
             f"{each['rate'] / measured[base]['rate']:.2f}",

@@ -40,7 +40,7 @@ class FeedConnection(ClientConnection):
     waits between the socket and the batch, so when a pong resolves, every message before it has been handled.
 
     Plain text messages do not even pass through the library, whose way costs as much for a frame as all the rest that
-    we do for the tick in it: without this the receiver takes twice the processor time (docs/explanation/performance.md).
+    we do for the tick in it: the receiver would take twice the processor time (docs/explanation/performance.md).
     Whatever is not plain (control frames, fragments, compressed or large messages, one that a read has cut, a broken
     frame) goes the library's way.
     """
