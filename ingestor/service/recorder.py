@@ -163,7 +163,8 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            age = (self.clock.now() - self._first_at) / SECOND
+            # Stamps of one read run ahead of the clock where making a row takes less than a microsecond.
+            age = max(0.0, (self.clock.now() - self._first_at) / SECOND)
         self.check_time()
         batch = self._batcher.close(end, proved=not self._is_broken and self._doubt_since is None)
         self._telemetry.batch_closed(batch, age)
