@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.frames import Load
-from benchmarks.measure import Measured, Run, end_to_end, in_turn, latency, loads, loop, rival
+from benchmarks.measure import Measured, Run, end_to_end, from_empty, in_turn, latency, loads, loop, rival
 from benchmarks.page import write
 from benchmarks.profiles import profile
 from benchmarks.stage import ROOT, Database, Generator
@@ -46,7 +45,7 @@ FROM (SELECT n, date_trunc('month', now()) + n * (now() - date_trunc('month', no
 def main() -> None:
     """Run everything."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="also 100 million rows and a spool of ten million (hours)")
+    parser.add_argument("--full", action="store_true", help="also 100 million rows and a spool of ten million")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--page", action="store_true", help="only write the page anew from the figures that are there")
     options = parser.parse_args()
@@ -74,11 +73,10 @@ def measure(rounds: int, *, full: bool) -> dict[str, Any]:
         results["loads"] = loads(
             database,
             {
-                **{f"{n} symbols": Load(TICKS, symbols=n) for n in (1, 50, 500, 5_000)},
+                **{f"{n:,} symbol{'s' * (n > 1)}": Load(TICKS, symbols=n) for n in (1, 50, 500, 5_000)},
                 "1 symbol, every tick equal": Load(TICKS, symbols=1, duplicates=1),
             },
             rounds,
-            print,
         )
         say("Ticks that are in the database already")
         results["copies"] = copies(database, rounds)
@@ -101,24 +99,19 @@ def receive(rounds: int, *, deflate: bool) -> Measured:
         }
         subjects["bare, uvloop"] = partial(loop, "bare", generator, uvloop=True)
         subjects["record, uvloop"] = partial(loop, "record", generator, uvloop=True)
-        return in_turn(rounds, subjects, print)
+        return in_turn(rounds, subjects)
 
 
 def whole(database: Database, rounds: int) -> Measured:
     """Measure the daemon, the bare loop and the usual ways in turn."""
     with Generator(Load(TICKS)) as generator:
-
-        def emptied(run: Callable[[], Run]) -> Run:
-            database.empty()
-            return run()
-
         subjects: dict[str, Callable[[], Run]] = {
             "bare": partial(loop, "bare", generator),
-            "ingestor": partial(emptied, partial(end_to_end, database, generator)),
+            "ingestor": partial(from_empty, database, generator),
         }
         for name, ticks in RIVALS.items():
-            subjects[name] = partial(emptied, partial(rival, name, database, Load(ticks)))
-        return in_turn(rounds, subjects, print)
+            subjects[name] = partial(rival, name, database, Load(ticks))
+        return in_turn(rounds, subjects)
 
 
 def store(database: Database, rounds: int, spooled: int) -> Measured:
@@ -129,7 +122,7 @@ def store(database: Database, rounds: int, spooled: int) -> Measured:
         database.empty()
         return Run(spooled / write_all(database, made), 0.0)
 
-    return in_turn(rounds, {f.__name__: partial(run, f) for f in (by_psql, by_store, by_spool)}, print)
+    return in_turn(rounds, {f.__name__: partial(run, f) for f in (by_psql, by_store, by_spool)})
 
 
 def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
@@ -141,17 +134,12 @@ def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
             if rows:
                 database.execute(_FILL.format(rows=rows))
                 database.execute("VACUUM ANALYZE market.ticks")
-            database.execute("CHECKPOINT")
 
             def run() -> Run:
-                # What the last run wrote goes; what was there before stays.
-                database.execute("DELETE FROM market.ticks WHERE received_at <> time")
-                database.execute("VACUUM market.ticks")
-                database.execute("TRUNCATE ingest.stream_sessions CASCADE")
-                database.execute("CHECKPOINT")
+                database.keep("received_at = time")  # what was there before; what the last run wrote goes
                 return end_to_end(database, generator)
 
-            found |= in_turn(rounds, {str(rows): run}, print)
+            found |= in_turn(rounds, {str(rows): run})
     return found
 
 
@@ -160,48 +148,24 @@ def copies(database: Database, rounds: int) -> Measured:
     with Generator(Load(TICKS)) as generator:
 
         def again(keep: str) -> Run:
-            database.empty()
-            end_to_end(database, generator)
-            database.execute(f"DELETE FROM market.ticks WHERE NOT ({keep})")
-            database.execute("VACUUM market.ticks")
-            database.execute("TRUNCATE ingest.stream_sessions CASCADE")
-            database.execute("CHECKPOINT")
+            from_empty(database, generator)
+            database.keep(keep)
             return end_to_end(database, generator)
 
         subjects = {"none": "false", "1 %": "volume % 100 = 0", "100 %": "true"}
-        return in_turn(rounds, {name: partial(again, keep) for name, keep in subjects.items()}, print)
+        return in_turn(rounds, {name: partial(again, keep) for name, keep in subjects.items()})
 
 
 def sink() -> float:
     """Return the rate at which the generator sends to somebody who throws bytes away."""
-    with Generator(Load(TICKS)) as generator, tempfile.TemporaryDirectory() as directory:
-        script = Path(directory, "sink.py")
-        script.write_text(_SINK, encoding="utf-8")
-        with subprocess.Popen([sys.executable, str(script), generator.url], cwd=ROOT, env=_environment()) as process:
+    with Generator(Load(TICKS)) as generator:
+        command = [sys.executable, "-m", "benchmarks.sink", generator.url]
+        with subprocess.Popen(command, cwd=ROOT) as process:
             generator.wait_for_a_receiver()
             generator.go()
             began, sent = generator.times()
             process.kill()
         return TICKS / (sent - began)
-
-
-_SINK = """
-import socket, sys
-from urllib.parse import urlsplit
-from websockets.client import ClientProtocol
-from websockets.uri import parse_uri
-
-protocol = ClientProtocol(parse_uri(sys.argv[1]))
-connection = socket.create_connection(("127.0.0.1", urlsplit(sys.argv[1]).port))
-protocol.send_request(protocol.connect())
-connection.sendall(b"".join(protocol.data_to_send()))
-protocol.receive_data(connection.recv(65536))
-protocol.send_text(b"token")
-connection.sendall(b"".join(protocol.data_to_send()))
-space = bytearray(2**20)
-while connection.recv_into(space):
-    pass
-"""
 
 
 def machine() -> dict[str, Any]:
@@ -223,10 +187,6 @@ def say(text: str) -> None:
 def _cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from ingestor.model import SECOND, Micros, Tick
+from ingestor.model import Micros, Tick
 from ingestor.stream.protocol import Decoder
 
 TIMEZONE = "Pacific/Auckland"
+TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any
 PER_SECOND = 5_000
 """Ticks that share a second of the exchange's time, as in a burst."""
 
@@ -73,11 +74,6 @@ def ticks(messages: list[bytes], received_at: Micros) -> list[Tick]:
     found = [decoder.decode(message, received_at) for message in messages]
     assert all(isinstance(each, Tick) for each in found)
     return found  # type: ignore[return-value]
-
-
-def now() -> Micros:
-    """Return this instant."""
-    return round(datetime.now(UTC).timestamp() * SECOND)
 
 
 def _deflated(payload: bytes) -> bytes:

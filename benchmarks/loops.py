@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from websockets.asyncio.client import connect
 
-from benchmarks.frames import TIMEZONE
+from benchmarks.frames import TIMEZONE, TOKEN
 from ingestor.buffer.fifo import Buffer
 from ingestor.clock import SessionClock, SystemClock
 from ingestor.service.recorder import new_recorder
@@ -20,8 +20,6 @@ from ingestor.settings import load
 from ingestor.stream.connection import FeedConnection, Handler, open_connection, send
 from ingestor.stream.protocol import Decoder, authenticate
 from ingestor.telemetry.events import Telemetry
-
-TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any
 
 
 @dataclass(slots=True)

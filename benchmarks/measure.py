@@ -72,8 +72,15 @@ def end_to_end(database: Database, generator: Generator) -> Run:
     return Run(ticks / (ended - began), cpu / ticks * 1e6, memory, rest, served / (ended - began))
 
 
+def from_empty(database: Database, generator: Generator) -> Run:
+    """Do that from an empty database."""
+    database.empty()
+    return end_to_end(database, generator)
+
+
 def rival(name: str, database: Database, load: Load) -> Run:
-    """Let one of `benchmarks.rivals` take everything."""
+    """Let one of `benchmarks.rivals` take everything, from an empty database."""
+    database.empty()
     database.execute(_TRADES)
     port = OFFICIAL_PORT if name == "official_client" else 0
     table = "public.trades" if name == "cryptofeed" else "market.ticks"
@@ -91,14 +98,14 @@ def rival(name: str, database: Database, load: Load) -> Run:
                 process.kill()
 
 
-def in_turn(rounds: int, subjects: Mapping[str, Callable[[], Run]], say: Callable[[str], None]) -> Measured:
-    """Run each subject once a round, in turn; return the medians by subject."""
+def in_turn(rounds: int, subjects: Mapping[str, Callable[[], Run]]) -> Measured:
+    """Run each subject once a round, in turn, and print; return the medians by subject."""
     runs: dict[str, list[Run]] = {name: [] for name in subjects}
     for number in range(rounds):
         for name, run in subjects.items():
             found = run()
             runs[name].append(found)
-            say(f"  {number + 1} of {rounds}  {name:32} {found.rate:>10,.0f} ticks/s  {found.cpu:6.2f} µs a tick")
+            print(f"  {number + 1} of {rounds}  {name:32} {found.rate:>10,.0f} ticks/s  {found.cpu:6.2f} µs a tick")
     return {name: summary(each) for name, each in runs.items()}
 
 
@@ -116,17 +123,11 @@ def summary(runs: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def loads(database: Database, chosen: dict[str, Load], rounds: int, say: Callable[[str], None]) -> Measured:
+def loads(database: Database, chosen: dict[str, Load], rounds: int) -> Measured:
     """Measure end to end by several loads, in turn, each into an empty table."""
     with ExitStack() as stack:
         generators = {name: stack.enter_context(Generator(load)) for name, load in chosen.items()}
-
-        def run(generator: Generator) -> Run:
-            database.empty()
-            return end_to_end(database, generator)
-
-        subjects = {name: partial(run, each) for name, each in generators.items()}
-        return in_turn(rounds, subjects, say)
+        return in_turn(rounds, {name: partial(from_empty, database, each) for name, each in generators.items()})
 
 
 def latency(database: Database, rate: float, seconds: float) -> dict[str, float]:

@@ -41,7 +41,7 @@ def write(results: dict[str, Any]) -> None:
         "store": _rates(results["store"], "by_psql", cpu=False),
         "latency": _latency(results["latency"]),
         "filled": _rates(results["filled"], "0", first="rows before"),
-        "loads": _rates(results["loads"], "1 symbols", first="load"),
+        "loads": _rates(results["loads"], "1 symbol", first="load"),
         "copies": _rates(results["copies"], "none", first="already there"),
         "profile": _profile(results["profile"]),
         "ceiling": _ceiling(results),
@@ -128,7 +128,7 @@ def _rates(measured: dict[str, dict[str, float]], base: str, first: str = "", *,
     rows = []
     for name, each in measured.items():
         row = [
-            NAMES.get(name, f"{int(name):,}" if name.isdigit() else name.replace("1 symbols", "1 symbol")),
+            NAMES.get(name, f"{int(name):,}" if name.isdigit() else name),
             f"{each['rate']:,.0f}",
             f"{each['lowest']:,.0f} to {each['highest']:,.0f}",
             f"{each['rate'] / measured[base]['rate']:.2f}",

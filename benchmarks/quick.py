@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from benchmarks.frames import Load
-from benchmarks.measure import Run, end_to_end, in_turn, loop
+from benchmarks.measure import from_empty, in_turn, loop
 from benchmarks.stage import Database, Generator
 from benchmarks.storing import batches, by_psql, by_store
 from ingestor.telemetry.log import configure
@@ -28,21 +28,16 @@ END_TO_END_GOAL = 0.60
 """Of the bare loop's rate."""
 
 
-def quick(say: Callable[[str], None]) -> dict[str, float]:
+def quick() -> dict[str, float]:
     """Return costs as ratios, of which each is better when lower."""
     made = batches(TICKS)
     with Database() as database, Generator(Load(TICKS)) as generator:
-
-        def whole() -> Run:
-            database.empty()
-            return end_to_end(database, generator)
-
         subjects = {
-            "bare": lambda: loop("bare", generator),
-            "receive": lambda: loop("record", generator),
-            "end to end": whole,
+            "bare": partial(loop, "bare", generator),
+            "receive": partial(loop, "record", generator),
+            "end to end": partial(from_empty, database, generator),
         }
-        found = in_turn(ROUNDS, subjects, say)
+        found = in_turn(ROUNDS, subjects)
         stored: list[float] = []
         copied: list[float] = []
         for _ in range(ROUNDS):
@@ -64,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     configure("error", "auto")
     if options.commit:
-        tries = [quick(print) for _ in range(TRIES)]
+        tries = [quick() for _ in range(TRIES)]
         figures = {name: round(median(each[name] for each in tries), 3) for name in tries[0]}
         COMMITTED.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         print(f"Kept in {COMMITTED.name}: {figures}")
@@ -73,7 +68,7 @@ def main() -> None:
     best: dict[str, float] = {}
     dearer = list(committed)
     for _ in range(TRIES):
-        best = {name: min(value, best.get(name, value)) for name, value in quick(print).items()}
+        best = {name: min(value, best.get(name, value)) for name, value in quick().items()}
         dearer = [name for name in committed if best[name] > limit(name, committed[name])]
         if not dearer:
             break

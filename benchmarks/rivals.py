@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import asyncpg
 from websockets.asyncio.client import connect
 
+from benchmarks.frames import TOKEN
 from ingestor.batch import COLUMNS
 
-TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any
 BATCH = 1_000
 """Rows that are sent at once."""
 

@@ -18,13 +18,13 @@ from typing import Any, Self
 
 import psycopg
 
-from benchmarks.frames import Load
+from benchmarks.frames import TOKEN, Load
 from ingestor import settings as configuration
 from ingestor.embedded import EmbeddedServer
 from ingestor.store.migrate import migrate
+from tests.processes import DaemonProcess
 
 ROOT = Path(__file__).parents[1]
-TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any
 PATIENCE = 120.0
 """Seconds after which something that should have happened never will."""
 
@@ -54,11 +54,6 @@ class Database:
         self._connection.close()
         self._server.__exit__(kind, error, trace)
 
-    @property
-    def pid(self) -> int:
-        """The server's first process."""
-        return self._server.pid
-
     def empty(self) -> None:
         """Take all ticks and sessions away."""
         self.execute(
@@ -66,6 +61,13 @@ class Database:
             "SELECT ingest.ensure_partition((date_trunc('month', now()) + n * interval '1 month')::date) "
             "FROM generate_series(-1, 2) AS n"
         )
+        self.execute("CHECKPOINT")
+
+    def keep(self, ticks: str) -> None:
+        """Take all sessions away, and the ticks but those that a condition names."""
+        self.execute(f"DELETE FROM market.ticks WHERE NOT ({ticks})")
+        self.execute("VACUUM market.ticks")
+        self.execute("TRUNCATE ingest.stream_sessions CASCADE")
         self.execute("CHECKPOINT")
 
     def execute(self, sql: str) -> None:
@@ -154,32 +156,24 @@ class Process:
 
 
 @contextlib.contextmanager
-def daemon(database: Database, generator: Generator, **settings: str) -> Iterator[Process]:
+def daemon(database: Database, generator: Generator) -> Iterator[Process]:
     """Run `ingestor run` with its default settings, connected to the generator; stop it in order."""
     with tempfile.TemporaryDirectory(prefix="ingestor-bench-") as directory:
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": directory,
-            "INGESTOR_TOKEN": TOKEN,
-            "INGESTOR_STREAM_URL": generator.url,
-            "INGESTOR_DATABASE_URL": database.url,
-            "INGESTOR_SPOOL_DIR": directory,
-            "INGESTOR_HTTP_PORT": "0",
-            "INGESTOR_INSTANCE": "bench",
-            **settings,
-        }
-        command = [str(Path(sys.executable).with_name("ingestor")), "run"]
-        with (
-            Path(directory, "log").open("wb") as log,
-            subprocess.Popen(command, env=environment, cwd=directory, stderr=log) as process,
-        ):
-            try:
-                generator.wait_for_a_receiver()
-                until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE authenticated_at IS NOT NULL", 1)
-                yield Process(process.pid)
-            finally:
-                process.terminate()
-                process.wait(30)
+        process = DaemonProcess(
+            Path(directory, "log"),
+            token=TOKEN,
+            stream_url=generator.url,
+            database_url=database.url,
+            spool_dir=directory,
+            instance="bench",
+        )
+        process.start()
+        try:
+            generator.wait_for_a_receiver()
+            until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE authenticated_at IS NOT NULL", 1)
+            yield Process(process.pid)
+        finally:
+            process.stop()
 
 
 def until(database: Database, sql: str, value: int, pause: float = 0.005) -> float:

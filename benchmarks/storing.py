@@ -6,13 +6,13 @@ import asyncio
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.frames import Load, now, payloads, ticks
+from benchmarks.frames import Load, payloads, ticks
 from benchmarks.stage import Database
 from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER, Batcher
-from ingestor.buffer.fifo import MAX_BYTES, MAX_ROWS, Buffer
+from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Spool
 from ingestor.clock import SystemClock
 from ingestor.model import Batch, Session
@@ -26,7 +26,7 @@ from ingestor.telemetry.events import Telemetry
 def batches(count: int) -> list[Batch]:
     """Return full batches of one session."""
     settings = load()
-    at = now()
+    at = SystemClock().wall()
     session = Session(new_session_id(at), "bench", "ws://localhost/", at, "replay")
     batcher = Batcher(session, max_rows=settings.batch_max_rows, occurrence_keys=settings.occurrence_keys)
     made: list[Batch] = []
@@ -39,14 +39,18 @@ def batches(count: int) -> list[Batch]:
 
 
 def by_store(database: Database, made: Sequence[Batch]) -> float:
-    """Write them as the daemon's writer does, joined as the buffer joins them; return seconds."""
+    """Write them out of a buffer in memory, joined as it joins them; return seconds."""
 
     async def write() -> float:
+        buffer = Buffer(memory_max_bytes=2**40, clock=SystemClock(), telemetry=Telemetry())
+        for batch in made:
+            buffer.put(batch)
         store = Store(database.url, write_timeout=60)
         await store.open()
         began = time.perf_counter()
-        for joined in _joined(made):
-            await store.write(joined)
+        while buffer.size:
+            await store.write(await buffer.take())
+            await buffer.done()
         seconds = time.perf_counter() - began
         await store.close()
         return seconds
@@ -104,16 +108,3 @@ def _buffer(directory: Path) -> Buffer:
         spool_max_bytes=2**34,
         spool_after=3600,
     )
-
-
-def _joined(made: Sequence[Batch]) -> Iterator[list[Batch]]:
-    """Join as `Buffer.take` does."""
-    group: list[Batch] = []
-    rows = size = 0
-    for batch in made:
-        rows, size = rows + batch.count, size + batch.size
-        if group and (rows > MAX_ROWS or size > MAX_BYTES):
-            yield group
-            group, rows, size = [], batch.count, batch.size
-        group.append(batch)
-    yield group

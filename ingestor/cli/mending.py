@@ -52,10 +52,12 @@ async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
     write(page, as_html(report))
     if console.is_terminal:
         console.print(f"The same report as a page (ingestor gaps --format html): {page}", soft_wrap=True)
-    return [
-        *([f"{made - same:,} of the market's {made:,} bars are not as they were made."] if made != same else ()),
-        *([f"Coverage is {report.totals.percent} % after the backfill."] if report.totals.percent != 100 else ()),
-    ]
+    problems: list[str] = []
+    if made != same:
+        problems.append(f"{made - same:,} of the market's {made:,} bars are not as they were made.")
+    if report.totals.percent != 100:
+        problems.append(f"Coverage is {report.totals.percent} % after the backfill.")
+    return problems
 
 
 async def _look(demo: Demo) -> tuple[Report, datetime]:

@@ -125,10 +125,10 @@ class FeedConnection(ClientConnection):
 
     def _shake_hands(self, data: bytes) -> bytes:
         """Give the handshake's answer to the library, and return what came behind it."""
-        known = len(self._handshake)
-        found = (self._handshake + data).find(_HEADERS_END)
-        end = len(data) if found < 0 else found + len(_HEADERS_END) - known
-        self._handshake = (self._handshake + data)[-len(_HEADERS_END) + 1 :]
+        seen = self._handshake + data
+        found = seen.find(_HEADERS_END)
+        end = len(data) if found < 0 else found + len(_HEADERS_END) - len(self._handshake)
+        self._handshake = seen[1 - len(_HEADERS_END) :]
         self._give(data[:end])
         return data[end:]
 

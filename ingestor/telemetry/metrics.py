@@ -18,7 +18,7 @@ from ingestor.model import SECOND, EndReason, Reason
 from ingestor.telemetry.events import STREAM_STATES, Telemetry
 from ingestor.telemetry.readiness import CHECKS
 
-_CAUSES = sorted(set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED})
+_CAUSES = set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED}
 """Ends of a session after which the stream is opened again by the same process."""
 
 
@@ -72,23 +72,14 @@ class _Events(Collector):
             ("spools_damaged", "Spool files that could not be read and were set aside.", counts.spools_damaged),
         ):
             yield CounterMetricFamily(f"ingestor_{name}", text, value)
-        for name, label, text, by_label in (
-            (
-                "rejections",
-                "reason",
-                "Messages that were not stored as ticks, by reason.",
-                dict.fromkeys(Reason, 0) | counts.rejected,
-            ),
-            (
-                "reconnects",
-                "cause",
-                "How often the stream had to be opened again, by cause.",
-                dict.fromkeys(_CAUSES, 0) | counts.reconnects,
-            ),
+        rejections, reconnects = counts.rejected, counts.reconnects
+        for name, label, text, known, by_label in (
+            ("rejections", "reason", "Messages that were not stored as ticks, by reason.", Reason, rejections),
+            ("reconnects", "cause", "How often the stream had to be opened again, by cause.", _CAUSES, reconnects),
         ):
-            # What can be known beforehand begins with 0: an increase from nothing to 1 is none to Prometheus.
             family = CounterMetricFamily(f"ingestor_{name}", text, labels=[label])
-            for key, value in sorted(by_label.items()):
+            # What can be known beforehand begins with 0: an increase from nothing to 1 is none to Prometheus.
+            for key, value in sorted((dict.fromkeys(known, 0) | by_label).items()):
                 family.add_metric([key], value)
             yield family
         for histogram in self._telemetry.histograms:
