@@ -108,6 +108,7 @@ class Buffer:
         self._newest += self._spool.last
         self._memory.shift(self._spool.last)
         self._spooled = self._inherited = self._spool.last
+        self._committed = self._spool.forgotten
         if self._spool.depth:
             self._telemetry.spool_found(batches=self._spool.depth, size=self._spool.size)
         self._note()
@@ -328,9 +329,9 @@ class Buffer:
     def _tell_damage(self) -> None:
         """Name the damaged files that were not named yet, even where nobody waited for the call that found one."""
         if self._spool is not None:
-            found, self._told = self._spool.set_aside[self._told :], len(self._spool.set_aside)
-            for path in found:
-                self._telemetry.spool_damaged(path)
+            found, self._told = self._spool.damages[self._told :], len(self._spool.damages)
+            for damage in found:
+                self._telemetry.spool_damaged(damage.path, damage.why)
 
     def _seconds_to_spool(self) -> float:
         """Return how long what is in memory may stay there; 0 where it must go to the disk now."""

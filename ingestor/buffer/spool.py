@@ -2,33 +2,31 @@
 
 Everything here waits for the disk, so it belongs into a thread of its own; nothing here is meant for two threads at
 once. What `append` has returned for survives a power loss (WAL with `synchronous=FULL`).
+
+Three things can go wrong. The disk takes nothing now: `SpoolUnavailableError`, and the next call tries again. The file
+is damaged: `SpoolDamagedError`, and the next call finds an empty one. A newer version wrote it: `ConfigurationError`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import shutil
 import sqlite3
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import TypeVar
 
 import msgspec
 
+from ingestor.buffer import spool_file
+from ingestor.buffer.lock import DirectoryLock
+from ingestor.buffer.reserve import Reserve
+from ingestor.buffer.spool_format import FileDamagedError, NewerFormatError, QueueState, body_of, row_of
+from ingestor.buffer.watermark import Watermark
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import Batch
-
-FORMAT = 1
-"""`PRAGMA user_version` of the file. Fields that a batch has since gained have defaults, so they need no new one."""
-
-BALLAST = 16 * 2**20
-"""Bytes kept in reserve. On a full disk SQLite can't even delete, so this is removed first and made again later."""
 
 CHECKPOINT_PAGES = 1000
 """SQLite's default: after so many pages of 4 KiB the log is brought into the file."""
@@ -39,34 +37,31 @@ VACUUM_PAGES = 256
 VACUUM_STEP = 4096
 """Pages given back in one step, so that a batch that must go to the disk never waits long."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS batches (
-    position INTEGER PRIMARY KEY,
-    bytes INTEGER NOT NULL,
-    ticks INTEGER NOT NULL,
-    checksum INTEGER NOT NULL,
-    body BLOB NOT NULL
-)
-"""
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+MAX_SET_ASIDE = 16
+"""Damaged files of one day. A disk that damages more is one that takes nothing, and is not to be filled with them."""
 
-_FILES = ("-wal", "")
-"""In the order in which they may go: a log without its file would be taken for that of the next file."""
-
-_Change: TypeAlias = tuple[int, int]
-"""By how much the number of batches and the size of their bodies change."""
+_NOTHING = QueueState(0)
+_T = TypeVar("_T")
 
 
 class SpoolUnavailableError(IngestorError):
-    """The disk takes nothing now, for want of space most likely. What was written before is still there."""
+    """The disk takes nothing now, for want of space most likely. What was written before is still there.
+
+    `may_be_damage` says whether the file itself may be the reason.
+    """
+
+    def __init__(self, message: str, *, may_be_damage: bool = False) -> None:
+        super().__init__(message, hint="See that its disk has room and can be written to.")
+        self.may_be_damage = may_be_damage
 
 
 class SpoolDamagedError(IngestorError):
-    """The file can't be read; it was set aside as `path`, and an empty one took its place."""
+    """The file can't be read; it was set aside as `path`, and an empty one takes its place."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"The spool was damaged ({why}) and set aside as {path}.")
         self.path = path
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,45 +73,55 @@ class Entry:
 
 
 class Spool:
-    """The queue on disk, in `directory`. `size` and `depth` count the bodies and the batches that it holds."""
+    """The queue on disk, in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "spool.db"
-        self.size = 0
-        self.depth = 0
-        self.last = 0
-        """The position of the newest batch, 0 where there is none."""
         self.is_full = False
         """Whether the disk was full, and has not had room for the ballast since."""
         self.is_slack = False
         """Whether the file is mostly free, so that `shrink` has something to do."""
-        self.set_aside: list[Path] = []
-        """The damaged files that were found, under their new names."""
-        self._ballast = directory / "ballast"
-        self._lock_path = directory / "lock"
-        self._lock: IO[str] | None = None
+        self.damages: list[SpoolDamagedError] = []
+        """The damaged files that were found."""
+        self._state = _NOTHING
+        self._reserve = Reserve(directory)
+        self._watermark = Watermark(directory / "watermark")
+        self._lock = DirectoryLock(directory)
         self._connection: sqlite3.Connection | None = None
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Batch).decode
 
+    @property
+    def size(self) -> int:
+        """Bytes of the bodies that it holds."""
+        return self._state.size
+
+    @property
+    def depth(self) -> int:
+        """Batches that it holds."""
+        return self._state.depth
+
+    @property
+    def last(self) -> int:
+        """The position of the newest batch that this file ever held, 0 where there was none."""
+        return self._state.last
+
+    @property
+    def forgotten(self) -> int:
+        """The position up to which batches have left this file; `last` where it is empty."""
+        return self._state.forgotten
+
+    @property
+    def set_aside(self) -> list[Path]:
+        """The damaged files that were found, under their new names."""
+        return [each.path for each in self.damages]
+
     def claim(self) -> None:
         """Take possession. Raises ConfigurationError where another process owns the directory."""
-        file = self._open_lock()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            owner = file.read(20).strip()
-            file.close()
-            raise ConfigurationError(
-                f"INGESTOR_SPOOL_DIR: {self.path.parent} is in use by another ingestor"
-                f"{f' (process {owner})' if owner else ''}. Stop it, or give each one a directory of its own."
-            ) from None
-        self._lock = file
-        with contextlib.suppress(OSError):  # on a full disk it owns the directory without saying its number
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
+            self._lock.claim()
+        except OSError as error:
+            raise self._unavailable(error) from error
 
     def open(self) -> None:
         """Count what is there; the directory is claimed first, if it was not. Takes seconds: it reads the whole file.
@@ -124,75 +129,63 @@ class Spool:
         A damaged file is set aside. Raises ConfigurationError where a newer version wrote the file, and
         SpoolUnavailableError where the disk does not take even an empty queue.
         """
-        if self._lock is None:
+        if not self._lock.is_ours:
             self.claim()
-        with contextlib.suppress(SpoolDamagedError):
-            self._with_reserve(self._connect)
+        try:
+            self._attempt(self._ensure_connected)
+        except SpoolDamagedError:
+            try:
+                self._attempt(self._ensure_connected)
+            except SpoolDamagedError as error:  # so soon: its disk is at fault
+                raise self._unavailable(error) from error
         self.restore_reserve()
 
     def close(self) -> None:
         """Let go of the file and of the directory."""
         self._disconnect()
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._watermark.close()
+        self._lock.release()
 
     def restore_reserve(self) -> None:
         """Make the ballast, if it is not there and the disk has room for twice as much."""
-        draft = self._ballast.with_suffix(".new")
-        try:
-            if not self._ballast.exists():
-                if shutil.disk_usage(self.path.parent).free < 2 * BALLAST:
-                    return
-                with draft.open("wb") as file:
-                    file.write(os.urandom(BALLAST))  # random: a file system may keep zeros without using space
-                    os.fsync(file.fileno())
-                draft.replace(self._ballast)
+        if self._reserve.restore():
             self._go_easy(False)
-        except OSError:
-            with contextlib.suppress(OSError):
-                draft.unlink()
 
     def append(self, entries: Sequence[Entry], *, replaced: int | None = None) -> None:
         """Add batches behind the others, all or none, and drop the one at `replaced`.
 
         An append of unknown outcome can be repeated: what lies at or behind the first position gives way.
         """
+        first = entries[0].position
 
-        def change(connection: sqlite3.Connection) -> _Change:
-            gone = _remove(connection, "position >= ? OR position = ?", (entries[0].position, replaced))
-            size = 0
+        def change(connection: sqlite3.Connection, state: QueueState) -> QueueState:
+            state = spool_file.remove(connection, state, "position >= ? OR position = ?", (first, replaced))
+            state = replace(state, forgotten=min(state.forgotten, first - 1))
+            previous, size = spool_file.newest_position(connection, state), state.size
             for entry in entries:
                 body = self._encode(entry.batch)
-                row = (entry.position, len(body), entry.batch.count, zlib.crc32(body), body)
-                connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?)", row)
-                size += len(body)
-            return gone[0] + len(entries), gone[1] + size
+                row = row_of(state.file, entry.position, previous, body)
+                connection.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", row)
+                previous, size = entry.position, size + len(body)
+            return replace(state, last=previous, depth=state.depth + len(entries), size=size)
 
-        self._write(change)
-        self.last = entries[-1].position
+        self._attempt(partial(self._commit, change), needs=2 * sum(entry.batch.size for entry in entries))
 
     def read(self, after: int, max_rows: int, max_bytes: int) -> list[Entry]:
         """Return the oldest batches behind position `after`, up to the limits, at least one if there is any."""
-        found: list[tuple[int, bytes, int]] = []
-        rows = size = 0
-        with self._connected() as connection, contextlib.closing(connection.cursor()) as cursor:
-            cursor.execute(
-                "SELECT position, body, checksum, ticks FROM batches WHERE position > ? ORDER BY position", (after,)
-            )
-            for position, body, checksum, ticks in cursor:
-                rows, size = rows + ticks, size + len(body)
-                if found and (rows > max_rows or size > max_bytes):
-                    break
-                found.append((position, body, checksum))
-        return [Entry(position, self._decoded(body, checksum)) for position, body, checksum in found]
+        return self._attempt(partial(self._read, after, max_rows, max_bytes), writes=False)
 
     def forget(self, upto: int) -> None:
         """Delete the batches up to that position: they are committed."""
         if self.is_full and upto >= self.last:
             self._renew()
             return
-        self._write(lambda connection: _remove(connection, "position <= ?", (upto,)))
+
+        def change(connection: sqlite3.Connection, state: QueueState) -> QueueState:
+            state = spool_file.remove(connection, state, "position <= ?", (upto,))
+            return replace(state, forgotten=max(state.forgotten, min(upto, state.last)))
+
+        self._attempt(partial(self._commit, change))
         with self._connected() as connection:
             self.is_slack = _is_slack(connection)
 
@@ -202,55 +195,125 @@ class Spool:
         if self.is_full:
             return
         with self._connected() as connection:
+            before = sum(spool_file.free_and_used_pages(connection))
             connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_STEP}); PRAGMA wal_checkpoint(TRUNCATE)")
-            self.is_slack = _is_slack(connection)
+            shrank = sum(spool_file.free_and_used_pages(connection)) < before
+            self.is_slack = shrank and _is_slack(connection)
+
+    def _read(self, after: int, max_rows: int, max_bytes: int) -> list[Entry]:
+        found: list[Entry] = []
+        rows = size = 0
+        with self._connected() as connection, contextlib.closing(connection.cursor()) as cursor:
+            state = self._current(connection)
+            reached = max(after, state.forgotten)
+            cursor.execute(
+                "SELECT coalesce(length(body), 0), position, previous, checksum, body FROM batches "
+                "WHERE position > ? ORDER BY position",
+                (reached,),
+            )
+            for length, *row in cursor:
+                size += length
+                if found and size > max_bytes:
+                    return found
+                body = body_of(state.file, row)
+                position, previous, *_ = row
+                if previous != reached if found else previous > reached:
+                    raise FileDamagedError(f"batch {previous} is missing")
+                batch = self._decoded(body)
+                rows += batch.count
+                if found and rows > max_rows:
+                    return found
+                found.append(Entry(position, batch))
+                reached = position
+            if reached < state.last:
+                raise FileDamagedError(f"the batches from {reached + 1} to {state.last} are missing")
+        return found
+
+    def _decoded(self, body: bytes) -> Batch:
+        try:
+            return self._decode(body)
+        except Exception as error:  # the checksum is right, so another version wrote it; whatever it is: unreadable
+            raise FileDamagedError(f"a batch cannot be read: {error}") from error
+
+    def _commit(self, change: Callable[[sqlite3.Connection, QueueState], QueueState]) -> None:
+        """Commit a change, or nothing of it."""
+        with self._connected() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                state = change(connection, self._current(connection))
+                if not state.is_consistent:
+                    raise FileDamagedError(f"it counts {state}")
+                spool_file.write_state(connection, state)
+                connection.execute("COMMIT")
+            finally:
+                self._roll_back(connection)
+            self._state = state
+            self._watermark.write(state)
+
+    def _current(self, connection: sqlite3.Connection) -> QueueState:
+        """Return the state in the file: it is ahead of ours where the outcome of a commit was not known."""
+        state = spool_file.read_state(connection)
+        if state.file != self._state.file or state.last < self._state.last:
+            raise FileDamagedError("the state of the queue is an older one")
+        self._state = state
+        return state
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._disconnect()
 
     def _renew(self) -> None:
         """Begin a new file in place of one that holds nothing any more: the surest way to free its space."""
         self._disconnect()
         with self._translated():
-            for suffix in _FILES:
-                Path(f"{self.path}{suffix}").unlink(missing_ok=True)
-        self._connect()
+            # Should the file come back after a crash in its older form, without its log: nothing of it is missing.
+            self._watermark.write(replace(self._state, forgotten=self.last, depth=0, size=0))
+            spool_file.unlink(self.path)
+        self._state = _NOTHING
+        self._attempt(self._ensure_connected)
 
-    def _open_lock(self) -> IO[str]:
-        try:
-            return self._lock_path.open("a+", encoding="ascii")
-        except OSError as error:
-            raise self._unavailable(error) from error
+    def _ensure_connected(self) -> None:
+        with self._connected():
+            pass
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        with self._translated():
+            if self._connection is None:
+                try:
+                    self._connect()
+                except NewerFormatError:
+                    self._disconnect()
+                    raise ConfigurationError(
+                        f"{self.path} was written by a newer version of ingestor; start that one."
+                    ) from None
+            assert self._connection is not None
+            yield self._connection
 
     def _connect(self) -> None:
-        try:
-            with self._translated():
-                self.path.touch(mode=0o600)
-                self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0)
-                self._prepare(self._connection)
-        except (SpoolUnavailableError, ConfigurationError):
-            self._disconnect()
-            raise
+        noted = self._watermark.read()
+        self._make_file(noted)
+        self._connection = spool_file.connect(self.path)
+        self._state = spool_file.verify(self._connection)
+        if noted is not None and noted.file == self._state.file and noted.depth and noted.last > self._state.last:
+            raise FileDamagedError(f"the batches from {self._state.last + 1} to {noted.last} are missing")
+        self._watermark.write(self._state)
+        self._go_easy(self.is_full)
 
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        # The order matters: the way of vacuuming can be chosen only before the first table.
-        connection.execute("PRAGMA locking_mode = EXCLUSIVE").fetchall()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > FORMAT:
-            raise ConfigurationError(f"{self.path} was written by a newer version of ingestor; start that one.")
-        for pragma in (
-            "auto_vacuum = INCREMENTAL",
-            "journal_mode = WAL",
-            "synchronous = FULL",
-            f"journal_size_limit = {BALLAST // 4}",
-        ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-        if not version:  # a full disk must not keep an existing queue from being read
-            connection.execute(_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {FORMAT}")
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise self._set_aside(verdict)
-        self.depth, self.size, self.last = connection.execute(
-            "SELECT count(*), coalesce(sum(bytes), 0), coalesce(max(position), 0) FROM batches"
-        ).fetchone()
+    def _make_file(self, noted: QueueState | None) -> None:
+        """Make the file if it is not there, unless it should be."""
+        if self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
+            return
+        if noted is not None and noted.depth:
+            self.path.touch(mode=0o600)
+            raise FileDamagedError(f"it is empty, and should hold {noted.depth} batches")
+        if (log := spool_file.leftover(self.path)) is not None:
+            self.path.touch(mode=0o600)
+            raise FileDamagedError(f"it is empty, and {log.name} is not")
+        spool_file.create(self.path)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -258,21 +321,31 @@ class Spool:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()
 
-    def _write(self, change: Callable[[sqlite3.Connection], _Change]) -> None:
-        """Commit a change, or nothing of it."""
-        self._with_reserve(partial(self._commit, change))
+    def _attempt(self, call: Callable[[], _T], *, writes: bool = True, needs: int = 1) -> _T:
+        """Do it. Where the disk refuses, do it again without the ballast; where it refuses only this, blame the file.
 
-    def _with_reserve(self, attempt: Callable[[], None]) -> None:
-        """Try; where the disk is full, try once more without the ballast."""
+        The disk must take `needs` bytes in another file for that, and refuse once more.
+        """
         try:
-            attempt()
+            return call()
+        except SpoolUnavailableError:
+            if writes:
+                self._go_easy(True)
+                self._reserve.release()
+        try:
+            return call()
         except SpoolUnavailableError as error:
-            self._go_easy(True)
-            try:
-                self._ballast.unlink()
-            except OSError:
-                raise error from None
-            attempt()
+            if not (error.may_be_damage and self._disk_takes(needs)):
+                raise
+        try:
+            return call()
+        except SpoolUnavailableError as error:
+            if not error.may_be_damage:
+                raise
+            raise self._set_aside(f"SQLite says that {error.__cause__}, and its disk takes other files") from error
+
+    def _disk_takes(self, size: int) -> bool:
+        return self._reserve.disk_takes(size, spool_file.largest(self.path))
 
     def _go_easy(self, easy: bool) -> None:
         """On a full disk do without checkpoints: each would write again, into the file, what is safe in the log."""
@@ -281,84 +354,55 @@ class Spool:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.execute(f"PRAGMA wal_autocheckpoint = {0 if easy else CHECKPOINT_PAGES}").fetchall()
 
-    def _commit(self, change: Callable[[sqlite3.Connection], _Change]) -> None:
-        with self._connected() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                depth, size = change(connection)
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-        self.depth += depth
-        self.size += size
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[sqlite3.Connection]:
-        if self._connection is None:
-            self._connect()
-        assert self._connection is not None
-        with self._translated():
-            yield self._connection
-
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         """Tell a damaged file, which is set aside, from a disk that takes nothing now."""
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
+        except FileDamagedError as error:
+            raise self._set_aside(str(error)) from error
+        except spool_file.FAILURES as error:
+            if spool_file.is_damage(error):
                 raise self._set_aside(str(error)) from error
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> SpoolUnavailableError:
         return SpoolUnavailableError(
             f"The spool {self.path} cannot be written: {error}.",
-            hint="See that its disk has room and can be written to.",
+            may_be_damage=spool_file.may_be_damage(self.path, error),
         )
 
-    def _decoded(self, body: bytes, checksum: int) -> Batch:
-        try:
-            if zlib.crc32(body) == checksum:
-                return self._decode(body)
-            why = "a batch differs from its checksum"
-        except msgspec.MsgspecError as error:
-            why = f"a batch cannot be read: {error}"
-        raise self._set_aside(why)
-
     def _set_aside(self, why: str) -> SpoolDamagedError:
-        """Give the damaged file another name, so that nothing of it is lost, and begin a new one."""
-        name = f"spool-damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.db"
-        target = self.path.with_name(name)
-        # Renamed before it is closed: closing would merge the log into the file and remove it.
+        """Give the damaged file another name, so that nothing of it is lost. The next call makes a new one."""
+        now = datetime.now(UTC)
+        target = self._name_aside(now)
         try:
-            for suffix in _FILES:
-                with contextlib.suppress(FileNotFoundError):
-                    Path(f"{self.path}{suffix}").rename(f"{target}{suffix}")
+            since = self._name_aside(now - timedelta(days=1)).name
+            recent = [each for each in self.path.parent.glob(self._name_aside(None).name) if each.name > since]
+            if len(recent) >= MAX_SET_ASIDE:
+                raise SpoolUnavailableError(
+                    f"The spool {self.path} is damaged ({why}), like {len(recent)} before it within a day."
+                )
+            # Renamed before it is closed: closing would merge the log into the file and remove it.
+            spool_file.rename(self.path, target)
         except OSError as error:
-            raise self._unavailable(error) from error
-        self._disconnect()
-        self.set_aside.append(target)
+            raise SpoolUnavailableError(f"The spool {self.path} is damaged ({why}) and stays so: {error}.") from error
+        finally:
+            self._disconnect()
+        self._watermark.clear()
         self.is_slack = False
-        self.depth = self.size = self.last = 0
-        with contextlib.suppress(SpoolUnavailableError):  # then the next call tries again
-            self._connect()
-        return SpoolDamagedError(target, why)
+        self._state = _NOTHING
+        damage = SpoolDamagedError(target, why)
+        self.damages.append(damage)
+        return damage
+
+    def _name_aside(self, at: datetime | None) -> Path:
+        """Return the name of a file that was set aside at that instant; a pattern of all names without one."""
+        return self.path.with_name(f"spool-damaged-{'*' if at is None else f'{at:%Y%m%dT%H%M%S.%fZ}'}.db")
 
 
 def _is_slack(connection: sqlite3.Connection) -> bool:
     """Whether most of the file is free, and it is worth the work."""
-    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    free, used = spool_file.free_and_used_pages(connection)
     # While much of it is in use, that would only move the pages in use to the front, over and over.
-    return bool(free > VACUUM_PAGES and free * 2 > pages)
-
-
-def _remove(connection: sqlite3.Connection, where: str, values: tuple[object, ...]) -> _Change:
-    """Delete batches; return how the counts change by that."""
-    count, size = connection.execute(
-        f"SELECT count(*), coalesce(sum(bytes), 0) FROM batches WHERE {where}",  # noqa: S608 - the callers' constants
-        values,
-    ).fetchone()
-    connection.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
-    return -count, -size
+    return free > VACUUM_PAGES and free > used

@@ -11,7 +11,7 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
-from ingestor.buffer.spool import BALLAST
+from ingestor.buffer.reserve import BALLAST
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.agreement import differences

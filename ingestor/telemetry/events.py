@@ -370,10 +370,10 @@ class Telemetry:
         self._spooling = True
         self._log.info("spool_found", batches=batches, bytes=size)
 
-    def spool_damaged(self, path: Path) -> None:
+    def spool_damaged(self, path: Path, why: str) -> None:
         """Log and count a spool that could not be read. It is kept: a person may save something from it."""
         self.counts.spools_damaged += 1
-        self._log.error("spool_damaged", set_aside_as=str(path))
+        self._log.error("spool_damaged", set_aside_as=str(path), because=why)
 
     def spooling(self, *, away: bool) -> None:
         """Log that batches go to the disk; not more than once a minute, should it go on and off."""

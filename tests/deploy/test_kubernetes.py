@@ -18,7 +18,7 @@ import yaml
 
 import ingestor
 from ingestor import settings as configuration
-from ingestor.buffer.spool import BALLAST
+from ingestor.buffer.reserve import BALLAST
 from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
 from ingestor.simulator.server import TOKEN

@@ -14,7 +14,10 @@ from uuid import UUID
 
 import pytest
 
-from ingestor.buffer.spool import BALLAST, VACUUM_STEP, Entry, Spool, SpoolDamagedError, SpoolUnavailableError
+from ingestor.buffer import spool_file, spool_format
+from ingestor.buffer.reserve import BALLAST
+from ingestor.buffer.spool import VACUUM_STEP, Entry, Spool, SpoolDamagedError, SpoolUnavailableError
+from ingestor.buffer.spool_format import QueueState
 from ingestor.errors import ConfigurationError
 from ingestor.model import Batch, EndReason, Rejection, Session, SessionEnd
 from tests.disks import fill, small_disk
@@ -154,18 +157,34 @@ def test_one_owner(spool: Spool, tmp_path: Path) -> None:
     opened(tmp_path).close()
 
 
-def test_a_newer_format_is_not_touched(spool: Spool, tmp_path: Path) -> None:
-    """After a downgrade the daemon says so, instead of guessing."""
+def test_a_newer_format_is_not_touched(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a downgrade the daemon says so, instead of guessing; that needs no table but `queue`."""
     spool.close()
-    connection = sqlite3.connect(tmp_path / "spool.db")
-    connection.execute("PRAGMA user_version = 2")
-    connection.close()
+    monkeypatch.setattr(spool_format, "FORMAT", 2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "spool.db")) as connection:
+        spool_file.write_state(connection, QueueState.new())
+        connection.execute("ALTER TABLE batches RENAME TO shards")
+        connection.commit()
+    monkeypatch.undo()
     before = (tmp_path / "spool.db").read_bytes()
     newer = Spool(tmp_path)
     with pytest.raises(ConfigurationError, match="newer version"):
         newer.open()
     newer.close()
     assert (tmp_path / "spool.db").read_bytes() == before
+
+
+def test_a_newer_format_without_its_proof_is_damage(spool: Spool, tmp_path: Path) -> None:
+    """A flipped bit can't pass for a newer version."""
+    spool.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "spool.db")) as connection:
+        connection.execute("UPDATE queue SET format = 3")
+        connection.execute("PRAGMA user_version = 128")
+        connection.commit()
+    spool.open()
+    assert len(spool.set_aside) == 1
+    spool.append([entry(1)])
+    assert len(everything(spool)) == 1
 
 
 @pytest.mark.parametrize("damage", ["header", "middle", "cut", "not a database"])

@@ -110,7 +110,7 @@ def test_trouble_with_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
     for seconds in (0, 1, 59):
         clock.advance(seconds)
         instance.disk_trouble("full")
-    instance.spool_damaged(Path("/x/spool-damaged.db"))
+    instance.spool_damaged(Path("/x/spool-damaged.db"), "not a database")
     instance.left_in_spool(batches=1, size=2)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [e["event"] for e in events] == ["disk_trouble", "disk_trouble", "spool_damaged", "left_in_spool"]

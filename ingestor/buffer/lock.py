@@ -1,0 +1,54 @@
+"""Possession of a directory: one process at a time, until it ends, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from ingestor.errors import ConfigurationError
+
+
+class DirectoryLock:
+    """A locked file in `directory`, which holds the owner's process id for people to read."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "lock"
+        self._file: IO[str] | None = None
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this object has claimed the directory."""
+        return self._file is not None
+
+    def claim(self) -> None:
+        """Take possession. Raises ConfigurationError where another process has it, and OSError of the disk."""
+        try:
+            file = self._path.open("a+", encoding="ascii", errors="replace")
+        except IsADirectoryError:
+            raise ConfigurationError(f"{self._path} is a directory. Remove it.") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            owner = file.read(20).strip()
+            file.close()
+            raise ConfigurationError(
+                f"INGESTOR_SPOOL_DIR: {self._path.parent} is in use by another ingestor"
+                f"{f' (process {owner})' if owner.isdecimal() else ''}. "
+                "Stop it, or give each one a directory of its own."
+            ) from None
+        self._file = file
+        with contextlib.suppress(OSError):  # on a full disk it owns the directory without saying its number
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+
+    def release(self) -> None:
+        """Let go of it."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
