@@ -38,6 +38,17 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
             path.rmdir()
 
 
+@contextlib.contextmanager
+def pinned(path: Path) -> Iterator[None]:
+    """Keep a file from being renamed for the block. Raises PermissionError where that is not possible."""
+    if subprocess.run(["mount", "--bind", str(path), str(path)], check=False, capture_output=True).returncode:
+        raise PermissionError("this machine does not let us mount a file")
+    try:
+        yield
+    finally:
+        unmount(path)
+
+
 def fill(disk: Path, *, leave: int = 0) -> Path:
     """Fill a disk up to `leave` bytes with one file, and return that."""
     filler = disk / "filler"

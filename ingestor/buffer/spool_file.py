@@ -33,13 +33,13 @@ _MAYBE_NOT_THE_FILE = {
 }
 _SURELY_NOT_THE_FILE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
-FAILURES = (sqlite3.Error, sqlite3.Warning, OSError, MemoryError)
-"""All that SQLite, or the disk under it, raises."""
+FAILURES = (sqlite3.Error, sqlite3.Warning, OSError, MemoryError, UnicodeDecodeError)
+"""All that SQLite, or the disk under it, raises. Its messages quote the file, which need not be text any more."""
 
 
 def is_damage(error: Exception) -> bool:
     """Whether a failure can only come from what is in the file: our statements are always the same."""
-    return isinstance(error, sqlite3.Error | sqlite3.Warning) and _code(error) not in (
+    return not isinstance(error, OSError | MemoryError) and _code(error) not in (
         _MAYBE_NOT_THE_FILE | _SURELY_NOT_THE_FILE
     )
 

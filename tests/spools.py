@@ -1,0 +1,144 @@
+"""Spools with a flipped bit: each comes back as it was written, or is set aside with a word. For tests and fuzzing."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+from ingestor.buffer.spool import Entry, Spool, SpoolDamagedError
+from ingestor.model import Batch, Rejection, Session
+
+SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 5)
+FORGOTTEN = 3
+"""How many of an image's batches have left the queue."""
+
+ALL_FLIPS = bool(os.environ.get("INGESTOR_TEST_ALL_FLIPS"))
+"""Whether every byte is flipped, which takes minutes, instead of a choice of them."""
+
+STEP = 8
+"""Batches that are read, and then forgotten, at once."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """The files of a spool (contents by name), the batches that have left it, and those that must be in it."""
+
+    files: dict[str, bytes]
+    forgotten: list[Entry]
+    entries: list[Entry]
+
+
+def make_image(directory: Path, *, killed: bool, batches: int = 30, seed: int = 1) -> Image:
+    """Write a spool of several levels of pages, and return it as a stop leaves it, or as SIGKILL does, with its log."""
+    entries = _entries(random.Random(seed), batches)
+    _write(Image({}, [], []), directory)
+    spool = Spool(directory)
+    spool.open()
+    for entry in entries:
+        spool.append([entry])
+    spool.forget(entries[FORGOTTEN - 1].position)
+    if not killed:
+        spool.close()
+    files = {name: (directory / name).read_bytes() for name in _names(directory)}
+    spool.close()
+    return Image(files, entries[:FORGOTTEN], entries[FORGOTTEN:])
+
+
+def flip_and_check(
+    image: Image, offset: int, bit: int, *, directory: Path, name: str = "spool.db", while_open: bool = False
+) -> str:
+    """Flip a bit of a file, before the start or while the spool is open, and go on as in `damage_and_check`."""
+    content = bytearray(image.files[name])
+    content[offset] ^= 1 << bit
+    return damage_and_check(image, {name: bytes(content)}, directory=directory, while_open=while_open)
+
+
+def damage_and_check(image: Image, changes: dict[str, bytes], *, directory: Path, while_open: bool = False) -> str:
+    """Give an image's files other contents, then do to the spool all that a daemon does.
+
+    Return `kept` if each batch came back as it was written, or `set aside` if the damage was found; batches read before
+    that are as they were written, and in their order. Raises AssertionError, or whatever the spool raised.
+    """
+    _write(image, directory)
+    spool = Spool(directory)
+    try:
+        if while_open:
+            spool.open()
+            assert not spool.set_aside
+        for name, content in changes.items():
+            with (directory / name).open("r+b") as file:
+                file.write(content)
+                file.truncate()
+        if while_open:
+            assert spool._connection is not None
+            spool._connection.execute("PRAGMA shrink_memory")  # so that it reads its file again
+        else:
+            spool.open()
+        return _play(spool, image)
+    finally:
+        spool.close()
+        for path in directory.glob("spool-damaged-*"):
+            path.unlink()
+
+
+def _play(spool: Spool, image: Image) -> str:
+    """Append, read and forget as a buffer does, whatever is found; compare what comes back."""
+    newest = Entry(image.entries[-1].position + 1, Batch(SESSION, 1000, rows=b"newest"))
+    expected = [*image.entries, newest]
+    found: list[Entry] = []
+    if not spool.set_aside:
+        try:
+            reached = spool.forgotten
+            spool.append([newest])
+            while reached < spool.last:
+                read = spool.read(reached, STEP * 10, 10**9)
+                assert read, "it reads nothing, and says nothing"
+                found += read
+                reached = read[-1].position
+                spool.forget(reached)
+                for _ in range(10):
+                    if spool.is_slack:
+                        spool.shrink()
+                assert not spool.is_slack, "it gives space back for ever"
+            assert spool.depth == 0
+        except SpoolDamagedError:
+            assert spool.set_aside
+    if found and found[0] in image.forgotten:  # to write them once more does no harm
+        expected = [*image.forgotten[image.forgotten.index(found[0]) :], *expected]
+    if not spool.set_aside:
+        assert found == expected
+        return "kept"
+    assert len(spool.set_aside) == 1, "an empty spool was damaged as well"
+    assert spool.set_aside[0].exists()
+    assert found == expected[: len(found)]
+    assert (spool.depth, spool.size) == (0, 0)
+    spool.append([newest])
+    assert spool.read(0, 100, 10**9) == [newest]
+    return "set aside"
+
+
+def _entries(chance: random.Random, batches: int) -> list[Entry]:
+    """Batches small and large, so that some need pages of their own, and with holes in their positions."""
+    entries = []
+    position = 0
+    for number in range(1, batches + 1):
+        position += chance.choice((1, 1, 1, 4))
+        rows = chance.randbytes(chance.choice((0, 90, 900, 900, 3000, 9000)))
+        rejections = (Rejection(1, 7, "not_json", chance.randbytes(20), 20),) if number % 7 == 0 else ()
+        batch = Batch(SESSION, number, rows=rows, count=10, rejections=rejections, covered_until=number * 100)
+        entries.append(Entry(position, batch))
+    return entries
+
+
+def _names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name in {"spool.db", "spool.db-wal", "watermark"}]
+
+
+def _write(image: Image, directory: Path) -> None:
+    for name in _names(directory):
+        (directory / name).unlink()
+    for name, content in image.files.items():
+        (directory / name).write_bytes(content)
