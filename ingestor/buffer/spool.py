@@ -159,9 +159,10 @@ class Spool:
         first = entries[0].position
 
         def change(connection: sqlite3.Connection, state: QueueState) -> QueueState:
+            previous = min(spool_file.position_before(connection, state, first, replaced), first - 1)
             state = spool_file.remove(connection, state, "position >= ? OR position = ?", (first, replaced))
             state = replace(state, forgotten=min(state.forgotten, first - 1))
-            previous, size = spool_file.newest_position(connection, state), state.size
+            size = state.size
             for entry in entries:
                 body = self._encode(entry.batch)
                 row = row_of(state.file, entry.position, previous, body)

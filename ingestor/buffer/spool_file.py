@@ -135,10 +135,19 @@ def remove(connection: sqlite3.Connection, state: QueueState, where: str, values
     return left
 
 
-def newest_position(connection: sqlite3.Connection, state: QueueState) -> int:
-    """Return the position that the next batch follows."""
-    (newest,) = connection.execute("SELECT max(position) FROM batches").fetchone()
-    return state.forgotten if newest is None else int(newest)
+def position_before(connection: sqlite3.Connection, state: QueueState, first: int, replaced: int | None) -> int:
+    """Return the position that comes before those from `first` on and `replaced`, which are to go.
+
+    It is the one that was written down, there or not: a batch that is missing is found when the next one is read.
+    """
+    row = connection.execute(
+        "SELECT previous FROM batches WHERE position >= ? OR position = ? ORDER BY position LIMIT 1", (first, replaced)
+    ).fetchone()
+    if row is None:
+        return state.last
+    if not isinstance(row[0], int):
+        raise FileDamagedError("a batch follows none")
+    return row[0]
 
 
 def free_and_used_pages(connection: sqlite3.Connection) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from ingestor.model import Micros, Tick
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.processes import DaemonProcess
-from tests.recording import NOW, Market, until
+from tests.recording import COUNT, NOW, Market, heard, recording, until
 from tests.servers import TestServer, query
 from tests.spools import ALL_FLIPS
 
@@ -182,3 +183,37 @@ async def test_a_flipped_bit(
     )
     assert claimed
     assert not [at for volume, at in left.sent_at.items() if volume in lost and any(a <= at <= b for a, b in claimed)]
+
+
+async def test_damage_while_it_records(writer_url: str, database: str, server: TestServer) -> None:
+    """The running session covers nothing from the damage on, keeps the ticks that come, and the next one covers."""
+    name = database.rpartition("/")[2]
+    async with recording(writer_url) as (market, daemon):
+        market.trade()
+        await until(database, COUNT, market.sent)
+        await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+        traded_at: list[datetime] = []
+        for _ in range(3):
+            spooled = daemon.buffer.spooled_batches
+            traded_at.append(datetime.now(UTC))
+            market.trade()
+            async with asyncio.timeout(20):
+                while daemon.buffer.spooled_batches == spooled:
+                    await asyncio.sleep(0.02)
+        # The oldest is in the writer's hands already.
+        remains = "SELECT min(position) FROM batches"
+        daemon.buffer._spool._connection.execute(f"DELETE FROM batches WHERE position > ({remains})")
+        before = daemon.telemetry.counts.messages
+        market.trade()
+        await heard(daemon, before + 100)
+        await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'spool_damaged'", 1)
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE covered_until IS NOT NULL", 2)
+        assert daemon.telemetry.counts.spools_damaged == 1
+    stored = {volume // 100 for (volume,) in await query(database, "SELECT volume FROM market.ticks")}
+    lost = {1, 2, 3} - stored
+    assert lost >= {2, 3}
+    ends = await query(database, "SELECT end_reason, covered_until FROM ingest.stream_sessions ORDER BY connected_at")
+    assert [reason for reason, _ in ends] == ["spool_damaged", "stopped"]
+    assert ends[0][1] < traded_at[min(lost) - 1]

@@ -198,6 +198,20 @@ def test_a_change_while_it_is_open(clean: Path, change: str) -> None:
     spool.close()
 
 
+@pytest.mark.parametrize("replaced", [None, 4])
+def test_the_newest_is_gone_before_an_append(clean: Path, replaced: int | None) -> None:
+    """What is appended does not close the gap."""
+    spool = Spool(clean)
+    spool.open()
+    spool.append([batch(number) for number in range(1, 5)])
+    assert spool._connection is not None
+    spool._connection.execute("DELETE FROM batches WHERE position = 3 OR position = 4")
+    spool.append([batch(5)], replaced=replaced)
+    with pytest.raises(SpoolDamagedError, match="4 is missing"):
+        spool.read(0, 1000, 10**6)
+    spool.close()
+
+
 def test_text_is_as_good_as_bytes(clean: Path) -> None:
     """Only what is in a body counts."""
     spool = Spool(clean)
