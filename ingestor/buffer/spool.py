@@ -159,10 +159,9 @@ class Spool:
         first = entries[0].position
 
         def change(connection: sqlite3.Connection, state: QueueState) -> QueueState:
-            previous = min(spool_file.position_before(connection, state, first, replaced), first - 1)
-            state = spool_file.remove(connection, state, "position >= ? OR position = ?", (first, replaced))
+            state, previous = spool_file.remove_newest(connection, state, first, replaced)
             state = replace(state, forgotten=min(state.forgotten, first - 1))
-            size = state.size
+            previous, size = min(previous, first - 1), state.size
             for entry in entries:
                 body = self._encode(entry.batch)
                 row = row_of(state.file, entry.position, previous, body)
@@ -233,7 +232,7 @@ class Spool:
     def _decoded(self, body: bytes) -> Batch:
         try:
             return self._decode(body)
-        except Exception as error:  # the checksum is right, so another version wrote it; whatever it is: unreadable
+        except Exception as error:  # its checksum is right: another version wrote it, or our reading is wrong
             raise FileDamagedError(f"a batch cannot be read: {error}") from error
 
     def _commit(self, change: Callable[[sqlite3.Connection, QueueState], QueueState]) -> None:
@@ -243,7 +242,7 @@ class Spool:
             try:
                 state = change(connection, self._current(connection))
                 if not state.is_consistent:
-                    raise FileDamagedError(f"it counts {state}")
+                    raise FileDamagedError("its counts do not agree with what is in it")
                 spool_file.write_state(connection, state)
                 connection.execute("COMMIT")
             finally:
@@ -282,16 +281,15 @@ class Spool:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[sqlite3.Connection]:
-        with self._translated():
-            if self._connection is None:
-                try:
+        if self._connection is None:
+            try:
+                with self._translated():
                     self._connect()
-                except NewerFormatError:
-                    self._disconnect()
-                    raise ConfigurationError(
-                        f"{self.path} was written by a newer version of ingestor; start that one."
-                    ) from None
-            assert self._connection is not None
+            except (SpoolUnavailableError, ConfigurationError):  # it may be half verified
+                self._disconnect()
+                raise
+        assert self._connection is not None
+        with self._translated():
             yield self._connection
 
     def _connect(self) -> None:
@@ -323,9 +321,9 @@ class Spool:
                 connection.close()
 
     def _attempt(self, call: Callable[[], _T], *, writes: bool = True, needs: int = 1) -> _T:
-        """Do it. Where the disk refuses, do it again without the ballast; where it refuses only this, blame the file.
+        """Do it; if the disk refuses, again without the ballast. If it then refuses only this, blame the file.
 
-        The disk must take `needs` bytes in another file for that, and refuse once more.
+        That means: it takes `needs` bytes in another file, and refuses once more.
         """
         try:
             return call()
@@ -360,6 +358,10 @@ class Spool:
         """Tell a damaged file, which is set aside, from a disk that takes nothing now."""
         try:
             yield
+        except NewerFormatError:
+            raise ConfigurationError(
+                f"{self.path} was written by a newer version of ingestor; start that one."
+            ) from None
         except FileDamagedError as error:
             raise self._set_aside(str(error)) from error
         except spool_file.FAILURES as error:

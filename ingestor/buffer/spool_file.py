@@ -51,7 +51,7 @@ def may_be_damage(path: Path, error: Exception) -> bool:
     """
     if isinstance(error, PermissionError) or _code(error) in _SURELY_NOT_THE_FILE:
         return False
-    found = [each for each in _files(path) if each.exists()]
+    found = [each for each in _files(path) if os.access(each, os.F_OK)]
     return bool(found) and all(os.access(each, os.R_OK | os.W_OK) for each in found)
 
 
@@ -135,19 +135,23 @@ def remove(connection: sqlite3.Connection, state: QueueState, where: str, values
     return left
 
 
-def position_before(connection: sqlite3.Connection, state: QueueState, first: int, replaced: int | None) -> int:
-    """Return the position that comes before those from `first` on and `replaced`, which are to go.
+def remove_newest(
+    connection: sqlite3.Connection, state: QueueState, first: int, replaced: int | None
+) -> tuple[QueueState, int]:
+    """Delete the batches from position `first` on, and the one at `replaced`; return the position that is before them.
 
     It is the one that was written down, there or not: a batch that is missing is found when the next one is read.
     """
+    where, values = "position >= ? OR position = ?", (first, replaced)
     row = connection.execute(
-        "SELECT previous FROM batches WHERE position >= ? OR position = ? ORDER BY position LIMIT 1", (first, replaced)
+        f"SELECT previous FROM batches WHERE {where} ORDER BY position LIMIT 1",  # noqa: S608
+        values,
     ).fetchone()
     if row is None:
-        return state.last
+        return state, state.last
     if not isinstance(row[0], int):
         raise FileDamagedError("a batch follows none")
-    return row[0]
+    return remove(connection, state, where, values), row[0]
 
 
 def free_and_used_pages(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -172,7 +176,11 @@ def unlink(path: Path) -> None:
 
 def largest(path: Path) -> int:
     """Return the bytes of the file, or of its log, whichever are more."""
-    return max((each.stat().st_size for each in _files(path) if each.exists()), default=0)
+    sizes = [0]
+    for each in _files(path):
+        with contextlib.suppress(OSError):
+            sizes.append(each.stat().st_size)
+    return max(sizes)
 
 
 def _files(path: Path) -> list[Path]:
