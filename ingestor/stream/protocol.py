@@ -26,10 +26,17 @@ EARLIEST: Micros = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * SECOND
 """No tick is older: a stray date must not make partitions."""
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_HOUR, _60 = "(?:[01][0-9]|2[0-3])", "[0-5][0-9]"
 _DATE = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d(?::\d\d)?)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)?",
-    re.ASCII,
+    rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})[Tt ]({_HOUR}:{_60}:{_60})(?:\.([0-9]+))?([Zz]|[+-]{_HOUR}:{_60})?"
 )
+"""The `date-time` of RFC 3339, section 5.6, with two liberties: a blank for the T, as the RFC allows, and no offset.
+
+Every range but that of the day in its month is held here: `datetime.fromisoformat` takes much that the RFC forbids, and
+from version to version something else. A leap second (`:60`) is refused, since PostgreSQL has no such instant.
+"""
+_YEARS = range(1989, 9999)
+"""Beyond them a date is out of range whatever its time zone, and `datetime` has no room for one."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CACHE_SIZE = 4096
 
@@ -180,7 +187,10 @@ class Decoder:
         self._symbols.add(symbol)
 
     def _time(self, text: str) -> Micros:
-        """Return the instant of an RFC 3339 date, or of one without offset in the exchange's time zone."""
+        """Return the instant of an RFC 3339 date, or of one without offset in the exchange's time zone.
+
+        Of a fraction six digits count; the others are cut off, so that no tick is later than the exchange said.
+        """
         match = _DATE.fullmatch(text)
         if match is None:
             raise _RefusedError(Reason.DATE_INVALID)
@@ -195,17 +205,22 @@ class Decoder:
         return time + (int(fraction[:6].ljust(6, "0")) if fraction else 0)
 
     def _whole_second(self, text: str) -> Micros:
+        year = int(text[:4])
         try:
-            moment = datetime.fromisoformat(text)
-            if moment.tzinfo is None:
-                # fold=0: of an hour that occurs twice, the first is meant.
-                moment = moment.replace(tzinfo=self._timezone)
-                wall_time = moment.astimezone(UTC).astimezone(self._timezone)
-                if wall_time.replace(tzinfo=None) != moment.replace(tzinfo=None):
-                    raise _RefusedError(Reason.DATE_NONEXISTENT)
-            return (moment - _EPOCH) // timedelta(seconds=1) * SECOND
-        except (ValueError, OverflowError):
+            # The Gregorian calendar repeats itself every 400 years, and Python's lacks the year 0 of the RFC.
+            moment = datetime.fromisoformat(f"{2000 + year % 400}{text[4:]}")
+        except ValueError:
             raise _RefusedError(Reason.DATE_INVALID) from None
+        if year not in _YEARS:
+            raise _RefusedError(Reason.DATE_OUT_OF_RANGE)
+        moment = moment.replace(year=year)
+        if moment.tzinfo is None:
+            # fold=0: of an hour that occurs twice, the first is meant.
+            moment = moment.replace(tzinfo=self._timezone)
+            wall_time = moment.astimezone(UTC).astimezone(self._timezone)
+            if wall_time.replace(tzinfo=None) != moment.replace(tzinfo=None):
+                raise _RefusedError(Reason.DATE_NONEXISTENT)
+        return (moment - _EPOCH) // timedelta(seconds=1) * SECOND
 
 
 def _price_data(data: object) -> _PriceData:
