@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,19 +18,24 @@ from ingestor import __version__
 from ingestor.clock import Clock
 from ingestor.errors import StreamError
 from ingestor.model import EndReason, Micros
-from ingestor.stream.frames import frame_size, whole_texts
+from ingestor.stream.frames import frame_size, is_control, newest_pings, other_frames, whole_texts
 from ingestor.stream.protocol import MAX_MESSAGE_BYTES
 
 OPEN_TIMEOUT = 10.0
 """Seconds for DNS, TCP, TLS and the opening handshake together."""
 
 CLOSE_TIMEOUT = 1.0
-"""Seconds for the closing handshake: a provider that does not answer must not hold up our stop."""
+"""Seconds for the closing handshake: a provider that does not answer, or not even read, must not hold up our stop."""
+
+MAX_PONGS = 16
+"""Pings that came in one read, or while the server did not read, of which each is answered; of more, the newest."""
 
 Handler = Callable[[Sequence[bytes], bool], None]
 """Takes the payloads of messages in the order of the wire, and whether they came in binary frames."""
 
 _HEADERS_END = b"\r\n\r\n"
+_PONG = b"\x8a"  # the first byte of its frame
+_RUN = 64  # frames that the library is given at once: it makes objects of all of them before it hands on the first
 
 
 class FeedConnection(ClientConnection):
@@ -43,11 +49,16 @@ class FeedConnection(ClientConnection):
     we do for the tick in it: the receiver would take twice the processor time (docs/explanation/performance.md).
     Whatever is not plain (control frames, fragments, compressed or large messages, one that a read has cut, a broken
     frame) goes the library's way.
+
+    Nothing that the server does makes us hold more than a message and a few pongs. The library writes a pong for each
+    ping, read or not; here a server that does not read is answered once it does, and only its newest pings, as RFC 6455
+    allows (section 5.5.3).
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._handler: Handler | None = None
+        self._on_partial: Callable[[], None] = _ignore
         self._early: list[tuple[Sequence[bytes], bool]] = []
         self._fragments = bytearray()
         self._binary = False
@@ -56,49 +67,102 @@ class FeedConnection(ClientConnection):
         self._handshake = b""  # the end of what was read before the answer's headers were whole
         self._header = b""  # of a frame, where a read has cut it
         self._owed = 0  # bytes of a frame that the library has begun to read
+        self._owes_message = False  # whether that is a frame of a message
+        self._ends: asyncio.TimerHandle | None = None  # when the server has so far not closed what is over
+        self._pongs: deque[bytes] = deque(maxlen=MAX_PONGS)  # frames that are not written yet
 
-    def attach(self, handler: Handler) -> None:
-        """Hand all messages to `handler` from now on, first those that came with the handshake's answer."""
+    def attach(self, handler: Handler, on_partial: Callable[[], None] | None = None) -> None:
+        """Hand all messages to `handler` from now on, first those that came with the handshake's answer.
+
+        `on_partial` is called after each read that leaves a message unfinished, whether it began in that read or
+        earlier. All messages before it have been handed on.
+        """
         self._handler = handler
+        self._on_partial = on_partial or _ignore
         for payloads, binary in self._early:
             handler(payloads, binary)
         self._early.clear()
+        if self._is_partial:
+            self._on_partial()
 
     def data_received(self, data: bytes) -> None:
         """Take what was read: plain messages out of it, and the rest to the library. Called by the event loop."""
         if self.protocol.state is State.CONNECTING:
             data = self._shake_hands(data)
-            if not data:
-                return
-        if self.protocol.extensions or self._is_over():
-            self._give(data)
-            return
+        self._read(data)
+        self._hand_on()
+        self._send_pongs()
+        if self._is_partial:
+            self._on_partial()
+        if self._ends is None and self.protocol.state is not State.CONNECTING and self._is_over():
+            # No more messages can come, so a server that leaves it open would only keep us from the next connection.
+            self._ends = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+
+    def _read(self, data: bytes) -> None:
         data, self._header = self._header + data, b""
         start = 0
         while start < len(data):
-            if not self._owed:
-                if not self._in_message:
-                    payloads, start = whole_texts(data, start)
-                    if payloads:
-                        self._deliver(payloads)
-                size = frame_size(data, start)
-                if size is None:
-                    self._header = data[start:]
-                    return
-                self._owed = size
-            end = min(start + self._owed, len(data))
-            self._give(data[start:end])
-            self._owed -= end - start
-            start = end
             if self._is_over():
-                self._give(data[start:])
+                self._feed(data[start:])
                 return
+            if self._owed:
+                end = min(start + self._owed, len(data))
+                self._owed -= end - start
+            else:
+                start = newest_pings(data, self._take_plain(data, start), MAX_PONGS)
+                end = other_frames(data, start, _RUN)
+                if end == start:
+                    size = frame_size(data, start)
+                    if size is None:
+                        self._header = data[start:]
+                        return
+                    end = min(start + size, len(data))
+                    self._owed, self._owes_message = start + size - end, not is_control(data, start)
+            self._feed(data[start:end])
+            start = end
+
+    def _take_plain(self, data: bytes, start: int) -> int:
+        """Hand on the plain messages from `start` on, and return where something else begins."""
+        if self._in_message:
+            return start
+        payloads, end = whole_texts(data, start)
+        if payloads:
+            self._hand_on()  # in the order of the wire
+            self._deliver(payloads)
+        return end
+
+    @property
+    def _is_partial(self) -> bool:
+        """Whether a message has begun whose end was not read yet: within a frame, or between its fragments."""
+        if self._in_message:
+            return True
+        return not is_control(self._header) if self._header else self._owed > 0 and self._owes_message
 
     def eof_received(self) -> None:
         """Let the library know of what was never finished, too. Called by the event loop."""
         if self._header:
             self._give(self._header)
         super().eof_received()
+
+    def send_data(self) -> None:
+        """Write what waits, and put pongs aside until all of a read was handled. Called by the library."""
+        others: list[bytes] = []
+        for data in self.protocol.data_to_send():
+            (self._pongs if data.startswith(_PONG) else others).append(data)
+        if others:
+            self._send_pongs()
+            self.protocol.writes = others
+            super().send_data()
+
+    def resume_writing(self) -> None:
+        """Answer what was put aside while the server did not read. Called by the event loop."""
+        super().resume_writing()
+        self._send_pongs()
+
+    def _send_pongs(self) -> None:
+        if self._pongs and not self.paused and self.protocol.state is not State.CLOSED:
+            self.transport.write(b"".join(self._pongs))
+            self._pongs.clear()
 
     def process_event(self, event: Any) -> None:
         """Handle one frame that the library has read. Called by it for each, in order, within `data_received`."""
@@ -129,13 +193,17 @@ class FeedConnection(ClientConnection):
         found = seen.find(_HEADERS_END)
         end = len(data) if found < 0 else found + len(_HEADERS_END) - len(self._handshake)
         self._handshake = seen[1 - len(_HEADERS_END) :]
-        self._give(data[:end])
+        self._feed(data[:end])
         return data[end:]
 
     def _give(self, data: bytes) -> None:
-        """Let the library read, and hand on the text messages that it finds, as many at once as there are."""
-        super().data_received(data)
+        """Let the library read all of it, and hand on the text messages that it finds, as many at once as there are."""
+        self._feed(data)
         self._hand_on()
+        self._send_pongs()
+
+    def _feed(self, data: bytes) -> None:
+        super().data_received(data)
 
     def _hand_on(self) -> None:
         if self._texts:
@@ -152,6 +220,10 @@ class FeedConnection(ClientConnection):
             self._early.append((payloads, binary))
         else:
             self._handler(payloads, binary)
+
+
+def _ignore() -> None:
+    pass
 
 
 class _Connect(connect):
@@ -182,7 +254,17 @@ async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
     try:
         yield connection
     finally:
-        await connection.close()
+        await _close(connection)
+
+
+async def _close(connection: FeedConnection) -> None:
+    """Close a connection. The library would wait for ever for one to whose writes the server pays no attention."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await connection.close()
+    except TimeoutError:
+        connection.transport.abort()
+        await connection.wait_closed()
 
 
 async def send(connection: FeedConnection, message: bytes) -> None:

@@ -6,7 +6,11 @@ https://www.rfc-editor.org/rfc/rfc6455#section-5.2.
 
 from __future__ import annotations
 
+from collections import deque
+
 _WHOLE_TEXT = 0x81  # FIN, no extension, opcode 1
+_PING = 0x89
+_CONTROL = 0x08  # the bit of an opcode that tells control frames from those of messages
 _LENGTH_IN_2_BYTES = 126
 _LENGTH_IN_8_BYTES = 127
 
@@ -32,6 +36,34 @@ def whole_texts(data: bytes, start: int) -> tuple[list[bytes], int]:
         found.append(data[begin:end])
         start = end
     return found, start
+
+
+def is_control(frame: bytes, start: int = 0) -> bool:
+    """Return whether the frame from `start` on, of which the first byte is enough, is a ping, a pong or a close."""
+    return bool(frame[start] & _CONTROL)
+
+
+def newest_pings(data: bytes, start: int, most: int) -> int:
+    """Return where the newest of the whole pings begin that follow each other from `start` on, at most so many."""
+    found: deque[int] = deque(maxlen=most)
+    position, size = start, len(data)
+    while size - position >= 2 and data[position] == _PING and data[position + 1] < _LENGTH_IN_2_BYTES:
+        end = position + 2 + data[position + 1]
+        if end > size:
+            break
+        found.append(position)
+        position = end
+    return found[0] if found else start
+
+
+def other_frames(data: bytes, start: int, most: int) -> int:
+    """Return where the frames from `start` on end that were read as a whole and are no whole texts, at most so many."""
+    for _ in range(most):
+        size = frame_size(data, start)
+        if size is None or start + size > len(data) or data[start] == _WHOLE_TEXT:
+            break
+        start += size
+    return start
 
 
 def frame_size(data: bytes, start: int) -> int | None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from websockets.client import ClientProtocol
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 from websockets.uri import parse_uri
 from websockets.utils import accept_key
 
@@ -22,6 +24,15 @@ class Plodding(FeedConnection):
 
     def data_received(self, data: bytes) -> None:
         self._give(data)
+
+
+DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n"
+
+
+def deflated(payload: bytes) -> bytes:
+    """A payload as permessage-deflate has it."""
+    compressor = zlib.compressobj(wbits=-15)
+    return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def frame(head: int, payload: bytes, *, mask: bool = False) -> bytes:
@@ -50,6 +61,7 @@ FRAMES = st.one_of(
     st.builds(frame, st.sampled_from([BINARY, 0x01, 0x02, 0x00, 0x80]), PAYLOADS),
     st.builds(frame, st.sampled_from([PING, PONG]), st.binary(max_size=125)),
     st.builds(frame, st.sampled_from([0x01, 0x80, PING, TEXT]), st.binary(max_size=5)),
+    st.builds(frame, st.sampled_from([0xC1, 0xC2, 0x41]), PAYLOADS.map(deflated)),
 )
 TROUBLE = st.one_of(
     st.builds(frame, st.sampled_from([0xC1, 0x83, 0x8B, 0x91, 0xFF, 0x09]), st.binary(max_size=200)),
@@ -63,28 +75,19 @@ ANSWERS = st.sampled_from([SWITCHING, FORBIDDEN, "Hello"])
 
 
 async def heard(
-    kind: type[FeedConnection], answer: str, chunks: Sequence[bytes], *, ends: bool
+    kind: type[FeedConnection], answer: str, chunks: Sequence[bytes], *, ends: bool, deflate: bool = False
 ) -> tuple[list[tuple[bytes, bool]], list[Any]]:
     """Feed a connection read by read; return the messages, and how it stands with it."""
-    protocol = ClientProtocol(parse_uri("ws://localhost/"), max_size=MAX_MESSAGE_BYTES)
-    request = protocol.connect()
-    protocol.send_request(request)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    _, connection = await asyncio.get_running_loop().create_connection(
-        lambda: kind(protocol, ping_interval=None, close_timeout=1), sock=ours
-    )
     messages: list[tuple[bytes, bool]] = []
+    connection, theirs = await connected(kind)
     connection.attach(lambda payloads, binary: messages.extend((payload, binary) for payload in payloads))
-    greeting = (
-        f"{answer}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {accept_key(request.headers['Sec-WebSocket-Key'])}\r\n\r\n"
-    ).encode()
+    greeting = welcome(connection, answer, deflate=deflate)
     marked = greeting + chunks[0] if chunks else greeting
     for chunk in (marked, *chunks[1:]):
         connection.data_received(chunk)
     if ends:
         connection.eof_received()
+    protocol = connection.protocol
     state = [
         protocol.state,
         type(protocol.handshake_exc),
@@ -98,6 +101,30 @@ async def heard(
     return messages, state
 
 
+async def connected(kind: type[FeedConnection] = FeedConnection) -> tuple[FeedConnection, socket.socket]:
+    """A connection that has asked for an upgrade, and the other end."""
+    offers = [ClientPerMessageDeflateFactory()]
+    protocol = ClientProtocol(parse_uri("ws://localhost/"), max_size=MAX_MESSAGE_BYTES, extensions=offers)
+    request = protocol.connect()
+    protocol.send_request(request)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    _, connection = await asyncio.get_running_loop().create_connection(
+        lambda: kind(protocol, ping_interval=None, close_timeout=1), sock=ours
+    )
+    connection.request = request
+    return connection, theirs
+
+
+def welcome(connection: FeedConnection, answer: str, *, deflate: bool = False) -> bytes:
+    """The server's answer to the upgrade."""
+    assert connection.request is not None
+    return (
+        f"{answer}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{DEFLATE if deflate else ''}"
+        f"Sec-WebSocket-Accept: {accept_key(connection.request.headers['Sec-WebSocket-Key'])}\r\n\r\n"
+    ).encode()
+
+
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     """The same bytes as the network may hand them on."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
@@ -105,20 +132,20 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 
 
 @settings(max_examples=400, deadline=None)
-@given(frames=STREAMS, places=st.lists(st.integers(0, 2**20), max_size=12), answer=ANSWERS, ends=st.booleans())
-@example(frames=[frame(TEXT, b"a"), frame(TEXT, b"b" * 126)], places=[1, 2, 3, 4, 5, 6], answer=SWITCHING, ends=True)
-@example(frames=[frame(0x01, b"a"), frame(TEXT, b"b"), frame(0x80, b"c")], places=[], answer=SWITCHING, ends=True)
-@example(frames=[frame(CLOSE, b""), frame(TEXT, b"late")], places=[], answer=SWITCHING, ends=False)
+@given(STREAMS, st.lists(st.integers(0, 2**20), max_size=12), ANSWERS, st.booleans(), st.booleans())
+@example([frame(TEXT, b"a"), frame(TEXT, b"b" * 126)], [1, 2, 3, 4, 5, 6], SWITCHING, True, False)
+@example([frame(0x01, b"a"), frame(TEXT, b"b"), frame(0x80, b"c")], [], SWITCHING, True, False)
+@example([frame(CLOSE, b""), frame(TEXT, b"late")], [], SWITCHING, False, False)
+@example([frame(0xC1, deflated(b"a")), frame(PING, b""), frame(TEXT, b"b")], [], SWITCHING, False, True)
 def test_our_way_and_the_library_s_hear_the_same(
-    frames: list[bytes], places: list[int], answer: str, ends: bool
+    frames: list[bytes], places: list[int], answer: str, ends: bool, deflate: bool
 ) -> None:
     """Messages, their kind and order, and how the connection ends: whatever is sent, and however it is cut."""
     chunks = cut(b"".join(frames), places)
 
     async def both() -> None:
-        assert await heard(FeedConnection, answer, chunks, ends=ends) == await heard(
-            Plodding, answer, chunks, ends=ends
-        )
+        ours = await heard(FeedConnection, answer, chunks, ends=ends, deflate=deflate)
+        assert ours == await heard(Plodding, answer, chunks, ends=ends, deflate=deflate)
 
     asyncio.run(both())
 
@@ -154,3 +181,64 @@ def test_frames_are_told_apart(frames: list[bytes], place: int) -> None:
         start += len(each)
     payloads, end = whole_texts(data[: place % (len(data) + 1)], 0)
     assert data[:end] == b"".join(frame(TEXT, payload) for payload in payloads)
+
+
+def message(payload: bytes, sizes: list[int], controls: list[bytes], compressed: bool) -> list[bytes]:
+    """The frames of one message in fragments, with control frames between them."""
+    payload = deflated(payload) if compressed else payload
+    parts = [payload[start:end] for start, end in itertools.pairwise([0, *sorted(sizes), len(payload)])]
+    heads = [0x01 | compressed << 6, *[0x00] * (len(parts) - 1)]
+    heads[-1] |= 0x80
+    frames = [frame(head, part) for head, part in zip(heads, parts, strict=True)]
+    between = itertools.zip_longest(frames, controls[: len(frames) - 1], fillvalue=b"")
+    return list(itertools.chain.from_iterable(between))
+
+
+CONTROLS = st.sampled_from([frame(PING, b"p"), frame(PONG, b"")])
+MESSAGES = st.builds(
+    message,
+    st.binary(max_size=300),
+    st.lists(st.integers(0, 300), max_size=3),
+    st.lists(CONTROLS, max_size=3),
+    st.booleans(),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(MESSAGES, max_size=5), st.lists(st.integers(0, 2**12), max_size=12), st.lists(CONTROLS, max_size=5))
+def test_an_unfinished_message_is_known_from_its_first_byte_to_its_last(
+    messages: list[list[bytes]], places: list[int], controls: list[bytes]
+) -> None:
+    """After each read: in which read the unfinished message began, be it within a frame or between fragments."""
+    wire, spans = b"", []
+    for frames, control in itertools.zip_longest(messages, controls):
+        begins, wire = len(wire), wire + b"".join(frames or [])
+        spans.append((begins, len(wire)))
+        wire += control or b""
+    chunks = cut(wire, places)
+    ends = list(itertools.accumulate(map(len, chunks)))
+
+    async def run() -> None:
+        connection, theirs = await connected()
+        began: int | None = None
+        number = -1
+
+        def handler(payloads: Sequence[bytes], binary: bool) -> None:
+            nonlocal began
+            began = None
+
+        def on_partial() -> None:
+            nonlocal began
+            began = number if began is None else began
+
+        connection.data_received(welcome(connection, SWITCHING, deflate=True))
+        connection.attach(handler, on_partial)
+        for number, chunk in enumerate(chunks):
+            connection.data_received(chunk)
+            unfinished = [start for start, end in spans if start < ends[number] < end]
+            expected = next((read for read, end in enumerate(ends) if unfinished and unfinished[0] < end), None)
+            assert began == expected
+        connection.transport.abort()
+        theirs.close()
+
+    asyncio.run(run())
