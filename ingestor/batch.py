@@ -85,7 +85,8 @@ class Batcher:
         self._messages = 0  # in the batches that were closed
         self._authenticated_at: Micros | None = None
         self._covered_until: Micros | None = None
-        self._last_message_at: Micros | None = None
+        self._last_tick_at: Micros | None = None
+        self._last_rejection_at: Micros | None = None
         self._start()
 
     def _start(self) -> None:
@@ -102,6 +103,16 @@ class Batcher:
     def is_full(self) -> bool:
         """Whether the batch must leave now."""
         return self._count + len(self._rejections) >= self._max_rows or self._bytes >= MAX_BYTES
+
+    @property
+    def last_tick_at(self) -> Micros | None:
+        """When the last tick of the session arrived."""
+        return self._last_tick_at
+
+    @property
+    def last_message_at(self) -> Micros | None:
+        """When the last message of the session arrived, be it a tick or a rejection."""
+        return max(self._last_tick_at or 0, self._last_rejection_at or 0) or None
 
     def add(self, tick: Tick, received_at: Micros) -> None:
         """Pack a tick, numbered. It arrived at `received_at`, not earlier than the one before it."""
@@ -124,7 +135,7 @@ class Batcher:
             self._newest = max(tick.time, self._newest)
         if not self._month[0] <= tick.time < self._month[1]:
             self._enter_month(tick.time)
-        self._last_message_at = received_at
+        self._last_tick_at = received_at
 
     def _enter_month(self, time: Micros) -> None:
         moment = datetime.fromtimestamp(time // SECOND, UTC)
@@ -139,7 +150,7 @@ class Batcher:
         raw = bytes(frame[:RAW_LIMIT])
         self._rejections.append(Rejection(position, received_at, reason, raw, len(frame)))
         self._bytes += len(raw)
-        self._last_message_at = received_at
+        self._last_rejection_at = received_at
 
     def authenticated(self, at: Micros) -> None:
         """Begin the session's coverage."""
@@ -160,8 +171,9 @@ class Batcher:
         Without messages it is a heartbeat. Coverage reaches at least to the arrival of the last message, once
         the session is authenticated, unless it is not `proved` that this was when it arrived.
         """
-        if proved and self._last_message_at is not None:
-            self.cover(self._last_message_at)
+        last_message_at = self.last_message_at
+        if proved and last_message_at is not None:
+            self.cover(last_message_at)
         self._number += 1
         batch = Batch(
             session=self.session,
@@ -173,9 +185,10 @@ class Batcher:
             rejections=tuple(self._rejections),
             authenticated_at=self._authenticated_at,
             covered_until=self._covered_until,
-            last_message_at=self._last_message_at,
+            last_message_at=last_message_at,
             end=end,
             messages_before=self._messages,
+            last_tick_at=self._last_tick_at,
         )
         self._messages += batch.count + len(batch.rejections)
         self._start()

@@ -78,7 +78,7 @@ class EndReason(StrEnum):
     FINISHED = "finished"  # a replay came to the end of its file
     CLOSED = "closed"  # the server closed the connection, or the network did
     KEEPALIVE = "keepalive"  # a ping was not answered in time
-    STALL = "stall"  # alive, but mute in trading hours
+    STALL = "stall"  # alive, but without a tick in trading hours
     CLOCK_STEP = "clock_step"  # this machine's wall clock was set
     MESSAGE_TOO_BIG = "message_too_big"
     PROTOCOL_ERROR = "protocol_error"  # the peer broke RFC 6455
@@ -142,8 +142,9 @@ class Batch:
     `count` rows of PostgreSQL's binary COPY format for `market.ticks`, without header and trailer, so that
     batches can be joined. `span` is the time of the oldest and of the newest of the ticks, `months` are the first days
     of the UTC months in which they lie.
-    `covered_until` is None until the session is authenticated. `messages_before` is how many ticks and rejections the
-    session's earlier batches hold together: a database that has fewer has lost some.
+    `covered_until` is None until the session is authenticated. `last_message_at` is the arrival of the session's last
+    tick or rejection, `last_tick_at` that of its last tick: only a tick shows that prices come. `messages_before` is
+    how many ticks and rejections the session's earlier batches hold together: a database that has fewer has lost some.
     """
 
     session: Session
@@ -158,6 +159,7 @@ class Batch:
     last_message_at: Micros | None = None
     end: SessionEnd | None = None
     messages_before: int = 0
+    last_tick_at: Micros | None = None
 
     @property
     def size(self) -> int:

@@ -104,8 +104,8 @@ async def _hear(connection: asyncpg.Connection, opens: datetime) -> None:
     for since, until, why in spans:
         await connection.execute(
             "INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, "
-            "covered_until, last_message_at, ended_at, end_reason) "
-            "VALUES (gen_random_uuid(), 'one', 'ws://x', $1, $1, $2, $2, $2, $3)",
+            "covered_until, last_message_at, last_tick_at, ended_at, end_reason) "
+            "VALUES (gen_random_uuid(), 'one', 'ws://x', $1, $1, $2, $2, $2, $2, $3)",
             since, until, why,
         )  # fmt: skip
 

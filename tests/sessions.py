@@ -17,8 +17,8 @@ MINUTE = timedelta(minutes=1)
 
 _SESSION = """
 INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until,
-    last_message_at, ended_at, end_reason, kind)
-VALUES ($1, $2, 'ws://localhost/ws', $3, $4, $5, $6, $7, $8, $9)
+    last_message_at, last_tick_at, ended_at, end_reason, kind)
+VALUES ($1, $2, 'ws://localhost/ws', $3, $4, $5, $6, $6, $7, $8, $9)
 """
 
 

@@ -133,7 +133,7 @@ class Listener:
 
     async def _converse(self, connection: FeedConnection, recorder: Recorder) -> None:
         """Authenticate, then listen until something ends the session."""
-        connection.attach(recorder.frames)
+        connection.attach(recorder.frames, recorder.partial)
         await self._authenticate(connection, recorder)
         began = self._clock.monotonic()
         self._telemetry.authenticated(recorder.session, recorder.authenticated.result())
@@ -185,7 +185,7 @@ class Listener:
             recorder.heartbeat()
 
     async def _watch(self, recorder: Recorder) -> None:
-        """End the session when time went wrong, or when the stream is mute in trading hours."""
+        """End the session when time went wrong, or when no tick comes in trading hours."""
         timeout = round(self._settings.stall_timeout * SECOND)
         while True:
             self._pulse.within(watch_interval(self._settings))
@@ -193,19 +193,20 @@ class Listener:
             recorder.check_time()
             if not recorder.authenticated.done() or recorder.failed.done():
                 continue
-            last = max(recorder.authenticated.result(), recorder.last_message_at or 0)
+            last = max(recorder.authenticated.result(), recorder.last_tick_at or 0)
             if is_stalled(self._calendar, recorder.clock.now(), last, timeout):
                 raise StreamError(
-                    f"No message for {self._settings.stall_timeout:g} s in trading hours.",
+                    f"No tick for {self._settings.stall_timeout:g} s in trading hours.",
                     reason=EndReason.STALL,
                 )
 
 
 def is_stalled(calendar: Calendar, now: Micros, last: Micros, timeout: Micros) -> bool:
-    """Whether the stream has been mute for too long while the market was open.
+    """Whether no tick has come for too long while the market was open.
 
-    The time counts from the latest of the opening, the authentication and the last message (`last` is the later of
-    these two), and only between a session's opening and its close: a closed market is silent by right.
+    The time counts from the latest of the opening, the authentication and the last tick (`last` is the later of
+    these two), and only between a session's opening and its close: a closed market is silent by right. Nothing but a
+    tick counts: a server that has no prices may still send heartbeats, or prices in a format that can't be read.
     """
     session = calendar.session_at(now)
     return session is not None and now - max(session.opens_at, last) >= timeout

@@ -142,6 +142,7 @@ class Overview:
             },
             "last": {
                 "message_at": _iso(counts.last_message_at),
+                "tick_at": _iso(counts.last_tick_at),
                 "commit_at": _iso(counts.last_commit_at),
                 "commit_seconds": counts.last_commit_seconds if counts.last_commit_at else None,
                 "wire_to_commit_seconds": counts.last_lag_seconds if counts.last_batch_rows else None,

@@ -40,6 +40,9 @@ class Recorder:
     Arrival times are proof only while this process runs: after a pause longer than `pause` seconds, what it finds in
     its socket arrived at some time during it. Then coverage waits for a ping that is sent after the pause and
     answered. After one longer than `freeze` the session ends, with no coverage after it.
+
+    While a message is unfinished, coverage reaches to its beginning at most: pongs may come between its fragments, and
+    were the connection cut now, the message would be lost.
     """
 
     def __init__(
@@ -66,15 +69,25 @@ class Recorder:
         self._freeze = freeze
         self._ran_at = clock.now()
         self._doubt_since: Micros | None = None
+        self._partial_since: Micros | None = None
         self._is_broken = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._first_at: Micros = 0  # the arrival of the first message of the batch, while the timer runs
         self._ended = False
         self._put_since_heartbeat = False
-        self.last_message_at: Micros | None = None
         self.authenticated: asyncio.Future[Micros] = self._loop.create_future()
         self.failed: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def last_message_at(self) -> Micros | None:
+        """When the last message that is a tick or a rejection arrived."""
+        return self._batcher.last_message_at
+
+    @property
+    def last_tick_at(self) -> Micros | None:
+        """When the last tick arrived."""
+        return self._batcher.last_tick_at
 
     def frame(self, payload: bytes, binary: bool = False) -> None:
         """Take one message of the wire."""
@@ -84,6 +97,7 @@ class Recorder:
         """Take messages that were read at once. Those after the session's end belong to no session, and are left."""
         if self._ended:
             return
+        self._partial_since = None
         decode, batcher = self._decoder.decode, self._batcher
         for at, payload in enumerate(payloads, self.clock.stamp(len(payloads))):
             message = decode(payload, at, binary=binary)
@@ -95,7 +109,6 @@ class Recorder:
             else:
                 self._control(message, at)
                 continue
-            self.last_message_at = at
             if self._timer is None:
                 self._first_at = at
                 self._timer = self._loop.call_later(self._max_delay, self.flush)
@@ -109,6 +122,12 @@ class Recorder:
             self._batcher.authenticated(at)
             self.authenticated.set_result(at)
             self.flush()
+
+    def partial(self) -> None:
+        """Note that a message has begun to arrive, and its end has not come; the next `frames` begins with it."""
+        if self._partial_since is None:
+            self.check_time()  # if it came during a pause, nobody knows when it began
+            self._partial_since = self.clock.now()
 
     def check_time(self) -> None:
         """Notice that this process stood still, or that its clock was set. To be called every second or so."""
@@ -127,6 +146,10 @@ class Recorder:
         """Vouch for the time up to the sending of a ping that was answered."""
         self.check_time()  # a ping may be the first thing that a process does when it goes on
         if self._is_broken:
+            return
+        if self._partial_since is not None and sent_at > self._partial_since:
+            if self._doubt_since is None:
+                self._batcher.cover(self._partial_since)
             return
         self._batcher.cover(sent_at)
         if self._doubt_since is not None and sent_at >= self._doubt_since:

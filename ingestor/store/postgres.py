@@ -309,6 +309,7 @@ async def _advance(connection: asyncpg.Connection, last: Batch, written: Written
         _timestamp(last.authenticated_at),
         _timestamp(last.covered_until if proved else None),
         _timestamp(last.last_message_at),
+        _timestamp(last.last_tick_at),
         last.number,
         _timestamp(end.at if end else None),
         end.reason if end else None,

@@ -35,13 +35,14 @@ UPDATE ingest.stream_sessions SET
     authenticated_at = coalesce(authenticated_at, $2),
     covered_until = greatest(covered_until, $3),
     last_message_at = greatest(last_message_at, $4),
-    last_batch = $5,
-    ended_at = $6,
-    end_reason = $7,
-    close_code = $8,
-    ticks = ticks + $9,
-    duplicates = duplicates + $10,
-    rejected = rejected + $11
+    last_tick_at = greatest(last_tick_at, $5),
+    last_batch = $6,
+    ended_at = $7,
+    end_reason = $8,
+    close_code = $9,
+    ticks = ticks + $10,
+    duplicates = duplicates + $11,
+    rejected = rejected + $12
 WHERE id = $1
 
 -- name: reject

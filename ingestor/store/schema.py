@@ -110,6 +110,7 @@ stream_sessions = Table(
     column("authenticated_at", TIME, "When the server accepted the token; coverage begins here.", null=True),
     column("covered_until", TIME, "Until when it is proved that everything was heard.", null=True),
     column("last_message_at", TIME, "Arrival of the last message.", null=True),
+    column("last_tick_at", TIME, "Arrival of the last message that was a tick.", null=True),
     column("last_batch", BIGINT, "Number of the last committed batch: it makes each one count once.", default="0"),
     column("ended_at", TIME, "When it ended; null while it lives.", null=True),
     column("end_reason", TEXT, "Why it ended, from a fixed list.", null=True),

@@ -75,6 +75,7 @@ CREATE TABLE ingest.stream_sessions (
     authenticated_at TIMESTAMP WITH TIME ZONE,
     covered_until TIMESTAMP WITH TIME ZONE,
     last_message_at TIMESTAMP WITH TIME ZONE,
+    last_tick_at TIMESTAMP WITH TIME ZONE,
     last_batch BIGINT DEFAULT 0 NOT NULL,
     ended_at TIMESTAMP WITH TIME ZONE,
     end_reason TEXT,
@@ -97,6 +98,7 @@ COMMENT ON COLUMN ingest.stream_sessions.kind IS 'stream or replay; only a strea
 COMMENT ON COLUMN ingest.stream_sessions.authenticated_at IS 'When the server accepted the token; coverage begins here.';
 COMMENT ON COLUMN ingest.stream_sessions.covered_until IS 'Until when it is proved that everything was heard.';
 COMMENT ON COLUMN ingest.stream_sessions.last_message_at IS 'Arrival of the last message.';
+COMMENT ON COLUMN ingest.stream_sessions.last_tick_at IS 'Arrival of the last message that was a tick.';
 COMMENT ON COLUMN ingest.stream_sessions.last_batch IS 'Number of the last committed batch: it makes each one count once.';
 COMMENT ON COLUMN ingest.stream_sessions.ended_at IS 'When it ended; null while it lives.';
 COMMENT ON COLUMN ingest.stream_sessions.end_reason IS 'Why it ended, from a fixed list.';

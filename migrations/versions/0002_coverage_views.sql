@@ -57,7 +57,7 @@ COMMENT ON COLUMN ingest.trading_time.span IS 'From when until when.';
 CREATE VIEW ingest.covered AS
 WITH sessions AS (
     SELECT id, authenticated_at, covered_until, end_reason, s.calendar, s.exchange_timezone, s.stall_timeout,
-           greatest(authenticated_at, last_message_at) AS heard_until,
+           greatest(authenticated_at, last_tick_at) AS heard_until,
            ended_at IS NULL AND greatest(connected_at, covered_until, last_message_at) > now() - interval '60 seconds'
                AS is_alive
     FROM ingest.stream_sessions, (SELECT * FROM ingest.settings LIMIT 1) AS s
@@ -85,7 +85,7 @@ FROM proved;
 
 COMMENT ON VIEW ingest.covered IS 'What each session vouches for.';
 COMMENT ON COLUMN ingest.covered.id IS 'The session.';
-COMMENT ON COLUMN ingest.covered.span IS 'From its authentication to its last proof; of one that fell mute in trading hours, to its last message.';
+COMMENT ON COLUMN ingest.covered.span IS 'From its authentication to its last proof; of one that fell mute in trading hours, to its last tick.';
 COMMENT ON COLUMN ingest.covered.expected IS 'The same; of one that lives, until now: what is not proved yet is no gap yet.';
 COMMENT ON COLUMN ingest.covered.end_reason IS 'Why it ended; crashed, too, where it fell silent without an end; null while it lives.';
 

@@ -16,7 +16,8 @@ from tests.servers import query
 Key = tuple[str, Micros, float, int]
 
 _SESSIONS = """
-SELECT instance, authenticated_at, least(covered_until, CASE WHEN end_reason = 'stall' THEN last_message_at END)
+SELECT instance, authenticated_at, CASE WHEN covered_until IS NULL OR end_reason IS DISTINCT FROM 'stall'
+    THEN covered_until ELSE least(covered_until, coalesce(last_tick_at, authenticated_at)) END
 FROM ingest.stream_sessions WHERE kind = 'stream' AND authenticated_at IS NOT NULL ORDER BY authenticated_at
 """
 _COUNTS = """

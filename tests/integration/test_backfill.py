@@ -357,7 +357,7 @@ async def test_what_was_heard_after_all(writer_url: str, database: str) -> None:
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: answer({}, status=410)) as server:
         assert (await fill(writer_url, server.url)).pending == 1
-        proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2 WHERE id = $1"
+        proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_tick_at = $2 WHERE id = $1"
         await execute(database, proof, session, at(102))
         assert (await fill(writer_url, server.url)).pending == 0
     assert await query(database, STATES) == []

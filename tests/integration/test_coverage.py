@@ -99,16 +99,26 @@ async def test_a_spool_that_is_written_later(database: str) -> None:
     first = await heard(database, BEGINS, at(200), None)
     await heard(database, at(210), ENDS)
     assert len(await gaps(database)) == 1
-    proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2 WHERE id = $1"
+    proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_tick_at = $2 WHERE id = $1"
     await execute(database, proof, first, at(210))
     assert await gaps(database) == []
 
 
-async def test_a_stall_covers_until_the_last_message(database: str) -> None:
-    """Pongs that were answered do not count once it shows that the stream was mute."""
+async def test_a_stall_covers_until_the_last_tick(database: str) -> None:
+    """Pongs that were answered, and messages that are no ticks, do not count once it shows that no price came."""
     await heard(database, BEGINS, at(200), "stall", last=at(194))
     await heard(database, at(201), ENDS)
     assert await gaps(database) == [(at(194), at(201), "connected, but mute in trading hours", "open")]
+
+
+@pytest.mark.parametrize("reason", ["stall", "crashed", None])
+async def test_messages_that_are_no_ticks_cover_nothing(database: str, reason: str | None) -> None:
+    """A session in which nothing could be read was heard for no time at all, however long it was answered."""
+    session = await heard(database, at(100), at(200), reason)
+    await execute(database, "UPDATE ingest.stream_sessions SET last_tick_at = NULL WHERE id = $1", session)
+    await heard(database, BEGINS, at(100))
+    await heard(database, at(200), ENDS)
+    assert [gap[:2] for gap in await gaps(database)] == [(at(100), at(200))]
 
 
 @pytest.mark.parametrize(("reason", "missed"), [(None, 16), ("crashed", 16), ("closed", 10)])
@@ -134,7 +144,8 @@ async def test_a_live_session(database: str) -> None:
     assert await query(database, GAPS) == []
     assert [row[5] for row in await query(database, DAYS)][-1] == 100
     await execute(
-        database, "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2 WHERE id = $1",
+        database,
+        "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2, last_tick_at = $2 WHERE id = $1",
         session, now - timedelta(seconds=70),
     )  # fmt: skip
     ((start, end, cause, status),) = await query(database, GAPS)
@@ -248,7 +259,7 @@ async def test_five_years_are_quick(server: TestServer, database: str) -> None:
     connection = await connect(database)
     await connection.execute(
         "INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until, "
-        "last_message_at, ended_at, end_reason) SELECT gen_random_uuid(), 'one', 'ws://x', at, at, "
+        "last_tick_at, ended_at, end_reason) SELECT gen_random_uuid(), 'one', 'ws://x', at, at, "
         "at + interval '23:59:50', at + interval '23:59:49', at + interval '23:59:51', "
         "(array['stopped', 'closed', 'crashed', 'stall'])[1 + extract(day FROM at)::int % 4] "
         "FROM generate_series(date_trunc('day', now()) - interval '5 years' + interval '23 hours', "

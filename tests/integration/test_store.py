@@ -67,11 +67,12 @@ async def test_a_batch_arrives_whole(store: Store, database: str) -> None:
     ]
     (found,) = await query(
         database,
-        "SELECT ticks, rejected, duplicates, last_batch, authenticated_at, covered_until, last_message_at, ended_at "
-        "FROM ingest.stream_sessions",
+        "SELECT ticks, rejected, duplicates, last_batch, authenticated_at, covered_until, last_message_at, "
+        "last_tick_at, ended_at FROM ingest.stream_sessions",
     )
     start = datetime.fromtimestamp(T0 / SECOND, UTC)
-    assert found == (3, 2, 0, 1, start, start.replace(microsecond=101), start.replace(microsecond=101), None)
+    last, last_tick = start.replace(microsecond=101), start.replace(microsecond=2)
+    assert found == (3, 2, 0, 1, start, last, last, last_tick, None)
     assert await query(database, "SELECT position, reason, raw, raw_bytes FROM ingest.rejected_messages") == [
         (4, "not_json", b"\0\xff{", 3),
         (5, "not_json", b"\0\xff{", 3),

@@ -92,8 +92,8 @@ async def _cover(connection: asyncpg.Connection, day: date, opens_at: datetime, 
     await connection.execute(
         """
         INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until,
-                                            last_message_at, ended_at, end_reason)
-        SELECT md5($1::date::text)::uuid, 'storage', 'made up', since, since, until, until, until, 'stopped'
+                                            last_message_at, last_tick_at, ended_at, end_reason)
+        SELECT md5($1::date::text)::uuid, 'storage', 'made up', since, since, until, until, until, until, 'stopped'
         FROM (SELECT $2::timestamptz - interval '2 hours' AS since, $3::timestamptz + interval '2 hours' AS until) AS s
         """,
         day,

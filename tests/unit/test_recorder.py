@@ -141,3 +141,85 @@ async def test_a_slow_answer_to_the_token_is_no_pause() -> None:
     recording.run(9)
     recorder.frame(PRICE)
     assert recording.flushed().covered_until == recorder.last_message_at
+
+
+async def test_a_pong_does_not_cover_an_unfinished_message() -> None:
+    """However many pongs come between its fragments, coverage ends where it began, until it is whole."""
+    recording = Recording()
+    recorder = recording.recorder
+    recording.run(10)
+    before = recorder.clock.now()
+    recording.run(1)
+    recorder.partial()
+    began = recorder.clock.now()
+    recorder.pong(before)
+    assert recording.flushed().covered_until == before
+    for _ in range(3):
+        recording.run(4)
+        recorder.partial()  # another piece of the same message
+        recorder.pong(recorder.clock.now())
+        assert recording.flushed().covered_until == began
+    recorder.frame(PRICE)
+    assert recording.flushed().covered_until == recorder.last_message_at
+    recording.run(1)
+    sent_at = recorder.clock.now()
+    recorder.pong(sent_at)
+    assert recording.flushed().covered_until == sent_at
+
+
+async def test_a_message_that_is_never_finished() -> None:
+    """The end of the session proves nothing more."""
+    recording = Recording()
+    recording.run(5)
+    recording.recorder.frame(PRICE)
+    last = recording.recorder.last_message_at
+    recording.recorder.partial()
+    recording.run(5)
+    recording.recorder.heartbeat()
+    recording.recorder.end(EndReason.CLOSED)
+    assert {batch.covered_until for batch in recording.buffer.in_memory if batch.count} == {last}
+    assert recording.buffer.in_memory[-1].covered_until == last
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+async def test_a_message_that_began_during_a_pause(noticed: bool) -> None:
+    """When it began is not known, so pongs between its fragments prove nothing, not even up to when it was read."""
+    recording = Recording()
+    recorder = recording.recorder
+    recording.run(10)
+    recorder.frame(PRICE)
+    before = recording.flushed().covered_until
+    recording.clock.advance(6)
+    if noticed:
+        recorder.check_time()
+    recorder.partial()
+    recording.run(1)
+    recorder.pong(recorder.clock.now())
+    assert recording.flushed().covered_until == before
+    recorder.frame(PRICE)
+    assert recording.flushed().covered_until == before  # it came at some time since then
+    recording.run(1)
+    recorder.pong(recorder.clock.now())
+    assert recording.flushed().covered_until == recorder.clock.now()
+
+
+UNKNOWN = b'{"type": "heartbeat"}'
+REFUSED = PRICE.replace(b'"volume": 1', b'"volume": -1')
+
+
+@pytest.mark.parametrize(
+    ("payload", "binary"),
+    [(UNKNOWN, False), (b"", False), (b"\xff", False), (REFUSED, False), (PRICE, True), (AUTHENTICATED, False)],
+)
+async def test_only_a_tick_shows_that_prices_come(payload: bytes, binary: bool) -> None:
+    """Whatever else arrives, in whatever frame: it does not move the last tick, for the stall and for the record."""
+    recording = Recording()
+    recorder = recording.recorder
+    recorder.frame(PRICE)
+    ticked = recorder.last_tick_at
+    recording.run(10)
+    recorder.frame(payload, binary)
+    batch = recording.flushed()
+    assert recorder.last_tick_at == batch.last_tick_at == ticked is not None
+    recorder.frame(PRICE)
+    assert recorder.last_tick_at == recording.flushed().last_tick_at == recorder.last_message_at
