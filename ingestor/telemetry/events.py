@@ -19,6 +19,7 @@ from ingestor.clock import Clock, SystemClock
 from ingestor.model import SECOND, Batch, Micros, Session, SessionEnd, Tally
 from ingestor.telemetry.history import History
 from ingestor.telemetry.readiness import Readiness
+from ingestor.telemetry.rejections import RejectionRun
 
 _REPEAT_AFTER = 60.0  # seconds: the same trouble is said again only then
 
@@ -56,6 +57,7 @@ class Counts:
     last_lag_seconds: float = 0.0
     """From the arrival of the newest message of the last batch to its commit."""
     last_message_at: Micros | None = None
+    last_tick_at: Micros | None = None
     last_commit_at: Micros | None = None
 
 
@@ -143,6 +145,7 @@ class Telemetry:
         self.rejections: deque[SeenRejection] = deque(maxlen=LATEST_REJECTIONS)
         self.latest_batches: deque[Batch] = deque()
         """The newest batches with ticks: enough of them for `LATEST_TICKS`."""
+        self._rejection_run = RejectionRun()
         self._tallies: dict[UUID, Tally] = {}  # of this process's sessions whose end is not committed yet
         self._trouble = ("", 0.0)
         self._said: dict[str, float] = {}
@@ -204,7 +207,7 @@ class Telemetry:
         if connection := self._connection(session):
             connection.authenticated_at = at
         self._stream_is("streaming")
-        self.readiness.passes("stream")
+        self._judge_stream()
         self._log.info("authenticated", session=str(session.id))
 
     def session_ended(self, session: Session, end: SessionEnd, message: str) -> None:
@@ -268,14 +271,36 @@ class Telemetry:
         counts.messages += batch.count + len(batch.rejections)
         counts.last_message_at = batch.last_message_at
         self.histograms.batch_age.observe(age)
+        self._note_rejections(batch)
         if batch.span is None or batch.last_message_at is None:
             return
+        counts.last_tick_at = batch.last_message_at  # a rejection behind the last tick is younger by milliseconds
         self.histograms.batch_ticks.observe(batch.count)
         self.histograms.feed_delay.observe(max(0.0, (batch.last_message_at - batch.span[1]) / SECOND))
         self.history.add_ticks(batch.count, self._clock.monotonic())
         if connection := self._connection(batch.session):
             connection.ticks += batch.count
         self._keep_latest(batch)
+
+    def _note_rejections(self, batch: Batch) -> None:
+        """Notice that nothing which arrives can be read any more, and that it can be again."""
+        run = self._rejection_run
+        was_problem = run.is_problem
+        run.add(batch)
+        if run.is_problem and not was_problem:
+            self._log.error("ticks_missing", session=str(batch.session.id), messages=run.count, reason=run.reason)
+        elif was_problem and not run.is_problem:
+            self._log.info("ticks_back", session=str(batch.session.id))
+        if (run.is_problem or was_problem) and self.stream.state == "streaming":
+            self._judge_stream()
+
+    def _judge_stream(self) -> None:
+        """Say of an authenticated stream whether ticks can come."""
+        run = self._rejection_run
+        if run.is_problem:
+            self.readiness.fails("stream", run.detail, since=run.since)
+        else:
+            self.readiness.passes("stream")
 
     def _keep_latest(self, batch: Batch) -> None:
         latest = self.latest_batches

@@ -123,6 +123,7 @@ class _Moment(Collector):
             ),
             ("start_timestamp_seconds", "When this process began.", self._telemetry.started_at / SECOND),
             ("last_message_timestamp_seconds", "When the last message arrived.", _seconds(counts.last_message_at)),
+            ("last_tick_timestamp_seconds", "When the last tick arrived.", _seconds(counts.last_tick_at)),
             (
                 "last_commit_timestamp_seconds",
                 "When the last transaction was committed.",

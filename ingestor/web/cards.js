@@ -35,7 +35,7 @@ export function showCards(status, pace, now, zone) {
     ["Ticks a second", rate(pace == null ? null : pace < 100 ? Number(pace.toFixed(1)) : Math.round(pace)), "now, over 10 s"],
     ["Wire to commit", duration(last.wire_to_commit_seconds), delayNote(status)],
     ["Waiting", bytes(buffer.bytes), waitingNote(buffer), { meter: buffer.bytes / buffer.spool_max_bytes }],
-    ["Last message", since(last.message_at, now), exactly(last.message_at, now, zone)],
+    ["Last tick", since(last.tick_at, now), exactly(last.tick_at, now, zone)],
     ["Last commit", since(last.commit_at, now), exactly(last.commit_at, now, zone)],
     ["Duplicates", count(counts.duplicates), "were in the database already"],
     ["Rejections", count(counts.rejected), rejectionNote(status.rejections.by_reason)],

@@ -1,0 +1,68 @@
+"""Tells a feed of which nothing can be read from one with a malformed message among its ticks."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from ingestor.model import SECOND, Batch, Micros
+
+MIN_COUNT = 3
+MIN_SPAN: Micros = 5 * SECOND
+MAX_PAUSE: Micros = 60 * SECOND
+
+
+class RejectionRun:
+    """The rejections since the last tick, over the sessions of a process.
+
+    They are a problem from when there are `MIN_COUNT` of them over `MIN_SPAN`, with no pause longer than `MAX_PAUSE`
+    among them, until the next tick. A burst of malformed messages is no problem, nor is a notice in the night now and
+    then. The exchange's hours do not matter: a feed that is misread in the evening will be misread at the opening.
+    """
+
+    def __init__(self) -> None:
+        self._reasons: Counter[str] = Counter()
+        self._first_at: Micros = 0
+        self._last_at: Micros = 0
+        self.is_problem = False
+
+    @property
+    def since(self) -> Micros:
+        """When the first of them arrived."""
+        return self._first_at
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._reasons.total()
+
+    @property
+    def reason(self) -> str:
+        """The reason that most of them have."""
+        return self._reasons.most_common(1)[0][0]
+
+    @property
+    def detail(self) -> str:
+        """The problem in a sentence."""
+        return f"No tick, and {self.count:,} messages that are none, most of them {self.reason}."
+
+    def add(self, batch: Batch) -> None:
+        """Take note of a batch."""
+        if batch.count:
+            self._start()
+            self.is_problem = False
+        ticked_at = batch.last_tick_at or 0
+        for each in batch.rejections:
+            if each.received_at > ticked_at:
+                self._add(each.reason, each.received_at)
+
+    def _start(self) -> None:
+        self._reasons.clear()
+
+    def _add(self, reason: str, at: Micros) -> None:
+        if not self.is_problem and at - self._last_at > MAX_PAUSE:
+            self._start()
+        if not self._reasons:
+            self._first_at = at
+        self._reasons[reason] += 1
+        self._last_at = at
+        self.is_problem = self.is_problem or (self.count >= MIN_COUNT and at - self._first_at >= MIN_SPAN)
