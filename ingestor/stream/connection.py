@@ -323,6 +323,8 @@ async def keep_alive(
             async with asyncio.timeout(timeout):
                 await (await connection.ping())
         except TimeoutError:
+            if connection.protocol.close_sent is not None:  # no ping is answered after a broken protocol
+                raise closing_error(connection) from None
             raise StreamError(f"A ping was not answered within {timeout:g} s.", reason=EndReason.KEEPALIVE) from None
         except ConnectionClosed:
             raise closing_error(connection) from None

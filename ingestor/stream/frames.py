@@ -1,7 +1,7 @@
 """The one kind of WebSocket frame that a feed sends all day: a whole text message, neither masked nor compressed.
 
-It is cut out of what was read here, and everything else is left to the library. That is the whole of our own RFC 6455:
-https://www.rfc-editor.org/rfc/rfc6455#section-5.2.
+It is cut out of what was read here, and everything else is left to the library, frame by frame, and without pings that
+need no answer. That is the whole of our own RFC 6455: https://www.rfc-editor.org/rfc/rfc6455#section-5.2.
 """
 
 from __future__ import annotations

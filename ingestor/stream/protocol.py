@@ -26,9 +26,9 @@ EARLIEST: Micros = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * SECOND
 """No tick is older: a stray date must not make partitions."""
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-_HOUR, _60 = "(?:[01][0-9]|2[0-3])", "[0-5][0-9]"
+_HOUR, _SIXTY = "(?:[01][0-9]|2[0-3])", "[0-5][0-9]"
 _DATE = re.compile(
-    rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})[Tt ]({_HOUR}:{_60}:{_60})(?:\.([0-9]+))?([Zz]|[+-]{_HOUR}:{_60})?"
+    rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})[Tt ]({_HOUR}:{_SIXTY}:{_SIXTY})(?:\.([0-9]+))?([Zz]|[+-]{_HOUR}:{_SIXTY})?"
 )
 """The `date-time` of RFC 3339, section 5.6, with two liberties: a blank for the T, as the RFC allows, and no offset.
 

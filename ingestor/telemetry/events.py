@@ -271,7 +271,8 @@ class Telemetry:
         counts.messages += batch.count + len(batch.rejections)
         counts.last_message_at = batch.last_message_at
         self.histograms.batch_age.observe(age)
-        self._note_rejections(batch)
+        if batch.session.kind == "stream":
+            self._note_rejections(batch)
         if batch.span is None or batch.last_message_at is None:
             return
         counts.last_tick_at = batch.last_message_at  # a rejection behind the last tick is younger by milliseconds

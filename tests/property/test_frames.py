@@ -5,6 +5,7 @@ import itertools
 import socket
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from hypothesis import example, given, settings
@@ -242,3 +243,19 @@ def test_an_unfinished_message_is_known_from_its_first_byte_to_its_last(
         theirs.close()
 
     asyncio.run(run())
+
+
+def take(told: list[Any], payloads: Sequence[bytes], binary: bool) -> None:
+    told.extend(payloads)
+
+
+async def test_a_message_that_began_before_anybody_took_it() -> None:
+    """Who attaches is told at once of a message that is unfinished, after those that are whole."""
+    for part in (frame(0x01, b"a"), frame(TEXT, b"ab")[:1], frame(TEXT, b"ab")[:3]):
+        connection, theirs = await connected()
+        connection.data_received(welcome(connection, SWITCHING) + frame(TEXT, b"first") + part)
+        told: list[Any] = []
+        connection.attach(partial(take, told), partial(told.append, "partial"))
+        assert told == [b"first", "partial"]
+        connection.transport.abort()
+        theirs.close()
