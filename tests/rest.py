@@ -7,11 +7,23 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 HANG = b""
 """An answer that never comes."""
+
+
+@dataclass(frozen=True)
+class Endless:
+    """An answer that never ends: `head`, then `chunk` again and again, each after `pause` seconds."""
+
+    head: bytes
+    chunk: bytes
+    pause: float = 0.0
+
+
+Reply: TypeAlias = bytes | Endless
 
 
 def answer(body: Any = None, *, status: int = 200, cut: int = 0, **headers: Any) -> bytes:
@@ -35,7 +47,7 @@ class Asked:
 class ScriptedServer:
     """Answers each request by what `script` returns for it, and remembers it."""
 
-    script: Callable[[Asked], bytes]
+    script: Callable[[Asked], Reply]
     asked: list[Asked] = field(default_factory=list)
     url: str = ""
 
@@ -49,12 +61,16 @@ class ScriptedServer:
             reply = self.script(asked)
             if reply == HANG:
                 await reader.read()
-            writer.write(reply)
+            writer.write(reply.head if isinstance(reply, Endless) else reply)
             await writer.drain()
+            while isinstance(reply, Endless):
+                await asyncio.sleep(reply.pause)
+                writer.write(reply.chunk)
+                await writer.drain()
 
 
 @contextlib.asynccontextmanager
-async def scripted(script: Callable[[Asked], bytes]) -> AsyncIterator[ScriptedServer]:
+async def scripted(script: Callable[[Asked], Reply]) -> AsyncIterator[ScriptedServer]:
     """Run such a server."""
     server = ScriptedServer(script)
     tasks: set[asyncio.Task[None]] = set()

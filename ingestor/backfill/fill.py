@@ -8,9 +8,12 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
+from typing import Literal
 from zoneinfo import ZoneInfo
 
-from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.backfill.answers import MINUTE, Fault, summarize
+from ingestor.backfill.bars import Bars
+from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError
 from ingestor.model import SECOND
@@ -24,9 +27,9 @@ TOO_OLD = "older than the source keeps one-minute bars (1 year)"
 CONCURRENCY = 4
 """Requests at once."""
 
-UNKNOWN_TRIES = 3
-"""So many times a symbol that the provider lists must be unknown (404) before that is believed: a gateway that is being
-set up answers so, too."""
+MAX_TRIES = 3
+"""After so many tries the symbol is given up if the provider, which lists it, does not know it (404: a gateway that is
+being set up answers so, too), or if it still sends wrong records."""
 
 MOST_FAILURES = 10
 """So many requests that fail one after the other, each after several tries, end a run: the source is away."""
@@ -77,33 +80,56 @@ class Plan:
         return not (self.pieces or self.too_old or self.begun)
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of a request: an outcome for each piece, and the wrong records of the answer."""
+
+    outcomes: Sequence[Outcome]
+    faults: Sequence[Fault] = ()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether no answer came that could be used."""
+        return not self.faults and any(each.status == "pending" for each in self.outcomes)
+
+
 @dataclass(slots=True)
 class Summary:
-    """What was done, in symbols of pieces. `failures` are the errors, each with how often it came."""
+    """What was done, in symbols of pieces. `failures` are the errors, each with how often it came.
+
+    `wrong` are the wrong records of all answers, counted by reason; which they were stands in `ingest.backfills`.
+    """
 
     filled: int = 0
     no_trades: int = 0
+    partial: int = 0
     unfillable: int = 0
     pending: int = 0
     bars: int = 0
     failures: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    wrong: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     unasked: int = 0
     """Requests that were not made, since too many before them had failed."""
 
-    def add(self, outcomes: Sequence[Outcome]) -> None:
+    def add(self, answer: Settled) -> None:
         """Count."""
-        for each in outcomes:
+        for fault in answer.faults:
+            self.wrong[fault.reason] += 1
+        for each in answer.outcomes:
             self.bars += each.bars
             match each.status:
                 case "filled":
                     self.filled += 1
                 case "no trades":
                     self.no_trades += 1
+                case "partial":
+                    self.partial += 1
                 case "unfillable":
                     self.unfillable += 1
                 case "pending":
                     self.pending += 1
-                    self.failures[each.error or ""] += 1
+                    if not answer.faults:
+                        self.failures[each.error or ""] += 1
 
 
 class Backfill:
@@ -198,10 +224,10 @@ class Backfill:
         async def work() -> None:
             nonlocal failed, done
             while failed < MOST_FAILURES and (request := next(waiting, None)) is not None:
-                outcomes = await self._settle(request)
-                failed = failed + 1 if any(each.status == "pending" for each in outcomes) else 0
+                settled = await self._settle(request)
+                failed = failed + 1 if settled.has_failed else 0
                 done += 1
-                summary.add(outcomes)
+                summary.add(settled)
                 on_done(request)
 
         tasks = [asyncio.create_task(work(), name=f"backfill {number}") for number in range(self._concurrency)]
@@ -214,9 +240,10 @@ class Backfill:
         summary.unasked = len(requests) - done
         return summary
 
-    async def _settle(self, request: Request) -> list[Outcome]:
+    async def _settle(self, request: Request) -> Settled:
         oldest = self._now() - KEPT
         bars: Sequence[MinuteBar] = ()
+        faults: Sequence[Fault] = ()
         if any(each.piece.started_at < oldest for each in request.begun):  # the run, or the gap, has lasted too long
             outcomes = [Outcome(each.piece, "unfillable", error=TOO_OLD) for each in request.begun]
         else:
@@ -226,17 +253,19 @@ class Backfill:
                 outcomes = [_failed(each, error) for each in request.begun]
             else:
                 outcomes, bars = self._part(request, found)
+                faults = found.faults
         await self._ledger.settle(request.symbol, outcomes, bars)
-        return outcomes
+        return Settled(outcomes, faults)
 
-    def _part(self, request: Request, bars: Sequence[MinuteBar]) -> tuple[list[Outcome], list[MinuteBar]]:
+    def _part(self, request: Request, found: Bars) -> tuple[list[Outcome], list[MinuteBar]]:
         """Return what each piece gets of an answer, and the bars that some piece wants: the others were heard."""
         outcomes: list[Outcome] = []
         wanted: dict[datetime, MinuteBar] = {}
         for each in request.begun:
             since, until = asked_for(each.piece, self._ledger.margin)
-            its = {bar.time: bar for bar in bars if since <= bar.time < until}
-            outcomes.append(Outcome(each.piece, "filled" if its else "no trades", len(its)))
+            its = {bar.time: bar for bar in found.bars if since <= bar.time < until}
+            wrong = [fault for fault in found.faults if fault.may_lie_within(since, until)]
+            outcomes.append(_doubtful(each, len(its), found, wrong) if wrong else _complete(each, len(its)))
             wanted |= its
         return outcomes, list(wanted.values())
 
@@ -257,8 +286,21 @@ class Backfill:
         return datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
 
 
+def _complete(each: Begun, bars: int) -> Outcome:
+    """Return what an answer without wrong records means."""
+    return Outcome(each.piece, "filled" if bars else "no trades", bars)
+
+
+def _doubtful(each: Begun, bars: int, found: Bars, wrong: Sequence[Fault]) -> Outcome:
+    """Return what wrong records mean: what is right is kept, and the rest is asked for again, a few times."""
+    status: Literal["pending", "partial", "unfillable"] = "pending"
+    if each.attempts + 1 >= MAX_TRIES:
+        status = "partial" if bars else "unfillable"
+    return Outcome(each.piece, status, bars, scrub(summarize(wrong, found.records)))
+
+
 def _failed(each: Begun, error: IngestorError) -> Outcome:
     """Return what a failure means: a symbol that is not listed, or is unknown again and again, is given up."""
-    is_believed = not each.is_listed or each.attempts + 1 >= UNKNOWN_TRIES
+    is_believed = not each.is_listed or each.attempts + 1 >= MAX_TRIES
     is_final = isinstance(error, UnknownTickerError) and is_believed
     return Outcome(each.piece, "unfillable" if is_final else "pending", error=scrub(str(error)))

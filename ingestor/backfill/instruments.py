@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from ingestor.backfill.client import EXCHANGE, RestClient
+from dataclasses import dataclass
+
+from ingestor.backfill.answers import summarize
+from ingestor.backfill.bars import EXCHANGE
+from ingestor.backfill.client import RestClient
 from ingestor.store.ledger import Ledger
 
 
-async def refresh_instruments(ledger: Ledger, client: RestClient) -> tuple[int, int]:
-    """Ask what is listed, and note it beside what was heard. Raises SourceError.
+@dataclass(frozen=True, slots=True)
+class Refresh:
+    """How many instruments are `listed`, and how many are `kept` that were listed before.
 
-    Returns how many are listed, and how many were listed before and are kept, since it can't be believed that so many
-    are gone.
+    They are kept if so many can't be gone, or if the answer had wrong records, which may be theirs: `wrong` says which
+    these are; empty if there are none.
     """
-    listed = await client.instruments()
-    return len(listed), await ledger.store_instruments(EXCHANGE, listed)
+
+    listed: int = 0
+    kept: int = 0
+    wrong: str = ""
+
+
+async def refresh_instruments(ledger: Ledger, client: RestClient) -> Refresh:
+    """Ask what is listed, and note it beside what was heard. Raises SourceError."""
+    found = await client.instruments()
+    kept = await ledger.store_instruments(EXCHANGE, found.listed, is_complete=not found.faults)
+    return Refresh(len(found.listed), kept, summarize(found.faults, found.records))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
-from ingestor.backfill.client import MINUTE, RestClient, SourceError, UnknownTickerError
+from ingestor.backfill.answers import MINUTE, summarize
+from ingestor.backfill.bars import Bars
+from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.backfill.fill import KEPT, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
@@ -38,13 +40,18 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """A day's comparison. `best` fits better than `other`, or is what is assumed where nothing can be told."""
+    """A day's comparison. `best` fits better than `other`, or is what is assumed where nothing can be told.
+
+    `failed` are the symbols that could not be compared, `doubtful` those of which some minutes could not, each with the
+    reason.
+    """
 
     day: date
     minutes: int
     symbols: tuple[str, ...]
     unknown: tuple[str, ...]
     failed: tuple[tuple[str, str], ...]
+    doubtful: tuple[tuple[str, str], ...]
     best: Fit
     other: Fit
 
@@ -98,17 +105,22 @@ async def reconcile(
     counts: dict[Label, tuple[int, list[Difference]]] = {"start": (0, []), "end": (0, [])}
     unknown: list[str] = []
     failed: list[tuple[str, str]] = []
+    doubtful: list[tuple[str, str]] = []
     for symbol in symbols:
         try:
-            theirs = await client.minutes(symbol, first, last + 2 * MINUTE, "start")
+            answer = await client.minutes(symbol, first, last + 2 * MINUTE, "start")
         except UnknownTickerError:
             unknown.append(symbol)
         except SourceError as error:
             failed.append((symbol, str(error)))
         else:
+            if answer.faults:
+                doubtful.append((symbol, summarize(answer.faults, answer.records)))
             ours = {bar.time: bar for bar in await ledger.own_bars(symbol, first, last + MINUTE)}
             for label, shift in SHIFTS.items():
-                same, found = compare(symbol, minutes, ours, {bar.time - shift * MINUTE: bar for bar in theirs})
+                sure = _sure_minutes(minutes, answer, shift * MINUTE)
+                theirs = {bar.time - shift * MINUTE: bar for bar in answer.bars}
+                same, found = compare(symbol, sure, ours, theirs)
                 counts[label] = (counts[label][0] + same, counts[label][1] + found)
         on_done(symbol)
     fits = {label: Fit(label, same, tuple(found)) for label, (same, found) in counts.items()}
@@ -117,7 +129,23 @@ async def reconcile(
         best, other = other, best
     compared = [symbol for symbol in symbols if symbol not in {*unknown, *(name for name, _ in failed)}]
     await ledger.store_differences(day, compared, best.differences)
-    return Reconciliation(day, len(minutes), tuple(compared), tuple(unknown), tuple(failed), best, other)
+    return Reconciliation(
+        day, len(minutes), tuple(compared), tuple(unknown), tuple(failed), tuple(doubtful), best, other
+    )
+
+
+def _sure_minutes(minutes: Sequence[datetime], answer: Bars, shift: timedelta) -> list[datetime]:
+    """Return the minutes of which the answer tells the truth, or nothing: a wrong record is no difference.
+
+    A wrong record without its time may be the bar of any minute that has none.
+    """
+    told = {bar.time - shift for bar in answer.bars}
+    times = [fault.time - shift for fault in answer.faults if fault.time is not None]
+    doubtful = {
+        minute for time in times for minute in (minute_of(time), minute_of(time + MINUTE - timedelta.resolution))
+    }
+    is_incomplete = len(times) < len(answer.faults)
+    return [each for each in minutes if each not in doubtful and (each in told or not is_incomplete)]
 
 
 async def _whole_minutes(ledger: Ledger, day: date, now: datetime) -> tuple[datetime, datetime, list[datetime]]:

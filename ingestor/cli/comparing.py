@@ -48,7 +48,7 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
             console.print(
                 f"Until now they are taken by their {ledger.label}: run this again with --adopt-label.", style="yellow"
             )
-    return bool(found.symbols) and not (found.best.differences or found.failed)
+    return bool(found.symbols) and not (found.best.differences or found.failed or found.doubtful)
 
 
 def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
@@ -69,6 +69,10 @@ def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
         console.print(f"Unknown to the provider: {', '.join(found.unknown)}", soft_wrap=True, markup=False)
     for symbol, error in found.failed:
         console.print(f"{symbol} could not be compared: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
+    for symbol, error in found.doubtful:
+        console.print(
+            f"{symbol}: {scrub(error)}: these minutes are not compared.", style="yellow", soft_wrap=True, markup=False
+        )
     if best.differences:
         console.print(_table(found, zone))
         if len(best.differences) > MOST_ROWS:

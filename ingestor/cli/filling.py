@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ingestor.backfill.client import RestClient
 from ingestor.backfill.fill import Backfill, Plan, Summary
-from ingestor.backfill.instruments import refresh_instruments
+from ingestor.backfill.instruments import Refresh, refresh_instruments
 from ingestor.clock import SystemClock
 from ingestor.coverage.page import duration
 from ingestor.errors import ConfigurationError, IngestorError
@@ -120,15 +120,17 @@ async def filling(
             on_wait=waiting,
         ) as client,
     ):
-        listed, kept = await refresh_instruments(ledger, client) if listing else (0, 0)
-        if kept:
+        found = await refresh_instruments(ledger, client) if listing else Refresh()
+        if found.wrong:
+            console.print(f"The list of instruments: {found.wrong}.", style="yellow", soft_wrap=True, markup=False)
+        if found.kept:
+            why = "some records are wrong" if found.wrong else "that is too many to be believed"
             console.print(
-                f"{kept:,} instruments that were listed before are not any more. That is too many to be believed: "
-                "they are kept as active.",
+                f"{found.kept:,} instruments that were listed before are not any more. They are kept as active: {why}.",
                 style="yellow",
                 soft_wrap=True,
             )
-        yield Backfill(ledger, client, clock=clock, patient=patient), listed
+        yield Backfill(ledger, client, clock=clock, patient=patient), found.listed
 
 
 def describe(console: Console, plan: Plan, only: Collection[str]) -> None:
@@ -166,12 +168,21 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(requests))
         summary = await job.run(requests, lambda done: bar.update(task, advance=1, description=done.symbol))
+    partly = f"{summary.partial:,} partly filled, " if summary.partial else ""
     console.print(
         f"{len(requests) - summary.unasked:,} requests, {summary.bars:,} bars. "
-        f"Symbols of gaps: {summary.filled:,} filled, {summary.no_trades:,} without trades, "
+        f"Symbols of gaps: {summary.filled:,} filled, {partly}{summary.no_trades:,} without trades, "
         f"{summary.unfillable:,} unfillable, {summary.pending:,} to be tried again.",
         soft_wrap=True,
     )
+    if summary.wrong:
+        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in summary.wrong.items())
+        console.print(
+            f"Wrong records in the answers, which ingest.backfills names: {reasons}.",
+            style="yellow",
+            soft_wrap=True,
+            markup=False,
+        )
     if summary.unasked:
         console.print(
             f"The source is away: {summary.unasked:,} requests were not made. Run it again later.", style="yellow"

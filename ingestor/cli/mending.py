@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ingestor.backfill.client import MINUTE
+from ingestor.backfill.answers import MINUTE
 from ingestor.backfill.fill import asked_for
 from ingestor.cli.filling import fill, filling
 from ingestor.cli.gaps import show, write

@@ -92,7 +92,7 @@ class Outcome:
     """What came of asking for a piece and a symbol."""
 
     piece: Piece
-    status: Literal["filled", "no trades", "unfillable", "pending"]
+    status: Literal["filled", "no trades", "partial", "unfillable", "pending"]
     bars: int = 0
     error: str | None = None
 
@@ -186,17 +186,17 @@ class Ledger:
         async with self._connection() as connection:
             await connection.execute(QUERIES["excuse"], since, until, reason)
 
-    async def store_instruments(self, exchange: str, listed: Sequence[Listing]) -> int:
+    async def store_instruments(self, exchange: str, listed: Sequence[Listing], *, is_complete: bool = True) -> int:
         """Note what the provider lists, and when each symbol was first and last heard.
 
-        What it lists no longer is retired, unless that is much at once: then it rather is the answer that is short.
-        Returns how many are kept for that reason.
+        Instruments that it lists no longer are retired, unless they are many at once, or the list is not `is_complete`:
+        then it rather is the answer that is short. Returns how many are kept for that reason.
         """
         rows = [(each.symbol, exchange, each.company_name, each.industry, each.uuid, each.active) for each in listed]
         async with self._transaction() as connection:
             await connection.executemany(QUERIES["upsert_instrument"], rows)
             missing = await connection.fetchval(QUERIES["count_unlisted"], exchange, [row[0] for row in rows])
-            is_short = missing > max(RETIRED_AT_ONCE, len(rows) // 10) or not rows
+            is_short = missing > max(RETIRED_AT_ONCE, len(rows) // 10) or not rows or not is_complete
             if not is_short:
                 await connection.execute(QUERIES["retire_instruments"], exchange, [row[0] for row in rows])
             await connection.execute(QUERIES["note_seen_instruments"], exchange)

@@ -117,13 +117,13 @@ ORDER BY symbol, gap_from, gap_until
 
 -- name: given_up_backfills
 SELECT DISTINCT gap_from, gap_until FROM ingest.backfills
-WHERE status = 'unfillable' AND symbol <> '*' AND tstzrange(gap_from, gap_until) && tstzrange($1, $2)
+WHERE status IN ('partial', 'unfillable') AND symbol <> '*' AND tstzrange(gap_from, gap_until) && tstzrange($1, $2)
   AND gap_from > now() - interval '364 days'
 ORDER BY gap_from, gap_until
 
 -- name: ask_again
 UPDATE ingest.backfills SET status = 'pending', attempts = 0, finished_at = NULL, next_attempt_at = NULL
-WHERE gap_from = $1 AND gap_until = $2 AND (symbol = '*' OR status = 'unfillable')
+WHERE gap_from = $1 AND gap_until = $2 AND (symbol = '*' OR status IN ('partial', 'unfillable'))
 
 -- name: upsert_bar
 INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
@@ -148,7 +148,7 @@ UPDATE ingest.backfills w SET bars = s.bars, attempts = s.attempts, finished_at 
     status = CASE WHEN s.every THEN 'unfillable' WHEN s.some THEN 'partial' ELSE 'backfilled' END
 FROM (SELECT coalesce(sum(bars), 0)::integer AS bars, coalesce(max(attempts), 0) AS attempts,
              bool_or(status = 'pending') AS pending, bool_and(status = 'unfillable') AS every,
-             bool_or(status = 'unfillable') AS some
+             bool_or(status IN ('partial', 'unfillable')) AS some
       FROM ingest.backfills WHERE gap_from = $1 AND gap_until = $2 AND symbol <> '*') AS s
 WHERE w.gap_from = $1 AND w.gap_until = $2 AND w.symbol = '*' AND NOT s.pending
 

@@ -163,11 +163,11 @@ backfills = Table(
     column(
         "status",
         TEXT,
-        "pending; filled, no trades or unfillable; of the gap as a whole: pending, backfilled, partial or unfillable.",
+        "pending, filled, no trades, partial, unfillable; of the whole gap: pending, backfilled, partial, unfillable.",
     ),
     column("bars", INTEGER, "Bars received.", default="0"),
     column("attempts", INTEGER, "How often it was tried.", default="0"),
-    column("error", TEXT, "Why it is unfillable, or what the last attempt failed with.", null=True),
+    column("error", TEXT, "Why it is partial or unfillable, or what the last attempt failed with.", null=True),
     column("started_at", TIME, "First attempt.", default="now()"),
     column("finished_at", TIME, "When it was settled.", null=True),
     column(

@@ -70,5 +70,5 @@ ALTER TABLE ingest.backfills ADD CONSTRAINT backfills_status_check CHECK (
 
 COMMENT ON TABLE ingest.backfills IS 'What was done to fill each gap: a row for each symbol, and one, named *, for the gap as a whole.';
 COMMENT ON COLUMN ingest.backfills.symbol IS 'The symbol that was asked for; * stands for all of them.';
-COMMENT ON COLUMN ingest.backfills.status IS 'pending; filled, no trades or unfillable; of the gap as a whole: pending, backfilled, partial or unfillable.';
-COMMENT ON COLUMN ingest.backfills.error IS 'Why it is unfillable, or what the last attempt failed with.'
+COMMENT ON COLUMN ingest.backfills.status IS 'pending, filled, no trades, partial, unfillable; of the whole gap: pending, backfilled, partial, unfillable.';
+COMMENT ON COLUMN ingest.backfills.error IS 'Why it is partial or unfillable, or what the last attempt failed with.'

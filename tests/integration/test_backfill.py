@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from ingestor.backfill.client import EXCHANGE, RestClient
+from ingestor.backfill.bars import EXCHANGE
+from ingestor.backfill.client import RestClient
 from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
+from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
 from ingestor.simulator.server import TOKEN
@@ -109,6 +111,140 @@ async def test_a_listed_symbol_that_is_unknown_for_a_while(writer_url: str, data
             await backfill.ask_again(Bounds(until=ENDS))
         assert (await fill(writer_url, server.url)).filled == 1
     assert await query(database, GAPS) == [(at(100), at(102), "backfilled")]
+
+
+def records(*starts: datetime, **changed: Any) -> list[dict[str, Any]]:
+    """Records of the price 1.5 that begin at these moments, with some fields changed."""
+    prices = dict.fromkeys(("open", "high", "low", "close"), 1.5)
+    return [{"timestamp": start.isoformat(), **prices, "volume": 10, **changed} for start in starts]
+
+
+NULLS: dict[str, Any] = dict.fromkeys(("open", "high", "low", "close", "volume"))
+ERRORS = "SELECT status, bars, attempts, error FROM ingest.backfills WHERE symbol = 'A.NZ'"
+
+
+async def gap_of_twenty(database: str, writer_url: str) -> None:
+    await heard(database, BEGINS - MINUTE, at(101))
+    await heard(database, at(119), ENDS + MINUTE)
+    await known(writer_url, "A.NZ")
+
+
+async def test_a_minute_of_nulls_among_others(writer_url: str, database: str) -> None:
+    """It has no trades: the others are kept, the question is put once, and the gap is filled."""
+    await gap_of_twenty(database, writer_url)
+    body = {"data": [*records(*map(at, range(100, 119))), *records(at(119), **NULLS)]}
+    async with scripted(lambda _: answer(body)) as server:
+        assert (await fill(writer_url, server.url)).filled == 1
+        assert len(server.asked) == 1
+    assert await query(database, GAPS) == [(at(101), at(119), "backfilled")]
+    assert await query(database, "SELECT count(*) FROM market.bars") == [(19,)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (records(at(105), open=-1.5, low=-1.5), "a price that is not above zero (2026-11-19T21:45:00+00:00)"),
+        (records(at(105), high=1.0), "a high below another price (2026-11-19T21:45:00+00:00)"),
+        (records(at(105), close=float("nan")), "a price that is not finite (2026-11-19T21:45:00+00:00)"),
+        (records(at(105), timestamp="soon"), "no timestamp that can be read (soon)"),
+        (["bar"], "a record that is no object (record 20)"),
+        (records(at(105) + timedelta(days=1)), "another day (2026-11-20T21:45:00+00:00)"),
+    ],
+)
+async def test_a_wrong_record_among_others(wrong: list[Any], reason: str, writer_url: str, database: str) -> None:
+    """It is named, the others are kept, and the gap is not settled; after some tries it is partly filled."""
+    await gap_of_twenty(database, writer_url)
+    right = records(*(at(minute) for minute in range(100, 120) if minute != 105))
+    error = f"1 of 20 records are wrong: {reason}"
+    async with scripted(lambda _: answer({"data": [*right, *wrong]})) as server:
+        for attempts in (1, 2):
+            summary = await fill(writer_url, server.url)
+            assert (summary.pending, summary.bars, list(summary.wrong.values())) == (1, 19, [1])
+            assert len(server.asked) == attempts
+            assert await query(database, ERRORS) == [("pending", 19, attempts, error)]
+            assert await query(database, GAPS) == [(at(101), at(119), "open")]
+        assert await query(database, "SELECT count(*) FROM market.bars") == [(19,)]
+        summary = await fill(writer_url, server.url)
+        assert (summary.partial, summary.pending) == (1, 0)
+    assert await query(database, ERRORS) == [("partial", 19, 3, error)]
+    assert await query(database, GAPS) == [(at(101), at(119), "partial")]
+    async with job(writer_url, server.url) as (backfill, _):
+        await backfill.ask_again(Bounds(until=ENDS))
+    async with scripted(lambda _: answer({"data": [*right, *records(at(105))]})) as server:
+        assert (await fill(writer_url, server.url)).filled == 1
+    assert await query(database, GAPS) == [(at(101), at(119), "backfilled")]
+
+
+async def test_nothing_but_wrong_records(writer_url: str, database: str) -> None:
+    """They are no silence: after some tries the gap is unfillable, with the reason."""
+    await gap_of_twenty(database, writer_url)
+    async with scripted(lambda _: answer({"data": records(at(105), volume=-1)})) as server:
+        assert [(await fill(writer_url, server.url)).unfillable for _ in range(3)] == [0, 0, 1]
+    ((status, _, _, error),) = await query(database, ERRORS)
+    assert status == "unfillable"
+    assert "a negative volume" in error
+    assert await query(database, GAPS) == [(at(101), at(119), "unfillable")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"data": records(at(300), at(301))},
+        {"data": records(at(105) - timedelta(days=1))},
+        {"data": [], "date_from": "2026-11-18", "date_to": "2026-11-19"},
+        {"data": [], "hits": 19},
+        {"data": [], "ticker": "B.NZ"},
+    ],
+)
+async def test_an_answer_to_another_question(body: dict[str, Any], writer_url: str, database: str) -> None:
+    """It never means that nobody traded: the gap stays open with the reason, however often it comes."""
+    await gap_of_twenty(database, writer_url)
+    async with scripted(lambda _: answer(body)) as server:
+        for _ in range(4):
+            summary = await fill(writer_url, server.url)
+            assert (summary.pending, summary.no_trades) == (1, 0)
+            assert ["not what was asked for" in error for error in summary.failures] == [True]
+    ((status, _, attempts, error),) = await query(database, ERRORS)
+    assert (status, attempts) == ("pending", 4)
+    assert "/data/intraday: the answer is not what was asked for" in error
+    assert await query(database, GAPS) == [(at(101), at(119), "open")]
+
+
+async def test_a_wrong_record_concerns_its_own_gap(writer_url: str, database: str) -> None:
+    """Of two gaps that one answer serves, the other one is settled."""
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), at(200))
+    await heard(database, at(202), ENDS + MINUTE)
+    await known(writer_url, "A.NZ")
+    body = {"data": [*records(at(100)), *records(at(200), low=2.0)]}
+    async with scripted(lambda _: answer(body)) as server:
+        summary = await fill(writer_url, server.url)
+        assert len(server.asked) == 1
+    assert (summary.filled, summary.pending) == (1, 1)
+    assert await query(database, GAPS) == [(at(100), at(102), "backfilled"), (at(200), at(202), "open")]
+
+
+async def test_wrong_records_are_no_absence(writer_url: str, database: str) -> None:
+    """A source that answers, if badly, is there: the run goes through all symbols."""
+    await heard(database, BEGINS - MINUTE, at(101))
+    await heard(database, at(119), ENDS + MINUTE)
+    await known(writer_url, *(f"{number}.NZ" for number in range(20)))
+    async with scripted(lambda _: answer({"data": records(at(105), volume=-1)})) as server:
+        summary = await fill(writer_url, server.url)
+    assert (summary.pending, summary.unasked) == (20, 0)
+    assert summary.wrong == {"a negative volume": 20}
+
+
+async def test_a_listing_with_wrong_records(writer_url: str, database: str) -> None:
+    """They cost themselves, and retire nobody: they may stand for whatever is not listed any more."""
+    await known(writer_url, "A.NZ", "B.NZ")
+    body = {"data": [{"symbol": "A.NZ"}, {"symbol": None}, {"symbol": "x" * 4000}]}
+    async with scripted(lambda _: answer(body)) as server:
+        async with job(writer_url, server.url) as (backfill, ledger):
+            found = await refresh_instruments(ledger, backfill._client)
+    assert (found.listed, found.kept) == (1, 1)
+    assert found.wrong.startswith("2 of 3 records are wrong: no symbol (record 2); a symbol that can't be one (xxx")
+    assert await query(database, "SELECT symbol FROM market.instruments WHERE active") == [("A.NZ",), ("B.NZ",)]
 
 
 async def test_one_that_watches_is_patient(writer_url: str, database: str) -> None:

@@ -295,6 +295,54 @@ async def test_reconcile(writer_url: str, database: str) -> None:
         assert "adopt" not in output
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"high": 1.0}, "a high below another price (2026-11-19T20:45:00+00:00)"),
+        ({"timestamp": "soon"}, "no timestamp that can be read (soon)"),
+    ],
+)
+async def test_a_wrong_record_is_no_difference(
+    wrong: dict[str, Any], reason: str, writer_url: str, database: str
+) -> None:
+    """Its minute is not compared, which is said; the others are."""
+    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
+    for minute in range(40, 52):
+        await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
+    theirs = [{**ohlcv(1.5 + minute, 100, minute), **(wrong if minute == 45 else {})} for minute in range(40, 52)]
+
+    def script(asked: Asked) -> bytes:
+        return LISTED if asked.path == "/info/ticker" else answer({"data": theirs})
+
+    async with scripted(script) as server:
+        environment = {"DATABASE_URL": writer_url, "REST_URL": server.url, "TOKEN": TOKEN}
+        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", "--symbol=A.NZ", **environment)
+    assert status == 1
+    assert "Bars compared: 11, the same: 11, different: 0." in output
+    assert f"A.NZ: 1 of 12 records are wrong: {reason}: these minutes are not compared." in output
+    assert await query(database, "SELECT * FROM ingest.reconciliations") == []
+
+
+async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database: str) -> None:
+    """By reason, for all symbols, and those of the list of instruments too; the run has not done all."""
+    await with_a_gap(database)
+
+    def script(asked: Asked) -> bytes:
+        if asked.path == "/info/ticker":
+            return answer({"data": [{"symbol": "A.NZ"}, {"symbol": "B.NZ"}, {"name": "C.NZ"}]})
+        return answer({"data": [ohlcv(-1, 5, 100), ohlcv(1, -5, 101), ohlcv(2, 5, 102)]})
+
+    async with scripted(script) as server:
+        environment = {"DATABASE_URL": writer_url, "REST_URL": server.url, "TOKEN": TOKEN}
+        status, output, _ = await ingestor("backfill", "--until=2026-11-21", **environment)
+    assert status == 1
+    assert "The list of instruments: 1 of 3 records are wrong: no symbol (record 3)." in output
+    assert (
+        "Wrong records in the answers, which ingest.backfills names: "
+        "a price that is not above zero: 2; a negative volume: 2." in output
+    )
+
+
 async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database: str) -> None:
     """The stream looked alive, and the simulator's bars say what it had sent."""
     await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")

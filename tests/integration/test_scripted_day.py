@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from ingestor.backfill.instruments import refresh_instruments
+from ingestor.backfill.instruments import Refresh, refresh_instruments
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
@@ -148,7 +148,7 @@ async def test_a_scripted_day(writer_url: str, database: str, server: TestServer
         ]
         assert {status for _, status in open_gaps} == {"open"}
         async with job(writer_url, simulator.rest_url, clock) as (backfill, ledger):
-            assert await refresh_instruments(ledger, backfill._client) == (36, 0)
+            assert await refresh_instruments(ledger, backfill._client) == Refresh(36)
             await backfill.begin(await backfill.plan(Bounds()))
             summary = await backfill.run(await backfill.requests(Bounds()))
         assert (summary.pending, summary.unfillable) == (0, 0)

@@ -1,0 +1,80 @@
+"""The provider's limit of requests: everybody waits for its reset, whatever its headers say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+from ingestor.clock import Clock
+from ingestor.model import SECOND
+
+DEFAULT_RESET_WAIT = 10.0
+"""Seconds to wait if the server does not say when its limit is reset."""
+
+LONGEST_WAIT = 3600.0
+"""Seconds: no reset of a rate limit is further away."""
+
+MAX_RELATIVE_RESET = 1_000_000_000
+"""A reset above this is a moment (since 1970, in seconds or milliseconds), below it a number of seconds: which of
+them the documentation does not say."""
+
+MAX_HEADER_LENGTH = 40
+"""Characters of a header that can be a number or a date."""
+
+
+class RateLimit:
+    """For any number of tasks. `on_wait` is told for how many seconds all of them wait now."""
+
+    def __init__(self, clock: Clock, on_wait: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._on_wait = on_wait
+        self._resume_at = -math.inf
+
+    def note(self, status: int, headers: Mapping[str, str]) -> None:
+        """Let everybody wait for the reset if nothing is left, or if the server says so (429)."""
+        left = _number(headers.get("x-ratelimit-remaining"))
+        if status != HTTPStatus.TOO_MANY_REQUESTS and (left is None or left > 0):
+            return
+        seconds = self._seconds(headers.get("x-ratelimit-reset"))
+        if seconds is None:
+            seconds = self._seconds(headers.get("retry-after"))
+        if seconds is None:
+            seconds = DEFAULT_RESET_WAIT
+        resume_at = self._clock.monotonic() + min(max(seconds, 1.0), LONGEST_WAIT)
+        self._resume_at = max(self._resume_at, resume_at)
+
+    async def wait(self) -> None:
+        """Wait until a request may be made."""
+        while (seconds := self._resume_at - self._clock.monotonic()) > 0:
+            self._on_wait(seconds)
+            await self._clock.sleep(seconds)
+
+    def _seconds(self, text: str | None) -> float | None:
+        """Return the seconds until a reset: a number of seconds, a moment since 1970, or an HTTP date."""
+        reset = _number(text)
+        if reset is not None and reset <= MAX_RELATIVE_RESET:
+            return reset
+        moment = _date(text) if reset is None else reset
+        if moment is not None and moment > 1000 * MAX_RELATIVE_RESET:
+            moment /= 1000
+        return None if moment is None else moment - self._clock.wall() / SECOND
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float((text or "")[:MAX_HEADER_LENGTH])
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _date(text: str | None) -> float | None:
+    """Return an HTTP date in seconds since 1970."""
+    try:
+        moment = parsedate_to_datetime((text or "")[:MAX_HEADER_LENGTH])
+        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
