@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 class MalformedAnswerError(IngestorError):
-    """The answer is not what was asked for: nothing is known from it."""
+    """The answer is not what was asked for: nothing is known from it. The message completes "it has …"."""
 
 
 class UnreadableAnswerError(MalformedAnswerError):
@@ -54,10 +54,10 @@ class WrongValueError(ValueError):
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
-    """Return the top-level fields of an answer, each to be given to `read`. Raises UnreadableAnswerError."""
+    """Return the top-level fields of an answer, each to be given to `read`. Raises MalformedAnswerError."""
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
     if values > MAX_VALUES:
-        raise UnreadableAnswerError(f"about {values:,} values, more than {MAX_VALUES:,}")
+        raise MalformedAnswerError(f"about {values:,} values, more than {MAX_VALUES:,}")
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -107,7 +107,7 @@ def records_of(fields: dict[str, Any], noun: str) -> list[Any]:
         raise UnreadableAnswerError("no list in the field data") from None
     hits = read_field(fields, "hits", int)
     if hits not in {None, len(records)}:
-        raise MalformedAnswerError(f"{hits} hits and {len(records)} {noun}")
+        raise MalformedAnswerError(f"{shown(str(hits))} hits and {len(records)} {noun}")
     return records
 
 

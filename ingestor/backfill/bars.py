@@ -256,7 +256,7 @@ class _Reader:
                 raise ValueError
             moment = datetime.fromisoformat(text.upper())
             if moment.tzinfo is not None:
-                return moment.astimezone(UTC)
+                return moment.astimezone(zone).astimezone(UTC)  # a time that both can hold
             early, late = _both(moment, zone)
             if early.astimezone(zone).replace(tzinfo=None) != moment:
                 raise _FaultError("a time that the exchange's clocks skipped")
@@ -316,7 +316,7 @@ def _volume(value: float | None) -> int:
     """Return a volume: whole units, none or more."""
     if value is None:
         raise _FaultError("a volume that is null")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # not isfinite(), which a huge integer overflows
         raise _FaultError("a volume that is not finite")
     if value < 0:
         raise _FaultError("a negative volume")

@@ -16,7 +16,9 @@ def backfill(
     since: Since = None,
     until: Until = None,
     symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol; can be repeated.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Also what was given up as unknown to the provider.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also what was given up: unknown to the provider, or wrong records.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on for ever, and fill gaps as they appear.")] = False,
     every: Annotated[str, typer.Option(help="With --watch: how long to wait between two looks.")] = "1m",
@@ -27,7 +29,9 @@ def backfill(
     interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know (of those
     that it lists: three times) is `unfillable` until `--again`, one without bars had `no trades`, and gaps older than
     a year, which the provider no longer keeps, are `unfillable` as a whole: all of it is on record in
-    `ingest.backfills`. A minute is asked for when it has been over for a minute and **INGESTOR_COVERAGE_MARGIN**.
+    `ingest.backfills`. Wrong records in an answer are named there; the others are stored, and the symbol is asked for
+    again, three times, before it is `partial` or `unfillable`. A minute is asked for when it has been over for a
+    minute and **INGESTOR_COVERAGE_MARGIN**.
 
     With --watch, what has failed is asked for again after a minute, then four times as late each time, up to a day.
 

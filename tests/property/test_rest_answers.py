@@ -20,9 +20,12 @@ json_values = st.recursive(
 stamps = (
     st.datetimes(timezones=st.sampled_from([None, UTC, ZONE])).map(lambda moment: moment.isoformat())
     | st.integers(-3, 13).map(lambda minute: bar(minute)["timestamp"])
+    | st.sampled_from(["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "9999-12-31", "0001-01-01"])
     | st.text(max_size=30)
 )
-numbers = st.integers() | st.floats() | st.floats().map(str) | st.none() | st.sampled_from([0, 1, 2.5])
+numbers = (
+    st.integers() | st.floats() | st.floats().map(str) | st.none() | st.sampled_from([0, 1, 2.5, 10**400, -(10**4000)])
+)
 records = json_values | st.fixed_dictionaries(
     {},
     optional={
