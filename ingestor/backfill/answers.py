@@ -54,10 +54,10 @@ class WrongValueError(ValueError):
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
-    """Return the top-level fields of an answer, each to be given to `read`. Raises MalformedAnswerError."""
+    """Return the top-level fields of an answer, each to be given to `read`. Raises UnreadableAnswerError."""
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
     if values > MAX_VALUES:
-        raise MalformedAnswerError(f"about {values:,} values, more than {MAX_VALUES:,}")
+        raise UnreadableAnswerError(f"about {values:,} values, more than {MAX_VALUES:,}")
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -267,9 +267,8 @@ def test_an_answer_that_says_what_it_is(fields: dict[str, Any]) -> None:
 def test_an_answer_that_is_none(body: bytes) -> None:
     """It is not of the documented form, or of a size that no honest answer has."""
     for parse_any in (lambda: parse_bars(body, QUESTION), lambda: parse_instruments(body)):
-        with pytest.raises(MalformedAnswerError) as caught:
+        with pytest.raises(UnreadableAnswerError):
             parse_any()
-        assert isinstance(caught.value, UnreadableAnswerError) or "values" in str(caught.value)
 
 
 @pytest.mark.parametrize(
