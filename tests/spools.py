@@ -16,7 +16,7 @@ FORGOTTEN = 3
 """How many of an image's batches have left the queue."""
 
 ALL_FLIPS = bool(os.environ.get("INGESTOR_TEST_ALL_FLIPS"))
-"""Whether every byte is flipped, which takes minutes, instead of a choice of them."""
+"""Whether tens of thousands of bits are flipped, which takes minutes, instead of hundreds."""
 
 STEP = 8
 """Batches that are read, and then forgotten, at once."""
