@@ -17,8 +17,8 @@ MINUTE = timedelta(minutes=1)
 
 _SESSION = """
 INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until,
-    last_message_at, last_tick_at, ended_at, end_reason, kind)
-VALUES ($1, $2, 'ws://localhost/ws', $3, $4, $5, $6, $6, $7, $8, $9)
+    last_message_at, last_tick_at, ended_at, end_reason, kind, last_seen_at)
+VALUES ($1, $2, 'ws://localhost/ws', $3, $4, $5, $6, $6, $7, $8, $9, $10)
 """
 
 
@@ -37,8 +37,12 @@ async def heard(
     accepted: bool = True,
     kind: str = "stream",
     instance: str = "one",
+    seen: datetime | None = None,
 ) -> Any:
-    """Put a session on record that vouches for a time; return its id. Without a reason it has not ended."""
+    """Put a session on record that vouches for a time; return its id. Without a reason it has not ended.
+
+    `seen` is when its process wrote last, by the database's clock; else that was at its end.
+    """
     identity = uuid4()
     await execute(
         url,
@@ -52,6 +56,7 @@ async def heard(
         until if reason else None,
         reason,
         kind,
+        seen or until,
     )
     return identity
 

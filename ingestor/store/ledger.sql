@@ -75,13 +75,17 @@ WITH open_time AS MATERIALIZED (
                   - coalesce((SELECT range_agg(tstzrange(gap_from, gap_until)) FROM ingest.backfills
                               WHERE symbol = '*'), '{}')) AS span
 ), days AS MATERIALIZED (
-    SELECT span, day::date AS trading_day
-    FROM open_time, (SELECT exchange_timezone FROM ingest.settings LIMIT 1) AS s, LATERAL generate_series(
-        (lower(span) AT TIME ZONE exchange_timezone)::date - 1,
-        (upper(span) AT TIME ZONE exchange_timezone)::date + 1, interval '1 day') AS day
-), parts AS (
-    SELECT trading_day, days.span * t.span AS span
-    FROM days JOIN ingest.trading_time t USING (trading_day) WHERE days.span && t.span
+    SELECT span, date FROM open_time, LATERAL generate_series(
+        date_trunc('day', lower(span) AT TIME ZONE 'UTC'), upper(span) AT TIME ZONE 'UTC', interval '1 day') AS date
+), trading AS MATERIALIZED (
+    SELECT trading_day, span, date_trunc('day', lower(span) AT TIME ZONE 'UTC') + number * interval '1 day' AS date
+    FROM ingest.trading_time, (VALUES (0), (1), (2), (3), (4)) AS following (number)
+    WHERE date_trunc('day', lower(span) AT TIME ZONE 'UTC') + number * interval '1 day' <= upper(span) AT TIME ZONE 'UTC'
+), parts AS (  -- as in ingest.gap_parts
+    SELECT trading_day, days.span * trading.span AS span
+    FROM days JOIN trading USING (date)
+    WHERE days.span && trading.span
+      AND date_trunc('day', greatest(lower(days.span), lower(trading.span)) AT TIME ZONE 'UTC') = date
 )
 SELECT trading_day, lower(span) AS gap_from, upper(span) AS gap_until FROM parts
 WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_day < $2)
@@ -89,9 +93,10 @@ WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_d
 ORDER BY span
 
 -- name: forget_needless
--- What was begun, and has been heard after all: a spool was written meanwhile.
+-- What was begun, and has been heard after all: a spool was written meanwhile. Where there is no trading time on record,
+-- `spans` is null, and nothing is forgotten.
 WITH needed AS MATERIALIZED (
-    SELECT coalesce((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole), '{}') AS spans
+    SELECT (SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole) AS spans
 ), needless AS (
     SELECT gap_from, gap_until FROM ingest.backfills, needed
     WHERE symbol = '*' AND status = 'pending' AND NOT tstzrange(gap_from, gap_until) && spans

@@ -108,9 +108,21 @@ stream_sessions = Table(
     column("connected_at", TIME, "When the connection was open."),
     column("kind", TEXT, "stream or replay; only a stream covers.", default="'stream'"),
     column("authenticated_at", TIME, "When the server accepted the token; coverage begins here.", null=True),
-    column("covered_until", TIME, "Until when it is proved that everything was heard.", null=True),
+    column(
+        "covered_until",
+        TIME,
+        "Until when it is proved that everything was heard; null: nothing is. Never later than the database's clock.",
+        null=True,
+    ),
     column("last_message_at", TIME, "Arrival of the last message.", null=True),
     column("last_tick_at", TIME, "Arrival of the last message that was a tick.", null=True),
+    column(
+        "last_seen_at",
+        TIME,
+        "When its own process last wrote here, by the database's clock: it is alive for a minute after that. "
+        "Null: never.",
+        null=True,
+    ),
     column("last_batch", BIGINT, "Number of the last committed batch: it makes each one count once.", default="0"),
     column("ended_at", TIME, "When it ended; null while it lives.", null=True),
     column("end_reason", TEXT, "Why it ended, from a fixed list.", null=True),
@@ -150,6 +162,11 @@ trading_sessions = Table(
     column("closes_at", TIME, "Close."),
     PrimaryKeyConstraint("calendar", "trading_day"),
     CheckConstraint("opens_at < closes_at", name="order"),
+    CheckConstraint("closes_at <= opens_at + interval '2 days'", name="length"),
+    CheckConstraint(
+        "trading_day BETWEEN (opens_at AT TIME ZONE 'UTC')::date - 7 AND (opens_at AT TIME ZONE 'UTC')::date + 7",
+        name="day",
+    ),
     schema="ingest",
     comment="When the exchange trades: what of it was not heard is a gap.",
 )
@@ -180,6 +197,7 @@ backfills = Table(
     CheckConstraint(
         "status IN ('pending', 'filled', 'no trades', 'unfillable', 'backfilled', 'partial')", name="status"
     ),
+    CheckConstraint("gap_from < gap_until", name="order"),
     Index("backfills_pending_idx", "gap_from", postgresql_where=text("status = 'pending'")),
     Index("backfills_whole_idx", "gap_from", postgresql_where=text("symbol = '*'")),
     schema="ingest",
@@ -264,6 +282,12 @@ settings = Table(
     ),
     PrimaryKeyConstraint("singleton"),
     CheckConstraint("singleton", name="singleton"),
+    CheckConstraint(
+        "coverage_lead BETWEEN '0' AND '1 day' AND coverage_tail BETWEEN '0' AND '1 day' "
+        "AND coverage_margin BETWEEN '0' AND '1 day' AND stall_timeout BETWEEN '0' AND '1 day' "
+        "AND isfinite(coverage_since)",
+        name="coverage",
+    ),
     CheckConstraint("bar_label IN ('start', 'end')", name="bar_label"),
     schema="ingest",
     comment="What SQL must know of the environment. Written by the first migration, then changed on purpose only.",

@@ -76,6 +76,7 @@ CREATE TABLE ingest.stream_sessions (
     covered_until TIMESTAMP WITH TIME ZONE,
     last_message_at TIMESTAMP WITH TIME ZONE,
     last_tick_at TIMESTAMP WITH TIME ZONE,
+    last_seen_at TIMESTAMP WITH TIME ZONE,
     last_batch BIGINT DEFAULT 0 NOT NULL,
     ended_at TIMESTAMP WITH TIME ZONE,
     end_reason TEXT,
@@ -96,9 +97,10 @@ COMMENT ON COLUMN ingest.stream_sessions.endpoint IS 'The stream''s address; of 
 COMMENT ON COLUMN ingest.stream_sessions.connected_at IS 'When the connection was open.';
 COMMENT ON COLUMN ingest.stream_sessions.kind IS 'stream or replay; only a stream covers.';
 COMMENT ON COLUMN ingest.stream_sessions.authenticated_at IS 'When the server accepted the token; coverage begins here.';
-COMMENT ON COLUMN ingest.stream_sessions.covered_until IS 'Until when it is proved that everything was heard.';
+COMMENT ON COLUMN ingest.stream_sessions.covered_until IS 'Until when it is proved that everything was heard; null: nothing is. Never later than the database''s clock.';
 COMMENT ON COLUMN ingest.stream_sessions.last_message_at IS 'Arrival of the last message.';
 COMMENT ON COLUMN ingest.stream_sessions.last_tick_at IS 'Arrival of the last message that was a tick.';
+COMMENT ON COLUMN ingest.stream_sessions.last_seen_at IS 'When its own process last wrote here, by the database''s clock: it is alive for a minute after that. Null: never.';
 COMMENT ON COLUMN ingest.stream_sessions.last_batch IS 'Number of the last committed batch: it makes each one count once.';
 COMMENT ON COLUMN ingest.stream_sessions.ended_at IS 'When it ended; null while it lives.';
 COMMENT ON COLUMN ingest.stream_sessions.end_reason IS 'Why it ended, from a fixed list.';
@@ -135,7 +137,10 @@ CREATE TABLE ingest.trading_sessions (
     opens_at TIMESTAMP WITH TIME ZONE NOT NULL,
     closes_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT trading_sessions_pkey PRIMARY KEY (calendar, trading_day),
-    CONSTRAINT trading_sessions_order_check CHECK (opens_at < closes_at)
+    CONSTRAINT trading_sessions_order_check CHECK (opens_at < closes_at),
+    CONSTRAINT trading_sessions_length_check CHECK (closes_at <= opens_at + interval '2 days'),
+    CONSTRAINT trading_sessions_day_check CHECK (
+        trading_day BETWEEN (opens_at AT TIME ZONE 'UTC')::date - 7 AND (opens_at AT TIME ZONE 'UTC')::date + 7)
 );
 
 COMMENT ON TABLE ingest.trading_sessions IS 'When the exchange trades: what of it was not heard is a gap.';
@@ -154,7 +159,8 @@ CREATE TABLE ingest.backfills (
     error TEXT,
     started_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     finished_at TIMESTAMP WITH TIME ZONE,
-    CONSTRAINT backfills_pkey PRIMARY KEY (gap_from, gap_until, symbol)
+    CONSTRAINT backfills_pkey PRIMARY KEY (gap_from, gap_until, symbol),
+    CONSTRAINT backfills_order_check CHECK (gap_from < gap_until)
 );
 
 COMMENT ON TABLE ingest.backfills IS 'What was done to fill each gap, by symbol.';
@@ -179,7 +185,11 @@ CREATE TABLE ingest.settings (
     coverage_since TIMESTAMP WITH TIME ZONE,
     minimum_version TEXT,
     CONSTRAINT settings_pkey PRIMARY KEY (singleton),
-    CONSTRAINT settings_singleton_check CHECK (singleton)
+    CONSTRAINT settings_singleton_check CHECK (singleton),
+    CONSTRAINT settings_coverage_check CHECK (
+        coverage_lead BETWEEN '0' AND '1 day' AND coverage_tail BETWEEN '0' AND '1 day'
+        AND coverage_margin BETWEEN '0' AND '1 day' AND stall_timeout BETWEEN '0' AND '1 day'
+        AND isfinite(coverage_since))
 );
 
 COMMENT ON TABLE ingest.settings IS 'What SQL must know of the environment. Written by the first migration, then changed on purpose only.';

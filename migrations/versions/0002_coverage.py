@@ -58,7 +58,7 @@ def downgrade() -> None:
     """Take away what was added."""
     for view in VIEWS:
         op.execute(f"DROP VIEW {view}")
-    op.execute("DROP FUNCTION ingest.cause(text)")
+    op.execute("DROP FUNCTION ingest.cause(text), ingest.is_alive(timestamptz, timestamptz)")
     op.execute("ALTER TABLE ingest.backfills DROP CONSTRAINT backfills_status_check")
     op.execute("DROP INDEX ingest.backfills_pending_idx, ingest.backfills_whole_idx")
     op.execute("ALTER TABLE ingest.backfills DROP COLUMN next_attempt_at")

@@ -1,6 +1,12 @@
 -- The views of revision 0002. From what the sessions vouch for to the gaps, the coverage and the series without holes.
 -- Each side of a subtraction is one multirange before it is subtracted: that keeps five years within milliseconds.
 -- LIMIT 1 tells the planner what it can't know of a table that is never analysed: that the settings are one row.
+--
+-- Null covers nothing. `least` and `greatest` leave nulls out, and a range with a null bound has no end: each of them here
+-- has operands that can't be null, or says why a null may be left out. A range whose bounds are in the wrong order is an
+-- error, which would hide every gap: sessions, which a daemon writes, are read so that it can't occur; in the tables that
+-- people write too, constraints refuse it.
+-- Of the clocks only the database's, now(), is asked what has come and who is alive.
 
 CREATE FUNCTION ingest.cause(end_reason text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
@@ -31,17 +37,29 @@ $$;
 
 COMMENT ON FUNCTION ingest.cause IS 'What an end_reason of ingest.stream_sessions means, in words.';
 
+CREATE FUNCTION ingest.is_alive(ended_at timestamptz, last_seen_at timestamptz) RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    -- Not in the future either: a clock that was set back would let the dead live until it has caught up.
+    SELECT ended_at IS NULL AND coalesce(
+        last_seen_at BETWEEN now() - interval '60 seconds' AND now() + interval '60 seconds', false)
+$$;
+
+COMMENT ON FUNCTION ingest.is_alive IS 'Whether a session of ingest.stream_sessions goes on: it has not ended, and its process wrote to it within the last minute.';
+
 CREATE VIEW ingest.trading_time AS
 WITH ends AS (
-    -- Widened, but never into the next session: what lies between two of them belongs to the earlier one's tail.
+    -- Widened, but never into the next session: what lies between two of them belongs to the earlier one's tail. The
+    -- last one has no next, and the first none before: then `least` and `greatest` leave the null out.
     SELECT t.trading_day, t.opens_at, s.coverage_lead,
-           least(t.closes_at + s.coverage_tail, lead(t.opens_at) OVER (ORDER BY t.trading_day)) AS until
+           least(t.closes_at + s.coverage_tail, lead(t.opens_at) OVER calendar) AS until
     FROM (SELECT * FROM ingest.settings LIMIT 1) AS s JOIN ingest.trading_sessions t ON t.calendar = s.calendar
+    WINDOW calendar AS (ORDER BY t.opens_at, t.trading_day)
 ), spans AS (
-    SELECT trading_day,
-           tstzrange(greatest(opens_at - coverage_lead, lag(until) OVER (ORDER BY trading_day)), until) AS span
+    SELECT trading_day, tstzrange(
+               greatest(opens_at - coverage_lead, lag(until) OVER (ORDER BY opens_at, trading_day)), until) AS span
     FROM ends
 ), limits AS (
+    -- Before the first session there is no ledger: then `since` is null, and no row is joined.
     SELECT coalesce(coverage_since, (SELECT min(authenticated_at) FROM ingest.stream_sessions WHERE kind = 'stream'))
                AS since,
            now() - interval '30 seconds' AS until
@@ -56,44 +74,45 @@ COMMENT ON COLUMN ingest.trading_time.span IS 'From when until when.';
 
 CREATE VIEW ingest.covered AS
 WITH sessions AS (
-    SELECT id, authenticated_at, covered_until, end_reason, s.calendar, s.exchange_timezone, s.stall_timeout,
-           greatest(authenticated_at, last_tick_at) AS heard_until,
-           ended_at IS NULL AND greatest(connected_at, covered_until, last_message_at) > now() - interval '60 seconds'
-               AS is_alive
+    SELECT id, authenticated_at, least(covered_until, now()) AS proved_until,
+           greatest(authenticated_at, last_tick_at) AS heard_until,  -- without a tick, until it began
+           coalesce(end_reason, 'crashed') AS end_reason, ingest.is_alive(ended_at, last_seen_at) AS is_alive,
+           s.calendar, s.stall_timeout
     FROM ingest.stream_sessions, (SELECT * FROM ingest.settings LIMIT 1) AS s
-    WHERE kind = 'stream' AND authenticated_at IS NOT NULL
+    WHERE kind = 'stream' AND authenticated_at IS NOT NULL AND covered_until IS NOT NULL
 ), judged AS (
-    SELECT *, NOT is_alive AND CASE coalesce(end_reason, 'crashed')
+    SELECT *, NOT is_alive AND CASE end_reason
         WHEN 'stall' THEN true
         -- Nobody was there to say so, but it was mute for too long while the market was open.
-        WHEN 'crashed' THEN covered_until - heard_until > stall_timeout AND EXISTS (
+        WHEN 'crashed' THEN proved_until - stall_timeout > heard_until AND EXISTS (
             SELECT FROM ingest.trading_sessions t
-            WHERE t.calendar = sessions.calendar
-              AND t.trading_day BETWEEN (heard_until AT TIME ZONE exchange_timezone)::date - 1
-                                    AND (covered_until AT TIME ZONE exchange_timezone)::date + 1
-              AND least(covered_until, closes_at) - greatest(heard_until, opens_at) > stall_timeout)
+            WHERE t.calendar = sessions.calendar  -- and within the days that the constraints of that table allow
+              AND t.trading_day BETWEEN (heard_until AT TIME ZONE 'UTC')::date - 9
+                                    AND (proved_until AT TIME ZONE 'UTC')::date + 7
+              AND least(proved_until, closes_at) - stall_timeout > greatest(heard_until, opens_at))
         ELSE false
     END AS was_mute
     FROM sessions
 ), proved AS (
-    SELECT *, CASE WHEN was_mute THEN least(covered_until, heard_until) ELSE covered_until END AS until FROM judged
+    SELECT *, greatest(authenticated_at, CASE WHEN was_mute THEN least(proved_until, heard_until) ELSE proved_until END)
+        AS until
+    FROM judged
 )
-SELECT id, tstzrange(authenticated_at, greatest(authenticated_at, until)) AS span,
-       tstzrange(authenticated_at, greatest(authenticated_at, until, CASE WHEN is_alive THEN now() END)) AS expected,
-       CASE WHEN NOT is_alive THEN coalesce(end_reason, 'crashed') END AS end_reason
+SELECT id, tstzrange(authenticated_at, until) AS span,
+       tstzrange(authenticated_at, CASE WHEN is_alive THEN greatest(until, now()) ELSE until END) AS expected,
+       CASE WHEN NOT is_alive THEN end_reason END AS end_reason
 FROM proved;
 
 COMMENT ON VIEW ingest.covered IS 'What each session vouches for.';
 COMMENT ON COLUMN ingest.covered.id IS 'The session.';
-COMMENT ON COLUMN ingest.covered.span IS 'From its authentication to its last proof; of one that fell mute in trading hours, to its last tick.';
+COMMENT ON COLUMN ingest.covered.span IS 'From its authentication to its last proof, and never beyond now; of one that fell mute in trading hours, to its last tick.';
 COMMENT ON COLUMN ingest.covered.expected IS 'The same; of one that lives, until now: what is not proved yet is no gap yet.';
 COMMENT ON COLUMN ingest.covered.end_reason IS 'Why it ended; crashed, too, where it fell silent without an end; null while it lives.';
 
 CREATE VIEW ingest.gap_parts AS
-WITH trading AS MATERIALIZED (
-    SELECT trading_day, span FROM ingest.trading_time
-), missed AS MATERIALIZED (
-    SELECT (SELECT range_agg(span) FROM trading)
+WITH missed AS MATERIALIZED (
+    -- Null where there is no trading time: then there are no parts.
+    SELECT (SELECT range_agg(span) FROM ingest.trading_time)
            - coalesce((SELECT range_agg(expected) FROM ingest.covered), '{}') AS gaps
 ), outcomes AS MATERIALIZED (
     SELECT coalesce((SELECT range_agg(tstzrange(excused_from, excused_until)) FROM ingest.excuses), '{}') AS excused,
@@ -110,16 +129,20 @@ WITH trading AS MATERIALIZED (
         ('unfillable', (gaps - excused - backfilled - partial) * unfillable),
         ('open', gaps - excused - backfilled - partial - unfillable)) AS part (status, spans)
 ), days AS MATERIALIZED (
-    -- A part may reach over midnight, where every day adjoins the next. Joined by the day, not by overlap: that would be
-    -- every part with every day.
-    SELECT status, span, day::date AS trading_day
-    FROM parts, (SELECT exchange_timezone FROM ingest.settings LIMIT 1) AS s, LATERAL generate_series(
-        (lower(span) AT TIME ZONE exchange_timezone)::date - 1,
-        (upper(span) AT TIME ZONE exchange_timezone)::date + 1, interval '1 day') AS day
+    -- A part may reach over midnight, where every day adjoins the next. Joined by the dates (in UTC) that both touch, not
+    -- by overlap: that would be every part with every day. Of these dates the one counts on which both have begun.
+    SELECT status, span, date FROM parts, LATERAL generate_series(
+        date_trunc('day', lower(span) AT TIME ZONE 'UTC'), upper(span) AT TIME ZONE 'UTC', interval '1 day') AS date
+), trading AS MATERIALIZED (
+    -- Two days long at most, and widened by one at either end. (The planner takes a series for a thousand rows.)
+    SELECT trading_day, span, date_trunc('day', lower(span) AT TIME ZONE 'UTC') + number * interval '1 day' AS date
+    FROM ingest.trading_time, (VALUES (0), (1), (2), (3), (4)) AS following (number)
+    WHERE date_trunc('day', lower(span) AT TIME ZONE 'UTC') + number * interval '1 day' <= upper(span) AT TIME ZONE 'UTC'
 )
 SELECT trading_day, days.span * trading.span AS span, status
-FROM days JOIN trading USING (trading_day)
-WHERE days.span && trading.span;
+FROM days JOIN trading USING (date)
+WHERE days.span && trading.span
+  AND date_trunc('day', greatest(lower(days.span), lower(trading.span)) AT TIME ZONE 'UTC') = date;
 
 COMMENT ON VIEW ingest.gap_parts IS 'Trading time that nobody heard, by trading day and by what became of it.';
 COMMENT ON COLUMN ingest.gap_parts.trading_day IS 'The exchange''s day.';
@@ -131,20 +154,22 @@ WITH parts AS MATERIALIZED (
     SELECT row_number() OVER () AS number, trading_day, span, status FROM ingest.gap_parts
 ), ends AS (
     -- The last session that vouched for anything before each gap, by one pass over both.
-    SELECT upper(expected) AS at, 0 AS kind, NULL::bigint AS number, ingest.cause(end_reason) AS cause
-    FROM ingest.covered WHERE end_reason IS NOT NULL
-    UNION ALL SELECT lower(span), 1, number, NULL FROM parts
+    SELECT upper(expected) AS at, 0 AS kind, id, NULL::bigint AS number, ingest.cause(end_reason) AS cause
+    FROM ingest.covered WHERE end_reason IS NOT NULL AND NOT isempty(expected)
+    UNION ALL SELECT lower(span), 1, NULL, number, NULL FROM parts
 ), ended AS (
-    SELECT number, cause, count(cause) OVER (ORDER BY at, kind, number) AS place, at, kind FROM ends
+    SELECT number, cause, count(cause) OVER (ORDER BY at, kind, id, number) AS place, at, kind FROM ends
 ), before AS (
     SELECT number, first_value(cause) OVER (PARTITION BY place ORDER BY at, kind, number) AS cause FROM ended
 ), tries AS (
     -- In the same way, the last connection within each gap that was not accepted.
-    SELECT connected_at AS at, 0 AS kind, NULL::bigint AS number, ingest.cause(coalesce(end_reason, 'crashed')) AS cause
-    FROM ingest.stream_sessions WHERE kind = 'stream' AND authenticated_at IS NULL
-    UNION ALL SELECT upper(span), 1, number, NULL FROM parts
+    SELECT connected_at AS at, 0 AS kind, id, NULL::bigint AS number,
+           ingest.cause(coalesce(end_reason, 'crashed')) AS cause
+    FROM ingest.stream_sessions
+    WHERE kind = 'stream' AND authenticated_at IS NULL AND NOT ingest.is_alive(ended_at, last_seen_at)
+    UNION ALL SELECT upper(span), 1, NULL, number, NULL FROM parts
 ), tried AS (
-    SELECT number, cause, at, kind, count(cause) OVER (ORDER BY at, kind, number) AS place FROM tries
+    SELECT number, cause, at, kind, count(cause) OVER (ORDER BY at, kind, id, number) AS place FROM tries
 ), attempts AS (
     SELECT number, first_value(cause) OVER again AS cause, first_value(at) OVER again AS at FROM tried
     WINDOW again AS (PARTITION BY place ORDER BY at, kind, number)
@@ -154,7 +179,7 @@ SELECT trading_day, lower(span) AS started_at, upper(span) AS ended_at, upper(sp
            || CASE WHEN attempts.at > lower(span) AND attempts.cause IS NOT NULL
                    THEN '; then ' || attempts.cause ELSE '' END
            || CASE WHEN status = 'excused' THEN coalesce(
-                   (SELECT '; excused: ' || string_agg(reason, ', ' ORDER BY excused_from) FROM ingest.excuses
+                   (SELECT '; excused: ' || string_agg(reason, ', ' ORDER BY excused_from, excused_until) FROM ingest.excuses
                     WHERE tstzrange(excused_from, excused_until) && span), '') ELSE '' END AS cause,
        status
 FROM parts LEFT JOIN before USING (number) LEFT JOIN attempts USING (number);
@@ -195,10 +220,11 @@ COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed min
 COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was heard or backfilled, rounded down.';
 
 CREATE VIEW ingest.doubts AS
+-- Also those of a session that is not on record any more.
 SELECT tstzrange(received_at - coverage_margin, received_at + coverage_margin + interval '1 microsecond') AS span
-FROM ingest.rejected_messages AS r JOIN ingest.stream_sessions AS session ON session.id = r.session_id,
+FROM ingest.rejected_messages AS r LEFT JOIN ingest.stream_sessions AS session ON session.id = r.session_id,
     (SELECT * FROM ingest.settings LIMIT 1) AS s
-WHERE session.kind = 'stream';
+WHERE session.kind IS DISTINCT FROM 'replay';
 
 COMMENT ON VIEW ingest.doubts IS 'When a message came that could not be stored as a tick: a minute with one in it is not wholly covered.';
 COMMENT ON COLUMN ingest.doubts.span IS 'Its arrival, with the margin on both sides.';
@@ -209,7 +235,7 @@ WITH heard AS (
 )
 SELECT coalesce((
     SELECT range_agg(tstzrange(lower(span) + coverage_margin, upper(span) - coverage_margin))
-    FROM heard, (SELECT * FROM ingest.settings LIMIT 1) AS s WHERE upper(span) - lower(span) > 2 * coverage_margin
+    FROM heard, (SELECT * FROM ingest.settings LIMIT 1) AS s WHERE lower(span) + coverage_margin < upper(span) - coverage_margin
 ), '{}') - coalesce((SELECT range_agg(span) FROM ingest.doubts), '{}') AS spans;
 
 COMMENT ON VIEW ingest.whole IS 'The time, by the exchange''s clock, of which every tick was heard: coverage less the margin at both ends, less doubts.';

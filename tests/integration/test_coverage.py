@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, date, datetime, timedelta
+from itertools import product
 from typing import Any
 
+import asyncpg
 import pytest
 
 from ingestor.model import EndReason
@@ -137,20 +139,93 @@ async def test_quiet_before_the_opening_is_not_mute(database: str) -> None:
 
 
 async def test_a_live_session(database: str) -> None:
-    """What a live session has not proved yet is no gap; once it shows no life for a minute, it is one."""
+    """What a live session has not proved yet is no gap; once its process has not written for a minute, it is one."""
     now = datetime.now(UTC)
+    proved = now - timedelta(seconds=70)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
-    session = await heard(database, now - timedelta(hours=1), now - timedelta(seconds=50), None)
+    session = await heard(database, now - timedelta(hours=1), proved, None, seen=now - timedelta(seconds=20))
     assert await query(database, GAPS) == []
     assert [row[5] for row in await query(database, DAYS)][-1] == 100
-    await execute(
-        database,
-        "UPDATE ingest.stream_sessions SET covered_until = $2, last_message_at = $2, last_tick_at = $2 WHERE id = $1",
-        session, now - timedelta(seconds=70),
-    )  # fmt: skip
-    ((start, end, cause, status),) = await query(database, GAPS)
-    assert (start, cause, status) == (now - timedelta(seconds=70), "the process died without a word", "open")
-    assert timedelta(seconds=35) < end - start < timedelta(seconds=60)
+    see = "UPDATE ingest.stream_sessions SET last_seen_at = $2 WHERE id = $1"
+    for seen in (now - timedelta(seconds=61), None, now + timedelta(minutes=10)):  # the last: a clock that was set back
+        await execute(database, see, session, seen)
+        ((start, end, cause, status),) = await query(database, GAPS)
+        assert (start, cause, status) == (proved, "the process died without a word", "open")
+        assert timedelta(seconds=35) < end - start < timedelta(seconds=60)
+
+
+async def test_a_live_session_whose_clock_is_behind(database: str) -> None:
+    """Who lives is judged by the database's clock alone: what the daemon's says of its last proof does not matter."""
+    now = datetime.now(UTC)
+    await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
+    await heard(database, now - timedelta(hours=1), now - timedelta(minutes=30), None, seen=now)
+    assert await query(database, GAPS) == []
+
+
+async def test_what_has_not_come_is_not_covered(database: str) -> None:
+    """A session of a clock that is ahead covers until now at most, and nothing before it has begun; it is no error."""
+    now = datetime.now(UTC)
+    await execute(database, "UPDATE ingest.settings SET calendar = 'always', coverage_since = $1", now - 10 * MINUTE)
+    await heard(database, now - 5 * MINUTE, now + 5 * MINUTE, "closed")
+    await heard(database, now + 3 * MINUTE, now + 5 * MINUTE, None, seen=now)
+    spans = "SELECT upper(span), upper(span) <= now(), upper(expected) <= now() FROM ingest.covered ORDER BY span"
+    empty, covered = await query(database, spans)
+    assert empty == (None, None, None)
+    assert covered[1:] == (True, True)
+    assert [row[:2] for row in await query(database, GAPS)] == [(now - 10 * MINUTE, now - 5 * MINUTE)]
+
+
+async def test_null_covers_nothing(database: str) -> None:
+    """A session of which the database has lost messages proves nothing, however it ended, or if it still lives."""
+    await heard(database, BEGINS, at(100))
+    session = await heard(database, at(100), at(200), None, seen=datetime.now(UTC))
+    await heard(database, at(200), ENDS)
+    await execute(database, TICK, at(150), 1.5, "A.NZ")
+    for reason in [None, *EndReason]:
+        await execute(
+            database,
+            "UPDATE ingest.stream_sessions SET covered_until = NULL, end_reason = $2, ended_at = $3 WHERE id = $1",
+            session, reason, at(200) if reason else None,
+        )  # fmt: skip
+        assert [row[:2] for row in await gaps(database)] == [(at(100), at(200))]
+        assert await query(database, SERIES) == []
+
+
+async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
+    """Whatever stands in a session's row, times without end or in the wrong order too, the views have an answer."""
+    await heard(database, BEGINS, at(100))
+    session = await heard(database, at(110), at(120), "crashed", last=at(111))
+    instants = ["NULL", "'infinity'", "'-infinity'", f"'{at(1)}'"]
+    columns = ["authenticated_at", "covered_until", "last_message_at", "last_tick_at", "last_seen_at", "ended_at"]
+    connection = await connect(database)
+    for column, value in [("end_reason", "NULL"), ("end_reason", "''"), *product(columns, instants)]:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(f"UPDATE ingest.stream_sessions SET {column} = {value} WHERE id = $1", session)
+        for view in ("market.gaps", "market.coverage", "ingest.whole"):
+            assert await connection.fetch(f"SELECT * FROM {view}"), (column, value)
+        await transaction.rollback()
+    await connection.close()
+
+
+async def test_what_people_write_by_hand_is_refused_where_it_means_nothing(database: str) -> None:
+    """A range in the wrong order, or an endless one, would be an error of the views, and hide every gap."""
+    backfill = "INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status) VALUES ($1, $2, '*', 'backfilled')"
+    for statement, *arguments in (
+        ("UPDATE ingest.settings SET coverage_lead = '-1 s'",),
+        ("UPDATE ingest.settings SET coverage_tail = '25 hours'",),
+        ("UPDATE ingest.settings SET coverage_margin = '-1 s'",),
+        ("UPDATE ingest.settings SET stall_timeout = '-1 s'",),
+        ("UPDATE ingest.settings SET coverage_since = 'infinity'",),
+        ("UPDATE ingest.trading_sessions SET closes_at = opens_at + interval '3 days'",),
+        ("UPDATE ingest.trading_sessions SET closes_at = 'infinity'",),
+        ("UPDATE ingest.trading_sessions SET opens_at = '-infinity'",),
+        ("UPDATE ingest.trading_sessions SET trading_day = trading_day - 9000",),
+        ("INSERT INTO ingest.excuses VALUES ($1, $2, 'halt')", at(2), at(1)),
+        (backfill, at(2), at(1)),
+    ):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await execute(database, statement, *arguments)
 
 
 async def test_refused_connections_are_part_of_the_cause(database: str) -> None:

@@ -1,0 +1,248 @@
+"""What the views of coverage must say, computed slowly: every moment between two events is asked about by itself.
+
+Written from the definitions in docs/explanation/coverage.md, without a range or a subtraction. Instants and lengths are
+microseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date
+from fractions import Fraction
+from itertools import pairwise
+from uuid import UUID
+
+from ingestor.model import SECOND, Micros
+
+MINUTE: Micros = 60 * SECOND
+FOREVER: Micros = 10**18
+"""Stands for `infinity`."""
+
+CAUSES = {
+    "stopped": "the daemon was stopped",
+    "closed": "the connection was closed or cut",
+    "keepalive": "the server did not answer a ping",
+    "stall": "connected, but mute in trading hours",
+    "commits_lost": "the database lost what it had acknowledged",
+    "not_authorised": "the server refused the token",
+    "crashed": "the process died without a word",
+}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A row of `ingest.stream_sessions`."""
+
+    id: UUID
+    kind: str
+    connected_at: Micros
+    authenticated_at: Micros | None
+    covered_until: Micros | None
+    last_tick_at: Micros | None
+    last_seen_at: Micros | None
+    ended_at: Micros | None
+    end_reason: str | None
+
+
+@dataclass(frozen=True)
+class World:
+    """All that the views look at. Trading sessions (day, opening, close) are in their order and do not overlap."""
+
+    now: Micros
+    since: Micros | None
+    lead: Micros
+    tail: Micros
+    margin: Micros
+    stall: Micros
+    calendar: list[tuple[date, Micros, Micros]]
+    sessions: list[Recorded]
+    excuses: list[tuple[Micros, Micros, str]]
+    backfills: list[tuple[Micros, Micros, str, str]]
+    """From, until, symbol, status."""
+    rejections: list[tuple[UUID, Micros]]
+    probes: list[Micros]
+    """Starts of minutes that have both a tick and a fetched bar."""
+
+
+@dataclass(frozen=True, order=True)
+class Gap:
+    """A row of `market.gaps`."""
+
+    started_at: Micros
+    ended_at: Micros
+    day: date
+    cause: str
+    status: str
+
+
+@dataclass
+class Minutes:
+    """A row of `market.coverage`, in microseconds."""
+
+    trading: Micros = 0
+    heard: Micros = 0
+    missed: Micros = 0
+    backfilled: Micros = 0
+
+    @property
+    def percent(self) -> Fraction | None:
+        """Exactly, not rounded."""
+        return Fraction(100 * (self.heard + self.backfilled), self.trading) if self.trading else None
+
+
+@dataclass
+class Answer:
+    """What the views should say. `sources` are those of the bars of the minutes that were probed."""
+
+    gaps: list[Gap] = field(default_factory=list)
+    days: dict[date, Minutes] = field(default_factory=dict)
+    sources: dict[Micros, str] = field(default_factory=dict)
+
+
+def answer(world: World) -> Answer:
+    """Look at each moment in turn."""
+    found = Answer()
+    moments = sorted(_events(world))
+    pieces: list[tuple[Micros, Micros, date, str]] = []
+    for start, end in pairwise(moments):
+        day = _trading_day(world, start)
+        if day is None:
+            continue
+        minutes = found.days.setdefault(day, Minutes())
+        if any(start < _expected_until(world, each) and start >= _begin(each) for each in _covering(world)):
+            minutes.trading += end - start
+            minutes.heard += end - start
+            continue
+        status = _status(world, start)
+        if status != "excused":
+            minutes.trading += end - start
+            minutes.missed += end - start
+            minutes.backfilled += (end - start) * (status == "backfilled")
+        if pieces and pieces[-1][1:] == (start, day, status):
+            pieces[-1] = (pieces[-1][0], end, day, status)
+        else:
+            pieces.append((start, end, day, status))
+    found.gaps = sorted(Gap(start, end, day, _cause(world, start, end, status), status)
+                        for start, end, day, status in pieces)  # fmt: skip
+    found.sources = {minute: "stream" if _is_whole(world, minute) else "backfill" for minute in world.probes}
+    return found
+
+
+def _events(world: World) -> set[Micros]:
+    found = {world.now, _ledger_ends(world)}
+    if (since := _ledger_begins(world)) is not None:
+        found.add(since)
+    for _, opens, closes in world.calendar:
+        found |= {opens - world.lead, opens, closes, closes + world.tail}
+    for each in _covering(world):
+        found |= {_begin(each), _expected_until(world, each)}
+    found |= {at for span in world.excuses for at in span[:2]}
+    found |= {at for span in world.backfills for at in span[:2]}
+    return found
+
+
+def _ledger_begins(world: World) -> Micros | None:
+    accepted = [each.authenticated_at for each in world.sessions if each.kind == "stream"]
+    known = [at for at in accepted if at is not None]
+    return world.since if world.since is not None else min(known, default=None)
+
+
+def _ledger_ends(world: World) -> Micros:
+    return world.now - 30 * SECOND
+
+
+def _trading_day(world: World, at: Micros) -> date | None:
+    """The day to whose trading time a moment belongs: the tail of one session goes before the lead of the next."""
+    begins = _ledger_begins(world)
+    if begins is None or not begins <= at < _ledger_ends(world):
+        return None
+    for number, (day, opens, closes) in enumerate(world.calendar):
+        following = world.calendar[number + 1][1] if number + 1 < len(world.calendar) else FOREVER
+        if opens - world.lead <= at < closes + world.tail and at < following:
+            return day
+    return None
+
+
+def _is_alive(world: World, each: Recorded) -> bool:
+    return each.ended_at is None and each.last_seen_at is not None and abs(each.last_seen_at - world.now) <= 60 * SECOND
+
+
+def _covering(world: World) -> list[Recorded]:
+    """Sessions that vouch for something, or may yet."""
+    return [
+        each
+        for each in world.sessions
+        if each.kind == "stream" and each.authenticated_at is not None and each.covered_until is not None
+    ]
+
+
+def _begin(each: Recorded) -> Micros:
+    assert each.authenticated_at is not None
+    return each.authenticated_at
+
+
+def _last_word(each: Recorded) -> Micros:
+    return _begin(each) if each.last_tick_at is None else max(_begin(each), each.last_tick_at)
+
+
+def _covered_until(world: World, each: Recorded) -> Micros:
+    """The end of what a session vouches for; at its beginning, or before it, for nothing."""
+    assert each.covered_until is not None
+    until = min(each.covered_until, world.now)
+    if _is_alive(world, each):
+        return until
+    if each.end_reason == "stall" or (each.end_reason in {None, "crashed"} and _was_mute(world, each, until)):
+        until = min(until, _last_word(each))
+    return until
+
+
+def _was_mute(world: World, each: Recorded, until: Micros) -> bool:
+    """Whether a session that can't have said so heard nothing for too long while the market was open."""
+    return any(min(until, closes) - max(_last_word(each), opens) > world.stall for _, opens, closes in world.calendar)
+
+
+def _expected_until(world: World, each: Recorded) -> Micros:
+    until = _covered_until(world, each)
+    return max(until, world.now) if _is_alive(world, each) else until
+
+
+def _status(world: World, at: Micros) -> str:
+    if any(begin <= at < end for begin, end, _ in world.excuses):
+        return "excused"
+    settled = {status for begin, end, symbol, status in world.backfills if symbol == "*" and begin <= at < end}
+    return next((status for status in ("backfilled", "partial", "unfillable") if status in settled), "open")
+
+
+def _cause(world: World, start: Micros, end: Micros, status: str) -> str:
+    over = [
+        each for each in _covering(world) if not _is_alive(world, each) and _covered_until(world, each) > _begin(each)
+    ]
+    ended = [(_covered_until(world, each), each.id, each) for each in over if _covered_until(world, each) <= start]
+    cause = CAUSES[max(ended)[2].end_reason or "crashed"] if ended else "nothing was recording yet"
+    refused = [
+        (each.connected_at, each.id, each)
+        for each in world.sessions
+        if each.kind == "stream" and each.authenticated_at is None and not _is_alive(world, each)
+        and each.connected_at <= end
+    ]  # fmt: skip
+    if refused and max(refused)[0] > start:
+        cause += f"; then {CAUSES[max(refused)[2].end_reason or 'crashed']}"
+    if status == "excused":
+        reasons = [why for begin, until, why in sorted(world.excuses) if begin < end and until > start]
+        cause += f"; excused: {', '.join(reasons)}"
+    return cause
+
+
+def _is_whole(world: World, minute: Micros) -> bool:
+    """Whether everything was heard from the margin before a minute to the margin after it, and could be read."""
+    replays = {each.id for each in world.sessions if each.kind == "replay"}
+    first, last = minute - world.margin, minute + MINUTE + world.margin
+    if any(first <= at < last and session not in replays for session, at in world.rejections):
+        return False
+    at = first
+    while at < last:
+        reached = [_covered_until(world, each) for each in _covering(world) if _begin(each) <= at]
+        if max(reached, default=at) <= at:
+            return False
+        at = max(reached)
+    return True

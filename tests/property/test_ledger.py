@@ -1,0 +1,195 @@
+"""For random sessions, calendars and clocks, the views of coverage say what a slow, independent computation says."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import replace
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from ingestor.model import SECOND, Micros
+from ingestor.store.connect import connect
+from tests.ledger import CAUSES, FOREVER, MINUTE, Answer, Gap, Recorded, World, answer
+from tests.servers import TestServer
+
+SETS = int(os.environ.get("INGESTOR_TEST_SETS", "100"))
+"""How many sets of sessions are compared; the seed of a set is its number."""
+
+AT_ONCE = 100
+"""So many of them by one query."""
+
+ZONE = ZoneInfo("Pacific/Auckland")
+DAY = 24 * 60 * MINUTE
+DAYS = 4
+"""The length of each calendar."""
+
+EVALUATE = Path(__file__).with_name("evaluate.sql").read_text(encoding="utf-8")
+FORGET = "DROP FUNCTION pg_temp.evaluate, pg_temp.instant, pg_temp.length, pg_temp.micros"
+
+
+def a_world(seed: int, now: Micros) -> World:
+    """A random set, about now, or about a day on which the clocks of Auckland were changed."""
+    random = Random(seed)
+    first = _first_day(random, now)
+    adjoining = random.random() < 0.2
+    calendar = [
+        session
+        for number in range(DAYS)
+        if random.random() < 0.8 and (session := _trading(random, first + timedelta(days=number), adjoining=adjoining))
+    ]
+    start = _instant(first, time()) - 6 * 60 * MINUTE
+    # Times that coincide are what goes wrong most easily.
+    instants = [start + random.randrange(DAYS * DAY // MINUTE) * MINUTE for _ in range(random.choice((4, 12, 40)))]
+    instants += [at for _, opens, closes in calendar for at in (opens, closes)]
+    instants += [now - random.choice((0, 29, 30, 31, 60, 61, 180)) * SECOND, now + random.randrange(300) * SECOND]
+
+    def moment() -> Micros:
+        at = random.choice(instants)
+        return at if random.random() < 0.6 else at + random.randrange(-400 * SECOND, 400 * SECOND)
+
+    def span() -> tuple[Micros, Micros]:
+        begin = moment()
+        return begin, max(moment(), begin + random.choice((1, SECOND, MINUTE, 300 * MINUTE)))
+
+    sessions: list[Recorded] = []
+    for _ in range(random.choice((0, 1, 2, 3, 5, 9))):
+        sessions.append(each := _session(random, moment, now))
+        if each.covered_until not in {None, FOREVER} and random.random() < 0.3:
+            instants += [each.covered_until] * 4  # another one takes over at that moment
+    identities = [each.id for each in sessions] + [_identity(random)]
+    excuses = {span(): random.choice(("halt", "outage")) for _ in range(random.choice((0, 0, 1, 2)))}
+    statuses = ("backfilled", "partial", "unfillable", "pending", "backfilled")
+    symbols = ("*", "*", "*", "A.NZ")
+    settled = {(*span(), random.choice(symbols)): random.choice(statuses) for _ in range(random.choice((0, 0, 2, 5)))}
+    world = World(
+        now=now,
+        since=random.choice((None, start, moment())),
+        lead=random.choice((0, 60, 720)) * MINUTE,
+        tail=random.choice((0, 30, 720)) * MINUTE,
+        margin=random.choice((0, 5, 5, 40)) * SECOND,
+        stall=random.choice((0, 60, 300)) * SECOND,
+        calendar=calendar,
+        sessions=sessions,
+        excuses=[(*key, why) for key, why in excuses.items()],
+        backfills=[(*key, status) for key, status in settled.items()],
+        rejections=[(random.choice(identities), moment()) for _ in range(random.choice((0, 0, 1, 6)))],
+        probes=[],
+    )
+    return replace(world, probes=_probes(random, world))
+
+
+def _first_day(random: Random, now: Micros) -> date:
+    today = datetime.fromtimestamp(now / SECOND, ZONE).date()
+    if random.random() < 0.6:
+        return today - timedelta(days=DAYS - 2)
+    days = [today - timedelta(days=number) for number in range(DAYS, 400)]
+    changes = [day for day in days if _instant(day + timedelta(days=1), time()) - _instant(day, time()) != DAY]
+    return random.choice(changes) - timedelta(days=2)
+
+
+def _trading(random: Random, day: date, *, adjoining: bool) -> tuple[date, Micros, Micros]:
+    """From midnight to midnight, or in the hours of the exchange, which closes early now and then."""
+    if adjoining:
+        return day, _instant(day, time()), _instant(day + timedelta(days=1), time())
+    closes = random.choice((time(16, 45), time(16, 45), time(12, 45), time(23, 59)))
+    return day, _instant(day, random.choice((time(10), time(1, 30)))), _instant(day, closes)
+
+
+def _session(random: Random, moment: Any, now: Micros) -> Recorded:
+    """A session with its times mostly in order, and anything null."""
+    times = sorted(moment() for _ in range(5)) if random.random() < 0.8 else [moment() for _ in range(5)]
+    connected, authenticated, message, covered, ended = times
+    seen = now - random.choice((-61, -60, 0, 5, 60, 61, 61, 4000)) * SECOND
+
+    def maybe(value: Any, chance: float = 0.15) -> Any:
+        return None if random.random() < chance else value
+
+    has_ended = random.random() < 0.5
+    return Recorded(
+        id=_identity(random),
+        kind="replay" if random.random() < 0.1 else "stream",
+        connected_at=connected,
+        authenticated_at=maybe(-FOREVER if random.random() < 0.02 else random.choice((connected, authenticated)), 0.2),
+        covered_until=maybe(FOREVER if random.random() < 0.03 else covered),
+        last_tick_at=maybe(random.choice((message, covered, -FOREVER if random.random() < 0.1 else covered))),
+        last_seen_at=maybe(seen),
+        ended_at=ended if has_ended else None,
+        end_reason=maybe(random.choice([*CAUSES, "stall", "crashed"])) if has_ended or random.random() < 0.1 else None,
+    )
+
+
+def _probes(random: Random, world: World) -> list[Micros]:
+    """The minutes in which something begins or ends, those beside them, and some others."""
+    edges = [at for each in world.sessions for at in (each.authenticated_at, each.covered_until, each.last_tick_at)]
+    edges += [at for _, at in world.rejections] + [opens for _, opens, _ in world.calendar] + [world.now]
+    found = {
+        (at // MINUTE + beside) * MINUTE
+        for at in edges
+        if at is not None and abs(at) < FOREVER
+        for beside in (-1, 0, 1)
+    }
+    return sorted(random.sample(sorted(found), min(len(found), 40)))
+
+
+def _instant(day: date, at: time) -> Micros:
+    return round(datetime.combine(day, at, ZONE).timestamp()) * SECOND
+
+
+def _identity(random: Random) -> UUID:
+    return UUID(int=random.getrandbits(128))
+
+
+def as_json(world: World) -> str:
+    """Return a set as `pg_temp.evaluate` reads it."""
+    plain = {name: getattr(world, name) for name in World.__dataclass_fields__}
+    plain["sessions"] = [[getattr(each, name) for name in Recorded.__dataclass_fields__] for each in world.sessions]
+    return json.dumps(plain, default=str)
+
+
+def check(expected: Answer, found: dict[str, Any]) -> None:
+    """Compare one set; percentages to a hundredth, which is what is left of them by rounding down."""
+    gaps = sorted(Gap(start, end, date.fromisoformat(day), cause, status)
+                  for start, end, day, cause, status in found["gaps"] or [])  # fmt: skip
+    assert gaps == expected.gaps
+    days = {date.fromisoformat(row[0]): row[1:] for row in found["days"] or []}
+    assert set(days) == set(expected.days)
+    for day, (*minutes, percent) in days.items():
+        its = expected.days[day]
+        for mine, theirs in zip((its.trading, its.heard, its.missed, its.backfilled), minutes, strict=True):
+            assert math.isclose(mine / MINUTE, theirs, abs_tol=2e-6)
+        assert (percent is None) == (its.percent is None)
+        assert percent is None or -1e-9 <= float(its.percent or 0) - percent < 0.01 + 1e-9
+    assert dict(found["bars"] or []) == expected.sources
+    assert len(found["bars"] or []) == len(expected.sources)
+
+
+async def test_the_views_say_what_is_so(server: TestServer) -> None:
+    """Overlaps, stalls, crashes, what lives, what was lost, nulls, clocks that are wrong: gaps, coverage and bars."""
+    name = server.new_name()
+    connection = await connect(await server.create(name, server.template))
+    try:
+        for first in range(0, SETS, AT_ONCE):
+            seeds = range(first, min(first + AT_ONCE, SETS))
+            async with connection.transaction():
+                now = round((await connection.fetchval("SELECT now()")).timestamp() * SECOND)
+                worlds = [a_world(seed, now) for seed in seeds]
+                await connection.execute(EVALUATE)
+                rows = await connection.fetch(
+                    "SELECT pg_temp.evaluate(world) FROM unnest($1::jsonb[]) AS world",
+                    [as_json(each) for each in worlds],
+                )
+                await connection.execute(FORGET)
+            for seed, world, row in zip(seeds, worlds, rows, strict=True):
+                try:
+                    check(answer(world), json.loads(row[0]))
+                except AssertionError as difference:
+                    raise AssertionError(f"set {seed}: {world}\n{difference}") from None
+    finally:
+        await connection.close()
+        await server.drop(name)
