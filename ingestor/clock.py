@@ -4,12 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import Protocol
 
 from ingestor.model import SECOND, Micros
 
 STEP: Micros = SECOND
 """When the wall clock and the monotonic clock part by more, somebody has set the wall clock."""
+
+
+TOLERATED: Micros = SECOND
+"""Two machines whose clocks differ by more have one that is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClockDifference:
+    """By how much this machine's clock is ahead of the database's (negative: behind), give or take `error`."""
+
+    ahead: Micros
+    error: Micros
+
+    @property
+    def is_large(self) -> bool:
+        """Whether one of the two clocks is wrong for sure."""
+        return abs(self.ahead) - self.error > TOLERATED
+
+    @property
+    def surely_ahead(self) -> Micros:
+        """By how much this clock is ahead at least, where that is large; else 0."""
+        return self.ahead - self.error if self.is_large and self.ahead > 0 else 0
+
+    def __str__(self) -> str:
+        seconds, error = abs(self.ahead) / SECOND, self.error / SECOND
+        way = "ahead of" if self.ahead > 0 else "behind"
+        return f"this machine's clock is {seconds:.3f} s {way} the database's (give or take {error:.3f} s)"
+
+
+UNCOMPARED = ClockDifference(0, 0)
+"""What is assumed before two clocks were compared."""
 
 
 class Clock(Protocol):

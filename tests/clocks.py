@@ -6,6 +6,7 @@ import asyncio
 from heapq import heappop, heappush
 from itertools import count
 
+from ingestor.clock import SystemClock
 from ingestor.model import SECOND, Micros
 
 
@@ -33,6 +34,16 @@ class ManualClock:
     def step(self, seconds: float) -> None:
         """Set the wall clock."""
         self._wall += round(seconds * SECOND)
+
+
+class SkewedClock(SystemClock):
+    """The machine's own clocks, of which the wall clock is wrong: so many seconds ahead, or behind (negative)."""
+
+    def __init__(self, seconds: float) -> None:
+        self.skew = round(seconds * SECOND)
+
+    def wall(self) -> Micros:
+        return super().wall() + self.skew
 
 
 class SteppedClock(ManualClock):

@@ -16,6 +16,8 @@ from typing import Any
 from ingestor.errors import StoreError
 from ingestor.store.connect import connect
 
+ROOT = Path(__file__).parents[1]
+
 
 def state(pid: int) -> tuple[str, int]:
     """Return a process's state (`R`, `T`, `Z` …; nothing if it is gone) and its parent."""
@@ -165,6 +167,8 @@ class DaemonProcess:
 
     def __init__(self, log: Path, **settings: Any) -> None:
         self.log = log
+        self.skew = 0.0
+        """By how many seconds its clock is ahead of this machine's from its next start on; negative: behind."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -178,8 +182,12 @@ class DaemonProcess:
         environment["INGESTOR_HTTP_PORT"] = "0"
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
+            module = "tests.skewed" if self.skew else "ingestor"
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ingestor", "run"], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", module, "run"],
+                env=environment | {"SKEW_SECONDS": str(self.skew), "PYTHONPATH": str(ROOT)},
+                stdout=log,
+                stderr=log,
             )
 
     def kill(self) -> None:

@@ -176,11 +176,12 @@ class Backfill:
     async def plan(self, bounds: Bounds) -> Plan:
         """Look at what there is to do. Nothing is asked for, and nothing put on record."""
         now = self._now()
+        earlier = min(now, await self._ledger.now())  # a minute is over when it is so by both clocks
         pieces: list[Piece] = []
         too_old: list[Piece] = []
         too_young: list[Piece] = []
         for each in await self._ledger.fillable(bounds):
-            part = cut(each, now, self._ledger.margin)
+            part = cut(each, earlier, self._ledger.margin)
             if each.started_at < now - KEPT:
                 too_old.append(each)
             elif part is None:

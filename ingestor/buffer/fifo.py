@@ -167,7 +167,10 @@ class Buffer:
         self._note()
 
     async def take(self, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> tuple[Batch, ...]:
-        """Wait for a batch, then return the oldest ones up to the limits, at least one. They stay until `done`."""
+        """Wait for a batch, then return the oldest ones up to the limits, at least one. They stay until `done`.
+
+        Those that an earlier process left, and those of this one, are not taken together.
+        """
         entries: list[Entry] = []
         while not entries:
             await self._filled.wait()
@@ -182,6 +185,8 @@ class Buffer:
             except SpoolUnavailableError as error:
                 self._telemetry.disk_trouble(str(error))
                 await self._clock.sleep(RETRY)
+        if self.has_inherited:
+            entries = [entry for entry in entries if entry.position <= self._inherited] or entries
         self._taken = entries[-1].position
         return tuple(entry.batch for entry in entries)
 

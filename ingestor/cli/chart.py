@@ -110,9 +110,8 @@ def show(console: Console, series: Series, report: Report) -> None:
 
 async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tuple[Series, Report]:
     """Return what there is to draw. Raises IngestorError where there is nothing."""
-    now = datetime.now(UTC)
-    latest = now + timedelta(days=1)
     async with Ledger(url) as ledger:
+        latest = await ledger.now() + timedelta(days=1)
         zone = ZoneInfo(ledger.timezone)
         symbol = await _known(ledger, symbol, latest)
         since, until = await _bounded(ledger, symbol, span, latest)
@@ -120,7 +119,7 @@ async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tupl
         minutes = await ledger.bars(symbol, start, end)
         if not minutes:
             raise await _nothing(ledger, symbol, latest)
-        report = await ledger.report(Bounds(since, until), now)
+        report = await ledger.report(Bounds(since, until))
     days = ((max(day.started_at, start), min(day.ended_at, end)) for day in report.days)
     gaps = (Band(gap.started_at, gap.ended_at, gap.status, gap.cause) for gap in report.gaps)
     return Series(symbol, zone, tuple(minutes), tuple(days), tuple(gaps), width), report

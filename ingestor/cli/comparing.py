@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
+from datetime import date
 from zoneinfo import ZoneInfo
 
 from rich.console import Console
@@ -35,7 +35,7 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
                     ledger,
                     client,
                     day,
-                    datetime.now(UTC),
+                    await ledger.now(),
                     only=only,
                     on_symbols=lambda count: bar.update(task, total=count),
                     on_done=lambda _: bar.update(task, advance=1),

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, date, datetime, time
+from datetime import date, datetime, time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -117,7 +117,7 @@ async def _report(
             if first >= last:
                 raise typer.BadParameter("FROM must be before TO", param_hint="--excuse")
             await ledger.excuse(first, last, excused[2])
-        return await ledger.report(span, datetime.now(UTC))
+        return await ledger.report(span)
 
 
 def _instant(bound: date | datetime, timezone: str) -> datetime:

@@ -63,7 +63,7 @@ async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
 async def _look(demo: Demo) -> tuple[Report, datetime]:
     """Return the report, and from when on all of its gaps can be filled."""
     async with Ledger(demo.settings.read_database_url()) as ledger:
-        report = await ledger.report(Bounds(), datetime.now(UTC))
+        report = await ledger.report(Bounds())
         ends = [asked_for(Piece(gap.started_at, gap.ended_at), ledger.margin)[1] for gap in report.gaps]
         return report, max(ends, default=report.made_at) + ledger.margin + MINUTE + timedelta(seconds=1)
 

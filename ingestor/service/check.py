@@ -6,12 +6,13 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import date, timedelta
 from enum import Enum
 from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
 from ingestor.buffer.reserve import BALLAST
+from ingestor.clock import ClockDifference
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.agreement import differences
@@ -56,10 +57,11 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield Finding("database", Verdict.PROBLEM, str(error))
         return
     yield _database(facts)
+    yield _clock(facts.clock)
     yield _schema(facts.schema)
     if facts.schema is not None:
         yield _agreement(settings, facts.schema)
-        yield _calendar(facts.schema)
+        yield _calendar(facts.schema, facts.now.date())
         yield _bars(facts, facts.schema)
 
 
@@ -119,6 +121,13 @@ def _database(facts: DatabaseFacts) -> Finding:
     return Finding("database", Verdict.OK, text)
 
 
+def _clock(difference: ClockDifference) -> Finding:
+    if difference.is_large:
+        advice = "one of the two is wrong, and coverage with it: let both machines keep their time by NTP"
+        return Finding("clock", Verdict.WARNING, f"{difference}; {advice}")
+    return Finding("clock", Verdict.OK, str(difference))
+
+
 def _schema(facts: SchemaFacts | None) -> Finding:
     if facts is None:
         return Finding("schema", Verdict.PROBLEM, str(no_schema()))
@@ -139,10 +148,10 @@ def _agreement(settings: Settings, facts: SchemaFacts) -> Finding:
     return Finding("agreement", Verdict.OK, "environment and database agree on calendar, time zone and coverage")
 
 
-def _calendar(facts: SchemaFacts) -> Finding:
+def _calendar(facts: SchemaFacts, today: date) -> Finding:
     if facts.last_trading_day is None:
         return Finding("calendar", Verdict.PROBLEM, f"no trading sessions of {facts.calendar}. {MIGRATE}")
-    left = facts.days_left(datetime.now(UTC).date())
+    left = facts.days_left(today)
     text = f"{facts.calendar} is known until {facts.last_trading_day}, {left} days ahead"
     if left < DAYS_AHEAD:
         return Finding("calendar", Verdict.WARNING, f"{text}. {RENEW}")
@@ -157,7 +166,7 @@ def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> Finding:
             return Finding("bars", Verdict.WARNING, f"{text}; {advice}")
         return Finding("bars", Verdict.OK, text)
     since = schema.oldest_refresh
-    if since is not None and datetime.now(UTC) - since > REFRESHED_WITHIN:
+    if since is not None and facts.now - since > REFRESHED_WITHIN:
         text = f"ticks that came late on {since:%Y-%m-%d} may not be in the bars yet"
         return Finding("bars", Verdict.WARNING, f"{text}. Run `ingestor maintain` once a day.")
     return Finding("bars", Verdict.OK, "computed ahead; late ticks are in them, or will be with `ingestor maintain`")

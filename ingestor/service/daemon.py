@@ -38,7 +38,6 @@ class Daemon:
         self._settings = settings
         self._clock = clock or SystemClock()
         self.telemetry = telemetry or Telemetry(self._clock)
-        self._began = self._clock.wall()
         self._writes = asyncio.Event()
         self._closing = asyncio.Event()
         self.buffer = Buffer(
@@ -56,6 +55,7 @@ class Daemon:
             write_timeout=settings.write_timeout,
             clock=self._clock,
             on_progress=writer.beat,
+            on_comparison=self.telemetry.clocks_compared,
         )
         self._writer = Writer(
             self._store,
@@ -147,7 +147,7 @@ class Daemon:
     async def _write(self) -> None:
         await self.buffer.wait_until_open()
         await self._writer.write_inherited()
-        await self._writer.end_crashed_sessions(before=self._began)
+        await self._writer.end_crashed_sessions()
         self._writes.set()
         await self._writer.run()
 

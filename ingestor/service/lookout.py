@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import math
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta, tzinfo
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from ingestor.clock import Clock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.coverage.report import Day, Gap
-from ingestor.model import SECOND
 from ingestor.service.agreement import differences
 from ingestor.settings import Settings
 from ingestor.store.inspect import SchemaFacts, inspect
@@ -84,25 +83,21 @@ class Lookout:
         facts = await inspect(self._url, timeout=self._settings.write_timeout)
         if facts.schema is None:
             return False
-        self._judge(facts.schema)
+        self._judge(facts.schema, facts.now.date())
         return True
 
-    def _judge(self, facts: SchemaFacts) -> None:
+    def _judge(self, facts: SchemaFacts, today: date) -> None:
         """Say where the database's views were told something else than the environment says, and what runs out."""
         for difference in differences(self._settings, facts):
             self._telemetry.warned("settings_differ", detail=difference)
-        self._telemetry.calendar_known(days=facts.days_left(self._today(UTC)), warn_below=DAYS_AHEAD, remedy=RENEW)
+        self._telemetry.calendar_known(days=facts.days_left(today), warn_below=DAYS_AHEAD, remedy=RENEW)
 
     async def _look_at_coverage(self) -> None:
         seconds = self._settings.write_timeout
-        now = datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
-        since = self._today(ZoneInfo(self._settings.exchange_timezone)) - LONGEST_BREAK
         async with Ledger(self._url, timeout=seconds, patience=seconds) as ledger:
-            report = await ledger.report(Bounds(since=since), now)
+            today = (await ledger.now()).astimezone(ZoneInfo(self._settings.exchange_timezone)).date()
+            report = await ledger.report(Bounds(since=today - LONGEST_BREAK))
             found = await ledger.open_gaps()
-        day = next((day for day in reversed(report.days) if day.started_at <= now), None)
+        day = report.days[-1] if report.days else None  # the report has none that is still to come
         gaps = tuple(gap for gap in report.gaps if day is not None and gap.trading_day == day.trading_day)
-        self.coverage = Coverage(now, day, gaps, found)
-
-    def _today(self, zone: tzinfo) -> date:
-        return datetime.fromtimestamp(self._clock.wall() / SECOND, zone).date()
+        self.coverage = Coverage(report.made_at, day, gaps, found)

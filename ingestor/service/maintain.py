@@ -18,6 +18,7 @@ from ingestor.store.migrate import columnstore_after
 from ingestor.store.retention import drop_old
 from ingestor.store.upkeep import (
     as_owner,
+    database_now,
     keep_calendars,
     last_trading_day,
     make_partitions,
@@ -27,7 +28,6 @@ from ingestor.store.upkeep import (
 
 async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
     """Do all of it once; `report` is told what was done in sentences. Raises StoreError."""
-    today = datetime.now(UTC).date()
     source, known = known_sessions()
     url = settings.read_database_url()
     async with as_owner(url, failure="Maintenance failed", verb="Maintain") as engine:
@@ -35,6 +35,7 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
             row = (await connection.execute(sa.select(schema.settings))).one_or_none()
             if row is None:
                 raise SchemaError("The database's settings were never written.", hint=MIGRATE)
+            today = (await database_now(connection)).date()
             changes = await keep_calendars(connection, row.exchange_timezone, known, today)
             made = await make_partitions(connection, today)
             last = await last_trading_day(connection, row.calendar)

@@ -10,7 +10,7 @@ from typing import Any
 from ingestor import __version__
 from ingestor.batch import unpack
 from ingestor.buffer.fifo import Buffer
-from ingestor.clock import Clock
+from ingestor.clock import UNCOMPARED, Clock, ClockDifference
 from ingestor.coverage.calendar import Calendar
 from ingestor.coverage.report import as_record
 from ingestor.model import SECOND, EndReason, Micros
@@ -92,7 +92,7 @@ class Overview:
         buffer, coverage = self._buffer, self._lookout.coverage
         oldest = coverage.open.oldest if coverage else None
         day = coverage.day if coverage else None
-        now = self._clock.wall()
+        now, difference = self._clock.wall(), self._telemetry.clock_difference
         return Facts(
             trading_hours=self._calendar.session_at(now) is not None,
             buffer_bytes=buffer.size,
@@ -100,9 +100,15 @@ class Overview:
             spool_max_bytes=buffer.spool_max_bytes,
             spool_batches=buffer.spooled_batches,
             open_gaps=coverage.open.count if coverage else None,
-            oldest_open_gap_seconds=now / SECOND - oldest.timestamp() if oldest else 0.0 if coverage else None,
+            oldest_open_gap_seconds=self._age(oldest) if oldest else 0.0 if coverage else None,
             coverage_ratio=day.percent / 100 if day is not None and day.percent is not None else None,
+            clock_difference_seconds=difference.ahead / SECOND if difference else None,
         )
+
+    def _age(self, moment: datetime) -> float:
+        """Return how long ago, in seconds, something was that is on record: by the database's clock."""
+        difference = self._telemetry.clock_difference or UNCOMPARED
+        return (self._clock.wall() - difference.ahead) / SECOND - moment.timestamp()
 
     def status(self) -> dict[str, Any]:
         """Return what the page shows, ready for JSON. Instants are ISO 8601 in UTC, durations seconds, sizes bytes."""
@@ -159,6 +165,7 @@ class Overview:
                 ],
             },
             "calendar_days_left": counts.calendar_days_left,
+            "clock": _difference(telemetry.clock_difference),
         }
 
     def _market(self) -> dict[str, Any]:
@@ -227,6 +234,16 @@ def _coverage(coverage: Coverage | None) -> dict[str, Any] | None:
         "open_gaps": coverage.open.count,
         "as_of": coverage.as_of.isoformat(),
         "gaps": [as_record(gap) for gap in coverage.gaps],
+    }
+
+
+def _difference(difference: ClockDifference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "ahead_seconds": difference.ahead / SECOND,
+        "error_seconds": difference.error / SECOND,
+        "is_wrong": difference.is_large,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from structlog.contextvars import bound_contextvars
 from tenacity import (
     AsyncRetrying,
@@ -14,7 +16,7 @@ from tenacity import (
 from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
 from ingestor.errors import StoreError
-from ingestor.model import SECOND, Batch, Micros
+from ingestor.model import SECOND, Batch
 from ingestor.service.pulse import Pulse
 from ingestor.store.judge import Remedy, judge
 from ingestor.store.postgres import Store, Written
@@ -43,37 +45,41 @@ class Writer:
         self._telemetry = telemetry
         self._instance = instance
         self._pulse = pulse or Pulse(clock)
+        self._own: set[UUID] = set()  # of this process, and written before what an earlier one left was done with
         self._soon = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
         self._slowly = wait_fixed(MAX_WAIT)
 
-    async def end_crashed_sessions(self, before: Micros) -> None:
+    async def end_crashed_sessions(self) -> None:
         """Say of this instance's earlier sessions that they crashed, as soon as the database answers."""
         async for attempt in self._retrying():
             with attempt:
-                count = await self._store.end_crashed_sessions(self._instance, before)
+                count = await self._store.end_crashed_sessions(self._instance, self._own)
                 self._telemetry.crashed_sessions_ended(count)
 
     async def write_inherited(self) -> None:
         """Write what an earlier process left on disk."""
         while self._buffer.has_inherited:
-            await self._write_next()
+            self._own |= await self._write_next()
 
     async def run(self) -> None:
         """Write for ever; ends by being cancelled."""
         while True:
             await self._write_next()
 
-    async def _write_next(self) -> None:
+    async def _write_next(self) -> set[UUID]:
+        """Write what is oldest, and return whose it is, unless an earlier process left it."""
         self._pulse.rest()
         batches = await self._buffer.take()
+        inherited = self._buffer.has_inherited
         with bound_contextvars(session=str(batches[-1].session.id), batch=batches[-1].number):
             async for attempt in self._retrying():
                 with attempt:
                     began = self._clock.monotonic()
-                    written = await self._store.write(batches)
+                    written = await self._store.write(batches, inherited=inherited)
                     self._count(batches, written, self._clock.monotonic() - began)
         self._pulse.beat()
         await self._buffer.done()
+        return set() if inherited else {batch.session.id for batch in batches}
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.store import schema
 from ingestor.store.inspect import AGGREGATES
+from ingestor.store.upkeep import database_now
 
 STEP = timedelta(days=30)
 """So much is computed in one transaction, so that what is interrupted goes on about where it was."""
@@ -128,7 +129,8 @@ async def _compute(connection: AsyncConnection, level: Level, report: Callable[[
         chunks = chunks[len(step) :]
         margin = level.width + _HOUR  # a day may have 25 hours; only the whole buckets within are computed
         await _refresh(connection, level, first - margin, step[-1].range_end + margin)
-        report(f"Bars of {level.name}: computed until {min(step[-1].range_end, datetime.now(UTC)):%Y-%m-%d}.")
+        until = min(step[-1].range_end, await database_now(connection))
+        report(f"Bars of {level.name}: computed until {until:%Y-%m-%d}.")
 
 
 async def _refresh(connection: AsyncConnection, level: Level, since: datetime, until: datetime) -> None:
@@ -138,7 +140,7 @@ async def _refresh(connection: AsyncConnection, level: Level, since: datetime, u
     """
     ticks_since: datetime | None = await connection.scalar(sa.select(schema.settings.c.ticks_since))
     since = since if ticks_since is None else max(since, ticks_since)
-    until = min(until, datetime.now(UTC) - level.end)
+    until = min(until, await database_now(connection) - level.end)
     if until - since < level.width:
         return
     window = "CAST(:since AS timestamptz), CAST(:until AS timestamptz)"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import asyncpg
 
+from ingestor.clock import UNCOMPARED, ClockDifference, SystemClock
+from ingestor.model import SECOND
+from ingestor.store.clocks import compare_clocks
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 
@@ -33,7 +36,7 @@ FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 
              ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'),
              ('SELECT', 'ingest.refreshes'), ('INSERT', 'ingest.refreshes'), ('UPDATE', 'ingest.refreshes'))
      AS needed (privilege, relation)
-WHERE NOT has_table_privilege(to_regclass(relation), privilege)
+WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
 """
 
 
@@ -73,6 +76,12 @@ class DatabaseFacts:
     update: str | None
     has_aggregates: bool
     schema: SchemaFacts | None
+    clock: ClockDifference = UNCOMPARED
+
+    @property
+    def now(self) -> datetime:
+        """The time by the server's clock."""
+        return datetime.fromtimestamp((SystemClock().wall() - self.clock.ahead) / SECOND, UTC)
 
 
 async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
@@ -80,6 +89,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
     guarded = Guarded(await connect(url, timeout=timeout, application_name="ingestor check"), timeout)
     try:
         async with guarded as connection:
+            clock = await compare_clocks(connection, SystemClock())
             (server,) = await connection.fetch(_SERVER)
             schema = await _schema(connection) if server["migrated"] else None
             aggregates = await connection.fetchval(AGGREGATES) if server["timescaledb"] else 0
@@ -94,6 +104,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
         server["available"] if server["timescaledb"] not in {None, server["available"]} else None,
         aggregates > 0,
         schema,
+        clock,
     )
 
 

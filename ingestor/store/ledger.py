@@ -160,10 +160,17 @@ class Ledger:
         if self._open is not None:
             await self._open.close()
 
-    async def report(self, bounds: Bounds, now: datetime) -> Report:
-        """Return coverage and gaps, as of one moment."""
+    async def now(self) -> datetime:
+        """Return what the database's clock shows: the one that what is on record is compared with."""
+        async with self._connection() as connection:
+            found: datetime = await connection.fetchval(QUERIES["database_now"])
+        return found
+
+    async def report(self, bounds: Bounds) -> Report:
+        """Return coverage and gaps, as of one moment by the database's clock."""
         parameters = bounds.parameters()
         async with self._transaction(isolation="repeatable_read") as connection:
+            now = await connection.fetchval(QUERIES["report_made_at"])
             days = await connection.fetch(QUERIES["report_days"], *parameters)
             gaps = await connection.fetch(QUERIES["report_gaps"], *parameters)
         return Report(

@@ -4,6 +4,12 @@
 -- What of the settings the backfill goes by.
 SELECT exchange_timezone, coverage_margin, bar_label, ticks_since FROM ingest.settings
 
+-- name: database_now
+SELECT clock_timestamp()
+
+-- name: report_made_at
+SELECT now()
+
 -- name: report_days
 -- $1 and $2: trading days, from the first up to but not including the second; null: no bound. $3, $4: the same as instants.
 SELECT c.trading_day, lower(t.span) AS started_at, upper(t.span) AS ended_at, c.trading_minutes::float8,

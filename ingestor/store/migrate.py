@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -23,6 +23,7 @@ from ingestor.store import schema
 from ingestor.store.aggregates import has_aggregates, keep_aggregates
 from ingestor.store.upkeep import (
     as_owner,
+    database_now,
     keep_calendars,
     last_trading_day,
     make_partitions,
@@ -91,8 +92,8 @@ async def _revision(connection: AsyncConnection) -> str | None:
 
 
 async def _fill(connection: AsyncConnection, settings: Settings, report: Callable[[str], None]) -> None:
-    today = datetime.now(UTC).date()
     async with connection.begin():
+        today = (await database_now(connection)).date()
         ours = {column: getattr(settings, name) for column, name in SHARED.items()}
         values = {
             column: timedelta(seconds=value) if isinstance(value, float) else value for column, value in ours.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -14,12 +14,14 @@ import asyncpg
 
 from ingestor import __version__
 from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
-from ingestor.clock import Clock, SystemClock
+from ingestor.clock import Clock, ClockDifference, SystemClock
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
+from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE, Remedy, judge
+from ingestor.store.proof import proof
 from ingestor.store.queries import QUERIES
 from ingestor.store.sift import Tolerance, sift
 
@@ -30,7 +32,7 @@ STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
 
 LATE: Micros = 3600 * SECOND
-"""Ticks older than this when they are committed came after the bars of their time were computed."""
+"""Ticks older than this, by the database's clock, when they are committed came after the bars of their time."""
 
 MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
@@ -74,8 +76,19 @@ class Written:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """On what terms batches are written: whether their own process writes them, and how far its clock is ahead."""
+
+    is_own: bool = True
+    ahead: Micros = 0
+
+
 class Store:
-    """The daemon's one connection for writing. Not for concurrent use. `on_progress` hears of every step of a write.
+    """The daemon's one connection for writing. Not for concurrent use.
+
+    `on_progress` hears of every step of a write, `on_comparison` how far the clocks of the two machines are apart: at
+    each connection, when this one was set, and now and then.
 
     Every method raises StoreError (SchemaError where `ingestor migrate` is the answer); the connection is then
     in a state from which the next call goes on, or closed and made again by the next call.
@@ -88,6 +101,7 @@ class Store:
         write_timeout: float,
         clock: Clock | None = None,
         on_progress: Callable[[], None] | None = None,
+        on_comparison: Callable[[ClockDifference], None] | None = None,
     ) -> None:
         self._url = url
         self._on_progress = on_progress
@@ -98,6 +112,8 @@ class Store:
         self._months: set[date] = set()
         self._guarded: Guarded | None = None
         self._tolerance = Tolerance()
+        self._terms = _Terms()
+        self._database_clock = DatabaseClock(self._clock, on_comparison)
 
     async def open(self) -> Guarded:
         """Connect and look at the schema, if that is not done yet."""
@@ -114,6 +130,7 @@ class Store:
                     await check_schema(connection)
                     await connection.execute(QUERIES["commit_for_sure"])
                     await connection.execute(QUERIES["notice_what_is_gone"], str(round(self._write_timeout * 1000)))
+                    await self._database_clock.compare(connection)
             except BaseException:
                 guarded.connection.terminate()
                 raise
@@ -130,18 +147,23 @@ class Store:
         if guarded is not None:
             await guarded.close()
 
-    async def end_crashed_sessions(self, instance: str, before: Micros) -> int:
-        """End this instance's sessions that began before this process and never said how they ended."""
+    async def end_crashed_sessions(self, instance: str, own: Collection[UUID] = ()) -> int:
+        """End this instance's sessions that never said how they ended, but for this process's own."""
         async with await self.open() as connection:
-            status = await connection.execute(QUERIES["end_crashed_sessions"], instance, _timestamp(before))
+            status = await connection.execute(QUERIES["end_crashed_sessions"], instance, list(own))
         return count_of(status)
 
-    async def write(self, batches: Sequence[Batch]) -> Written:
+    async def write(self, batches: Sequence[Batch], *, inherited: bool = False) -> Written:
         """Commit batches, oldest first, in one transaction. To write them again changes nothing.
 
-        Where a row is at fault, each batch has a transaction of its own, and such rows become rejections.
+        Where a row is at fault, each batch has a transaction of its own, and such rows become rejections. Those that an
+        earlier process left are `inherited`: that they are written is no sign of life of its sessions.
         """
         guarded = await self.open()
+        if self._database_clock.is_due:
+            async with guarded as connection:
+                await self._database_clock.compare(connection)
+        self._terms = _Terms(not inherited, self._database_clock.difference.surely_ahead)
         await self._make_partitions(guarded, batches)
         try:
             return await self._write_or_sift(guarded, batches)
@@ -190,7 +212,7 @@ class Store:
         written = Written()
         async with guarded as connection, connection.transaction():
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
-                written += await _write_session(connection, list(group), insert)
+                written += await _write_session(connection, list(group), insert, self._terms)
             await self._note_late(
                 connection, batches
             )  # at the end, so that two that share a row can't wait in a circle
@@ -198,14 +220,14 @@ class Store:
 
     async def _note_late(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
         """Put the old time into which ticks came on the list of what `ingestor maintain` computes anew."""
-        late = [batch.span for batch in batches if batch.span and batch.span[0] < self._clock.wall() - LATE]
+        late = [batch.span for batch in batches if batch.span and batch.span[0] < self._database_clock.now() - LATE]
         if late:
             oldest, newest = min(span[0] for span in late), max(span[1] for span in late)
             await connection.execute(QUERIES["note_late"], _timestamp(oldest), _timestamp(newest))
 
     async def _make_partitions(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
         """Make the partitions of the ticks' months and of the months ahead, in transactions of their own."""
-        today = (_EPOCH + timedelta(microseconds=self._clock.wall())).date()
+        today = (_EPOCH + timedelta(microseconds=self._database_clock.now())).date()
         needed = {month for batch in batches for month in batch.months} | set(months_ahead(today))
         for month in sorted(needed - self._months):
             async with guarded as connection:
@@ -225,7 +247,9 @@ class Store:
         return await sift(batch, insert, connection.transaction, most=most)
 
 
-async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert) -> Written:
+async def _write_session(
+    connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert, terms: _Terms
+) -> Written:
     """Write what of one session's batches is not committed yet, inside the caller's transaction."""
     session = batches[0].session
     known = await connection.fetchrow(QUERIES["lock_session"], session.id)
@@ -244,7 +268,7 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
     batches = [batch for batch in batches if batch.number > last_batch]
     if not batches:
         return Written(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
-    missing = max(0, batches[0].messages_before - ticks_before - rejected_before)
+    covered_until, missing = proof(batches, ticks_before + rejected_before)
 
     ticks = sum(batch.count for batch in batches)
     inserted, refused = await insert(connection, batches) if ticks else (0, ())
@@ -263,7 +287,7 @@ async def _write_session(connection: asyncpg.Connection, batches: Sequence[Batch
     duplicates = ticks - inserted
     tally = Tally(ticks_before + ticks, duplicates_before + duplicates, ticks, missing)
     written = Written(len(batches), ticks, duplicates, len(rejections), reasons, {session.id: tally})
-    await _advance(connection, batches[-1], written, proved=not missing)
+    await _advance(connection, batches[-1], written, covered_until, terms)
     return written
 
 
@@ -296,20 +320,22 @@ async def _body(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
     yield COPY_TRAILER
 
 
-async def _advance(connection: asyncpg.Connection, last: Batch, written: Written, *, proved: bool) -> None:
-    """Record the last batch's coverage, which contains that of the batches before it, and the counts.
+async def _advance(
+    connection: asyncpg.Connection, last: Batch, written: Written, covered_until: Micros | None, terms: _Terms
+) -> None:
+    """Record what is proved, what the last batch says of the session, and the counts.
 
-    Not `proved` where the database lacks earlier messages of the session, as after a restore, or a failover to a
-    standby that lagged behind: coverage would reach over them. It stays so, since they stay missing.
+    Of a clock that is ahead, proofs are taken back to the database's, so that none is of what has not come. Where a
+    session begins is left: which of the two clocks is wrong is not known, and so it covers nothing by either.
     """
     end = last.end
     await connection.execute(
         QUERIES["advance_session"],
         last.session.id,
         _timestamp(last.authenticated_at),
-        _timestamp(last.covered_until if proved else None),
-        _timestamp(last.last_message_at),
-        _timestamp(last.last_tick_at),
+        _timestamp(covered_until, terms.ahead),
+        _timestamp(last.last_message_at, terms.ahead),
+        _timestamp(last.last_tick_at, terms.ahead),
         last.number,
         _timestamp(end.at if end else None),
         end.reason if end else None,
@@ -317,6 +343,7 @@ async def _advance(connection: asyncpg.Connection, last: Batch, written: Written
         written.ticks,
         written.duplicates,
         written.rejected,
+        terms.is_own,
     )
 
 
@@ -365,8 +392,8 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _timestamp(instant: Micros | None) -> datetime | None:
-    return None if instant is None else _EPOCH + timedelta(seconds=instant // SECOND, microseconds=instant % SECOND)
+def _timestamp(instant: Micros | None, ahead: Micros = 0) -> datetime | None:
+    return None if instant is None else _EPOCH + timedelta(microseconds=instant - ahead)
 
 
 def count_of(status: str) -> int:

@@ -30,12 +30,16 @@ VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (id) DO NOTHING
 
 -- name: advance_session
--- Coverage is never taken back. A session that was taken for crashed but goes on writing is open again.
+-- Coverage is never taken back; null proves nothing; and nothing proves what, by the database's clock, has not come yet.
+-- A session that was taken for crashed but goes on writing is open again. $13: whether its own process writes, and not
+-- the one that found it in the spool.
 UPDATE ingest.stream_sessions SET
     authenticated_at = coalesce(authenticated_at, $2),
-    covered_until = greatest(covered_until, $3),
+    covered_until = CASE WHEN $3::timestamptz IS NULL THEN covered_until
+                         ELSE greatest(covered_until, least($3, clock_timestamp())) END,
     last_message_at = greatest(last_message_at, $4),
     last_tick_at = greatest(last_tick_at, $5),
+    last_seen_at = CASE WHEN $13 THEN clock_timestamp() ELSE last_seen_at END,
     last_batch = $6,
     ended_at = $7,
     end_reason = $8,
@@ -51,10 +55,11 @@ VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (session_id, batch, position) DO NOTHING
 
 -- name: end_crashed_sessions
--- A process that died said nothing: its successor of the same name says it, with the last sign of life.
+-- A process that died said nothing: its successor of the same name says it, with the last sign of life. $2 are the
+-- successor's own. No clock is asked whose they are: it may have been set between the two.
 UPDATE ingest.stream_sessions
 SET ended_at = greatest(connected_at, authenticated_at, covered_until, last_message_at), end_reason = 'crashed'
-WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND connected_at < $2
+WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND id <> ALL ($2::uuid[])
 
 -- name: note_late
 -- By the hour, so that a trickle of late ticks fills no table.

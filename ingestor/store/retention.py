@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.store import schema
+from ingestor.store.upkeep import database_now
 
 LOCK_TIMEOUT = "5s"
 """So long may a drop wait for queries, and the writer for the drop; then it is tried by the next run."""
@@ -35,7 +36,7 @@ async def drop_old(connection: AsyncConnection, retention: timedelta, report: Ca
     How far this goes is put on record first: no bar is computed from what is left before it. Not in a transaction.
     """
     try:
-        await _drop(connection, datetime.now(UTC) - retention, report)
+        await _drop(connection, await database_now(connection) - retention, report)
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise

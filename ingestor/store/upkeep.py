@@ -53,6 +53,12 @@ async def without_transactions(engine: AsyncEngine) -> AsyncIterator[AsyncConnec
                 await connection.execute(sa.select(sa.func.pg_advisory_unlock(LOCK)))
 
 
+async def database_now(connection: AsyncConnection) -> datetime:
+    """Return what the database's clock shows: by it is judged what is old, and what is still to come."""
+    now: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
+    return now
+
+
 async def last_trading_day(connection: AsyncConnection, calendar: str) -> date | None:
     """Return the last day of a calendar that is on record."""
     table = schema.trading_sessions

@@ -15,7 +15,7 @@ from uuid import UUID
 import structlog
 from prometheus_client import Histogram
 
-from ingestor.clock import Clock, SystemClock
+from ingestor.clock import Clock, ClockDifference, SystemClock
 from ingestor.model import SECOND, Batch, Micros, Session, SessionEnd, Tally
 from ingestor.telemetry.history import History
 from ingestor.telemetry.readiness import Readiness
@@ -146,6 +146,8 @@ class Telemetry:
         self.latest_batches: deque[Batch] = deque()
         """The newest batches with ticks: enough of them for `LATEST_TICKS`."""
         self._rejection_run = RejectionRun()
+        self.clock_difference: ClockDifference | None = None
+        """This machine's clock against the database's, when they were compared last."""
         self._tallies: dict[UUID, Tally] = {}  # of this process's sessions whose end is not committed yet
         self._trouble = ("", 0.0)
         self._said: dict[str, float] = {}
@@ -388,6 +390,12 @@ class Telemetry:
         if self._trouble[0]:
             self._trouble = ("", 0.0)
             self._log.info("database_back")
+
+    def clocks_compared(self, difference: ClockDifference) -> None:
+        """Log how far this machine's clock and the database's are apart, and warn where one of them is wrong."""
+        self.clock_difference = difference
+        log = self._log.warning if difference.is_large else self._log.info
+        log("clocks_compared", ahead=round(difference.ahead / SECOND, 6), error=round(difference.error / SECOND, 6))
 
     # The spool.
 

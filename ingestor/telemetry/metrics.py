@@ -34,6 +34,7 @@ class Facts:
     open_gaps: int | None
     oldest_open_gap_seconds: float | None
     coverage_ratio: float | None
+    clock_difference_seconds: float | None = None
 
 
 def new_registry(telemetry: Telemetry, facts: Callable[[], Facts]) -> CollectorRegistry:
@@ -120,6 +121,11 @@ class _Moment(Collector):
                 "coverage_ratio",
                 "Share of the last trading day, as far as it has passed, that was heard or backfilled.",
                 facts.coverage_ratio,
+            ),
+            (
+                "clock_difference_seconds",
+                "This machine's clock less the database's, when they were compared last.",
+                facts.clock_difference_seconds,
             ),
             ("start_timestamp_seconds", "When this process began.", self._telemetry.started_at / SECOND),
             ("last_message_timestamp_seconds", "When the last message arrived.", _seconds(counts.last_message_at)),

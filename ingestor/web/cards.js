@@ -42,6 +42,7 @@ export function showCards(status, pace, now, zone) {
     ["Connections", count(counts.sessions), `since ${zone.moment(instant(status.started_at), now)}`],
     ["Trading hours", ...hours(status.market, now, zone)],
     calendar(status.calendar_days_left),
+    clock(status.clock),
   ];
   keep(byId("cards"), cards, makeCard, fillCard);
 }
@@ -104,6 +105,12 @@ function calendar(days) {
   const note = days == null ? "not looked at yet" : "of the trading calendar known";
   const value = days == null ? NONE : counted(days, "day");
   return ["Calendar", value, note, { care: days != null && days < FEW_DAYS }];
+}
+
+function clock(difference) {
+  if (difference == null) return ["Clock", NONE, "not compared with the database's yet"];
+  const { ahead_seconds: ahead, is_wrong: care } = difference;
+  return ["Clock", duration(Math.abs(ahead)), `${ahead < 0 ? "behind" : "ahead of"} the database's`, { care }];
 }
 
 export function showSpool({ bytes: size, spool_bytes: disk, spool_batches: batches, spool_max_bytes: room, blocked_by: by }) {

@@ -38,6 +38,7 @@ export function judge(status, now, zone) {
   if (problems.database) return unwritten(status, problems.database, now);
   if (problems.spool) return spoolTrouble(problems.spool);
   if (status.buffer.spool_batches > 0) return catchingUp(status);
+  if (status.clock?.is_wrong) return wrongClock(status.clock);
   return well(status, now, zone);
 }
 
@@ -107,6 +108,16 @@ function catchingUp(status) {
     short: "Catching up",
     sentence: `Catching up: ${bytes(status.buffer.bytes)} of ticks are being written from disk.`,
     said: "Streaming, and catching up.",
+  };
+}
+
+function wrongClock({ ahead_seconds: ahead }) {
+  const apart = `${lasting(1000 * Math.abs(ahead))} ${ahead < 0 ? "behind" : "ahead of"}`;
+  return {
+    tone: "care",
+    short: "Wrong clock",
+    sentence: `Streaming and writing, but this machine's clock is ${apart} the database's: coverage is wrong by as much.`,
+    said: "Streaming and writing, but this machine's clock and the database's differ.",
   };
 }
 

@@ -247,7 +247,7 @@ async def test_memory_is_bounded_though_the_disk_is_slow(tmp_path: Path) -> None
 
 
 async def test_what_is_heard_before_the_spool_is_open(tmp_path: Path) -> None:
-    """The stream need not wait until a large spool was looked through; what lies in it goes first all the same."""
+    """The stream need not wait until a large spool was looked through; what lies in it goes first, and by itself."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):
             buffer.put(batch(number))
@@ -261,7 +261,10 @@ async def test_what_is_heard_before_the_spool_is_open(tmp_path: Path) -> None:
     buffer.put(batch(3, session=OTHER))
     assert inherited(buffer)
     assert await buffer.secure()
-    assert await drained(buffer) == [1, 2, 3, 1, 2, 3]
+    assert await numbers(buffer) == [1, 2, 3]
+    await buffer.done()
+    assert not inherited(buffer)
+    assert await drained(buffer) == [1, 2, 3]
     await buffer.close()
 
 

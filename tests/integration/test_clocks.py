@@ -1,0 +1,254 @@
+"""A clock that is wrong against the database's: it is said, and neither life nor coverage is judged by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from ingestor.clock import ClockDifference, SystemClock
+from ingestor.model import SECOND, EndReason, SessionEnd
+from ingestor.service.daemon import Daemon
+from ingestor.service.signals import StopRequest
+from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.postgres import Store
+from tests.clocks import SkewedClock
+from tests.http import Window
+from tests.integration.test_store import batcher, filled, session, tick
+from tests.processes import ROOT, DaemonProcess
+from tests.proxy import Proxy
+from tests.recording import COUNT, Market, settings, stored, until
+from tests.servers import query
+from tests.sessions import execute
+
+ALWAYS = "UPDATE ingest.settings SET calendar = 'always'"
+GAPS = "SELECT started_at, ended_at, cause, status FROM market.gaps ORDER BY started_at"
+FUTURE = "SELECT count(*) FROM ingest.covered WHERE upper(span) > now() OR upper(expected) > now()"
+PROVED = "SELECT count(*) FROM ingest.stream_sessions WHERE covered_until > authenticated_at"
+
+
+@contextlib.asynccontextmanager
+async def skewed(url: str, clock: SkewedClock, **changes: Any) -> AsyncIterator[tuple[Market, Daemon]]:
+    """A market and a daemon whose clock is wrong."""
+    request = StopRequest()
+    async with Simulator(port=0, rate=0) as simulator:
+        daemon = Daemon(settings(simulator, url, **changes), clock=clock)
+        task = asyncio.create_task(daemon.run(request))
+        try:
+            await simulator.wait_connected()
+            yield Market(simulator), daemon
+        finally:
+            request()
+            await asyncio.wait_for(task, 20)
+
+
+async def test_a_clock_that_is_behind(writer_url: str, database: str) -> None:
+    """While the daemon lives there is no gap; it says by how much its clock is behind, in the log, JSON and metrics."""
+    await execute(database, ALWAYS)
+    with structlog.testing.capture_logs() as lines:
+        async with skewed(writer_url, SkewedClock(-180)) as (market, daemon):
+            market.trade()
+            await stored(database, market)
+            await until(database, PROVED, 1)
+            assert await query(database, GAPS) == []
+            async with Window(daemon.http.url) as window:
+                assert await window.metric("ingestor_clock_difference_seconds") == pytest.approx(-180, abs=30)
+                _, status = await window.get("/status")
+            assert status["clock"]["ahead_seconds"] == pytest.approx(-180, abs=30)
+            assert status["clock"]["is_wrong"] is True
+    (told,) = [line for line in lines if line["event"] == "clocks_compared"]
+    assert told["log_level"] == "warning"
+    assert told["ahead"] == pytest.approx(-180, abs=30)
+    gaps = await query(database, GAPS)
+    assert [row[2:] for row in gaps] == [("the daemon was stopped", "open")]
+
+
+async def test_a_clock_that_is_ahead(writer_url: str, database: str) -> None:
+    """What has not come is never covered, not by what is written nor when its time has come; and nothing fails."""
+    await execute(database, f"{ALWAYS}, coverage_since = now() - interval '10 minutes'")
+    async with skewed(writer_url, SkewedClock(180)) as (market, daemon):
+        market.trade()
+        await stored(database, market)
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE covered_until IS NOT NULL", 1)
+        assert await query(database, FUTURE) == [(0,)]
+        assert len(await query(database, GAPS)) == 1
+        difference = daemon.telemetry.clock_difference
+        assert difference is not None
+        assert difference.surely_ahead > 100 * SECOND
+    sql = "SELECT covered_until <= now(), last_message_at <= now() FROM ingest.stream_sessions"
+    assert await query(database, sql) == [(True, True)]
+
+
+async def test_clocks_that_agree(writer_url: str, database: str) -> None:
+    """Then it is said, too, and nothing is wrong."""
+    with structlog.testing.capture_logs() as lines:
+        async with skewed(writer_url, SkewedClock(0)) as (market, daemon):
+            market.trade()
+            await stored(database, market)
+            assert daemon.telemetry.clock_difference is not None
+            assert not daemon.telemetry.clock_difference.is_large
+    assert [line["log_level"] for line in lines if line["event"] == "clocks_compared"] == ["info"]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "error", "is_large", "surely"),
+    [
+        (0.9, 0.0, False, 0.0),
+        (-0.9, 0.0, False, 0.0),
+        (3.0, 0.5, True, 2.5),
+        (-3.0, 0.5, True, 0.0),
+        (3.0, 2.5, False, 0.0),
+        (-3.0, 2.5, False, 0.0),
+    ],
+)
+def test_a_slow_answer_is_no_wrong_clock(ahead: float, error: float, is_large: bool, surely: float) -> None:
+    """The round trip bounds what is known: a difference counts when it is more than a second beyond it."""
+    difference = ClockDifference(round(ahead * SECOND), round(error * SECOND))
+    assert difference.is_large is is_large
+    assert difference.surely_ahead == round(surely * SECOND)
+
+
+async def test_proofs_of_a_clock_that_is_ahead_are_taken_back(writer_url: str, database: str) -> None:
+    """By what it is ahead, also where they waited in a spool; a clock that is set meanwhile is compared once more."""
+    clock = SkewedClock(0)
+    store = Store(writer_url, write_timeout=10, clock=clock)
+    await store.write([filled(batcher())])
+    clock.skew = 180 * SECOND
+    an_hour_ago = SystemClock().wall() - 3600 * SECOND
+    instance = batcher(session(connected_at=an_hour_ago + clock.skew))
+    instance.authenticated(an_hour_ago + clock.skew)
+    instance.cover(an_hour_ago + clock.skew + 60 * SECOND)
+    await store.write([instance.close()])
+    await store.close()
+    sql = "SELECT covered_until FROM ingest.stream_sessions WHERE authenticated_at IS NOT NULL"
+    ((covered_until,),) = await query(database, sql)
+    proved = datetime.fromtimestamp((an_hour_ago + 60 * SECOND) / SECOND, UTC)
+    assert abs(covered_until - proved) < timedelta(seconds=60)
+
+
+async def test_no_proof_is_of_the_future(writer_url: str, database: str) -> None:
+    """Even one that a batch brings from a clock which was right again when it was written."""
+    store = Store(writer_url, write_timeout=10)
+    now = SystemClock().wall()
+    instance = batcher(session(connected_at=now))
+    instance.authenticated(now)
+    instance.cover(now + 3600 * SECOND)
+    await store.write([instance.close()])
+    await store.write([instance.close()])
+    await store.close()
+    assert await query(database, "SELECT covered_until <= now() FROM ingest.stream_sessions") == [(True,)]
+
+
+async def test_a_clock_that_was_set_between_two_starts(writer_url: str, database: str) -> None:
+    """A session that seems to have begun after its successor was started is ended all the same."""
+    store = Store(writer_url, write_timeout=10)
+    later = SystemClock().wall() + 3600 * SECOND
+    earlier = batcher(session(instance="one", connected_at=later))
+    earlier.authenticated(later)
+    await store.write([earlier.close()])
+    await store.close()
+    async with skewed(writer_url, SkewedClock(0), instance="one"):
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'crashed'", 1)
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason IS NULL", 1)
+    assert await query(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'crashed'") == [(1,)]
+
+
+async def test_ticks_of_a_clock_that_is_years_ahead_are_written(writer_url: str, database: str) -> None:
+    """Partitions are made ahead of the database's month, not of ours; and what is late is so by its clock."""
+    store = Store(writer_url, write_timeout=10, clock=SkewedClock(3 * 365 * 86_400))
+    now = SystemClock().wall() // SECOND * SECOND
+    assert (await store.write([filled(batcher(), tick(time=now))])).ticks == 1
+    await store.close()
+    assert await query(database, "SELECT count(*) FROM ingest.refreshes") == [(0,)]
+
+
+async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, tmp_path: Path) -> None:
+    """That its successor writes what it left is no sign of life of the dead: it has crashed, and its gap is one."""
+    await execute(database, f"{ALWAYS}, coverage_since = now() - interval '1 minute'")
+    async with Simulator(port=0, rate=0) as simulator, Proxy(writer_url) as wire:
+        there = settings(simulator, wire.url, spool_dir=tmp_path / "spool", spool_after="10ms")
+        wire.refuses = True
+        daemon = Daemon(there)
+        task = asyncio.create_task(daemon.run(StopRequest()))
+        await simulator.wait_connected()
+        market = Market(simulator)
+        market.trade()
+        async with asyncio.timeout(10):
+            while daemon.telemetry.counts.messages < market.sent or daemon.buffer.in_memory:
+                await asyncio.sleep(0.01)
+        task.cancel()  # as if it were killed: nothing of its end is written
+        await asyncio.gather(task, return_exceptions=True)
+        wire.refuses = False
+        await simulator.wait_connected(0)
+        daemon = Daemon(there)
+        request = StopRequest()
+        task = asyncio.create_task(daemon.run(request))
+        await stored(database, market)
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE last_seen_at IS NOT NULL", 1)
+        request()
+        await asyncio.wait_for(task, 20)
+    rows = await query(
+        database, "SELECT end_reason, last_seen_at IS NULL FROM ingest.stream_sessions ORDER BY connected_at"
+    )
+    assert rows == [("crashed", True), ("stopped", False)]
+
+
+async def test_what_is_inherited_is_no_sign_of_life(writer_url: str, database: str) -> None:
+    """Not even of a session that has been seen before; what the session's own process writes is one."""
+    store = Store(writer_url, write_timeout=10)
+    instance, seen = batcher(), "SELECT last_seen_at FROM ingest.stream_sessions"
+    await store.write([filled(instance, tick())], inherited=True)
+    assert await query(database, seen) == [(None,)]
+    await store.write([filled(instance, tick("B"))])
+    ((first,),) = await query(database, seen)
+    assert abs(first - datetime.now(UTC)) < timedelta(seconds=60)
+    await store.write([filled(instance, tick("C"))], inherited=True)
+    assert await query(database, seen) == [(first,)]
+    await store.write([instance.close(SessionEnd(SystemClock().wall(), EndReason.CLOSED))])
+    assert (await query(database, seen))[0][0] > first
+    await store.close()
+
+
+async def test_a_process_with_a_wrong_clock(writer_url: str, database: str, tmp_path: Path) -> None:
+    """`ingestor run` records with it, `ingestor check` warns of it; nothing of the future is covered."""
+    async with Simulator(port=0, rate=0) as simulator:
+        environment = {
+            "token": TOKEN,
+            "stream_url": simulator.stream_url,
+            "database_url": writer_url,
+            "exchange_calendar": "always",
+            "spool_dir": tmp_path / "spool",
+            "heartbeat": "100ms",
+        }
+        daemon = DaemonProcess(tmp_path / "log", **environment)
+        daemon.skew = 180
+        daemon.start()
+        try:
+            await simulator.wait_connected()
+            market = Market(simulator)
+            market.trade()
+            await until(database, COUNT, market.sent)
+            assert daemon.stop() == 0
+        finally:
+            daemon.end()
+        found = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "tests.skewed", "check"],
+            env={f"INGESTOR_{name.upper()}": str(value) for name, value in environment.items()}
+            | {"SKEW_SECONDS": "-180", "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert "clocks_compared" in daemon.tail()
+    assert await query(database, FUTURE) == [(0,)]
+    assert "clock" in found.stdout
+    assert "behind the" in found.stdout, found.stdout + found.stderr
