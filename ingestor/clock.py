@@ -30,9 +30,19 @@ class ClockDifference:
         return abs(self.ahead) - self.error > TOLERATED
 
     @property
-    def surely_ahead(self) -> Micros:
-        """By how much this clock is ahead at least, where that is large; else 0."""
-        return self.ahead - self.error if self.is_large and self.ahead > 0 else 0
+    def most_ahead(self) -> Micros:
+        """By how much this clock may be ahead, where it is so for sure; else 0."""
+        return self.ahead + self.error if self.is_large and self.ahead > 0 else 0
+
+    @property
+    def most_behind(self) -> Micros:
+        """By how much this clock may be behind, where it is so for sure; else 0."""
+        return self.error - self.ahead if self.is_large and self.ahead < 0 else 0
+
+    @property
+    def shift(self) -> Micros:
+        """What to add to an instant of this clock to have it by the database's, where that matters; else 0."""
+        return -self.ahead if self.is_large else 0
 
     def __str__(self) -> str:
         seconds, error = abs(self.ahead) / SECOND, self.error / SECOND

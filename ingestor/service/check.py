@@ -123,7 +123,7 @@ def _database(facts: DatabaseFacts) -> Finding:
 
 def _clock(difference: ClockDifference) -> Finding:
     if difference.is_large:
-        advice = "one of the two is wrong, and coverage with it: let both machines keep their time by NTP"
+        advice = "one of the two is wrong, and coverage lacks as much: let both machines keep their time by NTP"
         return Finding("clock", Verdict.WARNING, f"{difference}; {advice}")
     return Finding("clock", Verdict.OK, str(difference))
 

@@ -92,7 +92,7 @@ class Overview:
         buffer, coverage = self._buffer, self._lookout.coverage
         oldest = coverage.open.oldest if coverage else None
         day = coverage.day if coverage else None
-        now, difference = self._clock.wall(), self._telemetry.clock_difference
+        now = self._clock.wall()
         return Facts(
             trading_hours=self._calendar.session_at(now) is not None,
             buffer_bytes=buffer.size,
@@ -102,7 +102,6 @@ class Overview:
             open_gaps=coverage.open.count if coverage else None,
             oldest_open_gap_seconds=self._age(oldest) if oldest else 0.0 if coverage else None,
             coverage_ratio=day.percent / 100 if day is not None and day.percent is not None else None,
-            clock_difference_seconds=difference.ahead / SECOND if difference else None,
         )
 
     def _age(self, moment: datetime) -> float:

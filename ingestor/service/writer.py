@@ -71,11 +71,12 @@ class Writer:
         self._pulse.rest()
         batches = await self._buffer.take()
         inherited = self._buffer.has_inherited
+        write = self._store.write_inherited if inherited else self._store.write
         with bound_contextvars(session=str(batches[-1].session.id), batch=batches[-1].number):
             async for attempt in self._retrying():
                 with attempt:
                     began = self._clock.monotonic()
-                    written = await self._store.write(batches, inherited=inherited)
+                    written = await write(batches)
                     self._count(batches, written, self._clock.monotonic() - began)
         self._pulse.beat()
         await self._buffer.done()

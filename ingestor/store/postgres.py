@@ -14,7 +14,7 @@ import asyncpg
 
 from ingestor import __version__
 from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
-from ingestor.clock import Clock, ClockDifference, SystemClock
+from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
@@ -78,10 +78,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class _Terms:
-    """On what terms batches are written: whether their own process writes them, and how far its clock is ahead."""
+    """On what terms batches are written: whether their own process writes them, and how far the clocks are apart."""
 
     is_own: bool = True
-    ahead: Micros = 0
+    clocks: ClockDifference = UNCOMPARED
 
 
 class Store:
@@ -153,17 +153,23 @@ class Store:
             status = await connection.execute(QUERIES["end_crashed_sessions"], instance, list(own))
         return count_of(status)
 
-    async def write(self, batches: Sequence[Batch], *, inherited: bool = False) -> Written:
+    async def write(self, batches: Sequence[Batch]) -> Written:
         """Commit batches, oldest first, in one transaction. To write them again changes nothing.
 
-        Where a row is at fault, each batch has a transaction of its own, and such rows become rejections. Those that an
-        earlier process left are `inherited`: that they are written is no sign of life of its sessions.
+        Where a row is at fault, each batch has a transaction of its own, and such rows become rejections.
         """
+        return await self._write_as(batches, is_own=True)
+
+    async def write_inherited(self, batches: Sequence[Batch]) -> Written:
+        """Commit what an earlier process left, in the same way: that is no sign of life of its sessions."""
+        return await self._write_as(batches, is_own=False)
+
+    async def _write_as(self, batches: Sequence[Batch], *, is_own: bool) -> Written:
         guarded = await self.open()
         if self._database_clock.is_due:
             async with guarded as connection:
                 await self._database_clock.compare(connection)
-        self._terms = _Terms(not inherited, self._database_clock.difference.surely_ahead)
+        self._terms = _Terms(is_own, self._database_clock.difference)
         await self._make_partitions(guarded, batches)
         try:
             return await self._write_or_sift(guarded, batches)
@@ -275,10 +281,11 @@ async def _write_session(
     rejections = [(batch.number, rejection) for batch in batches for rejection in batch.rejections]
     rejections += [(batches[-1].number, rejection) for rejection in refused]
     if rejections:
+        shift = terms.clocks.shift  # a minute with a rejection in it is in doubt by the clock of the views
         await connection.executemany(
             QUERIES["reject"],
             [
-                (session.id, number, r.position, _timestamp(r.received_at), r.reason, r.raw, r.raw_bytes)
+                (session.id, number, r.position, _timestamp(r.received_at, shift), r.reason, r.raw, r.raw_bytes)
                 for number, r in rejections
             ],
         )
@@ -325,17 +332,16 @@ async def _advance(
 ) -> None:
     """Record what is proved, what the last batch says of the session, and the counts.
 
-    Of a clock that is ahead, proofs are taken back to the database's, so that none is of what has not come. Where a
-    session begins is left: which of the two clocks is wrong is not known, and so it covers nothing by either.
+    Where our clock and the database's differ, one is wrong, and it is not known which: what is covered is so by both.
     """
     end = last.end
     await connection.execute(
         QUERIES["advance_session"],
         last.session.id,
-        _timestamp(last.authenticated_at),
-        _timestamp(covered_until, terms.ahead),
-        _timestamp(last.last_message_at, terms.ahead),
-        _timestamp(last.last_tick_at, terms.ahead),
+        _timestamp(last.authenticated_at, terms.clocks.most_behind),
+        _timestamp(covered_until, -terms.clocks.most_ahead),
+        _timestamp(last.last_message_at, -terms.clocks.most_ahead),
+        _timestamp(last.last_tick_at, -terms.clocks.most_ahead),
         last.number,
         _timestamp(end.at if end else None),
         end.reason if end else None,
@@ -392,8 +398,8 @@ def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
-def _timestamp(instant: Micros | None, ahead: Micros = 0) -> datetime | None:
-    return None if instant is None else _EPOCH + timedelta(microseconds=instant - ahead)
+def _timestamp(instant: Micros | None, shift: Micros = 0) -> datetime | None:
+    return None if instant is None else _EPOCH + timedelta(microseconds=instant + shift)
 
 
 def count_of(status: str) -> int:

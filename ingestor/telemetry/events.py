@@ -394,8 +394,8 @@ class Telemetry:
     def clocks_compared(self, difference: ClockDifference) -> None:
         """Log how far this machine's clock and the database's are apart, and warn where one of them is wrong."""
         self.clock_difference = difference
-        log = self._log.warning if difference.is_large else self._log.info
-        log("clocks_compared", ahead=round(difference.ahead / SECOND, 6), error=round(difference.error / SECOND, 6))
+        level = self._log.warning if difference.is_large else self._log.info
+        level("clocks_compared", ahead=round(difference.ahead / SECOND, 6), error=round(difference.error / SECOND, 6))
 
     # The spool.
 

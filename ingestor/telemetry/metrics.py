@@ -34,7 +34,6 @@ class Facts:
     open_gaps: int | None
     oldest_open_gap_seconds: float | None
     coverage_ratio: float | None
-    clock_difference_seconds: float | None = None
 
 
 def new_registry(telemetry: Telemetry, facts: Callable[[], Facts]) -> CollectorRegistry:
@@ -99,7 +98,7 @@ class _Moment(Collector):
 
     def collect(self) -> Iterator[Metric]:
         facts = self._facts()
-        counts = self._telemetry.counts
+        counts, difference = self._telemetry.counts, self._telemetry.clock_difference
         for name, text, value in (
             (
                 "trading_hours",
@@ -125,7 +124,7 @@ class _Moment(Collector):
             (
                 "clock_difference_seconds",
                 "This machine's clock less the database's, when they were compared last.",
-                facts.clock_difference_seconds,
+                _seconds(difference.ahead if difference else None),
             ),
             ("start_timestamp_seconds", "When this process began.", self._telemetry.started_at / SECOND),
             ("last_message_timestamp_seconds", "When the last message arrived.", _seconds(counts.last_message_at)),

@@ -116,7 +116,7 @@ function wrongClock({ ahead_seconds: ahead }) {
   return {
     tone: "care",
     short: "Wrong clock",
-    sentence: `Streaming and writing, but this machine's clock is ${apart} the database's: coverage is wrong by as much.`,
+    sentence: `Streaming and writing, but this machine's clock is ${apart} the database's: coverage lacks as much.`,
     said: "Streaming and writing, but this machine's clock and the database's differ.",
   };
 }

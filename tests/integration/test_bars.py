@@ -92,7 +92,7 @@ async def test_the_last_ticks(database: str) -> None:
 
 
 async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> None:
-    """In the transaction of their batch, by the hour; what is on time by the database's clock, or a heartbeat, is not."""
+    """In the transaction of their batch, by the hour; what is on time (by the database's clock), or no tick, is not."""
     store = Store(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
     instance = batcher()
     now = round(datetime.now(UTC).timestamp()) * SECOND

@@ -264,7 +264,18 @@ def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
     minutes = {"trading_minutes": 100.0, "heard_minutes": 99.5, "missed_minutes": 0.5, "backfilled_minutes": 0.1}
     coverage = {**day, **minutes, "percent": 99.6, "open_gaps": 1, "as_of": now.isoformat(), "gaps": gaps}
     market = {"open": True, "trading_day": "2026-11-24", "opens_at": opens.isoformat(), "closes_at": closes.isoformat()}
-    return {**status, "now": now.isoformat(), "coverage": coverage, "market": market}
+    clock = {"ahead_seconds": -180.0, "error_seconds": 0.001, "is_wrong": True}
+    streaming = {"stream": {**status["stream"], "state": "streaming"}, "ready": {"ready": True, "problems": []}}
+    last = {**status["last"], "commit_at": now.isoformat()}
+    return {
+        **status,
+        **streaming,
+        "last": last,
+        "now": now.isoformat(),
+        "coverage": coverage,
+        "market": market,
+        "clock": clock,
+    }
 
 
 async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
@@ -288,6 +299,8 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await expect(page.locator(".hours span").last).to_have_text("16:40")
         label = re.compile("99.60 % heard or backfilled, 5 gaps")
         await expect(page.locator(".day")).to_have_attribute("aria-label", label)
+        await shown.says("this machine's clock is 3 min 0 s behind the database's: coverage lacks as much")
+        await shown.card("Clock", "! 3 min 0 s")
         assert await page.evaluate(TOO_WIDE) == []
         assert shown.faults == []
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ingestor.clock import ClockDifference
 from ingestor.model import SECOND, Batch, Session
 from ingestor.service.recorder import new_session_id
 from ingestor.telemetry.events import Telemetry
@@ -24,6 +25,7 @@ def a_telemetry() -> Telemetry:
     session = Session(new_session_id(0), "test", "ws://localhost/ws", 0)
     telemetry.rejected(session, "not_json", 3, 0)
     telemetry.reconnecting("refused", 1.0, cause="unreachable", loud=False)
+    telemetry.clocks_compared(ClockDifference(-2 * SECOND, SECOND // 2))
     telemetry.calendar_known(days=40, warn_below=30, remedy="")
     batch = Batch(session, 1, b"", 2, span=(8 * SECOND, 9 * SECOND), last_message_at=10 * SECOND)
     telemetry.batch_closed(batch, 0.04)
@@ -61,6 +63,7 @@ def test_values_are_those_of_the_moment() -> None:
     assert found["ingestor_coverage_ratio"] == 0.875
     assert found["ingestor_messages_total"] == 2
     assert found["ingestor_feed_delay_seconds_sum"] == 1
+    assert found["ingestor_clock_difference_seconds"] == -2
     assert found["ingestor_batch_ticks_sum"] == 2
     assert found["ingestor_wire_to_commit_seconds_sum"] == 0.02
     assert found["process_resident_memory_bytes"] > 0
