@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from ingestor.model import EndReason
 
+EXIT_UNAVAILABLE = 69
+"""EX_UNAVAILABLE of sysexits.h: the command could not do its work, so its own status 0 or 1 would be no answer."""
+
+EXIT_SOFTWARE = 70
+"""EX_SOFTWARE of sysexits.h: a bug; the traceback is on standard error."""
+
 EXIT_CONFIGURATION = 78
-"""EX_CONFIG of sysexits.h: a person must act; a service manager must not restart."""
+"""EX_CONFIG of sysexits.h: an operator must act; a service manager must not restart."""
 
 
 class IngestorError(Exception):
-    """Everything this package raises on purpose."""
+    """Everything this package raises on purpose. `exit_code` is the status of a command that ends with it."""
 
-    exit_code = 1
+    exit_code = EXIT_UNAVAILABLE
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -35,6 +41,22 @@ class ConfigurationError(IngestorError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class MessagesLostError(IngestorError):
+    """The daemon received messages that it could write neither to the database nor to the spool."""
+
+    exit_code = 1
+
+
+class NoDataError(IngestorError):
+    """Nothing is on record of what was asked for. The answer of a command that shows data."""
+
+    exit_code = 1
+
+
+class OutputError(IngestorError):
+    """Standard output accepts no more: its reader is gone, or its disk is full."""
 
 
 class StreamError(IngestorError):

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
+from ingestor.cli._output import flush_output, reports_output_errors
 from ingestor.cli.analyst import grant_analyst
 from ingestor.cli.backfill import backfill
 from ingestor.cli.chart import chart
@@ -20,7 +21,7 @@ from ingestor.cli.reconcile import reconcile
 from ingestor.cli.replay import replay
 from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
-from ingestor.errors import IngestorError
+from ingestor.errors import EXIT_SOFTWARE, IngestorError
 from ingestor.telemetry.log import scrub
 
 app = typer.Typer(
@@ -29,7 +30,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 78 configuration. "
+    epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 69 the command could not do its work "
+    "(the database is unavailable, for example), 70 a bug, 78 an operator must act. "
     "Settings are environment variables that begin with INGESTOR_; see .env.example.",
 )
 for command in (
@@ -46,7 +48,7 @@ for command in (
     maintain,
     grant_analyst,
 ):
-    app.command()(command)
+    app.command()(reports_output_errors(command))
 
 
 def _show_version(value: bool) -> None:
@@ -68,10 +70,29 @@ def _common(
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line for each problem, never a traceback."""
+    """Run the command line; an expected error is one line for each problem, never a traceback.
+
+    Status 1 is an answer (gaps are open, something differs), so nothing but a command itself ends with it: whatever
+    keeps a command from its work has a status of its own, a bug included.
+    """
     try:
-        app()
+        status = _run()
     except IngestorError as error:
         for line in str(error).splitlines():
             print(f"ingestor: {scrub(line)}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        status = error.exit_code
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        sys.excepthook(*sys.exc_info())
+        status = EXIT_SOFTWARE
+    sys.exit(status)
+
+
+def _run() -> str | int | None:
+    """Return the status of the command that the arguments name, once its output is written."""
+    try:
+        app()
+    except SystemExit as end:
+        flush_output()
+        return end.code
+    flush_output()
+    return 0

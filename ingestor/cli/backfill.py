@@ -35,7 +35,8 @@ def backfill(
 
     With --watch, what has failed is asked for again after a minute, then four times as late each time, up to a day.
 
-    Ends with 0 when nothing is left to fill, and with 1 when some of it failed: run it again later.
+    Ends with 0 when nothing is left to fill, with 1 when some of it failed (run it again later), and with 69 when the
+    database or the provider is unavailable.
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)

@@ -14,16 +14,16 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from ingestor import settings as configuration
 from ingestor.chart import svg, terminal
 from ingestor.chart.series import Band, Series, Width, midnight
+from ingestor.cli._output import Console
 from ingestor.cli.bounds import Since, Until, bounds
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
-from ingestor.errors import IngestorError
+from ingestor.errors import NoDataError
 from ingestor.store.ledger import Bounds, Ledger
 from ingestor.telemetry.log import hide
 
@@ -69,7 +69,8 @@ def chart(
 
     `ingestor chart AIR.NZ --format svg --output air.svg`
 
-    Ends with 1 when there is nothing to draw. Needs **INGESTOR_DATABASE_URL**.
+    Ends with 1 when there is nothing to draw, and with 69 when the database can't be asked.
+    Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
     settings = configuration.load()
@@ -109,7 +110,7 @@ def show(console: Console, series: Series, report: Report) -> None:
 
 
 async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tuple[Series, Report]:
-    """Return what there is to draw. Raises IngestorError where there is nothing."""
+    """Return what there is to draw. Raises NoDataError where there is nothing."""
     async with Ledger(url) as ledger:
         latest = await ledger.now() + timedelta(days=1)
         zone = ZoneInfo(ledger.timezone)
@@ -126,13 +127,13 @@ async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tupl
 
 
 async def _known(ledger: Ledger, symbol: str, latest: datetime) -> str:
-    """Return the symbol as it is on record: as it was given, else in capitals. Raises IngestorError."""
+    """Return the symbol as it is on record: as it was given, else in capitals. Raises NoDataError."""
     listed = await ledger.listed_symbols()
     for name in (symbol, symbol.upper()):
         if name in listed or await ledger.last_trade(name, EARLIEST, latest) is not None:
             return name
     near = get_close_matches(symbol.upper(), listed, n=3)
-    raise IngestorError(
+    raise NoDataError(
         f"Nothing is on record of {symbol}.",
         hint=f"Did you mean {' or '.join(near)}?" if near else "Write it with its suffix, such as AIR.NZ.",
     )
@@ -152,16 +153,16 @@ async def _bounded(
     return day, span.until or day + timedelta(days=1)
 
 
-async def _nothing(ledger: Ledger, symbol: str, latest: datetime) -> IngestorError:
+async def _nothing(ledger: Ledger, symbol: str, latest: datetime) -> NoDataError:
     """Return the error that says where the bars are instead."""
     last = await ledger.last_bar(symbol, EARLIEST, latest)
     if last is None:
-        return IngestorError(
+        return NoDataError(
             f"{symbol} has no bars yet.",
             hint="A minute becomes one when it was wholly heard, or by `ingestor backfill`; "
             "`ingestor gaps` shows what was missed.",
         )
-    return IngestorError(
+    return NoDataError(
         f"{symbol} has no bars in that time; its last are of {last.astimezone(ZoneInfo(ledger.timezone)):%Y-%m-%d}.",
         hint="Choose other days with --since and --until; `ingestor gaps` shows what was missed.",
     )

@@ -25,9 +25,9 @@ def check() -> None:
 
 
 async def _check(settings: configuration.Settings) -> bool:
-    from rich.console import Console
     from rich.text import Text
 
+    from ingestor.cli._output import Console
     from ingestor.service.check import Verdict, check
 
     styles = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}

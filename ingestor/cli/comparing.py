@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import date
 from zoneinfo import ZoneInfo
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ingestor.backfill.client import RestClient
 from ingestor.backfill.reconcile import Reconciliation, reconcile
+from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
 from ingestor.settings import Settings
 from ingestor.store.ledger import Ledger, MinuteBar

@@ -7,11 +7,12 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ingestor.cli._output import Console
 from ingestor.cli.bounds import in_seconds
 from ingestor.demo import QUERIES, Demo, State, running
 from ingestor.service.signals import StopRequest, handled

@@ -8,12 +8,12 @@ import math
 from collections.abc import AsyncIterator, Collection, Coroutine
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingestor.backfill.client import RestClient
 from ingestor.backfill.fill import Backfill, Plan, Summary
 from ingestor.backfill.instruments import Refresh, refresh_instruments
+from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
 from ingestor.coverage.page import duration
 from ingestor.errors import ConfigurationError, IngestorError

@@ -14,11 +14,11 @@ from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ingestor import settings as configuration
+from ingestor.cli._output import Console
 from ingestor.cli.bounds import Since, Until, bounds, moment
 from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
@@ -60,7 +60,8 @@ def gaps(
     it, as they stand in the database. `--format html` writes one file with a heat map, a time line for each day, and
     all gaps: for a browser, a phone, or paper. The JSON is described by a schema in the documentation.
 
-    Ends with 0 when no gap is open, with 1 when some are. Needs **INGESTOR_DATABASE_URL**.
+    Ends with 0 when no gap is open, with 1 when some are, and with 69 when the database can't be asked.
+    Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
     excused = excuse and (moment(excuse[0], "--excuse"), moment(excuse[1], "--excuse"), excuse[2])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingestor.backfill.answers import MINUTE
 from ingestor.backfill.fill import asked_for
+from ingestor.cli._output import Console
 from ingestor.cli.filling import fill, filling
 from ingestor.cli.gaps import show, write
 from ingestor.coverage.page import as_html

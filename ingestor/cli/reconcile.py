@@ -29,7 +29,8 @@ def reconcile(
     It finds what the server dropped while the stream looked alive. Differences go to `ingest.reconciliations`. Whether
     the provider labels a bar by its start or by its end is not documented: both are tried, and what fits is said.
 
-    Ends with 0 when all is the same, with 1 when something differs or could not be compared.
+    Ends with 0 when all is the same, with 1 when something differs or a symbol could not be compared, and with 69 when
+    nothing could be compared.
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
     """
     trading_day = moment(day, "--date")

@@ -30,8 +30,9 @@ def replay(
     a tick is kept with its reason in `ingest.rejected_messages`. A replay never counts as coverage.
     Needs **INGESTOR_DATABASE_URL**.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ingestor.cli._output import Console
 
     settings = configuration.load()
     hide(settings.read_database_url())

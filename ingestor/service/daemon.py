@@ -11,7 +11,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Spool
 from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
-from ingestor.errors import ConfigurationError, IngestorError
+from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
 from ingestor.service.listener import Listener
 from ingestor.service.lookout import Lookout
 from ingestor.service.notify import Notifier
@@ -91,7 +91,7 @@ class Daemon:
         """Record until a stop is requested; then close the stream, write or spool what is left, and return.
 
         Raises ConfigurationError when the stream's failure needs a person, or another process owns the spool or the
-        port, and IngestorError when not everything could be kept.
+        port, and MessagesLostError when not everything could be kept.
         """
         prepare_state_directory(self._settings)
         self.buffer.claim()
@@ -212,7 +212,7 @@ class Daemon:
         if lost:
             messages = sum(batch.count + len(batch.rejections) for batch in lost)
             self.telemetry.abandoned(batches=len(lost), messages=messages)
-            raise IngestorError(f"{messages} messages could be written neither to the database nor to the spool.")
+            raise MessagesLostError(f"{messages} messages could be written neither to the database nor to the spool.")
         self.telemetry.stopped()
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from rich.console import Console
 
 from ingestor.chart.series import Width
+from ingestor.cli._output import Console
 from ingestor.cli.chart import EARLIEST, read, show
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Bounds, Ledger

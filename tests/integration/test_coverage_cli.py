@@ -86,7 +86,7 @@ async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path)
     assert "Coverage: 99.59 %" in (tmp_path / "gaps.txt").read_text(encoding="utf-8")
     for form in ("html", "table"):
         status, _, errors = await ingestor("gaps", f"--format={form}", "--output=/proc/x", DATABASE_URL=writer_url)
-        assert (status, errors) == (1, "ingestor: /proc/x cannot be written: No such file or directory.\n")
+        assert (status, errors) == (69, "ingestor: /proc/x cannot be written: No such file or directory.\n")
 
 
 async def test_an_excuse(writer_url: str, database: str) -> None:
@@ -150,7 +150,7 @@ async def test_backfill(writer_url: str, database: str) -> None:
         assert status == 0
         assert "1 requests, 1 bars. Symbols of gaps: 1 filled, 0 without trades, 0 unfillable, 0 to be" in output
         status, _, errors = await ingestor("backfill", "--symbol", "AIR", *UNTIL, **environment)
-        assert (status, "Nobody knows AIR" in errors) == (1, True)
+        assert (status, "Nobody knows AIR" in errors) == (69, True)
         status, output, _ = await ingestor("backfill", *UNTIL, **environment)
         assert status == 0
         assert "35 symbols of gaps that an earlier run has begun" in output
@@ -366,9 +366,9 @@ async def test_reconcile_without_anything_to_compare(writer_url: str, database: 
     await heard(database, BEGINS - MINUTE, BEGINS + timedelta(seconds=5))
     environment = {"DATABASE_URL": writer_url, "REST_URL": "http://127.0.0.1:1", "TOKEN": TOKEN}
     status, _, errors = await ingestor("reconcile", "--date=2026-11-21", **environment)
-    assert (status, errors) == (1, "ingestor: 2026-11-21 is no trading day of which anything was recorded.\n")
+    assert (status, errors) == (69, "ingestor: 2026-11-21 is no trading day of which anything was recorded.\n")
     status, _, errors = await ingestor("reconcile", "--date=2026-11-20", **environment)
-    assert status == 1
+    assert status == 69
     assert "No minute of 2026-11-20 was wholly covered" in errors
     assert (await ingestor("reconcile", "--date=2026-11-20T10:00:00Z", **environment))[0] == 2
 
@@ -394,5 +394,5 @@ async def test_maintain(database: str, writer_url: str) -> None:
     assert ": 0 trading sessions changed" in again
     await execute(database, early, MINUTE)
     status, _, errors = await ingestor("maintain", DATABASE_URL=writer_url)
-    assert status == 1
+    assert status == 69
     assert "Maintain as a role that owns the database" in errors

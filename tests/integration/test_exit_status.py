@@ -1,0 +1,93 @@
+"""An exit status of 1 is an answer of the command; whatever keeps a command from its work has another one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from ingestor import cli
+from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError, StoreError
+from tests.commands import ingestor
+from tests.sessions import BEGINS, ENDS, MINUTE, at, heard
+
+UNTIL = ("--until", "2026-11-21")
+NOWHERE = "postgresql://ingestor@127.0.0.1:1/market"
+
+
+@contextmanager
+def broken_pipe() -> Iterator[int]:
+    """Yield the writing end of a pipe whose reader is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@contextmanager
+def full_disk() -> Iterator[int]:
+    """Yield a file that accepts nothing."""
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+async def test_gaps(writer_url: str, database: str) -> None:
+    """0 and 1 tell whether a gap is open; a database that can't be asked, or a report that can't be kept, is 69."""
+    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
+    assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
+    await heard(database, ENDS + 2 * MINUTE, ENDS + 3 * MINUTE, "stopped")
+    assert (await ingestor("gaps", "--until", "2026-11-24", DATABASE_URL=writer_url))[0] == 1
+    assert (await ingestor("gaps", *UNTIL, DATABASE_URL=NOWHERE))[0] == 69
+    assert (await ingestor("gaps", "--output=/proc/x", *UNTIL, DATABASE_URL=writer_url))[0] == 69
+
+
+@pytest.mark.parametrize("output", [broken_pipe, full_disk])
+@pytest.mark.parametrize("form", ["table", "json"])
+async def test_an_output_that_accepts_nothing(
+    form: str, output: Callable[[], AbstractContextManager[int]], writer_url: str, database: str
+) -> None:
+    """A report that did not reach its reader is 69 and one line, not the answer that gaps are open."""
+    await heard(database, BEGINS - MINUTE, at(100), "closed")
+    with output() as stdout:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "ingestor", "gaps", f"--format={form}", *UNTIL),
+            env={**os.environ, "INGESTOR_DATABASE_URL": writer_url},
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+    assert process.returncode == 69
+    (line,) = errors.decode().splitlines()
+    assert line.startswith("ingestor: Standard output cannot be written: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (IngestorError("x"), 69),
+        (StoreError("x"), 69),
+        (ConfigurationError("x"), 78),
+        (MessagesLostError("x"), 1),
+        (ZeroDivisionError("a bug"), 70),
+        (FileNotFoundError(2, "a bug", "name"), 70),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=repr,
+)
+def test_errors(error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each kind of failure has its own status, and no unexpected one is taken for an answer."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["ingestor.cli.gaps"], "bounds", fails)
+    monkeypatch.setattr(sys, "argv", ["ingestor", "gaps"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == status
