@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
 from ingestor.buffer.reserve import BALLAST
-from ingestor.clock import ClockDifference
+from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.agreement import differences
@@ -91,7 +91,7 @@ async def _endpoint(settings: Settings) -> Finding:
         async with open_connection(settings.stream_url):
             return Finding("endpoint", Verdict.OK, f"{settings.stream_url} answers as a WebSocket")
     except Exception as error:  # noqa: BLE001 - whatever it is, `judge` has a line on it
-        text = judge(error, accepted_before=False).message
+        text = judge(error, accepted_before=False, now=SystemClock().wall()).message
         return Finding("endpoint", Verdict.PROBLEM, f"{settings.stream_url}: {text}")
 
 

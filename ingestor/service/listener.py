@@ -73,7 +73,7 @@ class Listener:
         """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
         if self._judged is None or self._judged[0] is not error:
             accepted = self._marker.matches(self._settings.stream_url, self._token)
-            self._judged = error, judge(error, accepted_before=accepted)
+            self._judged = error, judge(error, accepted_before=accepted, now=self._clock.wall())
         return self._judged[1]
 
     def _is_worth_another_try(self, error: BaseException) -> bool:

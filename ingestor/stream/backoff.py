@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from tenacity import RetryCallState, wait_fixed, wait_random, wait_random_exponential
 
+from ingestor.retry_after import MAX_RETRY_AFTER
 from ingestor.stream.judge import Judgement, Pace
 
 LOUD_WAIT = 60.0
 SLOW_WAIT = 15.0
+
+RETRY_AFTER_SPREAD = 0.1
+"""Share of a server's `Retry-After` by which we come later, at random, so that its clients do not return together."""
 
 
 class Backoff:
@@ -37,4 +41,6 @@ class Backoff:
         assert error is not None
         if self.lived >= self._healthy_after:
             state.attempt_number = 1
-        return self._waits[self._judged(error).pace](state)
+        judged = self._judged(error)
+        asked = judged.retry_after + wait_random(0, judged.retry_after * RETRY_AFTER_SPREAD)(state)
+        return max(self._waits[judged.pace](state), min(asked, MAX_RETRY_AFTER))

@@ -14,7 +14,8 @@ from http import HTTPStatus
 from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI, ProxyError
 
 from ingestor.errors import ConfigurationError, StreamError
-from ingestor.model import EndReason
+from ingestor.model import EndReason, Micros
+from ingestor.retry_after import retry_after
 from ingestor.stream.protocol import ServerError
 
 _CERTIFICATE_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID: our own clock may be wrong after a boot
@@ -31,10 +32,14 @@ class Pace(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What to do, and one line on what happened and what helps."""
+    """What to do, and one line on what happened and what helps.
+
+    `retry_after` is for how many seconds at least the server asks not to be tried again.
+    """
 
     pace: Pace
     message: str
+    retry_after: float = 0.0
 
 
 _FATAL_REASONS = {
@@ -43,12 +48,23 @@ _FATAL_REASONS = {
 }
 
 
-def judge(error: BaseException, *, accepted_before: bool) -> Judgement:
-    """Return what to do about the end of a session, or about one that could not begin."""
+def judge(error: BaseException, *, accepted_before: bool, now: Micros) -> Judgement:
+    """Return what to do about the end of a session, or about one that could not begin, at the time `now`."""
     pace, message = _judge(error)
     if pace is Pace.NEVER and accepted_before:
-        return Judgement(Pace.LOUD, f"{message} It was accepted before, so it is tried again every minute.")
-    return Judgement(pace, message)
+        pace, message = Pace.LOUD, f"{message} It was accepted before, so it is tried again every minute."
+    seconds = _retry_after(error, now)
+    if seconds is None or pace is Pace.NEVER:
+        return Judgement(pace, message)
+    return Judgement(pace, f"{message} It asks to wait for {seconds:g} s.", seconds)
+
+
+def _retry_after(error: BaseException, now: Micros) -> float | None:
+    """Return for how many seconds a refused handshake asks not to be repeated, whatever its status is."""
+    if not isinstance(error, InvalidStatus):
+        return None
+    headers = error.response.headers
+    return retry_after(headers.get_all("Retry-After"), date=next(iter(headers.get_all("Date")), None), now=now)
 
 
 def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911 - a table, one line a sign

@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from ingestor.errors import ConfigurationError, IngestorError
-from ingestor.model import EndReason, Tick
+from ingestor.model import SECOND, EndReason, Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
@@ -329,6 +329,30 @@ async def test_a_busy_server_is_tried_again(writer_url: str, status: str) -> Non
             async with asyncio.timeout(10):
                 while tries < 3:
                     await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_retry_after_is_honoured(writer_url: str, form: str) -> None:
+    """A server that says when to come again is not tried before."""
+    said = {
+        "seconds": b"Retry-After: 60\r\n",
+        "date": b"Date: Fri, 20 Nov 2026 10:00:00 GMT\r\nRetry-After: Fri, 20 Nov 2026 10:01:00 GMT\r\n",
+    }
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 429 Too Many Requests\r\n" + said[form] + b"Content-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with Simulator(port=0, rate=0) as unused, await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with running(settings(unused, writer_url, stream_url=f"ws://127.0.0.1:{port}/ws")) as daemon:
+            async with asyncio.timeout(10):
+                while (stream := daemon.telemetry.stream).retry_at is None:
+                    await asyncio.sleep(0.01)
+    assert 60 * SECOND <= stream.retry_at - stream.since <= 66 * SECOND
+    assert "asks to wait for 60 s" in stream.detail
 
 
 async def test_compression_is_used(writer_url: str) -> None:

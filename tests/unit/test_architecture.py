@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "ingestor"
 # Each may import what stands in a lower layer, and itself; the stages of one layer do not know each other.
 LAYERS = [
     {"model"},
-    {"errors", "clock"},
+    {"errors", "clock", "retry_after"},
     {"settings", "telemetry", "chart"},
     {"batch", "buffer", "stream", "coverage"},
     {"store", "simulator", "embedded"},

@@ -4,6 +4,9 @@ from typing import Any
 
 import pytest
 from tenacity import AsyncRetrying, retry_if_exception_type
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidStatus
+from websockets.http11 import Response
 
 from ingestor.errors import StreamError
 from ingestor.model import EndReason
@@ -11,26 +14,29 @@ from ingestor.stream.backoff import Backoff
 from ingestor.stream.judge import judge
 
 
-async def waits(reason: EndReason, attempts: int, *, lived: float = 0.0, accepted_before: bool = False) -> list[float]:
+async def waits(
+    reason: EndReason | InvalidStatus, attempts: int, *, lived: float = 0.0, accepted_before: bool = False
+) -> list[float]:
     """Fail `attempts` times in the same way; return the waits between, without waiting."""
+    failure = StreamError("x", reason=reason) if isinstance(reason, EndReason) else reason
     slept: list[float] = []
-    backoff = Backoff(lambda error: judge(error, accepted_before=accepted_before), max_delay=60)
+    backoff = Backoff(lambda error: judge(error, accepted_before=accepted_before, now=0), max_delay=60)
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
 
     async def session() -> Any:
         backoff.lived = lived
-        raise StreamError("x", reason=reason)
+        raise failure
 
     retrying = AsyncRetrying(
         wait=backoff,
         sleep=sleep,
         stop=lambda _: len(slept) == attempts,
-        retry=retry_if_exception_type(StreamError),
+        retry=retry_if_exception_type((StreamError, InvalidStatus)),
         reraise=True,
     )
-    with pytest.raises(StreamError):
+    with pytest.raises((StreamError, InvalidStatus)):
         await retrying(session)
     return slept
 
@@ -64,3 +70,11 @@ async def test_loud_means_every_minute() -> None:
     """What was accepted before is tried again every minute."""
     slept = await waits(EndReason.NOT_AUTHORISED, 5, accepted_before=True)
     assert all(60 <= seconds <= 65 for seconds in slept)
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [("20", 20, 60), ("60", 60, 66), ("86400", 600, 600)])
+async def test_retry_after_is_honoured(asked: str, least: float, most: float) -> None:
+    """No try comes before the server wants it, spread a little; never later than ten minutes."""
+    slept = await waits(InvalidStatus(Response(429, "", Headers({"Retry-After": asked}))), 12)
+    assert min(slept) >= least
+    assert max(slept) <= most

@@ -15,8 +15,8 @@ from ingestor.stream.judge import Pace, check_token, judge, server_error
 from ingestor.stream.protocol import ServerError
 
 
-def status(code: int) -> InvalidStatus:
-    return InvalidStatus(Response(code, "", Headers()))
+def status(code: int, *headers: tuple[str, str]) -> InvalidStatus:
+    return InvalidStatus(Response(code, "", Headers(headers)))
 
 
 def certificate(code: int, text: str) -> ssl.SSLCertVerificationError:
@@ -73,7 +73,7 @@ TABLE: list[tuple[Exception, Pace]] = [
 @pytest.mark.parametrize(("error", "pace"), TABLE, ids=lambda value: repr(value)[:60])
 def test_table(error: Exception, pace: Pace) -> None:
     """What is wrong from the start needs a person; all else is tried again."""
-    judgement = judge(error, accepted_before=False)
+    judgement = judge(error, accepted_before=False, now=0)
     assert judgement.pace is pace
     assert judgement.message
     assert "\n" not in judgement.message
@@ -83,7 +83,7 @@ def test_table(error: Exception, pace: Pace) -> None:
 def test_accepted_before(error: Exception, pace: Pace) -> None:
     """Where endpoint and token were accepted before, nothing is fatal, and what was is loud."""
     expected = Pace.LOUD if pace is Pace.NEVER else pace
-    assert judge(error, accepted_before=True).pace is expected
+    assert judge(error, accepted_before=True, now=0).pace is expected
 
 
 @pytest.mark.parametrize(
@@ -125,3 +125,12 @@ def test_token_prefix(host: str, token: str, accepted: bool) -> None:
         with pytest.raises(ConfigurationError) as caught:
             check_token(host, token)
         assert token not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [403, 429, 500, 503])
+def test_retry_after(code: int) -> None:
+    """A refused handshake that is repeated is not repeated before the server wants it; the message says so."""
+    judgement = judge(status(code, ("Retry-After", "60")), accepted_before=True, now=0)
+    assert judgement.retry_after == 60
+    assert "asks to wait for 60 s" in judgement.message
+    assert judge(status(code), accepted_before=True, now=0).retry_after == 0
