@@ -97,8 +97,6 @@ async def test_works_from_a_directory_of_ours_alone() -> None:
 
 
 def test_a_failed_start_says_why() -> None:
-    """A server that ends at its start is noticed at once, with the end of its log."""
-    began = time.monotonic()
+    """A server that ends at its start is noticed by its end, not by a time limit, with the end of its log."""
     with pytest.raises(EmbeddedServerError, match="shared_buffers"), EmbeddedServer(settings={"shared_buffers": "x"}):
         pass
-    assert time.monotonic() - began < 20
