@@ -28,15 +28,15 @@ def _seconds(value: str, date: str | None, now: Micros) -> float | None:
     if re.fullmatch(r"[0-9]+", value):
         # A number with too many digits to be one is longer than the longest wait, too.
         return float(value) if len(value) < 12 else math.inf
-    moment = _moment(value)
+    moment = http_date(value)
     if moment is None:
         return None
-    sent = _moment(date) if date is not None else None
+    sent = http_date(date) if date is not None else None
     return max(0.0, moment - (now / SECOND if sent is None else sent))
 
 
-def _moment(value: str) -> float | None:
-    """Return a date of HTTP, in seconds since the Unix epoch; None where it is none."""
+def http_date(value: str) -> float | None:
+    """Return a date of HTTP (RFC 9110, section 5.6.7) in seconds since the Unix epoch; None where it is none."""
     try:
         moment = parsedate_to_datetime(value)
         # An obsolete form may lack its zone, which is GMT in all of them.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 
 from ingestor.clock import Clock
 from ingestor.model import SECOND
+from ingestor.retry_after import http_date
 
 DEFAULT_RESET_WAIT = 10.0
 """Seconds to wait if the server does not say when its limit is reset."""
@@ -34,9 +33,10 @@ class RateLimit:
         self._resume_at = -math.inf
 
     def note(self, status: int, headers: Mapping[str, str]) -> None:
-        """Let everybody wait for the reset if nothing is left, or if the server says so (429)."""
+        """Let everybody wait for the reset if nothing is left, or if the server says so (429, or 503 with a time)."""
         left = _number(headers.get("x-ratelimit-remaining"))
-        if status != HTTPStatus.TOO_MANY_REQUESTS and (left is None or left > 0):
+        is_busy = status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in headers
+        if status != HTTPStatus.TOO_MANY_REQUESTS and not is_busy and (left is None or left > 0):
             return
         seconds = self._seconds(headers.get("x-ratelimit-reset"))
         if seconds is None:
@@ -57,7 +57,7 @@ class RateLimit:
         reset = _number(text)
         if reset is not None and reset <= MAX_RELATIVE_RESET:
             return reset
-        moment = _date(text) if reset is None else reset
+        moment = http_date((text or "")[:MAX_HEADER_LENGTH]) if reset is None else reset
         if moment is not None and moment > 1000 * MAX_RELATIVE_RESET:
             moment /= 1000
         return None if moment is None else moment - self._clock.wall() / SECOND
@@ -69,12 +69,3 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
-
-
-def _date(text: str | None) -> float | None:
-    """Return an HTTP date in seconds since 1970."""
-    try:
-        moment = parsedate_to_datetime((text or "")[:MAX_HEADER_LENGTH])
-        return moment.replace(tzinfo=moment.tzinfo or UTC).timestamp()
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None

@@ -270,6 +270,16 @@ async def test_a_shorter_wait_does_not_replace_a_longer_one() -> None:
     assert clock.monotonic() - began >= 599
 
 
+async def test_a_busy_server_says_when() -> None:
+    """A server that is unavailable for a while (503) is not asked again before the time that it names."""
+    clock = ManualClock()
+    began = clock.monotonic()
+    left = [answer({}, status=503, retry_after=90)]
+    async with scripted(lambda _: left.pop() if left else bars(1)) as server, client(server.url, clock) as found:
+        assert len((await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start")).bars) == 1
+    assert clock.monotonic() - began >= 90
+
+
 async def test_a_rate_limit_without_end() -> None:
     """A server that never lets us is given up."""
     async with scripted(lambda _: answer({}, status=429, x_ratelimit_reset=5)) as server:
