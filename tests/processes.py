@@ -169,6 +169,8 @@ class DaemonProcess:
         self.log = log
         self.skew = 0.0
         """By how many seconds its clock is ahead of this machine's from its next start on; negative: behind."""
+        self.popen: dict[str, Any] = {}
+        """How else it is started: `subprocess.Popen`'s own options."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -186,8 +188,7 @@ class DaemonProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, "run"],
                 env=environment | {"SKEW_SECONDS": str(self.skew), "PYTHONPATH": str(ROOT)},
-                stdout=log,
-                stderr=log,
+                **{"stdout": log, "stderr": log, **self.popen},
             )
 
     def kill(self) -> None:

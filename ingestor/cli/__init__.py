@@ -23,6 +23,7 @@ from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
 from ingestor.errors import EXIT_SOFTWARE, IngestorError
 from ingestor.telemetry.log import scrub
+from ingestor.telemetry.standard_streams import open_missing
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,6 +76,7 @@ def main() -> None:
     Status 1 is an answer (gaps are open, something differs), so nothing but a command itself ends with it: whatever
     keeps a command from its work has a status of its own, a bug included.
     """
+    open_missing()
     try:
         status = _run()
     except IngestorError as error:

@@ -10,6 +10,7 @@ import typer
 from ingestor import settings as configuration
 from ingestor.cli.bounds import Since, Until, bounds, in_seconds
 from ingestor.telemetry.log import hide
+from ingestor.telemetry.standard_streams import never_block
 
 
 def backfill(
@@ -41,6 +42,8 @@ def backfill(
     """
     span = bounds(since, until)
     interval = in_seconds(every, "--every", least=1)
+    if watch:
+        never_block()
     settings = configuration.load()
     hide(settings.read_database_url())
     hide(settings.read_token())

@@ -17,6 +17,7 @@ from ingestor.cli.bounds import in_seconds
 from ingestor.demo import QUERIES, Demo, State, running
 from ingestor.service.signals import StopRequest, handled
 from ingestor.telemetry.log import configure
+from ingestor.telemetry.standard_streams import never_block
 
 REFRESH = 0.5
 PLAIN_EVERY = 5.0
@@ -44,6 +45,7 @@ def demo(
     It ends with 1 when a minute is not the market's own after that.
     """
     seconds = in_seconds(duration, "--duration")
+    never_block()
     configure("error", "auto")
     if not asyncio.run(_demo(seconds, rate, seed, fault or [], cuts=faults)):
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from ingestor.cli.bounds import in_seconds
 from ingestor.errors import StoreError
 from ingestor.service.signals import handled
 from ingestor.telemetry.log import hide, scrub
+from ingestor.telemetry.standard_streams import never_block
 
 
 def maintain(
@@ -28,6 +29,8 @@ def maintain(
     snapshot that this version brought along. Needs **INGESTOR_DATABASE_URL** with the role that migrated.
     """
     interval = None if every is None else in_seconds(every, "--every", least=1)
+    if interval is not None:
+        never_block()
     settings = configuration.load()
     hide(settings.read_database_url())
     asyncio.run(_maintain(settings, interval))

@@ -9,7 +9,8 @@ from ingestor.errors import ConfigurationError
 from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import handled
-from ingestor.telemetry.log import configure, hide
+from ingestor.telemetry.log import configure, hide, report_dropped
+from ingestor.telemetry.standard_streams import never_block
 
 
 def run() -> None:
@@ -21,6 +22,7 @@ def run() -> None:
     when ticks could be kept neither in the database nor on disk, and 78 when a setting is wrong, the token is
     refused, or another ingestor uses the same directory: then a person must act.
     """
+    never_block(report_dropped)
     settings = configuration.load()
     problems: list[str] = []
     for read in (settings.read_token, settings.read_database_url):

@@ -11,6 +11,7 @@ from ingestor import settings as configuration
 from ingestor.errors import ConfigurationError
 from ingestor.service.signals import handled
 from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.telemetry.standard_streams import never_block
 
 REPORT_INTERVAL = 5.0
 
@@ -47,6 +48,7 @@ def simulate(
         raise typer.BadParameter(str(error), param_hint="--session") from None
     if cycle < 1:
         raise typer.BadParameter("a day needs a second at least", param_hint="--session")
+    never_block()
     asyncio.run(
         _simulate(
             Simulator(

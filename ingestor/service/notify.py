@@ -66,7 +66,8 @@ class Notifier:
         """Return whether it was sent."""
         if self._socket is not None and self._address is not None:
             with contextlib.suppress(OSError):
-                self._socket.sendto(message.encode(), self._address)
+                # Text from outside may hold half of a surrogate pair, which UTF-8 lacks.
+                self._socket.sendto(message.encode(errors="backslashreplace"), self._address)
                 return True
         return False
 

@@ -93,6 +93,11 @@ def tell_left_out(*, at_once: bool = False) -> None:
         structlog.get_logger().warning("lines_left_out", of=event, count=count)
 
 
+def report_dropped(count: int) -> None:
+    """Log how many lines could not be written, now that lines can be written again."""
+    structlog.get_logger().warning("log_lines_dropped", count=count)
+
+
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     """Send log lines to standard error: readable on a terminal, JSON elsewhere."""
     global _limit  # noqa: PLW0603 - logging is the process's own
@@ -125,7 +130,8 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     structlog.configure(
         processors=[limited, *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lenient(sys.stderr))),
+        # Not PrintLoggerFactory: it writes a line's end by itself, and another thread's line may come in between.
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lenient(sys.stderr))),
         cache_logger_on_first_use=False,
     )
     _take_in_libraries(shared, renderer, limit)

@@ -17,6 +17,7 @@ from ingestor import __version__
 from ingestor.model import SECOND, EndReason, Reason
 from ingestor.telemetry.events import STREAM_STATES, Telemetry
 from ingestor.telemetry.readiness import CHECKS
+from ingestor.telemetry.standard_streams import lines_dropped
 
 _CAUSES = set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED}
 """Ends of a session after which the stream is opened again by the same process."""
@@ -70,6 +71,11 @@ class _Events(Collector):
             ("batches_written", "Batches committed.", counts.batches_written),
             ("write_failures", "Tries to write that the database did not take.", counts.write_failures),
             ("spools_damaged", "Spool files that could not be read and were set aside.", counts.spools_damaged),
+            (
+                "log_lines_dropped",
+                "Lines of the log that nobody read in time, or that could not be written.",
+                lines_dropped(),
+            ),
         ):
             yield CounterMetricFamily(f"ingestor_{name}", text, value)
         rejections, reconnects = counts.rejected, counts.reconnects

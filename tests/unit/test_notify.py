@@ -56,6 +56,16 @@ def test_without_a_manager_nothing_is_said(environment: dict[str, str]) -> None:
     notifier.close()
 
 
+def test_a_status_that_utf8_lacks_is_escaped(tmp_path: Path) -> None:
+    """A server's text may be in it, and must not end what watches the daemon."""
+    name = str(tmp_path / "notify")
+    with listening(name) as manager:
+        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier.status("stream: \ud800")
+        assert said(manager) == ["STATUS=stream: \\ud800"]
+        notifier.close()
+
+
 def test_what_a_full_queue_did_not_take_is_said_again(tmp_path: Path) -> None:
     """Or a manager that was busy for a moment would wait for a start that is over, and end it."""
     name = str(tmp_path / "notify")

@@ -1,0 +1,149 @@
+"""The daemon as a process: a log that nobody reads, streams that are closed or full, and every signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestor.simulator.server import TOKEN, Simulator
+from tests.http import Window
+from tests.processes import DaemonProcess
+from tests.recording import Market, stored
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+Start = Callable[..., DaemonProcess]
+
+
+@pytest.fixture
+async def simulator() -> AsyncIterator[Simulator]:
+    async with Simulator(port=0, rate=0) as found:
+        yield found
+
+
+@pytest.fixture
+def start(simulator: Simulator, writer_url: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts a daemon with settings, and with options of `subprocess.Popen`; it ends with the test."""
+    started = []
+
+    def start(popen: dict[str, Any] | None = None, **changes: Any) -> DaemonProcess:
+        defaults = {
+            "stream_url": simulator.stream_url,
+            "token": TOKEN,
+            "database_url": writer_url,
+            "exchange_calendar": "always",
+            "spool_dir": tmp_path / "spool",
+            "reconnect_max_delay": "100ms",
+            "heartbeat": "100ms",
+            "log_format": "json",
+        }
+        daemon = DaemonProcess(tmp_path / "log", **{**defaults, **changes})
+        daemon.popen = popen or {}
+        daemon.start()
+        started.append(daemon)
+        return daemon
+
+    yield start
+    for each in started:
+        each.end()
+
+
+async def stopped(daemon: DaemonProcess) -> int:
+    """SIGTERM; return the exit status."""
+    return await asyncio.to_thread(daemon.stop)
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """A small pipe that holds as much as it can."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    fill_up(writer)
+    yield reader, writer
+    for end in (reader, writer):
+        os.close(end)
+
+
+def fill_up(writer: int) -> None:
+    os.set_blocking(writer, False)  # for all who share it
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"\n")
+    os.set_blocking(writer, True)
+
+
+def read_until(descriptor: int, part: bytes) -> list[bytes]:
+    """Read lines until one has this in it."""
+    text = b""
+    while not (text.endswith(b"\n") and part in text.splitlines()[-1]):
+        text += os.read(descriptor, 65536)
+    return text.splitlines()
+
+
+async def test_a_log_that_nobody_reads(
+    simulator: Simulator, start: Start, database: str, full_pipe: tuple[int, int]
+) -> None:
+    """Ticks commit, health is answered, SIGTERM ends it with 0; a late reader learns how many lines are lost."""
+    port = free_port()
+    reader, writer = full_pipe
+    unknown = {f"unknown_{number}_{'x' * 8000}": "1" for number in range(15)}  # each is warned of by its name
+    daemon = start({"stdout": writer, "stderr": writer}, log_level="debug", http_port=port, **unknown)
+    await simulator.wait_connected()
+    market = Market(simulator)
+    market.trade()
+    await stored(database, market)
+    async with Window(f"http://127.0.0.1:{port}") as window:
+        assert (await window.get("/healthz"))[0] == 200
+        dropped = await window.metric("ingestor_log_lines_dropped_total")
+    assert dropped is not None
+    assert dropped > 5
+    lines = await asyncio.to_thread(read_until, reader, b'"log_lines_dropped"')
+    assert json.loads(lines[-1])["count"] >= dropped
+    assert all(json.loads(line) for line in lines if line)
+    fill_up(writer)
+    market.trade()
+    assert await stopped(daemon) == 0
+    await stored(database, market)
+
+
+def close_standard_streams() -> None:
+    os.closerange(0, 3)
+
+
+async def test_streams_that_are_closed_from_the_start(simulator: Simulator, start: Start, database: str) -> None:
+    """No file and no socket takes their place, or log lines would be written into it."""
+    daemon = start({"preexec_fn": close_standard_streams}, log_level="debug")
+    await simulator.wait_connected()
+    market = Market(simulator)
+    market.trade()
+    await stored(database, market)
+    assert {Path(f"/proc/{daemon.pid}/fd/{number}").readlink() for number in range(3)} == {Path(os.devnull)}
+    assert await stopped(daemon) == 0
+
+
+async def test_a_disk_under_the_log_that_is_full(simulator: Simulator, start: Start, database: str) -> None:
+    """Lines are lost and counted, ticks are not."""
+    port = free_port()
+    full = os.open("/dev/full", os.O_WRONLY)
+    daemon = start({"stdout": full, "stderr": full}, log_level="debug", http_port=port)
+    os.close(full)
+    await simulator.wait_connected()
+    market = Market(simulator)
+    market.trade()
+    await stored(database, market)
+    async with Window(f"http://127.0.0.1:{port}") as window:
+        assert (await window.metric("ingestor_log_lines_dropped_total") or 0) > 0
+    assert await stopped(daemon) == 0
