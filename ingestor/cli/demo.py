@@ -53,7 +53,7 @@ def demo(
 
 async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cuts: bool) -> bool:
     console = Console(highlight=False)
-    with handled() as request:
+    with handled(lambda name: console.print(f"{name} is ignored.")) as request:
         console.print("Starting PostgreSQL, the simulator and the daemon …")
         async with running(rate=rate, seed=seed, seconds=seconds, faults=faults) as demo:
             await _watch(console, demo, seconds, request, outages(seconds) if cuts else {})

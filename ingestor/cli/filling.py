@@ -48,7 +48,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
     """Look again and again; whatever fails is tried again, but for settings that never worked."""
     console = Console(highlight=False)
     watcher = _Watcher(console, settings, span, only)
-    with handled() as request:
+    with handled(lambda name: console.print(f"{name} is ignored.")) as request:
         while not request.stop.is_set():
             pause = interval
             try:

@@ -17,7 +17,7 @@ from ingestor.telemetry.standard_streams import never_block
 
 def maintain(
     every: Annotated[
-        str | None, typer.Option(help="Do it again and again, with this pause (12h), until SIGTERM or Ctrl-C.")
+        str | None, typer.Option(help="Do it again and again, with this pause (12h), until SIGTERM, SIGHUP or Ctrl-C.")
     ] = None,
 ) -> None:
     """Keep calendar, partitions, bars and retention. Can be repeated; once a day is right.
@@ -45,7 +45,7 @@ async def _maintain(settings: configuration.Settings, interval: float | None) ->
     if interval is None:
         await maintain_once(settings, say)
         return
-    with handled() as request:
+    with handled(lambda name: say(f"{name} is ignored.")) as request:
         while not request.stop.is_set():
             try:
                 await maintain_once(settings, say)

@@ -9,18 +9,24 @@ from ingestor.errors import ConfigurationError
 from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import handled
+from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import configure, hide, report_dropped
 from ingestor.telemetry.standard_streams import never_block
 
 
 def run() -> None:
-    """Record the stream into the database, until SIGTERM or Ctrl-C.
+    """Record the stream into the database, until SIGTERM, SIGHUP, SIGQUIT or Ctrl-C.
 
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL** (or each as a file: …_FILE), and a database that
     `ingestor migrate` has prepared. While the database is away, ticks wait on disk (**INGESTOR_SPOOL_DIR**), and the
-    next start writes what is left there; while the stream is away, it reconnects. Ends with 0 after an orderly stop, 1
-    when ticks could be kept neither in the database nor on disk, and 78 when a setting is wrong, the token is
-    refused, or another ingestor uses the same directory: then a person must act.
+    next start writes what is left there; while the stream is away, it reconnects.
+
+    A stop writes what is left to the database, or else to disk; a second signal does not wait for the database. SIGHUP
+    is a stop too (unless `nohup` started the process), since no signal reloads the settings; SIGUSR1 and others that
+    ask for nothing are logged and ignored.
+
+    Ends with 0 after an orderly stop, 1 when ticks could be kept neither in the database nor on disk, and 78 when a
+    setting is wrong, the token is refused, or another ingestor uses the same directory: then a person must act.
     """
     never_block(report_dropped)
     settings = configuration.load()
@@ -38,8 +44,9 @@ def run() -> None:
 
 
 async def _run(settings: configuration.Settings) -> None:
-    with handled() as request:
-        daemon = Daemon(settings)
+    telemetry = Telemetry()
+    with handled(telemetry.signal_ignored) as request:
+        daemon = Daemon(settings, telemetry=telemetry)
         for name in configuration.unknown_variables():
             daemon.telemetry.warned("unknown_variable", variable=name, note="no setting has this name")
         await daemon.run(request)

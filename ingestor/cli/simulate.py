@@ -66,7 +66,7 @@ def simulate(
 
 
 async def _simulate(simulator: Simulator) -> None:
-    with handled() as request:
+    with handled(lambda name: print(f"{name} is ignored.", flush=True)) as request:
         async with simulator:
             print(f"Stream API  {simulator.stream_url}\nREST API    {simulator.rest_url}\nToken       {TOKEN}\n")
             print("To point a daemon at it:")

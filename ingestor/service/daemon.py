@@ -125,7 +125,7 @@ class Daemon:
             working = {listening, spooling, writing, looking}
             await asyncio.wait({*working, *beside, stop}, return_when=asyncio.FIRST_COMPLETED)
             self._notifier.stopping()
-            self.telemetry.stopping(waiting_bytes=self.buffer.size)
+            self.telemetry.stopping(signal=request.signal, waiting_bytes=self.buffer.size)
             await _cancel(listening)
             await self._drain({writing, spooling}, request)
             await self._wait_for_the_spool(spooling)

@@ -167,6 +167,10 @@ class Telemetry:
         """Log that a stop was asked for."""
         self._log.info("stopping", **facts)
 
+    def signal_ignored(self, name: str) -> None:
+        """Log a signal that asks for nothing that the daemon does."""
+        self._log.warning("signal_ignored", signal=name)
+
     def stopped(self) -> None:
         """Log that the daemon ends in order."""
         self._log.info("stopped", ticks=self.counts.ticks_written)

@@ -7,6 +7,7 @@ import contextlib
 import faulthandler
 import io
 import os
+import signal
 import stat
 import sys
 import threading
@@ -51,6 +52,8 @@ def never_block(report: Callable[[int], None] | None = None) -> None:
     sys.stderr = LineStream(writers[2], 2, sys.stderr.encoding)
     _writers[:] = set(writers.values())
     atexit.register(_drain)
+    # Or a terminal with `stty tostop` would stop a background job that writes to it.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     _unblock_faulthandler()
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.commands import ingestor, start
+from tests.processes import children, is_alive
 from tests.recording import until
 from tests.servers import TestServer, query, with_parts
 
@@ -226,14 +227,17 @@ async def test_demo() -> None:
 
 
 async def test_demo_is_stopped(tmp_path: Path) -> None:
-    """Ctrl-C ends it in order: summary, and exit status 0."""
+    """Ctrl-C, and a terminal that is closed, end it in order: summary, exit status 0, and no process left."""
     process = await start("demo", "--duration", "1h")
     assert process.stdout is not None
     while b"ticks written" not in await asyncio.wait_for(process.stdout.readline(), 30):
         pass
-    process.send_signal(signal.SIGINT)
+    started = children(process.pid)
+    assert started
+    process.send_signal(signal.SIGHUP)
     output, errors = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0, errors
+    assert not any(is_alive(pid) for pid in started)
     assert b"every tick once" in output
 
 

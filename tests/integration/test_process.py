@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from ingestor.service.signals import MEANINGLESS
 from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.connect import connect
 from tests.http import Window
 from tests.processes import DaemonProcess
 from tests.recording import Market, stored
@@ -147,3 +150,52 @@ async def test_a_disk_under_the_log_that_is_full(simulator: Simulator, start: St
     async with Window(f"http://127.0.0.1:{port}") as window:
         assert (await window.metric("ingestor_log_lines_dropped_total") or 0) > 0
     assert await stopped(daemon) == 0
+
+
+async def test_a_terminal_that_is_closed(simulator: Simulator, start: Start, database: str) -> None:
+    """SIGHUP stops it as SIGTERM does: what waits in memory for a table is spooled, and the next process writes it."""
+    patient = {"write_timeout": "60s", "spool_after": "60s", "stop_timeout": "600s"}
+    daemon = start(**patient)
+    await simulator.wait_connected()
+    market = Market(simulator)
+    market.trade()
+    await stored(database, market)
+    daemon.signal(signal.SIGUSR1)
+    await logged(daemon, "signal_ignored", signal="SIGUSR1")
+    for number in MEANINGLESS:
+        os.kill(daemon.pid, number)
+    connection = await connect(database)
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE ingest.stream_sessions")
+        for _ in range(3):
+            market.trade()
+            await asyncio.sleep(0.1)
+        daemon.signal(signal.SIGHUP)
+        await logged(daemon, "stopping", signal="SIGHUP")
+        daemon.signal(signal.SIGHUP)  # does not wait for the table any longer
+        assert await asyncio.to_thread(daemon.wait) == 0
+    await connection.close()
+
+    daemon = start({"preexec_fn": as_nohup}, **patient)
+    await stored(database, market)
+    await simulator.wait_connected()
+    daemon.signal(signal.SIGHUP)
+    market.trade()
+    await stored(database, market)
+    daemon.signal(signal.SIGQUIT)
+    assert await asyncio.to_thread(daemon.wait) == 0
+    await logged(daemon, "stopping", signal="SIGQUIT")
+
+
+def as_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+async def logged(daemon: DaemonProcess, event: str, **facts: Any) -> None:
+    """Wait until an event with these facts is in the log."""
+    async with asyncio.timeout(60):
+        while not any(
+            line.items() >= {"event": event, **facts}.items()
+            for line in map(json.loads, daemon.log.read_text(encoding="utf-8").splitlines())
+        ):
+            await asyncio.sleep(0.05)

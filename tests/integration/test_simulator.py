@@ -264,7 +264,7 @@ async def test_every_second_authentication_is_refused(fault: str, words: str) ->
     assert words in answers[1]["data"]["message"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_command(number: signal.Signals) -> None:
     """`ingestor simulate` listens where it says, and ends with 0 when it is asked to, also with a client on it."""
     command = [sys.executable, "-m", "ingestor", "simulate", "--port", "0", "--rate", "10"]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from ingestor.service.signals import MEANINGLESS, STOP, handled
+
+
+async def arrived(*signals: int) -> None:
+    """Send signals to this process, and let the loop see them."""
+    for number in signals:
+        os.kill(os.getpid(), number)
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def untouched(_: str) -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("number", sorted(STOP), ids=lambda number: signal.Signals(number).name)
+async def test_the_first_signal_asks_for_a_stop_and_the_second_one_for_haste(number: int) -> None:
+    """Also SIGHUP of a terminal that was closed, and SIGQUIT: their default action would end the process at once."""
+    before = signal.getsignal(number)
+    with handled(untouched) as request:
+        await arrived(number)
+        async with asyncio.timeout(30):
+            await request.stop.wait()
+        assert request.signal == signal.Signals(number).name
+        assert not request.hurry.is_set()
+        await arrived(number)
+        async with asyncio.timeout(30):
+            await request.hurry.wait()
+    assert signal.getsignal(number) is before
+
+
+async def test_signals_without_a_meaning_end_nothing() -> None:
+    """They are told by their names: those of users, of timers, and of real time."""
+    names: list[str] = []
+    taken = {number for number in MEANINGLESS if signal.getsignal(number) is signal.SIG_DFL}
+    with handled(names.append) as request:
+        await arrived(*taken)
+        async with asyncio.timeout(30):
+            while len(names) < len(taken):
+                await asyncio.sleep(0.01)
+        assert not request.stop.is_set()
+    assert {"SIGUSR1", "SIGUSR2", "SIGPROF", "SIGRTMIN", "SIGRTMIN+1"} <= set(names)
+
+
+async def test_what_nohup_ignores_stays_ignored() -> None:
+    """And is ignored after the block too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with handled(untouched) as request:
+            await arrived(signal.SIGHUP)
+            assert not request.stop.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_every_signal_that_would_end_a_process_is_decided_on() -> None:
+    """Those with the default action to end are stops, meaningless, faults of the program, or can't be caught."""
+    users = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO, signal.SIGSTKFLT, signal.SIGRTMIN, signal.SIGRTMAX}
+    timers = {signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF}
+    assert users | timers <= MEANINGLESS
+    assert {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPWR, signal.SIGXCPU} == STOP
+    assert not {signal.SIGCHLD, signal.SIGWINCH, signal.SIGTSTP, signal.SIGABRT} & (STOP | MEANINGLESS)
