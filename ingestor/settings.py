@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ingestor.errors import ConfigurationError
 
@@ -33,11 +33,14 @@ SHARED = {
 }
 """The settings that SQL must know too, by their column of `ingest.settings`. Durations are intervals there."""
 
+ANY_HOST = "*"
+
 LEAST_RETENTION = 8 * 86_400.0
 """Seconds: more than the widest window in which bars are computed anew from ticks, or they would be lost with them."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?", re.ASCII)
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?", re.ASCII | re.IGNORECASE)
 _SIZE_UNITS = {None: 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -73,6 +76,33 @@ def is_loopback(host: str | None) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def normal_host(text: str) -> str:
+    """Return a host's name in lower case and without a dot at its end, or its address as it is usually written.
+
+    Raises ValueError for what is neither.
+    """
+    has_brackets = text.startswith("[") and text.endswith("]")
+    host = text[1:-1] if has_brackets else text.removesuffix(".").lower()
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        if has_brackets or not _HOST_NAME.fullmatch(host):
+            raise ValueError("neither a host's name nor an address") from None
+        return host
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def parse_hosts(value: object) -> Any:
+    """Return host names and addresses from `a.example.org, 10.0.0.1, [::1]`, or `*` for all of them."""
+    if not isinstance(value, str):
+        return value
+    names = [name.strip() for name in value.split(",") if name.strip()]
+    try:
+        return tuple(name if name == ANY_HOST else normal_host(name) for name in names)
+    except ValueError:
+        raise ValueError("not a list of host names or addresses; write a.example.org,10.0.0.1 without ports") from None
 
 
 def _check_endpoint(value: str, plain: str, form: str) -> str:
@@ -143,6 +173,7 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 SecondsOrOff = Annotated[float | None, BeforeValidator(parse_duration_or_off)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_hosts)]
 
 
 def _setting(default: str | int | None, description: str, **bounds: Any) -> Any:
@@ -222,6 +253,9 @@ class Settings(BaseSettings):
         "127.0.0.1", "address of the status page, health and metrics; whoever can reach it can read them"
     )
     http_port: int = _setting(9464, "port of the same; 0: any that is free", ge=0, le=65535)
+    http_hosts: HostNames = _setting(
+        "", "other names or addresses that a request may be made to, with commas between them; * for all"
+    )
 
     retention: Annotated[SecondsOrOff, AfterValidator(_check_retention)] = _setting(
         "off", "ticks that are older are dropped by `ingestor maintain`; at least 8d, or off"

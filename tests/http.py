@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -40,3 +45,21 @@ class Window:
 
     async def __aexit__(self, *_: object) -> None:
         await self.client.aclose()
+
+
+@contextlib.asynccontextmanager
+async def mute(url: str, *requests: bytes) -> AsyncIterator[list[socket.socket]]:
+    """Connections that send this and never read."""
+    address = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        sockets = []
+        for request in requests:
+            visitor = stack.enter_context(socket.socket())
+            visitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            visitor.setblocking(False)
+            await loop.sock_connect(visitor, (address.hostname, address.port))
+            with contextlib.suppress(BlockingIOError, ConnectionError):
+                visitor.send(request)
+            sockets.append(visitor)
+        yield sockets

@@ -25,6 +25,7 @@ from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import tell_left_out
 from ingestor.telemetry.metrics import new_registry
 from ingestor.web.app import make_app
+from ingestor.web.hosts import Hosts
 from ingestor.web.server import CLOSE_TIMEOUT, HttpServer
 
 WATCH = 1.0
@@ -152,7 +153,9 @@ class Daemon:
         await self._writer.run()
 
     async def _serve(self) -> None:
-        await self.http.serve(make_app(self.overview, new_registry(self.telemetry, self.overview.facts), self._closing))
+        registry = new_registry(self.telemetry, self.overview.facts)
+        hosts = Hosts([self._settings.http_host, *self._settings.http_hosts])
+        await self.http.serve(make_app(self.overview, registry, self._closing, hosts))
 
     async def _stop_serving(self, serving: asyncio.Task[None]) -> None:
         self._closing.set()

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingestor.chart.palette import palette
+from ingestor.web.hosts import HostCheck, Hosts
 
 EVERY = 1.0
 """Seconds between two events of the page."""
@@ -60,9 +61,12 @@ class Source(Protocol):
         ...
 
 
-def make_app(source: Source, registry: CollectorRegistry, closing: asyncio.Event) -> Starlette:
-    """Return the application. Its endless answers end when `closing` is set."""
-    pages = _Pages(source, registry, closing)
+def make_app(
+    source: Source, registry: CollectorRegistry, closing: asyncio.Event, hosts: Hosts | None = None
+) -> Starlette:
+    """Return the application. Its endless answers end when `closing` is set; it answers to the names of `hosts`."""
+    hosts = hosts or Hosts()
+    pages = _Pages(source, registry, closing, hosts)
     routes = [
         Route("/healthz", pages.healthz),
         Route("/readyz", pages.readyz),
@@ -72,14 +76,19 @@ def make_app(source: Source, registry: CollectorRegistry, closing: asyncio.Event
         *(Route(path, _constant(content, kind)) for path, content, kind in _assets()),
     ]
     errors: dict[int | type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {404: _not_found}
-    return Starlette(routes=routes, middleware=[Middleware(_Headers)], exception_handlers=dict(errors))
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(_Headers), Middleware(HostCheck, hosts=hosts)],
+        exception_handlers=dict(errors),
+    )
 
 
 class _Pages:
     """The answers that change."""
 
-    def __init__(self, source: Source, registry: CollectorRegistry, closing: asyncio.Event) -> None:
+    def __init__(self, source: Source, registry: CollectorRegistry, closing: asyncio.Event, hosts: Hosts) -> None:
         self._source = source
+        self._hosts = hosts
         self._registry = registry
         self._closing = closing
         self._watchers = 0
@@ -95,10 +104,14 @@ class _Pages:
             status_code=200 if alive else 503,
         )
 
-    async def readyz(self, _: Request) -> Response:
-        """Say whether ticks are heard and written now: if not, a new process hardly helps."""
+    async def readyz(self, request: Request) -> Response:
+        """Say whether ticks are heard and written now: if not, a new process hardly helps.
+
+        The details, which may name machines, are for requests that `Hosts` accepts.
+        """
         readiness = self._source.readiness()
-        return JSONResponse(readiness, status_code=200 if readiness["ready"] else 503)
+        shown = readiness if self._hosts.accept(request.scope) else {"ready": readiness["ready"]}
+        return JSONResponse(shown, status_code=200 if readiness["ready"] else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Tell everything that is counted, in the format that the scraper asks for."""

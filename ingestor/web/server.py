@@ -5,23 +5,54 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
+import resource
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from ingestor.errors import ConfigurationError
+from ingestor.web.visitor import Visitor
 
-MAX_CONNECTIONS = 128
-"""At once; more are closed unheard, so that no visitor takes the descriptors that the recorder needs."""
+WAITING = 1024
+"""Connections that may wait to be accepted. One beyond them, maybe a probe, tries again a second later."""
 
-REQUEST_TIMEOUT = 10.0
-"""Seconds in which a connection must have asked for something: after its begin, and after each answer."""
+SEND_BUFFER = 65_536
+"""Bytes that the kernel takes for a visitor who does not read (it doubles them); its default would be megabytes."""
 
 CLOSE_TIMEOUT = 1
 """Seconds for answers under way when the server stops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of what visitors may take from the recorder.
+
+    `connections` are open at the same time; `patience` is how long, in seconds, one may keep us waiting: for its
+    request, or for its reading of an answer.
+    """
+
+    connections: int = 128
+    patience: float = 10.0
+
+    @property
+    def accepted_at_once(self) -> int:
+        """How many connections are accepted in one turn of the loop.
+
+        These are fewer than may be open: a burst cannot push out its own first ones before their requests are read, and
+        cannot take all descriptors.
+        """
+        return max(1, self.connections // 2)
+
+    def within(self, descriptors: int) -> Limits:
+        """Return the same limits for a process that may have so many descriptors: a quarter is for visitors."""
+        if descriptors == resource.RLIM_INFINITY:
+            return self
+        return Limits(max(1, min(self.connections, descriptors // 4)), self.patience)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -30,48 +61,20 @@ class _Uvicorn(uvicorn.Server):
         """Leave the signals to `ingestor.service.signals`."""
         yield
 
-
-class _Visitor(H11Protocol):
-    """A connection that is closed where there are too many, or where it does not ask; uvicorn would keep them all."""
-
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
-            transport.abort()
-        else:
-            self._be_patient()
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request: uvicorn does only until that has sent its first byte."""
-        self._be_patient()
-        super().on_response_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_patience()
-        super().connection_lost(exc)
-
-    def _be_patient(self) -> None:
-        self._forget_patience()
-        self._patience = asyncio.get_running_loop().call_later(REQUEST_TIMEOUT, self._lose_patience)
-
-    def _forget_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-
-    def _lose_patience(self) -> None:
-        cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
-            self.transport.abort()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept `backlog` connections at once, and let more of them wait: asyncio takes one number for both."""
+        await super().startup(sockets)
+        for each in sockets or ():
+            each.listen(WAITING)
 
 
 class HttpServer:
     """Listens from `bind` on, answers while `serve` runs."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, limits: Limits | None = None) -> None:
         self._host = host
         self._port = port
+        self._limits = (limits or Limits()).within(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._socket: socket.socket | None = None
         self._server: _Uvicorn | None = None
 
@@ -83,8 +86,9 @@ class HttpServer:
             )[0]
             self._socket = socket.socket(family, kind, protocol)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # accepted sockets inherit it
             self._socket.bind(address)
-            self._socket.listen()
+            self._socket.listen(WAITING)
             self._socket.setblocking(False)
         except OSError as error:
             self.close()
@@ -114,14 +118,17 @@ class HttpServer:
     async def serve(self, app: Starlette) -> None:
         """Answer, until `stop`."""
         assert self._socket is not None
+        visitor: Any = functools.partial(Visitor, most=self._limits.connections, patience=self._limits.patience)
         config = uvicorn.Config(
             app,
-            http=_Visitor,
+            http=cast("type[asyncio.Protocol]", visitor),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
+            backlog=self._limits.accepted_at_once,
             timeout_graceful_shutdown=CLOSE_TIMEOUT,
         )
         self._server = _Uvicorn(config)

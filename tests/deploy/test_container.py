@@ -27,7 +27,7 @@ from typer.main import get_command
 
 from ingestor import __version__
 from ingestor.cli import app
-from ingestor.settings import Settings, variable
+from ingestor.settings import Settings, parse_hosts, variable
 from tests.recording import COUNT
 from tests.servers import TestServer, query
 from tests.tools import ALL_TOOLS, LONG, need
@@ -141,6 +141,13 @@ def test_the_image_knows_whether_it_is_alive() -> None:
         server.shutdown()
     gone = subprocess.run([sys.executable, *command[1:]], env=environment, stderr=subprocess.DEVNULL, check=False)
     assert (*found, gone.returncode) == (0, 1, 1)
+
+
+def test_prometheus_asks_by_a_name_that_the_daemon_knows() -> None:
+    """Or it would be answered 421, as a page is that lets its own name lead to the daemon."""
+    (job,) = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"]
+    hosts = parse_hosts(SERVICES["ingestor"]["environment"]["INGESTOR_HTTP_HOSTS"])
+    assert {target.rpartition(":")[0] for each in job["static_configs"] for target in each["targets"]} == {*hosts}
 
 
 @pytest.mark.parametrize("name", SERVICES)

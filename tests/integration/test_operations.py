@@ -11,7 +11,6 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -21,8 +20,8 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.web import app, server
-from tests.http import Window
+from ingestor.web import app
+from tests.http import Window, mute
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
 from tests.recording import TOTALS, Market, recording, running, settings, stored
@@ -367,57 +366,17 @@ async def told(response: httpx.Response) -> AsyncIterator[Any]:
             yield json.loads(line.removeprefix("data: "))
 
 
-async def test_who_never_asks_is_put_out(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither at the begin nor after an answer does a request without an end keep a connection."""
-    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.3)
-    async with recording(writer_url) as (_, daemon):
-        address = urlsplit(daemon.http.url)
-        for before in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
-            reader, writer = await asyncio.open_connection(address.hostname, address.port)
-            writer.write(before + b"GET / HTTP/1.1\r\nX-Endless: ")
-            async with asyncio.timeout(server.REQUEST_TIMEOUT + 3):  # less than uvicorn's own patience
-                with contextlib.suppress(ConnectionResetError):
-                    await reader.read()
-            writer.close()
-
-
-async def test_only_so_many_visitors_at_once(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes when the house is full is turned away at the door, not after a while."""
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 5)
-    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 60)
-    async with recording(writer_url) as (_, daemon):
-        address = urlsplit(daemon.http.url)
-        visitors = [await asyncio.open_connection(address.hostname, address.port) for _ in range(20)]
-        ends = [asyncio.create_task(reader.read()) for reader, _ in visitors]
-        async with asyncio.timeout(5):
-            while sum(end.done() for end in ends) < 15:
-                await asyncio.sleep(0.01)
-        assert not any(end.done() for end in ends[:5])
-        for (_, writer), end in zip(visitors, ends, strict=True):
-            writer.close()
-            end.cancel()
-        await asyncio.gather(*ends, return_exceptions=True)
-
-
-async def test_visitors_take_nothing_from_the_recorder(
-    writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who opens many connections and never asks, or asks without end, is put out; ticks are written meanwhile."""
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 20)
-    monkeypatch.setattr(server, "REQUEST_TIMEOUT", 0.3)
+async def test_visitors_take_nothing_from_the_recorder(writer_url: str, database: str) -> None:
+    """Ticks are written and probes are answered, however many connections ask without reading, or do not ask."""
+    requests = [
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in ("/status", "/metrics", "/events")
+    ]
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
-        address = urlsplit(daemon.http.url)
-        visitors = [await asyncio.open_connection(address.hostname, address.port) for _ in range(100)]
-        for _, writer in visitors[:10]:
-            writer.write(b"GET / HTTP/1.1\r\nX-Endless: ")
-        market.trade()
-        await stored(database, market)
-        async with asyncio.timeout(5):
-            for reader, writer in visitors:
-                with contextlib.suppress(ConnectionResetError):
-                    assert await reader.read() == b""
-                writer.close()
-        assert (await window.get("/healthz"))[0] == 200
+        async with mute(daemon.http.url, *[*requests, requests[0] * 300, b"GET / HTTP/1.1\r\nX-Endless: "] * 40):
+            market.trade()
+            await stored(database, market)
+            assert (await window.get("/healthz"))[0] == 200
+            await eventually(window, "/readyz", ready=True)
         huge = await window.client.get("/healthz", headers={"X-Huge": "x" * 100_000})
         assert huge.status_code == 400
         market.trade()

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 from ingestor.service.signals import MEANINGLESS
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
-from tests.http import Window
+from tests.http import Window, mute
 from tests.processes import DaemonProcess
 from tests.recording import Market, stored
 
@@ -137,19 +138,28 @@ async def test_streams_that_are_closed_from_the_start(simulator: Simulator, star
     assert await stopped(daemon) == 0
 
 
-async def test_a_disk_under_the_log_that_is_full(simulator: Simulator, start: Start, database: str) -> None:
-    """Lines are lost and counted, ticks are not."""
+def few_descriptors() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+
+
+async def test_a_full_disk_under_the_log_and_few_descriptors(simulator: Simulator, start: Start, database: str) -> None:
+    """Lines are lost and counted; visitors leave the recorder its descriptors; ticks are written."""
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     full = os.open("/dev/full", os.O_WRONLY)
-    daemon = start({"stdout": full, "stderr": full}, log_level="debug", http_port=port)
+    daemon = start({"stdout": full, "stderr": full, "preexec_fn": few_descriptors}, log_level="debug", http_port=port)
     os.close(full)
     await simulator.wait_connected()
     market = Market(simulator)
-    market.trade()
-    await stored(database, market)
-    async with Window(f"http://127.0.0.1:{port}") as window:
+    async with Window(url) as window, mute(url, *[b"", b"GET / HTTP/1.1\r\n"] * 100):
+        simulator.drop_all()
+        await simulator.wait_connected(0)
+        await simulator.wait_connected()  # the new connection needs a descriptor
+        market.trade()
+        await stored(database, market)
         assert (await window.metric("ingestor_log_lines_dropped_total") or 0) > 0
-    assert await stopped(daemon) == 0
+        assert daemon.descriptors() < 64
+        assert await stopped(daemon) == 0
 
 
 async def test_a_terminal_that_is_closed(simulator: Simulator, start: Start, database: str) -> None:

@@ -1,0 +1,230 @@
+"""Hostile visitors of the HTTP server, on real sockets: they keep nobody waiting, and get nothing by a false name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import select
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from ingestor.web import app
+from ingestor.web.app import make_app
+from ingestor.web.server import HttpServer, Limits
+from tests.http import mute
+
+LARGE = "x" * 3_000_000
+GET = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+class Source:
+    """A daemon of which only the answers are there; its status is `size` bytes long."""
+
+    def __init__(self, size: int = 10_000) -> None:
+        self._status = {"text": LARGE[:size]}
+
+    def loops(self) -> dict[str, bool]:
+        return {"reader": True}
+
+    def readiness(self) -> dict[str, Any]:
+        return {"ready": False, "problems": [{"check": "database", "detail": "db.internal refuses"}]}
+
+    def status(self) -> dict[str, Any]:
+        return self._status
+
+
+@contextlib.asynccontextmanager
+async def serving(limits: Limits | None = None, source: Source | None = None) -> AsyncIterator[str]:
+    """A server with the application; yields its URL."""
+    server, closing = HttpServer("127.0.0.1", 0, limits), asyncio.Event()
+    server.bind()
+    url = server.url
+    task = asyncio.create_task(server.serve(make_app(source or Source(), CollectorRegistry(), closing)))
+    try:
+        yield url
+    finally:
+        closing.set()
+        server.stop()
+        await asyncio.wait_for(task, 30)
+
+
+def is_cut(visitor: socket.socket) -> bool:
+    """Whether the server has closed the connection; says so without reading from it."""
+    poll = select.poll()
+    poll.register(visitor, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+async def cut(visitor: socket.socket) -> None:
+    """Wait until the server has closed a connection."""
+    async with asyncio.timeout(60):
+        while not is_cut(visitor):
+            await asyncio.sleep(0.02)
+
+
+def client(url: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=url, trust_env=False, timeout=60)
+
+
+async def test_visitors_that_never_read_leave_room_for_probes() -> None:
+    """However many they are, and whatever they ask for: who comes next is answered, before any deadline."""
+    kinds = [
+        GET % b"/status",
+        GET % b"/metrics",
+        GET % b"/events",
+        GET % b"/status" * 500,
+        b"GET / HTTP/1.1\r\nX-",
+        b"",
+    ]
+    async with serving(Limits(patience=3600)) as url, mute(url, *kinds * 50), client(url) as probe:
+        for _ in range(3):
+            assert (await probe.get("/healthz")).status_code == 200
+            assert (await probe.get("/readyz", headers={"Connection": "close"})).status_code == 503
+
+
+async def test_visitors_that_keep_us_waiting_are_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they do not ask or do not read; also while they send a byte now and then."""
+    monkeypatch.setattr(app, "EVERY", 0.002)
+    kinds = [
+        b"",
+        b"GET / HTTP/1.1\r\nX-Endless: ",  # half of a request
+        GET % b"/healthz" + b"GET / HTTP",  # half of the next one
+        b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n",  # half of a body
+        GET % b"/status" * 500,
+        GET % b"/events",
+    ]
+    async with serving(Limits(patience=0.2)) as url, mute(url, *kinds) as visitors, asyncio.timeout(60):
+        while not all(map(is_cut, visitors)):
+            for visitor in visitors:
+                with contextlib.suppress(BlockingIOError, ConnectionError):
+                    visitor.send(b"x")
+            await asyncio.sleep(0.02)
+
+
+async def test_a_watcher_that_never_reads_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a page that does."""
+    monkeypatch.setattr(app, "EVERY", 0.002)
+    monkeypatch.setattr(app, "MAX_WATCHERS", 1)
+    async with serving(Limits(patience=0.2)) as url, client(url) as page:
+        async with mute(url, GET % b"/events"), asyncio.timeout(60):
+            while True:
+                async with page.stream("GET", "/events") as response:
+                    if response.status_code == 200:
+                        break
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_visitor_that_reads_gets_everything() -> None:
+    """An answer longer than all buffers, and another one on the same connection."""
+    async with serving(source=Source(len(LARGE))) as url, client(url) as visitor:
+        for _ in range(2):
+            assert (await visitor.get("/status")).json() == {"text": LARGE}
+        assert (await visitor.get("/healthz")).status_code == 200
+
+
+async def test_who_comes_when_it_is_full_takes_the_place_of_who_waits_longest() -> None:
+    """Not that of a page that is being looked at, unless there are only such pages."""
+    async with serving(Limits(connections=3, patience=3600)) as url, client(url) as page:
+        async with page.stream("GET", "/events") as response:
+            events = response.aiter_lines()
+            await anext(events)
+            async with mute(url, b"") as (first,), mute(url, b"") as (second,):
+                async with mute(url, b"") as (third,):
+                    await cut(first)
+                    async with mute(url, b""):
+                        await cut(second)
+                        assert not is_cut(third)
+                        async with asyncio.timeout(30):
+                            while not (await anext(events)).startswith("data"):
+                                pass
+        pages = [page.stream("GET", "/events") for _ in range(3)]
+        async with pages[0], pages[1], pages[2], client(url) as probe:
+            assert (await probe.get("/healthz")).status_code == 200
+
+
+async def test_connections_that_are_opened_and_left() -> None:
+    """They take no more descriptors than they may."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    async with serving(Limits(connections=20, patience=3600)) as url, client(url) as probe:
+        address = urlsplit(url)
+        for _ in range(400):
+            visitor = socket.socket()
+            visitor.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(visitor, (address.hostname, address.port))
+            visitor.close()
+        async with mute(url, *[b""] * 100):
+            assert (await probe.get("/healthz")).status_code == 200
+            assert len(list(Path("/proc/self/fd").iterdir())) < before + 100 + 20 + 2 * 10 + 10
+
+
+def test_a_process_with_few_descriptors_has_fewer_visitors() -> None:
+    """The recorder needs the others."""
+    assert Limits().within(1024) == Limits()
+    assert Limits(patience=1).within(64) == Limits(connections=16, patience=1)
+    assert Limits().within(3).connections == Limits().within(3).accepted_at_once == 1
+    assert Limits().within(-1) == Limits()
+
+
+async def test_a_request_that_is_broken_in_the_middle_of_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """It ends the connection, and is no fault of ours."""
+    head = b"GET /events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    async with serving() as url, mute(url, head) as (visitor,):
+        await asyncio.sleep(0.05)
+        visitor.send(b"no chunk\r\n")
+        await cut(visitor)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_the_stop_does_not_wait_for_who_never_reads(caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does it complain."""
+    async with serving(Limits(patience=3600)) as url, mute(url, GET % b"/status" * 500):
+        await asyncio.sleep(0.1)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_name_that_is_not_ours() -> None:
+    """A page of another name that leads here gets nothing from any path."""
+    async with serving() as url, client(url) as visitor:
+        for path in ("/", "/page.js", "/status", "/metrics", "/events", "/nothing"):
+            response = await visitor.get(path, headers={"Host": "evil.example:9464"})
+            assert response.status_code == 421
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert "evil" not in response.text
+
+
+async def test_probes_by_any_name() -> None:
+    """They are answered, without details."""
+    async with serving() as url, client(url) as visitor:
+        strange = {"Host": "ingestor.monitoring.svc"}
+        assert (await visitor.get("/healthz", headers=strange)).status_code == 200
+        assert (await visitor.get("/readyz", headers=strange)).json() == {"ready": False}
+        assert "db.internal" in (await visitor.get("/readyz")).text
+
+
+async def test_requests_without_one_clear_name() -> None:
+    """HTTP/1.1 demands exactly one; health is answered to older probes too; a head has its bounds."""
+    async with serving() as url:
+        address = urlsplit(url)
+        for head, status in (
+            (b"GET /status HTTP/1.0\r\n", b"421"),
+            (b"GET /status HTTP/1.1\r\n", b"400"),
+            (b"GET /status HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n", b"400"),
+            (b"GET http://localhost/status HTTP/1.1\r\nHost: evil.example\r\n", b"421"),
+            (b"GET /status HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\n", b"421"),
+            (b"GET /healthz HTTP/1.0\r\n", b"200"),
+            (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 100_000 + b"\r\n", b"400"),
+            (b"GET /" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n", b"400"),
+        ):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            writer.write(head + b"Connection: close\r\n\r\n")
+            async with asyncio.timeout(60):
+                assert (await reader.readline()).split()[1] == status, head
+            writer.close()

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+
+from ingestor.errors import ConfigurationError
+from ingestor.settings import load, normal_host
+from ingestor.web.hosts import Hosts
+
+POD = "10.244.1.7"
+
+
+def accepts(host: str | None, *names: str, server: str = POD) -> bool:
+    """Whether a request on a connection to this address is accepted."""
+    headers = [] if host is None else [(b"host", host.encode("latin-1"))]
+    return Hosts(names).accept({"type": "http", "server": (server, 9464), "headers": headers})
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost",
+        "LocalHost.:80",
+        "status.localhost:1",
+        "127.0.0.1",
+        "127.9.9.9:9464",
+        "[::1]:9464",
+        "[0:0:0:0:0:0:0:1]",
+        "[::ffff:127.0.0.1]",
+        f"{POD}:9464",
+        POD,
+    ],
+)
+def test_loopback_and_the_address_of_the_connection(host: str) -> None:
+    """They need no setting: neither a visitor of this machine nor a probe by the address of a pod does."""
+    assert accepts(host)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        None,
+        "",
+        "evil.example",
+        "evil.example:9464",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "evil.example@127.0.0.1",
+        "evil.example#127.0.0.1",
+        "evil.example, 127.0.0.1",
+        "127.0.0.1:80:evil.example",
+        "localhost evil.example",
+        "notlocalhost",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "10.244.1.8",
+        "0.0.0.0",
+        "[::]",
+        "::1",
+        "[evil.example]",
+        "[::1",
+        "localhost:port",
+        "*",
+        "\xe9vil.example",
+    ],
+)
+def test_any_other_name(host: str | None) -> None:
+    """A page that lets its name lead here carries it; what is no host, or not one, is none of ours."""
+    assert not accepts(host)
+
+
+def test_names_that_are_allowed() -> None:
+    """Whatever way they are written in; `*` allows all."""
+    names = ("Ingestor-0.Ingestor.", "[FD00:0::1]", "0.0.0.0")
+    for host in ("ingestor-0.ingestor:9464", "INGESTOR-0.INGESTOR.", "[fd00::1]:80", "0.0.0.0:9464"):
+        assert accepts(host, *names)
+    assert not accepts("ingestor-0", *names)
+    assert accepts("evil.example", "*")
+    assert accepts(None, "*")
+
+
+def test_an_address_of_six_that_means_one_of_four() -> None:
+    """A socket of both kinds says so."""
+    assert accepts(POD, server=f"::ffff:{POD}")
+    assert accepts("[fe80::1]", server="fe80::1%eth0")
+
+
+def test_more_than_one_name() -> None:
+    """It is unclear then which one counts."""
+    headers = [(b"host", b"localhost"), (b"host", b"localhost")]
+    assert not Hosts().accept({"type": "http", "server": None, "headers": headers})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ()),
+        (" Ingress.example.org. ,10.0.0.1,", ("ingress.example.org", "10.0.0.1")),
+        ("[::1],FD00::A,*", ("::1", "fd00::a", "*")),
+    ],
+)
+def test_the_setting(text: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names with commas between them."""
+    monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
+    assert load().http_hosts == expected
+
+
+@pytest.mark.parametrize("text", ["a.example:9464", "http://a.example", "a b", "*.example.org", "\xfcber.example"])
+def test_the_setting_with_something_else(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports, addresses of pages, patterns and names that no browser sends are refused."""
+    monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
+    with pytest.raises(ConfigurationError, match="INGESTOR_HTTP_HOSTS: not a list of host names or addresses"):
+        load()
+
+
+def test_a_host_is_written_in_one_way() -> None:
+    assert [normal_host(text) for text in ("A.Example.", "[::FFFF:10.0.0.1]", "010.example")] == [
+        "a.example",
+        "10.0.0.1",
+        "010.example",
+    ]
