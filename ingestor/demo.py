@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from ingestor.telemetry.events import Counts
 DATABASE = "demo"
 LATEST = 8
 
-_ROLE = "CREATE ROLE ingestor LOGIN PASSWORD 'ingestor' IN ROLE market_write"
+_ROLE = "CREATE ROLE ingestor LOGIN PASSWORD '{}' IN ROLE market_write"
 _LATEST = "SELECT time, symbol, price, volume FROM market.ticks ORDER BY received_at DESC LIMIT $1"
 _SUMMARY = """
 SELECT (SELECT count(*) FROM market.ticks) AS rows,
@@ -167,11 +168,12 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
         url = server.url(DATABASE)
         async with Simulator(port=0, rate=rate, seed=seed, cycle=max(seconds, 1.0), faults=faults) as simulator:
             began = datetime.now(UTC)
-            daemon_url = f"postgresql://ingestor:ingestor@127.0.0.1:{server.port}/{DATABASE}"
+            password = secrets.token_urlsafe(16)
+            daemon_url = f"postgresql://ingestor:{password}@127.0.0.1:{server.port}/{DATABASE}"
             settings = _settings(simulator, daemon_url, Path(directory))
             await migrate(url, settings, lambda _: None)
             connection = await connect(url)
-            await connection.execute(_ROLE)
+            await connection.execute(_ROLE.format(password))
             # What is heard before the daemon is up is missed as well.
             await connection.execute("UPDATE ingest.settings SET coverage_since = $1", began)
             demo = Demo(url, settings, simulator, Daemon(settings), connection)

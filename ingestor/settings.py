@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import zoneinfo
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +19,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ingestor.address import parse_database_address
 from ingestor.errors import ConfigurationError
+from ingestor.redaction import outside_text, register_password_file, register_secret, register_url
 
 PREFIX = "INGESTOR_"
 SECRETS = ("token", "database_url")
@@ -108,15 +111,17 @@ def parse_hosts(value: object) -> Any:
 def _check_endpoint(value: str, plain: str, form: str) -> str:
     """Return the address of a service that is sent the token, by the scheme `plain` on this machine only."""
     secure = f"{plain}s"
+    if "@" in value:  # wherever: a `/` in a password makes it look like a part of the path
+        raise ValueError("must not contain a user or a password: it is recorded; write an @ in the path as %40")
     try:
         parts = urlsplit(value)
-        valid = parts.port is None or parts.port > 0
+        valid = (parts.port is None or parts.port > 0) and value.isprintable() and " " not in value
     except ValueError:
         parts, valid = urlsplit(""), False
     if not valid or parts.scheme not in {plain, secure} or not parts.hostname:
         raise ValueError(f"not {form}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("must not contain a user, a password, a query or a fragment: it is recorded")
+    if parts.query or parts.fragment:
+        raise ValueError("must not contain a query or a fragment: it is recorded")
     if parts.scheme == plain and not is_loopback(parts.hostname):
         raise ValueError(f"would send the token unencrypted; use {secure}:// ({plain}:// is for this machine only)")
     return value
@@ -130,21 +135,19 @@ def _check_rest_url(value: str) -> str:
     return _check_endpoint(value, "http", "an HTTP address; write https://HOST[:PORT]").rstrip("/")
 
 
-def has_unencoded_password(url: str) -> bool:
-    """Whether a `/`, `?` or `#` in the password makes the address end there: its head is taken for a port then."""
-    match = re.match(r"[^:]+://([^/?#]*)(.*)", url, re.DOTALL)
-    if match is None or "@" in match[1] or "@" not in match[2]:
-        return False
-    return any(not re.fullmatch(r"[^:]*|(\[.*\]|[^:]*):\d*", host) for host in match[1].split(","))
-
-
 def _check_database_url(value: SecretStr) -> SecretStr:
-    url = value.get_secret_value()
-    if not re.match(r"postgres(ql)?(\+asyncpg)?://", url):
-        raise ValueError("not a PostgreSQL address; write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
-    if has_unencoded_password(url):
-        raise ValueError("the password must be percent-encoded: / as %2F, ? as %3F, # as %23")
+    parse_database_address(value.get_secret_value())
     return value
+
+
+def _registered(register: Callable[[str], None]) -> BeforeValidator:
+    """Return what registers a secret before anything can fail on it."""
+
+    def validate(value: object) -> object:
+        register(value.get_secret_value() if isinstance(value, SecretStr) else str(value))
+        return value
+
+    return BeforeValidator(validate)
 
 
 def _check_timezone(value: str) -> str:
@@ -163,12 +166,25 @@ def _check_retention(value: float | None) -> float | None:
     return value
 
 
+def _check_secret_file(value: object) -> object:
+    """Refuse what is no path but, by mistake, the secret itself: a path is named in errors."""
+    text = str(value)
+    if re.match(r"(pk|tk)_|[a-z+]+:/", text):
+        register_secret(text)
+        register_url(text)
+        raise ValueError("must be the path of a file, and not the secret itself")
+    return value
+
+
 def _check_token(value: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[\x21-\x7e]{1,256}", value.get_secret_value()):
         raise ValueError("must be 1 to 256 visible ASCII characters")
     return value
 
 
+Token = Annotated[SecretStr, _registered(register_secret), AfterValidator(_check_token)]
+DatabaseUrl = Annotated[SecretStr, _registered(register_url), AfterValidator(_check_database_url)]
+SecretFile = Annotated[Path, BeforeValidator(_check_secret_file)]
 Seconds = Annotated[float, BeforeValidator(parse_duration)]
 SecondsOrOff = Annotated[float | None, BeforeValidator(parse_duration_or_off)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
@@ -195,21 +211,19 @@ class Settings(BaseSettings):
         validate_default=True,
     )
 
-    token: Annotated[SecretStr, AfterValidator(_check_token)] | None = _setting(
-        None, "Financefeast token; only commands that talk to Financefeast need it"
-    )
-    token_file: Path | None = _setting(None, "file with the token, read again at every connection")
+    token: Token | None = _setting(None, "Financefeast token; only commands that talk to Financefeast need it")
+    token_file: SecretFile | None = _setting(None, "file with the token, read again at every connection")
     stream_url: Annotated[str, AfterValidator(_check_stream_url)] = _setting(
         "wss://stream.financefeast.io/ws", "Stream API endpoint; wss:// only, except on this machine"
     )
     rest_url: Annotated[str, AfterValidator(_check_rest_url)] = _setting(
         "https://api.financefeast.io", "REST API, from which gaps are filled; https:// only, except on this machine"
     )
-    database_url: Annotated[SecretStr, AfterValidator(_check_database_url)] | None = _setting(
+    database_url: DatabaseUrl | None = _setting(
         None,
         "PostgreSQL 15+ or TimescaleDB: postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full",
     )
-    database_url_file: Path | None = _setting(None, "file with the database URL")
+    database_url_file: SecretFile | None = _setting(None, "file with the database URL")
 
     exchange_timezone: Annotated[str, AfterValidator(_check_timezone)] = _setting(
         "Pacific/Auckland", "time zone of dates that carry no offset"
@@ -281,17 +295,30 @@ class Settings(BaseSettings):
 
         Raises ConfigurationError, without the token in it, where there is none or it is malformed.
         """
-        return self._secret("token", _check_token, "the Financefeast token")
+        return self._secret("token", register_secret, _check_token, "the Financefeast token")
 
     def read_database_url(self) -> str:
         """Return the database URL, from its file where it has one. Raises ConfigurationError."""
-        return self._secret("database_url", _check_database_url, "postgresql://USER:PASSWORD@HOST/DATABASE")
+        return self._secret(
+            "database_url", register_url, _check_database_url, "postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+
+    def require(self, *secrets: str) -> None:
+        """Raise ConfigurationError, with one line for each of these secrets that is missing or malformed."""
+        problems: list[str] = []
+        for name in secrets:
+            try:
+                getattr(self, f"read_{name}")()
+            except ConfigurationError as error:
+                problems += error.problems
+        if problems:
+            raise ConfigurationError(*problems)
 
     def state_path(self, name: str) -> Path:
         """Return the path of one of the daemon's own files in `spool_dir`."""
         return self.spool_dir.expanduser() / name
 
-    def _secret(self, name: str, check: Any, what: str) -> str:
+    def _secret(self, name: str, register: Callable[[str], None], check: Any, what: str) -> str:
         value, file = getattr(self, name), getattr(self, f"{name}_file")
         if file is None:
             if value is None:
@@ -301,12 +328,15 @@ class Settings(BaseSettings):
             return str(value.get_secret_value())
         try:
             text = Path(file).expanduser().read_text(encoding="utf-8").strip()
+            register(text)
             return str(check(SecretStr(text)).get_secret_value())
         except (OSError, UnicodeDecodeError) as exc:
             why = getattr(exc, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigurationError(f"{variable(name)}_FILE: {file} cannot be read: {why}") from None
+            raise ConfigurationError(f"{variable(name)}_FILE: {outside_text(file)} cannot be read: {why}") from None
         except ValueError as exc:
-            raise ConfigurationError(f"{variable(name)}_FILE: the content of {file}: {exc}") from None
+            raise ConfigurationError(
+                f"{variable(name)}_FILE: the content of {outside_text(file)}: {outside_text(exc)}"
+            ) from None
 
 
 def variable(field: str) -> str:
@@ -316,12 +346,13 @@ def variable(field: str) -> str:
 
 def load(**overrides: Any) -> Settings:
     """Read the environment and `.env`. Raises ConfigurationError with one line for each problem."""
+    _register_environment()
     try:
         return Settings(**overrides)
     except ValidationError as exc:
         raise ConfigurationError(*(_problem(error) for error in exc.errors(include_input=False))) from None
     except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f".env cannot be read: {exc}") from None
+        raise ConfigurationError(f".env cannot be read: {outside_text(exc)}") from None
 
 
 def _problem(error: Any) -> str:
@@ -329,6 +360,17 @@ def _problem(error: Any) -> str:
     if not error["loc"]:
         return str(message)
     return f"{variable(str(error['loc'][0]))}: {message[:1].lower()}{message[1:]}"
+
+
+def _register_environment() -> None:
+    """Register the passwords that libraries read by themselves: of proxies, and for the database."""
+    for name, value in os.environ.items():
+        if name.lower().endswith("_proxy") and value and value != "*":
+            register_url(value if "://" in value else f"http://{value}")
+    register_secret(os.environ.get("PGPASSWORD", ""))
+    home = Path(os.environ.get("HOME", "/nonexistent"))
+    register_password_file(Path(os.environ.get("PGPASSFILE") or home / ".pgpass"))
+    register_password_file(Path(os.environ.get("PGSERVICEFILE") or home / ".pg_service.conf"))
 
 
 def unknown_variables() -> list[str]:

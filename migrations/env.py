@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from ingestor import settings
 from ingestor.store.engine import create_engine
 from ingestor.store.schema import SCHEMAS, metadata
+from ingestor.telemetry.unexpected import redact_tracebacks
 
 LOCK = 7_306_354_014  # any number, the same for all: instances that start at once migrate one after the other
 TABLES = {table.fullname for table in metadata.tables.values()}
@@ -59,4 +60,5 @@ if context.is_offline_mode():
 if (given := context.config.attributes.get("connection")) is not None:
     migrate(given)
 else:
+    redact_tracebacks()
     asyncio.run(main())

@@ -15,12 +15,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from ingestor.errors import IngestorError
-from ingestor.telemetry.log import scrub
+from ingestor.redaction import outside_text
 
 MAX_VALUES = 100_000
 """JSON values in one answer: many times those of a day's bars, or of all instruments. It bounds what decoding takes."""
 
 MINUTE = timedelta(minutes=1)
+
+NAME_LIMIT = 40
+"""Characters that are shown of a value that should not be there."""
 
 NAMED_OF_EACH = 3
 """So many wrong records are named for each reason; the others are counted."""
@@ -107,7 +110,7 @@ def records_of(fields: dict[str, Any], noun: str) -> list[Any]:
         raise UnreadableAnswerError("no list in the field data") from None
     hits = read_field(fields, "hits", int)
     if hits not in {None, len(records)}:
-        raise MalformedAnswerError(f"{shown(str(hits))} hits and {len(records)} {noun}")
+        raise MalformedAnswerError(f"{shown(hits)} hits and {len(records)} {noun}")
     return records
 
 
@@ -133,6 +136,6 @@ def _by_reason(faults: Sequence[Fault]) -> Iterator[str]:
         yield f"{reason} ({', '.join(names[:NAMED_OF_EACH])}{others})"
 
 
-def shown(text: str, most: int = 40) -> str:
-    """Return text from outside as it may be shown: without secrets, printable, and cut to `most` characters."""
-    return "".join(character if character.isprintable() else "?" for character in scrub(text)[:most])
+def shown(value: object) -> str:
+    """Return a value that should not be there as it may be shown: without secrets, printable and short."""
+    return outside_text(value, limit=NAME_LIMIT)

@@ -27,6 +27,7 @@ from ingestor.backfill.limit import RateLimit
 from ingestor.backfill.listing import Instruments, parse_instruments
 from ingestor.clock import Clock
 from ingestor.errors import ConfigurationError, IngestorError
+from ingestor.redaction import outside_text
 from ingestor.store.ledger import Label
 
 TIMEOUT = 30.0
@@ -102,7 +103,7 @@ class RestClient:
                 trust_env=False,  # a proxy of the environment, or a .netrc, is nobody we would send the token to
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigurationError(f"INGESTOR_REST_URL: no address that can be used: {error}") from None
+            raise ConfigurationError(f"INGESTOR_REST_URL: no address that can be used: {outside_text(error)}") from None
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -168,7 +169,7 @@ class RestClient:
         except TimeoutError:
             raise _TransientError("no complete answer in time") from None
         except httpx.HTTPError as error:
-            text = shown(f"{type(error).__name__}: {error}", MAX_ERROR)
+            text = outside_text(f"{type(error).__name__}: {error}", limit=MAX_ERROR)
             raise _TransientError(f"no complete answer ({text})") from error
         return bytes(body)
 

@@ -17,8 +17,8 @@ from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError
 from ingestor.model import SECOND
+from ingestor.redaction import outside_text, redact
 from ingestor.store.ledger import Begun, Bounds, Ledger, MinuteBar, Outcome, Piece, minute_of
-from ingestor.telemetry.log import scrub
 
 KEPT = timedelta(days=365)
 """How long the source keeps one-minute bars: 1 year, by its documentation."""
@@ -297,11 +297,11 @@ def _doubtful(each: Begun, bars: int, found: Bars, wrong: Sequence[Fault]) -> Ou
     status: Literal["pending", "partial", "unfillable"] = "pending"
     if each.attempts + 1 >= MAX_TRIES:
         status = "partial" if bars else "unfillable"
-    return Outcome(each.piece, status, bars, scrub(summarize(wrong, found.records)))
+    return Outcome(each.piece, status, bars, redact(summarize(wrong, found.records)))
 
 
 def _failed(each: Begun, error: IngestorError) -> Outcome:
     """Return what a failure means: a symbol that is not listed, or is unknown again and again, is given up."""
     is_believed = not each.is_listed or each.attempts + 1 >= MAX_TRIES
     is_final = isinstance(error, UnknownTickerError) and is_believed
-    return Outcome(each.piece, "unfillable" if is_final else "pending", error=scrub(str(error)))
+    return Outcome(each.piece, "unfillable" if is_final else "pending", error=outside_text(error))

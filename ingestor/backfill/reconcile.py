@@ -13,6 +13,7 @@ from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.backfill.fill import KEPT, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
+from ingestor.redaction import outside_text
 from ingestor.store.ledger import Difference, Label, Ledger, MinuteBar, minute_of
 
 ENOUGH = 10
@@ -112,7 +113,7 @@ async def reconcile(
         except UnknownTickerError:
             unknown.append(symbol)
         except SourceError as error:
-            failed.append((symbol, str(error)))
+            failed.append((symbol, outside_text(error)))
         else:
             if answer.faults:
                 doubtful.append((symbol, summarize(answer.faults, answer.records)))

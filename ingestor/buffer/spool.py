@@ -27,6 +27,7 @@ from ingestor.buffer.spool_format import FileDamagedError, NewerFormatError, Que
 from ingestor.buffer.watermark import Watermark
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import Batch
+from ingestor.redaction import outside_text
 
 CHECKPOINT_PAGES = 1000
 """SQLite's default: after so many pages of 4 KiB the log is brought into the file."""
@@ -363,15 +364,15 @@ class Spool:
                 f"{self.path} was written by a newer version of ingestor; start that one."
             ) from None
         except FileDamagedError as error:
-            raise self._set_aside(str(error)) from error
+            raise self._set_aside(outside_text(error)) from error
         except spool_file.FAILURES as error:
             if spool_file.is_damage(error):
-                raise self._set_aside(str(error)) from error
+                raise self._set_aside(outside_text(error)) from error
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> SpoolUnavailableError:
         return SpoolUnavailableError(
-            f"The spool {self.path} cannot be written: {error}.",
+            f"The spool {self.path} cannot be written: {outside_text(error)}.",
             may_be_damage=spool_file.may_be_damage(self.path, error),
         )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ingestor import __version__
+from ingestor import settings as configuration
 from ingestor.cli._output import flush_output, reports_output_errors
 from ingestor.cli.analyst import grant_analyst
 from ingestor.cli.backfill import backfill
@@ -21,15 +25,42 @@ from ingestor.cli.reconcile import reconcile
 from ingestor.cli.replay import replay
 from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
-from ingestor.errors import EXIT_SOFTWARE, IngestorError
-from ingestor.telemetry.log import scrub
+from ingestor.errors import EXIT_SOFTWARE, ConfigurationError, IngestorError
+from ingestor.redaction import redact
 from ingestor.telemetry.standard_streams import open_missing
+from ingestor.telemetry.unexpected import redact_tracebacks
+
+
+class _Group(TyperGroup):
+    """The commands, whose errors do not repeat a secret that somebody has typed."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _redacting():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _redacting():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _redacting() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        usage: Any = error  # the library's own errors have no common name that is public
+        if hasattr(usage, "format_message"):
+            usage.message = redact(usage.message)
+        raise
+
 
 app = typer.Typer(
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 69 the command could not do its work "
     "(the database is unavailable, for example), 70 a bug, 78 an operator must act. "
@@ -77,11 +108,14 @@ def main() -> None:
     keeps a command from its work has a status of its own, a bug included.
     """
     open_missing()
+    redact_tracebacks()
+    with contextlib.suppress(ConfigurationError):  # every secret is known before anything is said, whatever the command
+        configuration.load()
     try:
         status = _run()
     except IngestorError as error:
-        for line in str(error).splitlines():
-            print(f"ingestor: {scrub(line)}", file=sys.stderr)
+        for line in redact(str(error)).splitlines():
+            print(f"ingestor: {line}", file=sys.stderr)
         status = error.exit_code
     except Exception:  # noqa: BLE001 - whatever it is, it is no answer
         sys.excepthook(*sys.exc_info())
@@ -92,7 +126,7 @@ def main() -> None:
 def _run() -> str | int | None:
     """Return the status of the command that the arguments name, once its output is written."""
     try:
-        app()
+        typer.main.get_command(app)()  # not `app()`, which would print a traceback in its own way
     except SystemExit as end:
         flush_output()
         return end.code

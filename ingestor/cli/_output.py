@@ -11,9 +11,15 @@ from typing import ParamSpec, TypeVar
 import rich.console
 
 from ingestor.errors import OutputError
+from ingestor.redaction import redact
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+
+def say(line: str) -> None:
+    """Print a line at once, without the secrets in it."""
+    print(redact(line), flush=True)
 
 
 class Console(rich.console.Console):

@@ -12,8 +12,9 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
+from ingestor.cli._output import say
 from ingestor.cli.bounds import in_seconds
-from ingestor.telemetry.log import hide, scrub
+from ingestor.redaction import register_secret
 
 
 def grant_analyst(
@@ -47,7 +48,7 @@ def grant_analyst(
             name,
             password=password,
             statement_timeout=seconds,
-            report=lambda line: print(scrub(line)),
+            report=say,
         )
     )
     if password_file is None and password is not None:
@@ -62,7 +63,9 @@ def _password(file: Path | None) -> str:
                 "this is no terminal, where a new password could be shown: use it, or --no-password",
                 param_hint="--password-file",
             )
-        return secrets.token_urlsafe(18)
+        password = secrets.token_urlsafe(18)
+        register_secret(password)
+        return password
     try:
         password = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -72,5 +75,5 @@ def _password(file: Path | None) -> str:
         raise typer.BadParameter(
             f"{file} must hold 12 to 256 visible ASCII characters, and nothing else", param_hint="--password-file"
         )
-    hide(password)
+    register_secret(password)
     return password

@@ -9,7 +9,6 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.cli.bounds import Since, Until, bounds, in_seconds
-from ingestor.telemetry.log import hide
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -45,8 +44,7 @@ def backfill(
     if watch:
         never_block()
     settings = configuration.load()
-    hide(settings.read_database_url())
-    hide(settings.read_token())
+    settings.require("token", "database_url")
     from ingestor.cli import filling
 
     only = frozenset(each.upper() for each in symbol or ())

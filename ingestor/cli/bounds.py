@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ingestor.redaction import outside_text
 from ingestor.settings import parse_duration
 from ingestor.store.ledger import Bounds
 
@@ -47,7 +48,7 @@ def in_seconds(text: str, option: str, *, least: float = 0.0) -> float:
     try:
         found = parse_duration(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        raise typer.BadParameter(outside_text(error), param_hint=option) from None
     if found < least:
         raise typer.BadParameter(f"at least {least:g}s", param_hint=option)
     return found

@@ -25,7 +25,6 @@ from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError
 from ingestor.store.ledger import Bounds, Ledger
-from ingestor.telemetry.log import hide
 
 MOST_GAPS = 20
 
@@ -74,7 +73,7 @@ def chart(
     """
     span = bounds(since, until)
     settings = configuration.load()
-    hide(settings.read_database_url())
+    settings.require("database_url")
     series, report = asyncio.run(read(settings.read_database_url(), symbol, span, width))
     if output is not None:
         write(output, _rendered(series, report, output_format))

@@ -8,7 +8,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.errors import EXIT_CONFIGURATION
-from ingestor.telemetry.log import hide, scrub
+from ingestor.redaction import redact
 
 
 def check() -> None:
@@ -18,8 +18,6 @@ def check() -> None:
     Ends with 0 when `ingestor run` can do its work, else with 78.
     """
     settings = configuration.load()
-    for secret in (settings.token, settings.database_url):
-        hide(secret.get_secret_value() if secret else "")
     if not asyncio.run(_check(settings)):
         raise typer.Exit(EXIT_CONFIGURATION)
 
@@ -37,6 +35,6 @@ async def _check(settings: configuration.Settings) -> bool:
         fine = fine and finding.verdict is not Verdict.PROBLEM
         console.print(
             Text(f"{finding.verdict.value:8}", styles[finding.verdict]),
-            Text(f"{finding.check:10} {scrub(finding.text)}"),
+            Text(f"{finding.check:10} {redact(finding.text)}"),
         )
     return fine

@@ -13,9 +13,9 @@ from ingestor.backfill.client import RestClient
 from ingestor.backfill.reconcile import Reconciliation, reconcile
 from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
+from ingestor.redaction import outside_text
 from ingestor.settings import Settings
 from ingestor.store.ledger import Ledger, MinuteBar
-from ingestor.telemetry.log import scrub
 
 MOST_ROWS = 40
 
@@ -66,12 +66,19 @@ def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
     else:
         console.print("Whether the provider labels a bar by its start or its end can't be told from this day.")
     if found.unknown:
-        console.print(f"Unknown to the provider: {', '.join(found.unknown)}", soft_wrap=True, markup=False)
+        console.print(
+            f"Unknown to the provider: {', '.join(map(outside_text, found.unknown))}", soft_wrap=True, markup=False
+        )
     for symbol, error in found.failed:
-        console.print(f"{symbol} could not be compared: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
+        console.print(
+            f"{outside_text(symbol)} could not be compared: {error}", style="yellow", soft_wrap=True, markup=False
+        )
     for symbol, error in found.doubtful:
         console.print(
-            f"{symbol}: {scrub(error)}: these minutes are not compared.", style="yellow", soft_wrap=True, markup=False
+            f"{outside_text(symbol)}: {error}: these minutes are not compared.",
+            style="yellow",
+            soft_wrap=True,
+            markup=False,
         )
     if best.differences:
         console.print(_table(found, zone))
@@ -87,7 +94,7 @@ def _table(found: Reconciliation, zone: ZoneInfo) -> Table:
         table.add_column(name, justify="right")
     for each in found.best.differences[:MOST_ROWS]:
         minute = f"{each.time.astimezone(zone):%H:%M}"
-        table.add_row(Text(each.symbol), minute, each.kind, _bar(each.ours), _bar(each.theirs))
+        table.add_row(Text(outside_text(each.symbol)), minute, each.kind, _bar(each.ours), _bar(each.theirs))
     return table
 
 

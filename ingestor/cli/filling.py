@@ -17,10 +17,10 @@ from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
 from ingestor.coverage.page import duration
 from ingestor.errors import ConfigurationError, IngestorError
+from ingestor.redaction import outside_text, redact
 from ingestor.service.signals import StopRequest, handled
 from ingestor.settings import Settings
 from ingestor.store.ledger import Bounds, Ledger
-from ingestor.telemetry.log import scrub
 
 LISTING = 3600.0
 """Seconds after which `--watch` asks anew what is listed."""
@@ -58,7 +58,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
                     if not watcher.has_worked:
                         raise
                     pause = max(interval, REFUSED_PAUSE)
-                console.print(f"Not now: {scrub(str(error))}", style="yellow", soft_wrap=True, markup=False)
+                console.print(f"Not now: {redact(str(error))}", style="yellow", soft_wrap=True, markup=False)
             await request.pause(pause)
 
 
@@ -167,7 +167,9 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(requests))
-        summary = await job.run(requests, lambda done: bar.update(task, advance=1, description=done.symbol))
+        summary = await job.run(
+            requests, lambda done: bar.update(task, advance=1, description=outside_text(done.symbol))
+        )
     partly = f"{summary.partial:,} partly filled, " if summary.partial else ""
     console.print(
         f"{len(requests) - summary.unasked:,} requests, {summary.bars:,} bars. "
@@ -188,5 +190,5 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
             f"The source is away: {summary.unasked:,} requests were not made. Run it again later.", style="yellow"
         )
     for error, count in summary.failures.items():
-        console.print(f"  {count:,} times: {scrub(error)}", style="yellow", soft_wrap=True, markup=False)
+        console.print(f"  {count:,} times: {redact(error)}", style="yellow", soft_wrap=True, markup=False)
     return summary

@@ -24,7 +24,6 @@ from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
 from ingestor.errors import IngestorError
 from ingestor.store.ledger import Bounds, Ledger
-from ingestor.telemetry.log import hide
 
 MOST_DAYS = 20
 STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excused": "dim"}
@@ -66,7 +65,7 @@ def gaps(
     span = bounds(since, until)
     excused = excuse and (moment(excuse[0], "--excuse"), moment(excuse[1], "--excuse"), excuse[2])
     settings = configuration.load()
-    hide(settings.read_database_url())
+    settings.require("database_url")
     report = asyncio.run(_report(settings, span, excused))
     if output is not None:
         write(output, _rendered(report, output_format))

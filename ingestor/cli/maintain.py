@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
+from ingestor.cli._output import say
 from ingestor.cli.bounds import in_seconds
 from ingestor.errors import StoreError
 from ingestor.service.signals import handled
-from ingestor.telemetry.log import hide, scrub
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -32,15 +32,12 @@ def maintain(
     if interval is not None:
         never_block()
     settings = configuration.load()
-    hide(settings.read_database_url())
+    settings.require("database_url")
     asyncio.run(_maintain(settings, interval))
 
 
 async def _maintain(settings: configuration.Settings, interval: float | None) -> None:
     from ingestor.service.maintain import maintain as maintain_once
-
-    def say(line: str) -> None:
-        print(scrub(line), flush=True)
 
     if interval is None:
         await maintain_once(settings, say)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
-from ingestor.telemetry.log import scrub
+from ingestor.cli._output import say
 
 
 def migrate(
@@ -38,9 +38,6 @@ def migrate(
 async def _migrate(settings: configuration.Settings, *, adopt_timescale: bool) -> None:
     from ingestor.store.adopt import adopt, tell_of_adoption
     from ingestor.store.migrate import migrate as migrate_database
-
-    def say(line: str) -> None:
-        print(scrub(line), flush=True)
 
     url = settings.read_database_url()
     await migrate_database(url, settings, say)

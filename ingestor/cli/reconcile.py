@@ -10,7 +10,6 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.cli.bounds import moment
-from ingestor.telemetry.log import hide
 
 
 def reconcile(
@@ -37,8 +36,7 @@ def reconcile(
     if isinstance(trading_day, datetime):
         raise typer.BadParameter("give a day, such as 2026-11-20", param_hint="--date")
     settings = configuration.load()
-    hide(settings.read_database_url())
-    hide(settings.read_token())
+    settings.require("token", "database_url")
     from ingestor.cli import comparing
 
     if not asyncio.run(

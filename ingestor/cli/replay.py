@@ -10,7 +10,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.service.replay import replay as replay_file
-from ingestor.telemetry.log import configure, hide
+from ingestor.telemetry.log import configure
 
 
 def replay(
@@ -35,7 +35,7 @@ def replay(
     from ingestor.cli._output import Console
 
     settings = configuration.load()
-    hide(settings.read_database_url())
+    settings.require("database_url")
     configure(settings.log_level, settings.log_format)
     console = Console(stderr=True)
     columns = (TextColumn("[bold]{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from ingestor import settings as configuration
-from ingestor.errors import ConfigurationError
 from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import handled
 from ingestor.telemetry.events import Telemetry
-from ingestor.telemetry.log import configure, hide, report_dropped
+from ingestor.telemetry.log import configure, report_dropped
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -30,14 +29,7 @@ def run() -> None:
     """
     never_block(report_dropped)
     settings = configuration.load()
-    problems: list[str] = []
-    for read in (settings.read_token, settings.read_database_url):
-        try:
-            hide(read())
-        except ConfigurationError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigurationError(*problems)
+    settings.require("token", "database_url")
     configure(settings.log_level, settings.log_format)
     return_large_blocks()
     asyncio.run(_run(settings))

@@ -9,6 +9,7 @@ import typer
 
 from ingestor import settings as configuration
 from ingestor.errors import ConfigurationError
+from ingestor.redaction import outside_text
 from ingestor.service.signals import handled
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry.standard_streams import never_block
@@ -45,7 +46,7 @@ def simulate(
     try:
         cycle = configuration.parse_duration(session)
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--session") from None
+        raise typer.BadParameter(outside_text(error), param_hint="--session") from None
     if cycle < 1:
         raise typer.BadParameter("a day needs a second at least", param_hint="--session")
     never_block()

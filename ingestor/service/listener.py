@@ -14,6 +14,7 @@ from ingestor.clock import Clock
 from ingestor.coverage.calendar import Calendar
 from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import SECOND, EndReason, Micros
+from ingestor.redaction import outside_text
 from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
@@ -23,7 +24,6 @@ from ingestor.stream.judge import Judgement, Pace, cause_of, check_token, judge
 from ingestor.stream.marker import Marker
 from ingestor.stream.protocol import Decoder, authenticate
 from ingestor.telemetry.events import Telemetry
-from ingestor.telemetry.log import hide
 
 AUTHENTICATION_TIMEOUT = 10.0
 
@@ -99,7 +99,6 @@ class Listener:
         self._telemetry.connecting()
         url = self._settings.stream_url
         self._token = self._settings.read_token()
-        hide(self._token)
         check_token(urlsplit(url).hostname or "", self._token)
         recorder: Recorder | None = None
         try:
@@ -177,7 +176,7 @@ class Listener:
         try:
             self._marker.write(self._settings.stream_url, self._token)
         except OSError as error:
-            self._telemetry.warned("marker_not_written", detail=str(error))
+            self._telemetry.warned("marker_not_written", detail=outside_text(error))
 
     async def _beat(self, recorder: Recorder) -> None:
         while True:
@@ -220,7 +219,7 @@ def _ending(error: BaseException) -> tuple[EndReason, int | None, str]:
         case asyncio.CancelledError():
             return EndReason.STOPPED, None, "We were asked to stop."
         case _:
-            return EndReason.INTERNAL_ERROR, None, f"{type(error).__name__}: {error}"
+            return EndReason.INTERNAL_ERROR, None, f"{type(error).__name__}: {outside_text(error)}"
 
 
 async def first_to_fail(*, until: asyncio.Future[Any] | None = None, **tasks: Coroutine[Any, Any, None]) -> None:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from ingestor.clock import Clock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.coverage.report import Day, Gap
+from ingestor.redaction import outside_text
 from ingestor.service.agreement import differences
 from ingestor.settings import Settings
 from ingestor.store.inspect import SchemaFacts, inspect
@@ -75,7 +76,7 @@ class Lookout:
             if now - self._judged_at >= DAY and await self._look_at_schema():
                 self._judged_at = now
         except Exception as error:  # noqa: BLE001 - what is only shown must never end a recorder
-            self._telemetry.looked_in_vain(str(error))
+            self._telemetry.looked_in_vain(outside_text(error))
             if now - self._looked_at >= FORGET:
                 self.coverage = None
 

@@ -7,6 +7,11 @@ import os
 import socket
 from collections.abc import Mapping
 
+from ingestor.redaction import outside_text, redact
+
+MOST_STATUS = 2000
+"""Characters of the line that is sent: a datagram has room for more."""
+
 
 class Notifier:
     """The service manager's ear. `environment` is the process's, as the manager has set it.
@@ -44,8 +49,9 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """Say in one line how it is, where that has changed."""
-        if text != self._status and self._send(f"STATUS={text.replace(chr(10), ' ')}"):
-            self._status = text
+        shown = outside_text(redact(text).replace("\n", " "), limit=MOST_STATUS)
+        if shown != self._status and self._send(f"STATUS={shown}"):
+            self._status = shown
 
     def alive(self) -> None:
         """Feed the watchdog."""

@@ -13,6 +13,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock, SystemClock
 from ingestor.errors import IngestorError
 from ingestor.model import EndReason
+from ingestor.redaction import outside_text
 from ingestor.service.recorder import new_recorder
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings
@@ -83,7 +84,7 @@ def _chunks(path: Path, progress: Progress) -> Iterator[list[bytes]]:
                 yield [line for line in lines if line]
                 progress(raw.tell())
     except (OSError, EOFError, zlib.error) as error:
-        raise IngestorError(f"{path} cannot be read: {error}") from error
+        raise IngestorError(f"{outside_text(path)} cannot be read: {outside_text(error)}") from error
 
 
 def _read(stream: BufferedIOBase) -> list[bytes]:

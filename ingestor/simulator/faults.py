@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from ingestor.errors import ConfigurationError
+from ingestor.redaction import outside_text
 from ingestor.settings import parse_duration
 
 
@@ -85,6 +86,6 @@ def _parse(text: str) -> tuple[Fault, float]:
     except ValueError as error:
         kinds = ", ".join(Fault)
         raise ConfigurationError(
-            f"--fault {text}: {error}. Write one of {kinds}, with =EVERY where it has one."
+            f"--fault {text}: {outside_text(error)}. Write one of {kinds}, with =EVERY where it has one."
         ) from None
     return fault, seconds

@@ -19,6 +19,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.errors import StoreError
+from ingestor.redaction import outside_text
 from ingestor.settings import Settings
 from ingestor.store.aggregates import INSTALLED, has_aggregates, keep_aggregates
 from ingestor.store.migrate import columnstore_after, configuration
@@ -190,7 +191,7 @@ async def _ensure_timescaledb(engine: AsyncEngine) -> None:
             await connection.execute(sa.text("CREATE EXTENSION timescaledb"))
         except sa.exc.DBAPIError as error:
             raise StoreError(
-                f"TimescaleDB can't be created in this database: {error.orig}.",
+                f"TimescaleDB can't be created in this database: {outside_text(error.orig)}.",
                 sqlstate=getattr(error.orig, "sqlstate", None),
                 hint="Let a superuser run CREATE EXTENSION timescaledb in it, then run this again.",
             ) from error

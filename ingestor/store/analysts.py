@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.errors import StoreError
+from ingestor.redaction import register_secret
 from ingestor.store.judge import MIGRATE
 from ingestor.store.upkeep import as_owner
 
@@ -64,7 +65,9 @@ async def grant_analyst(
     ):
         is_new = await _check(connection, name)
         role, database, plain = (await connection.execute(sa.text(_QUOTED), {"name": name})).one()
-        secret = "" if password is None else f" PASSWORD '{verifier(password)}'"
+        stored = "" if password is None else verifier(password)
+        register_secret(stored)  # the password can be guessed by it
+        secret = f" PASSWORD '{stored}'" if stored else ""
         # A group's settings are not inherited by its members, so they are the login's own: here, not on all databases.
         for statement in (
             f"{'CREATE' if is_new else 'ALTER'} ROLE {role} LOGIN{secret}",

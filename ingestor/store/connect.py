@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from pathlib import Path
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
+from ingestor.address import FORM, AddressError, DatabaseAddress, parse_database_address, redact_url
 from ingestor.errors import StoreError
-from ingestor.settings import has_unencoded_password
+from ingestor.redaction import outside_text, register_password_file, register_url, system_words
 from ingestor.store.judge import hint
-from ingestor.telemetry.log import hide, scrub
 
 CONNECT_TIMEOUT = 10.0
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""
 
-# By pattern and not by parsing: a password with a `/` or `#` that was not encoded must not show either.
-_USERINFO = re.compile(r"(?<=://)([^:@/?]*):(.*)@")
-_SECRET_PARAMETER = re.compile(r"([?&][^=&]*pass[^=&]*=)([^&]*)", re.IGNORECASE)
+_WRITE = f"Write {FORM}?sslmode=verify-full."
 
 
 def driver_url(url: str) -> str:
-    """Return the URL as asyncpg wants it: SQLAlchemy's `postgresql+asyncpg://` is accepted too."""
-    return re.sub(r"^postgres(ql)?(\+asyncpg)?://", "postgresql://", url)
+    """Return the URL as asyncpg reads it rightly; SQLAlchemy's `postgresql+asyncpg://` is accepted too.
 
-
-def redact(url: str) -> str:
-    """Return the URL without its passwords, for people and logs, however badly it is written."""
-    return _SECRET_PARAMETER.sub(r"\1[hidden]", _USERINFO.sub(r"\1:[hidden]@", driver_url(url)))
+    Raises AddressError.
+    """
+    return parse_database_address(url).driver_url
 
 
 async def connect(
@@ -45,42 +41,26 @@ async def connect(
     Each host has `timeout` seconds of its own. Raises StoreError, with what a person can do about it and without
     the password.
     """
-    _hide_passwords(url)
-    if has_unencoded_password(url):  # the driver would quote a piece of it
-        raise StoreError(f"The database URL {redact(url)} cannot be read.", hint="Percent-encode its password.")
+    register_url(url)
+    address = _parsed(url)
+    if passfile := address.parameter("passfile"):
+        register_password_file(Path(passfile))
     errors: list[StoreError] = []
-    for host in each_host(url):
-        try:
-            return await _connect(host, timeout, application_name, read_write=read_write)
-        except StoreError as error:
-            errors.append(error)
+    for each in address.each_host():
+        found = await _connect(each, timeout, application_name, read_write=read_write)
+        if not isinstance(found, StoreError):
+            return found
+        errors.append(found)
     raise max(errors, key=_telling)
 
 
-def each_host(url: str) -> list[str]:
-    """Return a URL for each of the hosts that a URL names, in their order.
-
-    The driver can try several hosts itself, but one that hangs would use up the time of all of them, and one that
-    refuses for another reason than that it starts up would be the last.
-    """
+def _parsed(url: str) -> DatabaseAddress:
     try:
-        parts = urlsplit(driver_url(url))
-        parameters = dict(parse_qsl(parts.query))
-    except ValueError:  # the driver says what is wrong
-        return [url]
-    userinfo, at, hosts = parts.netloc.rpartition("@")
-    if "," in hosts:
-        return [urlunsplit(parts._replace(netloc=f"{userinfo}{at}{host}")) for host in hosts.split(",")]
-    names, ports = parameters.get("host", "").split(","), parameters.get("port", "").split(",")
-    if hosts or len(names) == 1 or len(ports) not in {1, len(names)}:
-        return [url]
-    if len(ports) == 1:
-        ports *= len(names)
-    base, _, _ = driver_url(url).partition("?")
-    return [
-        f"{base}?{urlencode({**parameters, 'host': name} | ({'port': port} if port else {}))}"
-        for name, port in zip(names, ports, strict=True)
-    ]
+        return parse_database_address(url)
+    except AddressError as exc:  # which says nothing of the address
+        raise StoreError(
+            f"The database URL {outside_text(redact_url(url))} cannot be used: {exc}.", hint=_WRITE
+        ) from None
 
 
 def _telling(error: StoreError) -> int:
@@ -94,56 +74,64 @@ def _telling(error: StoreError) -> int:
             return 2
 
 
-async def _connect(url: str, timeout: float, application_name: str, *, read_write: bool) -> asyncpg.Connection:
+async def _connect(
+    address: DatabaseAddress, timeout: float, application_name: str, *, read_write: bool
+) -> asyncpg.Connection | StoreError:
+    """Connect, or return why not: without the driver's error behind it, which may quote pieces of the address."""
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
-            driver_url(url),
+            address.driver_url,
             timeout=timeout,
             server_settings={"application_name": application_name, "timezone": "UTC"},
             target_session_attrs=SessionAttribute.read_write if read_write else SessionAttribute.any,
         )
-    except asyncpg.PostgresError as exc:
-        raise StoreError(
-            f"The database refused the connection: {scrub(str(exc))}.",
-            sqlstate=exc.sqlstate,
-            hint=hint(exc.sqlstate),
-        ) from None
-    except asyncpg.TargetServerAttributeNotMatched:
-        raise StoreError(
-            f"The database at {redact(url)} takes no writes: only a standby, or a read-only server, answers there.",
-            sqlstate="25006",
-            hint=hint("25006"),
-        ) from None
-    except (ValueError, OverflowError) as exc:
-        raise StoreError(
-            f"The database URL {redact(url)} cannot be used: {scrub(str(exc)).rstrip('.')}.",
-            hint="Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE?sslmode=verify-full.",
-        ) from None
-    except DRIVER_ERRORS as exc:
-        why = "it did not answer in time" if isinstance(exc, TimeoutError) else scrub(str(exc)) or repr(exc)
-        raise StoreError(
-            f"The database at {redact(url)} cannot be reached: {why}.",
-            hint="See that host and port are right, and that the server runs and lets this machine in.",
-        ) from None
+    except (ValueError, OverflowError, *DRIVER_ERRORS) as exc:
+        return _refusal(exc, outside_text(address.shown))
     return connection
+
+
+def _refusal(exc: Exception, shown: str) -> StoreError:
+    """Return the error of ours for one of the driver's, in words of ours where it is about the address."""
+    match exc:
+        case asyncpg.PostgresError():
+            refused = translated(exc)
+            return StoreError(
+                f"The database refused the connection: {_message(exc)}.", sqlstate=refused.sqlstate, hint=refused.hint
+            )
+        case asyncpg.TargetServerAttributeNotMatched():
+            return StoreError(
+                f"The database at {shown} takes no writes: only a standby, or a read-only server, answers there.",
+                sqlstate="25006",
+                hint=hint("25006"),
+            )
+        case asyncpg.ClientConfigurationError():
+            return StoreError(f"The database URL {shown} cannot be used: {outside_text(exc).rstrip('.')}.", hint=_WRITE)
+        case OSError():  # errors of certificates are values' errors as well
+            # The driver's own, where a server has no TLS.
+            why = "it has no encryption (TLS)" if type(exc) is ConnectionError else system_words(exc)
+        case ValueError() | OverflowError():
+            return StoreError(f"The database URL {shown} cannot be used.", hint=_WRITE)
+        case _:
+            why = outside_text(exc) or type(exc).__name__
+    return StoreError(
+        f"The database at {shown} cannot be reached: {why}.",
+        hint="See that host and port are right, and that the server runs and lets this machine in.",
+    )
 
 
 def translated(exc: Exception) -> StoreError:
     """Return the error of ours that says what the driver's says."""
     if isinstance(exc, asyncpg.PostgresError):
+        sqlstate = exc.sqlstate if re.fullmatch("[0-9A-Z]{5}", exc.sqlstate or "") else None
         return StoreError(
-            f"The database answered: {exc.args[0] if exc.args else type(exc).__name__} ({exc.sqlstate}).",
-            sqlstate=exc.sqlstate,
+            f"The database answered: {_message(exc)} ({sqlstate}).",
+            sqlstate=sqlstate,
             constraint=getattr(exc, "constraint_name", None),
-            hint=hint(exc.sqlstate),
+            hint=hint(sqlstate),
         )
-    return StoreError(f"The connection to the database broke: {str(exc) or type(exc).__name__}")
+    return StoreError(f"The connection to the database broke: {outside_text(exc) or type(exc).__name__}")
 
 
-def _hide_passwords(url: str) -> None:
-    """Keep the passwords out of the logs, as they are written in the URL and as they are meant."""
-    text = driver_url(url)
-    found = [match[2] for pattern in (_USERINFO, _SECRET_PARAMETER) for match in pattern.finditer(text)]
-    for password in found:
-        hide(password)
-        hide(unquote(password))
+def _message(exc: asyncpg.PostgresError) -> str:
+    """Return what the server said, without its details: these may quote rows."""
+    return outside_text(exc.args[0]) if exc.args else type(exc).__name__

@@ -16,6 +16,7 @@ import asyncpg
 from ingestor.chart.series import Bar
 from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
+from ingestor.redaction import outside_text
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
@@ -179,7 +180,7 @@ class Ledger:
             self.timezone,
             now,
             tuple(Day(*row) for row in days),
-            tuple(Gap(*row) for row in gaps),
+            tuple(Gap(day, since, until, outside_text(cause), status) for day, since, until, cause, status in gaps),
         )
 
     async def open_gaps(self) -> OpenGaps:

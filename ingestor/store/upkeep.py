@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ingestor.coverage.calendar import TradingSession, sessions
 from ingestor.errors import StoreError
 from ingestor.model import SECOND
+from ingestor.redaction import outside_text
 from ingestor.store import schema
 from ingestor.store.engine import create_engine
 from ingestor.store.judge import hint
@@ -35,7 +36,7 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         sqlstate = getattr(error.orig, "sqlstate", None)
         owner = f"{verb} as a role that owns the database, or has CREATE on it and owns what was made before."
         advice = owner if sqlstate == "42501" else hint(sqlstate)
-        raise StoreError(f"{failure}: {error.orig}.", sqlstate=sqlstate, hint=advice) from error
+        raise StoreError(f"{failure}: {outside_text(error.orig)}.", sqlstate=sqlstate, hint=advice) from error
     finally:
         await engine.dispose()
 

@@ -7,7 +7,6 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -18,8 +17,10 @@ from ingestor import __version__
 from ingestor.clock import Clock
 from ingestor.errors import StreamError
 from ingestor.model import EndReason, Micros
+from ingestor.redaction import outside_text
 from ingestor.stream.frames import frame_size, is_control, newest_pings, other_frames, whole_texts
 from ingestor.stream.protocol import MAX_MESSAGE_BYTES
+from ingestor.stream.proxy import proxy_for
 
 OPEN_TIMEOUT = 10.0
 """Seconds for DNS, TCP, TLS and the opening handshake together."""
@@ -237,7 +238,8 @@ class _Connect(connect):
 async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
     """Open a connection and close it at the end, at once if it was cut.
 
-    Raises what the library and the operating system raise; `ingestor.stream.judge` knows them.
+    Raises what the library and the operating system raise, and ConfigurationError for a proxy that can't be one;
+    `ingestor.stream.judge` knows them.
     """
     connection = await _Connect(
         url,
@@ -247,8 +249,7 @@ async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
         ping_interval=None,  # `keep_alive` does it, because it must know when each ping was sent
         max_size=MAX_MESSAGE_BYTES,
         user_agent_header=f"ingestor/{__version__}",
-        # Unencrypted is for this machine only, so it must not leave by a proxy of the environment either.
-        proxy=None if urlsplit(url).scheme == "ws" else True,
+        proxy=proxy_for(url),
     )
     assert isinstance(connection, FeedConnection)
     try:
@@ -293,7 +294,7 @@ def closing_error(connection: FeedConnection) -> StreamError:
             )
         if sent.code in {CloseCode.PROTOCOL_ERROR, CloseCode.INVALID_DATA}:
             return StreamError(
-                f"The server broke the WebSocket protocol: {sent.reason or 'no reason given'}.",
+                f"The server broke the WebSocket protocol: {outside_text(sent.reason) or 'no reason given'}.",
                 reason=EndReason.PROTOCOL_ERROR,
                 close_code=sent.code,
             )

@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus, InvalidURI, ProxyError
+from websockets.exceptions import (
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+    ProxyError,
+)
 
 from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import EndReason, Micros
+from ingestor.redaction import outside_text, system_words
 from ingestor.retry_after import retry_after
 from ingestor.stream.protocol import ServerError
 
@@ -75,22 +83,24 @@ def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911 - a
             return Pace.NEVER, f"{error} {_FATAL_REASONS[reason]}"
         case StreamError():
             return Pace.BACKOFF, str(error)
-        case ConfigurationError() | InvalidURI():
+        case ConfigurationError():
             return Pace.NEVER, str(error)
+        case InvalidURI() | InvalidProxy():
+            return Pace.NEVER, "INGESTOR_STREAM_URL or the proxy of the environment is no address that can be used."
         case InvalidStatus():
             return _judge_status(error.response.status_code)
         case ssl.SSLCertVerificationError() if error.verify_code != _CERTIFICATE_NOT_YET_VALID:
-            return Pace.NEVER, f"The server's certificate is not valid: {error.verify_message}."
+            return Pace.NEVER, f"The server's certificate is not valid: {outside_text(error.verify_message)}."
         case ProxyError() | InvalidMessage():
-            return Pace.BACKOFF, f"The connection was cut during the handshake: {error}."
+            return Pace.BACKOFF, f"The connection was cut during the handshake: {outside_text(error)}."
         case InvalidHandshake():
-            return Pace.NEVER, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {error}."
+            return Pace.NEVER, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {outside_text(error)}."
         case TimeoutError():
             return Pace.BACKOFF, "The server did not answer in time."
         case OSError():
-            return Pace.BACKOFF, f"The server cannot be reached: {error.strerror or error}."
+            return Pace.BACKOFF, f"The server cannot be reached: {system_words(error)}."
         case _:
-            return Pace.BACKOFF, f"The session failed: {type(error).__name__}: {error}"
+            return Pace.BACKOFF, f"The session failed: {type(error).__name__}: {outside_text(error)}"
 
 
 def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line a sign
@@ -98,7 +108,7 @@ def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line 
     match error:
         case StreamError():
             return str(error.reason)
-        case ConfigurationError() | InvalidURI():
+        case ConfigurationError() | InvalidURI() | InvalidProxy():
             return "configuration"
         case InvalidStatus():
             return f"http_{error.response.status_code // 100}xx"
@@ -130,7 +140,7 @@ def _judge_status(status: int) -> tuple[Pace, str]:
 
 def server_error(error: ServerError) -> StreamError:
     """Return the error behind a message of the server; the documented ones differ only in their text."""
-    text = error.text.lower()
+    text, shown = error.text.lower(), outside_text(error.text, limit=200)
     for reason, words in (
         (EndReason.STREAM_LIMIT, "stream limit"),
         (EndReason.NO_ACCESS, "no access"),
@@ -138,8 +148,8 @@ def server_error(error: ServerError) -> StreamError:
         (EndReason.NOT_AUTHORISED, "not authorized"),
     ):
         if words in text:
-            return StreamError(f"The server refused: {error.text[:200]!r}.", reason=reason)
-    return StreamError(f"The server reported an error: {error.text[:200]!r}.", reason=EndReason.SERVER_ERROR)
+            return StreamError(f"The server refused: '{shown}'.", reason=reason)
+    return StreamError(f"The server reported an error: '{shown}'.", reason=EndReason.SERVER_ERROR)
 
 
 def check_token(endpoint_host: str, token: str) -> None:

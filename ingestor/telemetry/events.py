@@ -17,8 +17,9 @@ from prometheus_client import Histogram
 
 from ingestor.clock import Clock, ClockDifference, SystemClock
 from ingestor.model import SECOND, Batch, Micros, Session, SessionEnd, Tally
+from ingestor.redaction import outside_text
 from ingestor.telemetry.history import History
-from ingestor.telemetry.readiness import Readiness
+from ingestor.telemetry.readiness import MOST_DETAIL, Readiness
 from ingestor.telemetry.rejections import RejectionRun
 
 _REPEAT_AFTER = 60.0  # seconds: the same trouble is said again only then
@@ -220,7 +221,7 @@ class Telemetry:
         """Log why a session ended, and count it."""
         self.counts.ends[end.reason] += 1
         if connection := self._connection(session):
-            connection.end, connection.detail = end, message
+            connection.end, connection.detail = end, outside_text(message, limit=MOST_DETAIL)
         if session.kind == "stream":
             self._stream_is("stopped" if end.reason == "stopped" else "connecting", message)
             self.readiness.fails("stream", message)
@@ -252,6 +253,7 @@ class Telemetry:
 
     def _stream_is(self, state: StreamState, detail: str = "", *, retry_at: Micros | None = None) -> None:
         since = self.stream.since if state == self.stream.state else self._clock.wall()
+        detail = outside_text(detail, limit=MOST_DETAIL)
         self.stream = replace(self.stream, state=state, since=since, detail=detail, retry_at=retry_at)
 
     def _connection(self, session: Session) -> Connection | None:

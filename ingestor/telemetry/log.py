@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import sys
 import time
@@ -16,28 +15,13 @@ from typing import Any, Literal, TextIO, cast
 
 import structlog
 
+from ingestor.redaction import outside_text, redact_values
+
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 BURST = 20
 WINDOW = 60.0
 """Of one event at most so many lines in so many seconds; the rest is counted."""
-
-_SHORTEST_SECRET = 4
-
-_secrets: set[str] = set()
-
-
-def hide(secret: str) -> None:
-    """Keep a secret out of every log line from now on. One too short to be one would garble every line."""
-    if len(secret) >= _SHORTEST_SECRET:
-        _secrets.update({secret, json.dumps(secret, ensure_ascii=False)[1:-1]})  # as it is, and as JSON quotes it
-
-
-def scrub(text: str) -> str:
-    """Return text without the secrets that were registered."""
-    for secret in _secrets:
-        text = text.replace(secret, "[hidden]")
-    return text
 
 
 class _Lenient:
@@ -84,6 +68,9 @@ class FloodLimit:
         return [(name, count) for name, count in found if count > 0]
 
 
+MOST_DETAIL = 2000
+"""Characters of a library's text that are logged."""
+
 _limit = FloodLimit()
 
 
@@ -110,7 +97,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     )
 
     def renderer(logger: Any, method: str, event: Any) -> str:
-        return scrub(render(logger, method, event))  # the whole line: a secret may be deep within a fact
+        return str(render(logger, method, {**redact_values(event, keys=True), **_own(event)}))
 
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -137,6 +124,11 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     _take_in_libraries(shared, renderer, limit)
 
 
+def _own(event: Any) -> Any:
+    """Return those facts of a line that are ours alone, whatever a password is."""
+    return {name: event[name] for name in ("timestamp", "level") if name in event}
+
+
 def _take_in_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> None:
     """Let the warnings of the libraries, which come by Python's own `logging`, look like our lines."""
     handler = logging.StreamHandler(sys.stderr)
@@ -155,7 +147,13 @@ def _name_library(_: Any, __: str, event: Any) -> Any:
     """Make of a library's free text a fact of an event with a constant name."""
     record = event["_record"]
     left_out = {"left_out": record.left_out} if record.left_out else {}
-    return {**event, "event": "library", "library": record.name, "detail": event["event"], **left_out}
+    return {
+        **event,
+        "event": "library",
+        "library": record.name,
+        "detail": outside_text(event["event"], limit=MOST_DETAIL),
+        **left_out,
+    }
 
 
 def _admits(limit: FloodLimit, record: logging.LogRecord) -> bool:

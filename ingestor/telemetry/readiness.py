@@ -7,9 +7,13 @@ from typing import Literal, TypeAlias, get_args
 
 from ingestor.clock import Clock
 from ingestor.model import Micros
+from ingestor.redaction import outside_text
 
 Check: TypeAlias = Literal["stream", "database", "spool"]
 CHECKS: tuple[Check, ...] = get_args(Check)
+
+MOST_DETAIL = 1000
+"""Characters of a reason: one of the server's with words of ours around it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Readiness:
         """Note that a check fails; what counts is since when it has done so without a break."""
         known = self._failing.get(check)
         begun = known.since if known else since if since is not None else self._clock.wall()
-        self._failing[check] = Problem(check, begun, detail)
+        self._failing[check] = Problem(check, begun, outside_text(detail, limit=MOST_DETAIL))
 
     def passes(self, check: Check) -> None:
         """Note that a check passes."""

@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingestor.chart.palette import palette
+from ingestor.redaction import redact_values
 from ingestor.web.hosts import HostCheck, Hosts
 
 EVERY = 1.0
@@ -111,7 +112,7 @@ class _Pages:
         """
         readiness = self._source.readiness()
         shown = readiness if self._hosts.accept(request.scope) else {"ready": readiness["ready"]}
-        return JSONResponse(shown, status_code=200 if readiness["ready"] else 503)
+        return JSONResponse(redact_values(shown), status_code=200 if readiness["ready"] else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Tell everything that is counted, in the format that the scraper asks for."""
@@ -120,7 +121,7 @@ class _Pages:
 
     async def status(self, _: Request) -> Response:
         """Tell what the page shows."""
-        return JSONResponse(self._source.status())
+        return JSONResponse(redact_values(self._source.status()))
 
     async def events(self, _: Request) -> Response:
         """Tell the same, again and again."""
@@ -144,7 +145,8 @@ class _Pages:
         """Return the event of this moment, made once for all who watch."""
         now = asyncio.get_running_loop().time()
         if now - self._event_made_at >= EVERY / 2:
-            self._event = f"data: {json.dumps(self._source.status(), separators=(',', ':'))}\n\n"
+            status = redact_values(self._source.status())
+            self._event = f"data: {json.dumps(status, separators=(',', ':'))}\n\n"
             self._event_made_at = now
         return self._event
 

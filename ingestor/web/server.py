@@ -16,6 +16,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ingestor.errors import ConfigurationError
+from ingestor.redaction import system_words
 from ingestor.web.visitor import Visitor
 
 WAITING = 1024
@@ -101,7 +102,7 @@ class HttpServer:
                 "Choose another one."
             )
         what = "INGESTOR_HTTP_PORT" if error.errno == errno.EACCES else "INGESTOR_HTTP_HOST"
-        return f"{what}: {self._host}:{self._port} cannot be listened on: {error.strerror or error}."
+        return f"{what}: {self._host}:{self._port} cannot be listened on: {system_words(error)}."
 
     @property
     def is_bound(self) -> bool:

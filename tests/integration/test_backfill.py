@@ -18,7 +18,7 @@ from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
 from ingestor.simulator.server import TOKEN
 from ingestor.store.ledger import Bounds, Ledger, Listing, MinuteBar, Outcome, Piece
-from ingestor.telemetry.log import hide
+from ingestor.redaction import register_secret
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
@@ -277,7 +277,7 @@ async def test_errors_without_secrets(writer_url: str, database: str) -> None:
     await heard(database, BEGINS - MINUTE, at(100))
     await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
-    hide(TOKEN)
+    register_secret(TOKEN)
     async with scripted(lambda _: answer({"data": [], "interval": TOKEN[:10]})) as server:
         await fill(writer_url, server.url)
     ((error,),) = await query(database, "SELECT error FROM ingest.backfills WHERE symbol = 'A.NZ'")

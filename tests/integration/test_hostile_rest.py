@@ -18,7 +18,7 @@ from ingestor.backfill.answers import MAX_VALUES
 from ingestor.backfill.client import MAX_ANSWER, SourceError
 from ingestor.model import SECOND
 from ingestor.simulator.server import TOKEN
-from ingestor.telemetry.log import hide
+from ingestor.redaction import register_secret
 from tests.clocks import ManualClock
 from tests.integration.test_rest_client import MINUTE, START, bar, bars, client, minutes
 from tests.rest import Asked, Endless, Reply, answer, scripted
@@ -118,7 +118,7 @@ async def test_a_body_without_end(reply: Reply) -> None:
 async def test_frames_that_are_broken(reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers without end, lengths and chunks that lie: no answer, and an error that is short and without secrets."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
-    hide(TOKEN)
+    register_secret(TOKEN)
     async with scripted(lambda _: reply) as server:
         with pytest.raises(SourceError) as caught:
             await minutes(server.url)

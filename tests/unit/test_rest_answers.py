@@ -19,7 +19,7 @@ from ingestor.backfill.answers import (
 from ingestor.backfill.bars import Bars, Question, parse_bars
 from ingestor.backfill.listing import Instruments, parse_instruments
 from ingestor.store.ledger import Listing, MinuteBar
-from ingestor.telemetry.log import hide
+from ingestor.redaction import register_secret
 
 ZONE = ZoneInfo("Pacific/Auckland")
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)  # 10:00 in Auckland
@@ -307,7 +307,7 @@ def test_faults_in_words() -> None:
         "6 of 1,020 records are wrong: a negative volume (record 0, record 1, record 2 and 2 more); no open (x)"
     )
     assert summarize([], 3) == ""
-    hide("pk_0123456789abcdefgh")
+    register_secret("pk_0123456789abcdefgh")
     assert shown("a\0b\n\ud800 pk_0123456789abcdefgh", 17) == "a?b?? [hidden]"
     assert shown("x" * 39 + "pk_0123456789abcdefgh") == "x" * 39 + "["
 
