@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import os
 import subprocess
 import sys
+from unittest.mock import patch
+
+from ingestor import cli
 
 
 async def ingestor(*arguments: str, **environment: str) -> tuple[int, str, str]:
@@ -28,3 +33,22 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def ingestor_here(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run a command within this process, for tests of many; return the same. `environment` is added as it is."""
+    output, errors = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, environment),
+        patch.object(sys, "argv", ["ingestor", *arguments]),
+        patch.object(cli, "redact_tracebacks"),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+        else:
+            status = 0
+    return status, output.getvalue(), errors.getvalue()

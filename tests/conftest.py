@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestor import redaction
 from ingestor.coverage.calendar import xnze
 from ingestor.service import maintain, writer
 from ingestor.settings import load
@@ -28,6 +29,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("INGESTOR_SPOOL_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("INGESTOR_HTTP_PORT", "0")
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secrets that a test registers end with it."""
+    monkeypatch.setattr(redaction, "_registry", redaction.Registry())
 
 
 @pytest.fixture

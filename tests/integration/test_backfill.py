@@ -16,9 +16,9 @@ from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
+from ingestor.redaction import register_secret
 from ingestor.simulator.server import TOKEN
 from ingestor.store.ledger import Bounds, Ledger, Listing, MinuteBar, Outcome, Piece
-from ingestor.redaction import register_secret
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
@@ -278,7 +278,7 @@ async def test_errors_without_secrets(writer_url: str, database: str) -> None:
     await heard(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     register_secret(TOKEN)
-    async with scripted(lambda _: answer({"data": [], "interval": TOKEN[:10]})) as server:
+    async with scripted(lambda _: answer({"data": [], "interval": TOKEN})) as server:
         await fill(writer_url, server.url)
     ((error,),) = await query(database, "SELECT error FROM ingest.backfills WHERE symbol = 'A.NZ'")
     assert "interval" in error

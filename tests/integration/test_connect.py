@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from ingestor.embedded import EmbeddedServer
 from ingestor.errors import StoreError
-from ingestor.store.connect import connect, each_host, redact
+from ingestor.store.connect import connect
 from ingestor.store.engine import create_engine
 from tests.proxy import pump
 from tests.servers import TestServer, with_parts
@@ -160,25 +160,6 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
         listener.close()
 
 
-@pytest.mark.parametrize(
-    ("url", "each"),
-    [
-        ("postgresql://u:p@a:1,[::1]:2/d?x=y", ["postgresql://u:p@a:1/d?x=y", "postgresql://u:p@[::1]:2/d?x=y"]),
-        (
-            "postgresql:///d?host=a,b&port=1,2",
-            ["postgresql:///d?host=a&port=1", "postgresql:///d?host=b&port=2"],
-        ),
-        ("postgresql:///d?host=a,b&port=1", ["postgresql:///d?host=a&port=1", "postgresql:///d?host=b&port=1"]),
-        ("postgresql:///d?host=a,b", ["postgresql:///d?host=a", "postgresql:///d?host=b"]),
-        ("postgresql:///d?host=a,b&port=1,2,3", ["postgresql:///d?host=a,b&port=1,2,3"]),
-        ("postgresql://h/d", ["postgresql://h/d"]),
-    ],
-)
-def test_each_host(url: str, each: list[str]) -> None:
-    """A URL is parted by its hosts, in either place, and keeps everything else."""
-    assert each_host(url) == each
-
-
 async def test_the_host_that_takes_writes() -> None:
     """Of several hosts the one that is not read-only is found, wherever it stands; if there is none, that is said."""
     with EmbeddedServer(settings={"default_transaction_read_only": "on"}) as one, EmbeddedServer() as two:
@@ -265,21 +246,3 @@ async def test_errors_hold_no_piece_of_a_password(password: str) -> None:
     for error in await fails(f"postgresql://someone:{password}@127.0.0.1:1/x"):
         assert "hunt" not in everything(error)
         assert "er2" not in everything(error)
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("postgresql://u:secret@h:5/d", "postgresql://u:[hidden]@h:5/d"),
-        ("postgres://u:s/e#c?r@et@h1:1,h2:2/d", "postgresql://u:[hidden]@h1:1,h2:2/d"),
-        (
-            "postgresql://u@h/d?sslmode=require&password=secret&x=1",
-            "postgresql://u@h/d?sslmode=require&password=[hidden]&x=1",
-        ),
-        ("postgresql:///d?host=/run/postgresql", "postgresql:///d?host=/run/postgresql"),
-        ("postgresql://h:5/d", "postgresql://h:5/d"),
-    ],
-)
-def test_redact(url: str, shown: str) -> None:
-    """A password does not show, however badly the URL is written."""
-    assert redact(url) == shown

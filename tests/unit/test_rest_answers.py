@@ -308,8 +308,9 @@ def test_faults_in_words() -> None:
     )
     assert summarize([], 3) == ""
     register_secret("pk_0123456789abcdefgh")
-    assert shown("a\0b\n\ud800 pk_0123456789abcdefgh", 17) == "a?b?? [hidden]"
-    assert shown("x" * 39 + "pk_0123456789abcdefgh") == "x" * 39 + "["
+    assert shown("a\0b\n\ud800 pk_0123456789abcdefgh").isprintable()
+    assert "pk_" not in shown("x" * 39 + "pk_0123456789abcdefgh")
+    assert len(shown("x" * 100_000)) <= 41
 
 
 def listing(*records: Any, **fields: Any) -> Instruments:

@@ -85,24 +85,6 @@ def test_a_problem_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str
     assert caught.value.exit_code == 78
 
 
-@pytest.mark.parametrize(
-    ("url", "broken"),
-    [
-        ("postgresql://u:a/b@h/d", True),
-        ("postgresql://u:a?b@h/d", True),
-        ("postgresql://u:a#b@h/d", True),
-        ("postgresql://u:a%2Fb@h/d", False),
-        ("postgresql://u:a@b@h/d?x=y@z", False),
-        ("postgresql://h:5432/d?user=a@b", False),
-        ("postgresql://h1:1,h2:2,[::1]:3/d?user=a@b", False),
-        ("postgresql:///d?host=/tmp&user=a@b", False),
-    ],
-)
-def test_unencoded_passwords(url: str, broken: bool) -> None:
-    """A password that makes the address end within it is found, and nothing else is taken for one."""
-    assert settings.has_unencoded_password(url) is broken
-
-
 def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """All problems at once, one line for each."""
     monkeypatch.setenv("INGESTOR_HEARTBEAT", "x")

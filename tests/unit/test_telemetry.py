@@ -9,24 +9,23 @@ import pytest
 import structlog
 
 from ingestor.model import SECOND, Batch, EndReason, Session, SessionEnd, Tally
-from ingestor.telemetry import log
+from ingestor.redaction import register_secret
 from ingestor.telemetry.events import Telemetry
-from ingestor.telemetry.log import configure, hide
+from ingestor.telemetry.log import configure
 from tests.clocks import ManualClock
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
 
 
 @pytest.fixture(autouse=True)
-def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(log, "_secrets", set())
+def _own_log() -> Iterator[None]:
     yield
     structlog.reset_defaults()
 
 
 def test_secrets_are_scrubbed(capsys: pytest.CaptureFixture[str]) -> None:
     """A registered secret reaches no log line, also not in the text of an error or its traceback."""
-    hide("tk_secret")
+    register_secret("tk_secret")
     configure("debug", "json")
     Telemetry().reconnecting("the server said tk_secret", 1.0, cause="closed", loud=True)
     try:
