@@ -17,8 +17,8 @@ from ingestor.backfill import client as module
 from ingestor.backfill.answers import MAX_VALUES
 from ingestor.backfill.client import MAX_ANSWER, SourceError
 from ingestor.model import SECOND
-from ingestor.simulator.server import TOKEN
 from ingestor.redaction import register_secret
+from ingestor.simulator.server import TOKEN
 from tests.clocks import ManualClock
 from tests.integration.test_rest_client import MINUTE, START, bar, bars, client, minutes
 from tests.rest import Asked, Endless, Reply, answer, scripted

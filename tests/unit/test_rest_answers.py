@@ -18,8 +18,8 @@ from ingestor.backfill.answers import (
 )
 from ingestor.backfill.bars import Bars, Question, parse_bars
 from ingestor.backfill.listing import Instruments, parse_instruments
-from ingestor.store.ledger import Listing, MinuteBar
 from ingestor.redaction import register_secret
+from ingestor.store.ledger import Listing, MinuteBar
 
 ZONE = ZoneInfo("Pacific/Auckland")
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)  # 10:00 in Auckland
