@@ -68,7 +68,7 @@ def handled(ignored: Callable[[str], None]) -> Iterator[StopRequest]:
     finally:
         for number in taken:
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+            signal.signal(number, before[number] or signal.SIG_DFL)  # None: a handler that is not Python's
 
 
 def _name(number: int) -> str:

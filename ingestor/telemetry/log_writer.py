@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -49,8 +50,13 @@ class LogWriter:
             self._size += len(lines)
             self._changed.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-                self._thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be had now; the next line tries again
+            thread.start()
+            self._thread = thread
 
     def drain(self, seconds: float) -> None:
         """Wait until all lines are written, but no longer than `seconds`."""

@@ -44,10 +44,10 @@ class Limits:
     def accepted_at_once(self) -> int:
         """How many connections are accepted in one turn of the loop.
 
-        These are fewer than may be open: a burst cannot push out its own first ones before their requests are read, and
-        cannot take all descriptors.
+        Until the request of one is read, the loop may have accepted four times as many. They must fit among the open
+        ones, or a burst would push out its own first ones unread; and they must not take all descriptors.
         """
-        return max(1, self.connections // 2)
+        return max(1, self.connections // 8)
 
     def within(self, descriptors: int) -> Limits:
         """Return the same limits for a process that may have so many descriptors: a quarter is for visitors."""

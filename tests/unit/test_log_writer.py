@@ -134,6 +134,20 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(pipe: tuple[int, 
     assert (tmp_path / "log").read_bytes().startswith(b"\nnext\n")
 
 
+def test_a_process_that_gets_no_thread_goes_on(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lines wait for the next one that gets a thread."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    writer = LogWriter(pipe[1])
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        writer.write(line(0))
+    writer.write(line(1))
+    assert read(pipe[0], line(1)) == [line(0), line(1)]
+
+
 def test_drain_does_not_wait_for_a_reader_that_never_reads(pipe: tuple[int, int]) -> None:
     writer = LogWriter(pipe[1])
     for number in range(100):
