@@ -1,6 +1,6 @@
-"""Decides whether a request is meant for this server, by the name that the visitor knows it by.
+"""Decides whether a request is meant for this server, by the host name that the client asks for.
 
-A page on the internet can let its own name lead to 127.0.0.1, and so read through its visitor's browser what only that
+A page on the internet can let its own name lead to 127.0.0.1, and so read through a browser there what only that
 machine may read (DNS rebinding). Its requests carry that name in `Host`.
 """
 

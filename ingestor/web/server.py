@@ -17,13 +17,13 @@ from starlette.applications import Starlette
 
 from ingestor.errors import ConfigurationError
 from ingestor.redaction import system_words
-from ingestor.web.visitor import Visitor
+from ingestor.web.connection import ClientConnection
 
 WAITING = 1024
 """Connections that may wait to be accepted. One beyond them, maybe a probe, tries again a second later."""
 
 SEND_BUFFER = 65_536
-"""Bytes that the kernel takes for a visitor who does not read (it doubles them); its default would be megabytes."""
+"""Bytes that the kernel takes for a client that does not read (it doubles them); its default would be megabytes."""
 
 CLOSE_TIMEOUT = 1
 """Seconds for answers under way when the server stops."""
@@ -31,14 +31,14 @@ CLOSE_TIMEOUT = 1
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of what visitors may take from the recorder.
+    """Bounds of what clients may take from the recorder.
 
-    `connections` are open at the same time; `patience` is how long, in seconds, one may keep us waiting: for its
+    `connections` are open at the same time; `timeout` is how long, in seconds, one may keep us waiting: for its
     request, or for its reading of an answer.
     """
 
     connections: int = 128
-    patience: float = 10.0
+    timeout: float = 10.0
 
     @property
     def accepted_at_once(self) -> int:
@@ -50,10 +50,10 @@ class Limits:
         return max(1, self.connections // 8)
 
     def within(self, descriptors: int) -> Limits:
-        """Return the same limits for a process that may have so many descriptors: a quarter is for visitors."""
+        """Return the same limits for a process that may have so many descriptors: a quarter is for clients."""
         if descriptors == resource.RLIM_INFINITY:
             return self
-        return Limits(max(1, min(self.connections, descriptors // 4)), self.patience)
+        return Limits(max(1, min(self.connections, descriptors // 4)), self.timeout)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -119,10 +119,12 @@ class HttpServer:
     async def serve(self, app: Starlette) -> None:
         """Answer, until `stop`."""
         assert self._socket is not None
-        visitor: Any = functools.partial(Visitor, most=self._limits.connections, patience=self._limits.patience)
+        connection: Any = functools.partial(
+            ClientConnection, most=self._limits.connections, timeout=self._limits.timeout
+        )
         config = uvicorn.Config(
             app,
-            http=cast("type[asyncio.Protocol]", visitor),
+            http=cast("type[asyncio.Protocol]", connection),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -84,7 +84,7 @@ async def test_visitors_that_never_read_leave_room_for_probes() -> None:
         b"GET / HTTP/1.1\r\nX-",
         b"",
     ]
-    async with serving(Limits(patience=3600)) as url, mute(url, *kinds * 50), client(url) as probe:
+    async with serving(Limits(timeout=3600)) as url, mute(url, *kinds * 50), client(url) as probe:
         for _ in range(3):
             assert (await probe.get("/healthz")).status_code == 200
             assert (await probe.get("/readyz", headers={"Connection": "close"})).status_code == 503
@@ -101,7 +101,7 @@ async def test_visitors_that_keep_us_waiting_are_put_out(monkeypatch: pytest.Mon
         GET % b"/status" * 500,
         GET % b"/events",
     ]
-    async with serving(Limits(patience=0.2)) as url, mute(url, *kinds) as visitors, asyncio.timeout(60):
+    async with serving(Limits(timeout=0.2)) as url, mute(url, *kinds) as visitors, asyncio.timeout(60):
         while not all(map(is_cut, visitors)):
             for visitor in visitors:
                 with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -113,7 +113,7 @@ async def test_a_watcher_that_never_reads_leaves_its_place(monkeypatch: pytest.M
     """To a page that does."""
     monkeypatch.setattr(app, "EVERY", 0.002)
     monkeypatch.setattr(app, "MAX_WATCHERS", 1)
-    async with serving(Limits(patience=0.2)) as url, client(url) as page:
+    async with serving(Limits(timeout=0.2)) as url, client(url) as page:
         async with mute(url, GET % b"/events"), asyncio.timeout(60):
             while True:
                 async with page.stream("GET", "/events") as response:
@@ -132,7 +132,7 @@ async def test_a_visitor_that_reads_gets_everything() -> None:
 
 async def test_who_comes_when_it_is_full_takes_the_place_of_who_waits_longest() -> None:
     """Not that of a page that is being looked at, unless there are only such pages."""
-    async with serving(Limits(connections=3, patience=3600)) as url, client(url) as page:
+    async with serving(Limits(connections=3, timeout=3600)) as url, client(url) as page:
         async with page.stream("GET", "/events") as response:
             events = response.aiter_lines()
             await anext(events)
@@ -153,7 +153,7 @@ async def test_who_comes_when_it_is_full_takes_the_place_of_who_waits_longest() 
 async def test_connections_that_are_opened_and_left() -> None:
     """They take no more descriptors than they may."""
     before = len(list(Path("/proc/self/fd").iterdir()))
-    async with serving(Limits(connections=20, patience=3600)) as url, client(url) as probe:
+    async with serving(Limits(connections=20, timeout=3600)) as url, client(url) as probe:
         address = urlsplit(url)
         for _ in range(400):
             visitor = socket.socket()
@@ -168,7 +168,7 @@ async def test_connections_that_are_opened_and_left() -> None:
 def test_a_process_with_few_descriptors_has_fewer_visitors() -> None:
     """The recorder needs the others."""
     assert Limits().within(1024) == Limits()
-    assert Limits(patience=1).within(64) == Limits(connections=16, patience=1)
+    assert Limits(timeout=1).within(64) == Limits(connections=16, timeout=1)
     assert Limits().within(3).connections == Limits().within(3).accepted_at_once == 1
     assert Limits().within(-1) == Limits()
 
@@ -185,7 +185,7 @@ async def test_a_request_that_is_broken_in_the_middle_of_an_answer(caplog: pytes
 
 async def test_the_stop_does_not_wait_for_who_never_reads(caplog: pytest.LogCaptureFixture) -> None:
     """Nor does it complain."""
-    async with serving(Limits(patience=3600)) as url, mute(url, GET % b"/status" * 500):
+    async with serving(Limits(timeout=3600)) as url, mute(url, GET % b"/status" * 500):
         await asyncio.sleep(0.1)
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 

@@ -20,8 +20,8 @@ MAX_HEAD_BYTES = 16_384
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Visitor(H11Protocol):
-    """A connection that is aborted when it keeps us waiting longer than `patience` seconds.
+class ClientConnection(H11Protocol):
+    """A connection that is aborted when it keeps us waiting longer than `timeout` seconds.
 
     We wait for its request: after its begin, and after each answer, whatever it sends meanwhile. And we wait for its
     reading, from when the kernel takes no more of an answer until it has taken all of it. When there are more than
@@ -29,10 +29,10 @@ class Visitor(H11Protocol):
     probe, which asks at once, is the last to go.
     """
 
-    def __init__(self, *, most: int, patience: float, **options: Any) -> None:
+    def __init__(self, *, most: int, timeout: float, **options: Any) -> None:
         super().__init__(**options)
         self._most = most
-        self._patience = patience
+        self._timeout = timeout
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
 
@@ -101,7 +101,7 @@ class Visitor(H11Protocol):
 
     def _wait(self) -> None:
         self._stop_waiting()
-        self._timer = self.loop.call_later(self._patience, self._abort)
+        self._timer = self.loop.call_later(self._timeout, self._abort)
 
     def _stop_waiting(self) -> None:
         self._since = self.loop.time()
@@ -116,7 +116,7 @@ class Visitor(H11Protocol):
         self.transport.abort()
 
     def _make_room(self) -> None:
-        others = (each for each in self.connections if isinstance(each, Visitor) and each is not self)
+        others = (each for each in self.connections if isinstance(each, ClientConnection) and each is not self)
         oldest = min(others, key=lambda each: (each._timer is None, each._since))  # noqa: SLF001 - of the same class
         self.connections.discard(oldest)  # now, and not when its end is noticed: another one may come before
         oldest._abort()  # noqa: SLF001
