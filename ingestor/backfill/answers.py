@@ -72,9 +72,9 @@ def _lenient_fields_of(body: bytes, error: Exception) -> dict[str, Any]:
     try:
         fields = json.loads(body.decode("utf-8-sig", "surrogateescape"), parse_int=_integer)
     except (ValueError, RecursionError):
-        raise UnreadableAnswerError(f"an answer that is no JSON ({error})") from None
+        raise UnreadableAnswerError(f"an answer that is no JSON ({outside_text(error)})") from None
     if not isinstance(fields, dict):
-        raise UnreadableAnswerError(f"an answer that is no object ({error})")
+        raise UnreadableAnswerError(f"an answer that is no object ({outside_text(error)})")
     return fields
 
 
@@ -90,7 +90,7 @@ def read(value: Any, kind: type[_T]) -> _T:
             return msgspec.json.decode(value, type=kind, strict=False)
         return msgspec.convert(value, type=kind, strict=False)
     except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
-        raise WrongValueError(str(error)) from None
+        raise WrongValueError(outside_text(error)) from None
 
 
 def read_field(fields: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
@@ -98,7 +98,7 @@ def read_field(fields: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
     try:
         return read(fields[name], kind | None) if name in fields else None  # type: ignore[arg-type]
     except WrongValueError as error:
-        raise UnreadableAnswerError(f"the field {name} ({error})") from None
+        raise UnreadableAnswerError(f"the field {name} ({outside_text(error)})") from None
 
 
 def records_of(fields: dict[str, Any], noun: str) -> list[Any]:

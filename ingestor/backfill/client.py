@@ -169,7 +169,7 @@ class RestClient:
         except TimeoutError:
             raise _TransientError("no complete answer in time") from None
         except httpx.HTTPError as error:
-            text = outside_text(f"{type(error).__name__}: {error}", limit=MAX_ERROR)
+            text = f"{type(error).__name__}: {outside_text(error, limit=MAX_ERROR)}"
             raise _TransientError(f"no complete answer ({text})") from error
         return bytes(body)
 

@@ -234,7 +234,7 @@ class Spool:
         try:
             return self._decode(body)
         except Exception as error:  # its checksum is right: another version wrote it, or our reading is wrong
-            raise FileDamagedError(f"a batch cannot be read: {error}") from error
+            raise FileDamagedError(f"a batch cannot be read: {outside_text(error)}") from error
 
     def _commit(self, change: Callable[[sqlite3.Connection, QueueState], QueueState]) -> None:
         """Commit a change, or nothing of it."""
@@ -390,7 +390,9 @@ class Spool:
             # Renamed before it is closed: closing would merge the log into the file and remove it.
             spool_file.rename(self.path, target)
         except OSError as error:
-            raise SpoolUnavailableError(f"The spool {self.path} is damaged ({why}) and stays so: {error}.") from error
+            raise SpoolUnavailableError(
+                f"The spool {self.path} is damaged ({why}) and stays so: {outside_text(error)}."
+            ) from error
         finally:
             self._disconnect()
         self._watermark.clear()

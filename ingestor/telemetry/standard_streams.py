@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 from ingestor.telemetry.log_writer import LogWriter
 
@@ -43,8 +44,11 @@ def never_block(report: Callable[[int], None] | None = None) -> None:
     """Let no write to standard output or error hold up this process: a thread writes, and drops what nobody reads.
 
     This is for processes that must go on. A command whose output is its purpose waits for its reader instead. When the
-    process ends, the lines that still wait are written, for up to `EXIT_SECONDS`. `report` is that of `LogWriter`.
+    process ends, the lines that still wait are written, for up to `EXIT_SECONDS`. `report` is that of `LogWriter`. If the
+    two streams were replaced by a caller, they are left as they are.
     """
+    if not (_is_descriptor(sys.stdout, 1) and _is_descriptor(sys.stderr, 2)):
+        return
     writers = {1: LogWriter(1, report=report)}
     # Where both are the same file, one thread writes both, so that the order of the lines is kept.
     writers[2] = writers[1] if os.path.sameopenfile(1, 2) else LogWriter(2, report=report)
@@ -55,6 +59,13 @@ def never_block(report: Callable[[int], None] | None = None) -> None:
     # Or a terminal with `stty tostop` would stop a background job that writes to it.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     _unblock_faulthandler()
+
+
+def _is_descriptor(stream: TextIO, descriptor: int) -> bool:
+    try:
+        return stream.fileno() == descriptor
+    except OSError:  # a text in memory has none
+        return False
 
 
 def lines_dropped() -> int:

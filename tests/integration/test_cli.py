@@ -163,6 +163,7 @@ async def test_check(writer_url: str, empty_database: str) -> None:
             "endpoint",
             "disk",
             "database",
+            "clock",
             "schema",
             "agreement",
             "calendar",

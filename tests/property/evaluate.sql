@@ -28,7 +28,7 @@ BEGIN
     INSERT INTO ingest.trading_sessions SELECT 'XNZE', (row ->> 0)::date, pg_temp.instant((row ->> 1)::bigint),
         pg_temp.instant((row ->> 2)::bigint) FROM jsonb_array_elements(world -> 'calendar') AS row;
     INSERT INTO ingest.stream_sessions (id, instance, endpoint, kind, connected_at, authenticated_at, covered_until,
-        last_message_at, last_seen_at, ended_at, end_reason)
+        last_tick_at, last_seen_at, ended_at, end_reason)
         SELECT (row ->> 0)::uuid, 'one', 'ws://x', row ->> 1, pg_temp.instant((row ->> 2)::bigint),
             pg_temp.instant((row ->> 3)::bigint), pg_temp.instant((row ->> 4)::bigint),
             pg_temp.instant((row ->> 5)::bigint), pg_temp.instant((row ->> 6)::bigint),
