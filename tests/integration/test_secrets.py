@@ -33,6 +33,7 @@ from ingestor.telemetry.log import configure
 from tests.commands import ingestor, ingestor_here, start
 from tests.recording import running
 from tests.servers import TestServer, query, with_parts
+from tests.sessions import BEGINS, ENDS, MINUTE, at, heard
 
 AZURE = "postgresql://user@server:Unmistakable-Qz9@127.0.0.1:1/db"
 HOSTILE = "Qz1@Qz2:Qz3 %Qz4'Qz5\"Qz6\\Qz7üQz8"
@@ -297,3 +298,19 @@ async def test_an_error_that_nobody_foresaw(tmp_path: Path) -> None:
     assert process.returncode == 70
     assert b"who knows postgresql://user@server:[hidden]@127.0.0.1:1/db" in errors
     assert b"Qz9" not in output + errors
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv", "html"])
+async def test_a_reason_with_a_secret(database: str, form: str) -> None:
+    """A cause that an operator has put on record is redacted and visible in each form of the report."""
+    await heard(database, BEGINS - MINUTE, at(100))
+    await heard(database, at(102), ENDS + MINUTE)
+    reason = 'outage,\x1b[31m see tk_Qz1"Qz2'
+    settings = {"INGESTOR_DATABASE_URL": database, "INGESTOR_TOKEN": 'tk_Qz1"Qz2'}
+    day = ("--since", "2026-11-20", "--until", "2026-11-21")
+    arguments = ("gaps", *day, "--format", form, "--excuse", at(100).isoformat(), at(102).isoformat(), reason)
+    _, output, errors = await asyncio.to_thread(ingestor_here, *arguments, COLUMNS="300", **settings)
+    assert errors == ""
+    assert "[hidden]" in output
+    assert "Qz" not in output
+    assert "\x1b[31m" not in output
