@@ -12,8 +12,13 @@ from ingestor.address import FORM, AddressError, DatabaseAddress, parse_database
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text, register_password_file, register_url, system_words
 from ingestor.store.judge import hint
+from ingestor.store.queries import QUERIES
 
 CONNECT_TIMEOUT = 10.0
+
+STARTUP = {"timezone": "UTC", "standard_conforming_strings": "on"}
+"""What our SQL takes for granted, and an administrator may have set otherwise for the role or the database; with
+`set_isolation` all of it. Only what a connection pooler knows may be given when connecting."""
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""
@@ -82,9 +87,14 @@ async def _connect(
         connection: asyncpg.Connection = await asyncpg.connect(
             address.driver_url,
             timeout=timeout,
-            server_settings={"application_name": application_name, "timezone": "UTC"},
+            server_settings={"application_name": application_name, **STARTUP},
             target_session_attrs=SessionAttribute.read_write if read_write else SessionAttribute.any,
         )
+        try:
+            await connection.execute(QUERIES["set_isolation"], timeout=timeout)
+        except BaseException:
+            connection.terminate()
+            raise
     except (ValueError, OverflowError, *DRIVER_ERRORS) as exc:
         return _refusal(exc, outside_text(address.shown))
     return connection

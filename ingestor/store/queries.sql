@@ -8,6 +8,11 @@ SELECT version_num FROM ingest.alembic_version
 -- The oldest ingestor that may write to this schema; null where any may.
 SELECT minimum_version FROM ingest.settings
 
+-- name: set_isolation
+-- Each statement must see what was committed while it waited for a lock. Not given when connecting, since a connection
+-- pooler knows few parameters.
+SELECT set_config('default_transaction_isolation', 'read committed', false)
+
 -- name: commit_for_sure
 -- A server that acknowledges before it has written would break the promise; anything stronger is left alone.
 SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
@@ -19,6 +24,11 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
     set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '60000', false),
     set_config('idle_in_transaction_session_timeout', '60000', false), set_config('lock_timeout', $1, false)
+
+-- name: lock_ticks
+-- Writers take turns: each holds this lock until its transaction ends, and takes it before every other lock. So two
+-- writers of the same ticks or sessions wait for each other and never in a circle. See docs/decisions/0019.
+SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
 
 -- name: lock_session
 -- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before.
@@ -80,7 +90,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS ticks_staged (LIKE market.ticks) ON COMMIT 
 TRUNCATE pg_temp.ticks_staged
 
 -- name: insert_staged
--- In the order of the key, so that two writers of the same ticks wait for each other and never in a circle.
+-- In the order of the key, which fills the pages of its index one after the other.
 INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
 SELECT time, received_at, price, volume, occurrence, symbol FROM pg_temp.ticks_staged
 ORDER BY symbol, time, price, volume, occurrence

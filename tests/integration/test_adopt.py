@@ -246,6 +246,26 @@ async def test_a_late_tick(partitioned: str) -> None:
     await assert_bars(partitioned)
 
 
+async def test_a_tick_of_the_last_moment(partitioned: str, timescale: TestServer) -> None:
+    """What is committed while the last step waits for the writer is copied, however isolated others are."""
+    name = partitioned.rpartition("/")[2]
+    await timescale.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    writer = await connect(partitioned)
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute("LOCK TABLE ingest.stream_sessions IN ROW EXCLUSIVE MODE")
+    await writer.execute("INSERT INTO market.ticks VALUES ($1, $1, 9.0, 1, 1, 'LAST.NZ')", MARCH)
+    adopting = asyncio.create_task(_adopted(partitioned))
+    async with asyncio.timeout(60):
+        while await query(partitioned, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
+            assert not adopting.done(), adopting.result()
+            await asyncio.sleep(0.01)
+    await transaction.commit()
+    await writer.close()
+    await adopting
+    assert await query(partitioned, "SELECT count(*) FROM market.ticks WHERE symbol = 'LAST.NZ'") == [(1,)]
+
+
 async def test_somebody_uses_the_table(partitioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long query ends the last step with a line that says what to do, and changes nothing."""
     monkeypatch.setattr(adopt_module, "LOCK_TIMEOUT", "200ms")

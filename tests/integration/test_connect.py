@@ -128,6 +128,28 @@ async def test_sslmode_with_tls(database: str, tmp_path: Path) -> None:
                 assert "certificate" in str(error).lower()
 
 
+async def test_what_an_administrator_has_set(database: str, server: TestServer) -> None:
+    """What our SQL takes for granted holds in both ways, whatever is set for the database."""
+    name = database.rpartition("/")[2]
+    expected = {
+        "transaction_isolation": "read committed",
+        "standard_conforming_strings": "on",
+        "TimeZone": "UTC",
+    }
+    await server.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    await server.run(f"ALTER DATABASE {name} SET standard_conforming_strings = off")
+    await server.run(f"ALTER DATABASE {name} SET timezone = 'Asia/Kathmandu'")
+    settings = ", ".join(f"current_setting('{each}')" for each in expected)
+    connection = await connect(database)
+    (row,) = await connection.fetch(f"SELECT {settings}")
+    assert tuple(row) == tuple(expected.values())
+    await connection.close()
+    engine = create_engine(database)
+    async with engine.begin() as alchemy:
+        assert tuple((await alchemy.execute(text(f"SELECT {settings}"))).one()) == tuple(expected.values())
+    await engine.dispose()
+
+
 async def test_several_hosts(database: str) -> None:
     """The first host that answers is taken."""
     parts = urlsplit(database)
