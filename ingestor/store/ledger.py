@@ -191,7 +191,7 @@ class Ledger:
 
     async def excuse(self, since: datetime, until: datetime, reason: str) -> None:
         """Put on record that the exchange itself did not trade."""
-        async with self._connection() as connection:
+        async with self._turn() as connection:
             await connection.execute(QUERIES["excuse"], since, until, reason)
 
     async def store_instruments(self, exchange: str, listed: Sequence[Listing], *, is_complete: bool = True) -> int:
@@ -201,7 +201,7 @@ class Ledger:
         then it rather is the answer that is short. Returns how many are kept for that reason.
         """
         rows = [(each.symbol, exchange, each.company_name, each.industry, each.uuid, each.active) for each in listed]
-        async with self._transaction() as connection:
+        async with self._turn() as connection:
             await connection.executemany(QUERIES["upsert_instrument"], rows)
             missing = await connection.fetchval(QUERIES["count_unlisted"], exchange, [row[0] for row in rows])
             is_short = missing > max(RETIRED_AT_ONCE, len(rows) // 10) or not rows or not is_complete
@@ -228,17 +228,17 @@ class Ledger:
 
     async def forget_needless(self) -> None:
         """Forget what was begun, is not settled, and has been heard after all."""
-        async with self._connection() as connection:
+        async with self._turn() as connection:
             await connection.execute(QUERIES["forget_needless"])
 
     async def begin(self, piece: Piece, symbols: Sequence[str]) -> None:
         """Put on record that a piece is to be filled, for all of these symbols."""
-        async with self._connection() as connection:
+        async with self._turn() as connection:
             await connection.execute(QUERIES["begin_backfill"], piece.started_at, piece.ended_at, list(symbols))
 
     async def give_up(self, piece: Piece, why: str) -> None:
         """Put on record that nothing can fill a piece."""
-        async with self._connection() as connection:
+        async with self._turn() as connection:
             await connection.execute(QUERIES["give_up_backfill"], piece.started_at, piece.ended_at, why)
 
     async def pending(self, since: datetime | None, until: datetime | None, *, due: bool = False) -> list[Begun]:
@@ -259,15 +259,13 @@ class Ledger:
 
     async def ask_again(self, piece: Piece) -> None:
         """Let the symbols of a piece that were given up be asked for once more."""
-        async with self._connection() as connection:
+        async with self._turn() as connection:
             await connection.execute(QUERIES["ask_again"], piece.started_at, piece.ended_at)
 
     async def settle(self, symbol: str, outcomes: Sequence[Outcome], bars: Iterable[MinuteBar]) -> None:
         """Store a symbol's bars and what came of its pieces, all or nothing. To do it again changes nothing."""
         rows = [(symbol, bar.time, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars]
-        async with self._transaction() as connection:
-            for each in outcomes:
-                await connection.execute(QUERIES["lock_backfill"], each.piece.started_at, each.piece.ended_at)
+        async with self._turn() as connection:
             if await connection.fetchval(QUERIES["current_label"]) != self.label:
                 raise IngestorError("The label of the bars was changed meanwhile (ingestor reconcile): run it again.")
             settled = 0
@@ -331,14 +329,14 @@ class Ledger:
     async def store_differences(self, day: date, symbols: Sequence[str], found: Sequence[Difference]) -> None:
         """Replace what was noted for these symbols and that day."""
         rows = [(day, each.symbol, each.time, each.kind, *_values(each.ours), *_values(each.theirs)) for each in found]
-        async with self._transaction() as connection:
+        async with self._turn() as connection:
             await connection.execute(QUERIES["forget_reconciliations"], day, list(symbols))
             await connection.executemany(QUERIES["note_difference"], rows)
 
     async def adopt(self, label: Label) -> None:
         """Take the provider's bars by another label from now on. What was fetched is moved, and asked for again."""
         shift = timedelta(minutes=-1 if label == "end" else 1)
-        async with self._transaction() as connection:
+        async with self._turn() as connection:
             for query, *arguments in (("adopt_label", label), ("shift_bars", shift), ("forget_backfills",)):
                 await connection.execute(QUERIES[query], *arguments)
         self.label = label
@@ -347,6 +345,13 @@ class Ledger:
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
         assert self._open is not None
         async with self._lock, self._open as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[asyncpg.Connection]:
+        """Begin a transaction that no other ledger of the database writes in at the same time."""
+        async with self._transaction() as connection:
+            await connection.execute(QUERIES["lock_ledger"])
             yield connection
 
     @contextlib.asynccontextmanager

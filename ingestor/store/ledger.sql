@@ -10,6 +10,11 @@ SELECT clock_timestamp()
 -- name: report_made_at
 SELECT now()
 
+-- name: lock_ledger
+-- Backfills and reconciliations take turns: each holds this lock until its transaction ends, and takes it before every
+-- other lock. So they never wait in a circle, and of two that settle the last two symbols of a gap one sees the other.
+SELECT pg_advisory_xact_lock(hashtext('ingest.backfills'))
+
 -- name: report_days
 -- $1 and $2: trading days, from the first up to but not including the second; null: no bound. $3, $4: the same as instants.
 SELECT c.trading_day, lower(t.span) AS started_at, upper(t.span) AS ended_at, c.trading_minutes::float8,
@@ -142,10 +147,6 @@ VALUES ($1, $2, interval '1 minute', $3, $4, $5, $6, $7, 'financefeast')
 ON CONFLICT (symbol, resolution, time) DO UPDATE SET open = excluded.open, high = excluded.high, low = excluded.low,
     close = excluded.close, volume = excluded.volume, source = excluded.source, fetched_at = now()
 
--- name: lock_backfill
--- Two that settle the last two symbols at once would each take the other's for pending.
-SELECT FROM ingest.backfills WHERE gap_from = $1 AND gap_until = $2 AND symbol = '*' FOR UPDATE
-
 -- name: settle_backfill
 UPDATE ingest.backfills SET status = $4, bars = $5, error = $6, attempts = attempts + 1,
     finished_at = CASE WHEN $4 = 'pending' THEN NULL ELSE now() END,
@@ -215,9 +216,11 @@ SELECT bar_label FROM ingest.settings FOR SHARE
 
 -- name: shift_bars
 -- They were taken by the other label. What the source does not keep any more can't be fetched again, so all are moved.
+-- In an order, since to sort them all must be deleted before the first is inserted: each may take the next one's place.
 WITH moved AS (DELETE FROM market.bars WHERE source = 'financefeast' AND resolution = interval '1 minute' RETURNING *)
 INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source, fetched_at)
 SELECT symbol, time + $1::interval, resolution, open, high, low, close, volume, source, fetched_at FROM moved
+ORDER BY symbol, time
 
 -- name: forget_backfills
 -- So that the minutes at the edges are fetched as well, while the source keeps them.

@@ -74,8 +74,10 @@ async def keep_calendars(
 ) -> int:
     """Bring the sessions of XNZE to what is `known`, and those of `always` to two years ahead; return the changes.
 
-    Without `correct` only days behind the last one on record are added: what came from a newer source stays.
+    Without `correct` only days behind the last one on record are added: what came from a newer source stays. Others
+    that do this wait until the caller's transaction ends.
     """
+    await connection.execute(sa.text("LOCK TABLE ingest.trading_sessions IN SHARE ROW EXCLUSIVE MODE"))
     first = today.replace(year=today.year - YEARS_BACK, month=1, day=1)
     last = today.replace(year=today.year + YEARS_AHEAD, month=12, day=31)
     exchange = [session for session in known if session.trading_day >= first]
