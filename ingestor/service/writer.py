@@ -95,7 +95,7 @@ class Writer:
         match judge(_error(state)):
             case Remedy.RETRY_SLOWLY:
                 return self._slowly(state)
-            case Remedy.MAKE_PARTITION if state.attempt_number == 1:
+            case Remedy.MAKE_PARTITION | Remedy.RETRY_AT_ONCE if state.attempt_number == 1:
                 return 0.0
             case _:
                 return self._soon(state)

@@ -14,6 +14,7 @@ class Remedy(Enum):
     """What the store or its caller does next."""
 
     RETRY = "retry"  # again, soon: the server restarts, the network failed, or nobody knows
+    RETRY_AT_ONCE = "retry_at_once"  # again, now: another transaction was in the way, and nothing is wrong
     RETRY_SLOWLY = "retry_slowly"  # again, every few seconds: a person must act first
     RECONNECT = "reconnect"  # again, on another connection: this server is a standby
     STAGED = "staged"  # again, through the temporary table: a row is there already
@@ -73,6 +74,8 @@ def judge(error: StoreError) -> Remedy:  # noqa: PLR0911 - a table
     if isinstance(error, SchemaError):
         return Remedy.RETRY_SLOWLY
     match error.sqlstate:
+        case "40001" | "40P01":  # serialization failure, deadlock
+            return Remedy.RETRY_AT_ONCE
         case "23505":
             return Remedy.STAGED
         case "23514" if error.constraint is None:  # "no partition of relation found for row" names none

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -149,7 +150,7 @@ class Store:
 
     async def end_crashed_sessions(self, instance: str, own: Collection[UUID] = ()) -> int:
         """End this instance's sessions that never said how they ended, but for this process's own."""
-        async with await self.open() as connection:
+        async with self._turn(await self.open()) as connection:
             status = await connection.execute(QUERIES["end_crashed_sessions"], instance, list(own))
         return count_of(status)
 
@@ -216,13 +217,19 @@ class Store:
 
     async def _transaction(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert) -> Written:
         written = Written()
-        async with guarded as connection, connection.transaction():
+        async with self._turn(guarded) as connection:
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
                 written += await _write_session(connection, list(group), insert, self._terms)
-            await self._note_late(
-                connection, batches
-            )  # at the end, so that two that share a row can't wait in a circle
+            await self._note_late(connection, batches)
         return written
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, guarded: Guarded) -> AsyncIterator[asyncpg.Connection]:
+        """Begin a transaction that no other writer of the database is in at the same time."""
+        async with guarded as connection, connection.transaction(isolation="read_committed"):
+            await connection.execute(QUERIES["lock_ticks"])
+            guarded.renew()
+            yield connection
 
     async def _note_late(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
         """Put the old time into which ticks came on the list of what `ingestor maintain` computes anew."""

@@ -12,7 +12,8 @@ from ingestor.store.judge import Remedy, judge
         (None, None, Remedy.RETRY),  # the network, a time-out, a server that is not there
         ("57P01", None, Remedy.RETRY),  # admin shutdown
         ("57P03", None, Remedy.RETRY),  # cannot connect now
-        ("40P01", None, Remedy.RETRY),  # deadlock
+        ("40P01", None, Remedy.RETRY_AT_ONCE),  # deadlock
+        ("40001", None, Remedy.RETRY_AT_ONCE),  # serialization failure
         ("53100", None, Remedy.RETRY),  # disk full
         ("53300", None, Remedy.RETRY),  # too many connections
         ("25006", None, Remedy.RECONNECT),  # read-only: a standby
