@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -51,4 +52,6 @@ def ingestor_here(*arguments: str, **environment: str) -> tuple[int, str, str]:
             status = end.code if isinstance(end.code, int) else 0
         else:
             status = 0
+        finally:
+            logging.captureWarnings(capture=False)  # what `configure` has changed of this process
     return status, output.getvalue(), errors.getvalue()

@@ -44,8 +44,8 @@ def never_block(report: Callable[[int], None] | None = None) -> None:
     """Let no write to standard output or error hold up this process: a thread writes, and drops what nobody reads.
 
     This is for processes that must go on. A command whose output is its purpose waits for its reader instead. When the
-    process ends, the lines that still wait are written, for up to `EXIT_SECONDS`. `report` is that of `LogWriter`. If the
-    two streams were replaced by a caller, they are left as they are.
+    process ends, the lines that still wait are written, for up to `EXIT_SECONDS`. `report` is that of `LogWriter`.
+    Streams that a caller has put in their place are left as they are.
     """
     if not (_is_descriptor(sys.stdout, 1) and _is_descriptor(sys.stderr, 2)):
         return
