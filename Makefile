@@ -8,7 +8,7 @@ BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
 ARGS ?=
 
-.PHONY: help demo test chaos soak capacity bench bench-full bench-quick storage-report lint format lock clean
+.PHONY: help demo test chaos fuzz soak capacity bench bench-full bench-quick storage-report lint format lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,8 +20,11 @@ demo: $(STAMP) ## database, simulator and daemon on this machine, live (ARGS="--
 test: $(STAMP) ## all tests, against a real PostgreSQL that is started for them (ARGS="-k coverage -x")
 	@$(BIN)/pytest $(ARGS)
 
-chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by the editions; CHAOS_SEED=1)
-	@$(BIN)/python -m tests.chaos
+chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by the editions; CHAOS_SEED=1; ARGS="--only 'feed mute'")
+	@$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(STAMP) ## hostile input to all that reads from outside (FUZZ_MINUTES=5; FUZZ_SEED=1; FUZZ_CASE=wire:7 repeats one)
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="--steady --minutes 30 --rate 2000")
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)
