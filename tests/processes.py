@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGTERM, Signals
 from typing import Any
 
 from ingestor.errors import StoreError
@@ -36,7 +38,7 @@ def children(pid: int) -> list[int]:
     return [int(path.name) for path in Path("/proc").glob("[0-9]*") if state(int(path.name))[1] == pid]
 
 
-def send(number: signal.Signals, *pids: int) -> None:
+def send(number: Signals, *pids: int) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
@@ -167,12 +169,13 @@ class DaemonProcess:
 
     def __init__(self, log: Path, **settings: Any) -> None:
         self.log = log
-        self.skew = 0.0
-        """By how many seconds its clock is ahead of this machine's from its next start on; negative: behind."""
         self.popen: dict[str, Any] = {}
         """How else it is started: `subprocess.Popen`'s own options."""
+        self.skew = 0.0
+        """By how many seconds its clock is ahead of this machine's from its next start on; negative: behind."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_begin = 0
 
     @property
     def pid(self) -> int:
@@ -184,6 +187,7 @@ class DaemonProcess:
         environment["INGESTOR_HTTP_PORT"] = "0"
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
+            self._log_begin = log.tell()
             module = "tests.skewed" if self.skew else "ingestor"
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, "run"],
@@ -196,14 +200,29 @@ class DaemonProcess:
         self.signal(signal.SIGKILL)
         self.wait()
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def stop(self) -> int:
-        """SIGTERM; return the exit status."""
-        self.signal(signal.SIGTERM)
+    def stop(self, number: Signals = SIGTERM) -> int:
+        """SIGTERM, or another signal; return the exit status."""
+        self.signal(number)
         return self.wait(90)
+
+    def listens_to(self, number: Signals) -> bool:
+        """Whether it handles a signal by now."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
+        caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+    async def page(self) -> str:
+        """Wait until this process says where its page is, and return that."""
+        async with asyncio.timeout(30):
+            while True:
+                said = self.log.read_bytes()[self._log_begin :].decode(errors="replace")
+                if found := re.search(r'"url": ?"(http://[^"]+)"', said):
+                    return found[1]
+                await asyncio.sleep(0.05)
 
     def tail(self) -> str:
         """The end of the log."""

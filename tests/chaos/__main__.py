@@ -12,10 +12,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos.audit import Verdict, audit
-from tests.chaos.faults import KINDS, Fault, schedule, strike
+from tests.chaos.faults import DISK_FULL, KINDS, Fault, schedule, strike
 from tests.chaos.world import SETTINGS, World, world
 from tests.servers import plain_server
 
@@ -52,19 +54,25 @@ async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counte
     return done
 
 
-async def run(name: str, url: str, seconds: float, seed: int, directory: Path) -> tuple[Verdict, Counter[str]]:
-    """Try one server."""
+async def run(
+    name: str, url: str, seconds: float, seed: int, directory: Path, only: Collection[str]
+) -> tuple[Verdict, Counter[str]]:
+    """Try one server, with `only` some kinds of faults if any are named."""
     print(f"\n{name}: {seconds:.0f} s of faults, seed {seed}, logs in {directory}", flush=True)
     async with world(url, directory, seed=seed) as here:
-        without = set() if here.disk else {"server's disk full"}
-        if without:
-            print(f"This machine lets us mount no disk, so there will be no: {', '.join(without)}")
+        without = {kind for kind in KINDS if only and kind not in only}
+        if not here.disk:
+            print(f"This machine lets us mount no disk, so there will be no: {DISK_FULL}")
+            without.add(DISK_FULL)
         done = await break_things(here, schedule(seed, seconds, without=without), seed=seed)
         done.update(dict.fromkeys(set(KINDS) - without, 0))  # what never happened counts as nothing, not as unknown
         print("Healing everything, and writing what is left …", flush=True)
         await here.settle()
         margin = float(SETTINGS["coverage_margin"].removesuffix("ms")) / 1000
-        verdict = await audit(here.url, here.accounts(), here.simulator.made_at, margin=margin)
+        skews = [skew for each in here.instances for skew in each.skews]
+        verdict = await audit(here.url, here.accounts(), here.simulator.made_at, margin=margin, skews=skews)
+        seen = sorted(each for instance in here.instances for each in instance.broken)
+        verdict = replace(verdict, claims=(*verdict.claims, *seen))
     print(f"{name}: {line(verdict, done)}", flush=True)
     for claim in verdict.claims:
         print(f"  {claim}")
@@ -91,7 +99,7 @@ def shortcomings(runs: list[Counter[str]]) -> list[str]:
     )
 
 
-async def main(minutes: float, seed: int, directory: Path) -> bool:
+async def main(minutes: float, seed: int, directory: Path, only: Collection[str]) -> bool:
     """Try every edition that there is; share the time between them."""
     timescale = os.environ.get("INGESTOR_TEST_TIMESCALE_URL")
     seconds = minutes * 60 / (2 if timescale else 1)
@@ -103,11 +111,11 @@ async def main(minutes: float, seed: int, directory: Path) -> bool:
         for name, url in servers.items():
             place = directory / name
             place.mkdir()
-            results.append(await run(name, url, seconds, seed, place))
+            results.append(await run(name, url, seconds, seed, place, only))
     verdict, done = results[0]
     for other, more in results[1:]:
         verdict, done = verdict + other, done + more
-    lacking = shortcomings([done for _, done in results]) if minutes >= ENOUGH_MINUTES else []
+    lacking = shortcomings([done for _, done in results]) if minutes >= ENOUGH_MINUTES and not only else []
     for each in lacking:
         print(f"Too few faults: {each}")
     print(f"\n{line(verdict, done)}")
@@ -118,9 +126,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("CHAOS_MINUTES") or ENOUGH_MINUTES))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED") or 1))
+    parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="ingestor-chaos-"))
-    kept = asyncio.run(main(options.minutes, options.seed, place))
+    kept = asyncio.run(main(options.minutes, options.seed, place, options.only))
     if kept:
         shutil.rmtree(place)
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import platform
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,18 +57,12 @@ async def measure(rate: float, seconds: float, server: TestServer, directory: Pa
             )
             daemon.start()
             try:
-                async with Window(await _page(daemon)) as window:
+                async with Window(await daemon.page()) as window:
                     row = await _look(rate, seconds, window, proxy)
             finally:
                 daemon.end()
     await server.drop(name)
     return row
-
-
-async def _page(daemon: DaemonProcess) -> str:
-    while not (found := re.search(r'"url": ?"(http://[^"]+)"', daemon.log.read_text(encoding="utf-8"))):
-        await asyncio.sleep(0.05)
-    return found[1]
 
 
 async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Row:

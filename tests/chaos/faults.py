@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ingestor.store.connect import connect
+from tests.chaos import process_faults
+from tests.chaos.backup import Backup
 from tests.chaos.world import Instance, World
 from tests.disks import fill
 from tests.proxy import Proxy
 
-INTERVAL = 1.7
-"""Seconds between the beginnings of two faults, in the mean."""
+INTERVAL = 1.4
+"""Seconds between the beginnings of two faults, about: eight minutes for two editions hold six rounds on each."""
 
 
 @dataclass(frozen=True)
 class Fault:
     """One entry of the schedule: it lasts `seconds` (where it lasts), and the next one begins after `pause`.
 
-    In some rounds the first instance is `alone`, so that nobody makes up for what it loses.
+    In some rounds the first instance is `alone`, so that nobody makes up for what it loses. Where the fault itself has
+    something to choose, it throws the dice of `seed`.
     """
 
     kind: str
@@ -29,6 +31,7 @@ class Fault:
     alone: bool
     seconds: float
     pause: float
+    seed: int
 
 
 async def stop_and_start(world: World, fault: Fault) -> None:
@@ -76,6 +79,38 @@ async def _execute(world: World, statements: str) -> None:
         connection.terminate()
 
 
+async def restore(world: World, fault: Fault) -> None:
+    """Set the database back by a few seconds, while the daemons write to it."""
+    async with world.backup_lock:
+        async with world.server_lock:
+            backup = await Backup.take(world.url)
+        await asyncio.sleep(fault.seconds)
+        async with world.server_lock:
+            await backup.restore(world.url)
+
+
+async def restore_around_a_stall(world: World, fault: Fault) -> None:
+    """Let the database lose the beginning of a session whose end, a stall, is still to be written."""
+    instance = world.instances[fault.instance]
+    async with world.backup_lock, instance.feed_lock, instance.database_lock:
+        async with world.server_lock:
+            backup = await Backup.take(world.url)
+        instance.feed.cut()
+        await asyncio.sleep(2.7 + fault.seconds / 3)  # a new session begins, and more than a margin of it is committed
+        instance.database.refuses = True
+        instance.database.cut()
+        await asyncio.sleep(0.3)  # the rest of it waits
+        muted = world.mute(instance)
+        await world.ended(muted, within=5)
+        async with world.server_lock:
+            await backup.restore(world.url)
+        instance.database.refuses = False
+
+
+async def mute(world: World, fault: Fault) -> None:
+    world.mute(world.instances[fault.instance])
+
+
 async def cut(wire: Proxy, fault: Fault) -> None:
     wire.cut()
 
@@ -111,47 +146,14 @@ async def lose_answers(wire: Proxy, fault: Fault) -> None:
     wire.mutes_server = False
 
 
-async def kill_daemon(instance: Instance, fault: Fault) -> None:
-    await asyncio.to_thread(instance.daemon.kill)
-    await asyncio.sleep(fault.seconds / 3)
-    instance.daemon.start()
-    await asyncio.sleep(1)
-
-
-async def stop_daemon(instance: Instance, fault: Fault) -> None:
-    status = await asyncio.to_thread(instance.daemon.stop)
-    # A process that was only just started may not listen to signals yet; then it has nothing to lose either.
-    assert status in {0, -signal.SIGTERM}, f"{instance.name} ended with {status}: {instance.daemon.tail()}"
-    instance.daemon.start()
-    await asyncio.sleep(1)
-
-
-async def pause_daemon(instance: Instance, fault: Fault) -> None:
-    instance.daemon.signal(signal.SIGSTOP)
-    await asyncio.sleep(fault.seconds)
-    instance.daemon.signal(signal.SIGCONT)
-
-
-async def freeze_daemon(instance: Instance, fault: Fault) -> None:
-    instance.daemon.signal(signal.SIGSTOP)
-    await asyncio.sleep(3 + fault.seconds)  # longer than the keepalive
-    instance.daemon.signal(signal.SIGCONT)
-
-
-async def freeze_and_kill_daemon(instance: Instance, fault: Fault) -> None:
-    """End it while it reads what came during its sleep."""
-    await freeze_daemon(instance, fault)
-    await asyncio.sleep(fault.seconds / 20)
-    await kill_daemon(instance, fault)
-
-
+DISK_FULL = "server's disk full"
 ON_SERVER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "server stopped": stop_and_start,
     "server killed": kill_server,
     "server paused": pause_server,
     "server's connections terminated": terminate_connections,
     "server's writes held back": hold_back_writes,
-    "server's disk full": fill_servers_disk,
+    DISK_FULL: fill_servers_disk,
 }
 ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "database wire cut": cut,
@@ -166,32 +168,42 @@ ON_FEED_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "feed wire half-open": hold_beyond_the_keepalive,
     "feed wire delayed": delay,
 }
-ON_PROCESS: dict[str, Callable[[Instance, Fault], Awaitable[None]]] = {
-    "daemon killed": kill_daemon,
-    "daemon stopped": stop_daemon,
-    "daemon paused": pause_daemon,
-    "daemon frozen": freeze_daemon,
-    "daemon frozen, then killed": freeze_and_kill_daemon,
+ON_PROCESS: dict[str, Callable[[Instance, float, random.Random], Awaitable[None]]] = {
+    "daemon killed": process_faults.kill,
+    "daemon stopped": process_faults.stop,
+    "daemon hung up on": process_faults.hang_up,
+    "daemon paused": process_faults.pause,
+    "daemon frozen": process_faults.freeze,
+    "daemon frozen, then killed": process_faults.freeze_and_kill,
+    "daemon's log not read": process_faults.leave_log_unread,
+    "daemon's clock wrong": process_faults.set_clock_wrong,
+    "bits flipped in the spool": process_faults.flip_bits,
+    "page asked for and not read": process_faults.ask_and_never_read,
 }
-MUTE = "feed mute"
-KINDS = [*ON_SERVER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, MUTE]
+ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
+    "database restored": restore,
+    "database restored around a stall": restore_around_a_stall,
+    "feed mute": mute,
+}
+"""They take what locks they need by themselves."""
+
+KINDS = [*ON_SERVER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, *ON_WORLD]
 
 
 def schedule(seed: int, seconds: float, *, without: set[str]) -> list[Fault]:
     """Draw faults for so long, each kind once in every round; the same seed gives the same."""
     chance = random.Random(seed)
     faults: list[Fault] = []
-    left = seconds
-    alone = False
-    while left > 0:
-        alone = not alone
-        kinds = [kind for kind in KINDS if kind not in without]
+    kinds = [kind for kind in KINDS if kind not in without]
+    rounds = max(1, round(seconds / len(kinds) / INTERVAL))
+    mean = seconds / rounds / len(kinds)
+    for number in range(rounds):
+        alone = number % 2 == 0
         chance.shuffle(kinds)
         for kind in kinds:
             instance = 0 if alone else chance.randrange(2)
-            fault = Fault(kind, instance, alone, 0.3 + chance.random() * 2, chance.uniform(0.3, 1.7) * INTERVAL)
-            left -= fault.pause
-            faults.append(fault)
+            lasts, pause = 0.3 + chance.random() * 2, chance.uniform(0.3, 1.7) * mean
+            faults.append(Fault(kind, instance, alone, lasts, pause, chance.getrandbits(32)))
     return faults
 
 
@@ -210,7 +222,6 @@ async def strike(world: World, fault: Fault) -> None:
     elif fault.kind in ON_PROCESS:
         async with instance.process_lock:
             assert instance.daemon.is_running, f"{instance.name} has ended by itself: {instance.daemon.tail()}"
-            await ON_PROCESS[fault.kind](instance, fault)
+            await ON_PROCESS[fault.kind](instance, fault.seconds, random.Random(fault.seed))
     else:
-        for account in world.accounts()[instance.name][-1:]:
-            world.simulator.mute(account)
+        await ON_WORLD[fault.kind](world, fault)

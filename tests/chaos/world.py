@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Account, Simulator, now
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
+from tests.chaos.audit import Skew
 from tests.disks import small_disk
 from tests.processes import DaemonProcess, ServerProcess
 from tests.proxy import Proxy
@@ -52,9 +53,15 @@ class Instance:
     feed: Proxy
     database: Proxy
     spool: Path
-    process_lock: asyncio.Lock
-    feed_lock: asyncio.Lock
-    database_lock: asyncio.Lock
+    look_at: str
+    """The database's URL by no wire, for a look at what the daemon claims."""
+    process_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    feed_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    database_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    skews: list[Skew] = field(default_factory=list)
+    """When its clock was wrong, and by how much."""
+    broken: set[str] = field(default_factory=set)
+    """What a fault itself has seen of a broken promise."""
 
 
 @dataclass
@@ -65,10 +72,12 @@ class World:
     simulator: Simulator
     market: Market
     server: ServerProcess
-    server_lock: asyncio.Lock
     instances: list[Instance]
     disk: Path | None
     """The small disk under the database, where this machine lets us mount one."""
+    server_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    backup_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held from a backup to its restore: another one, taken before and restored between, would mix two times."""
 
     def accounts(self) -> dict[str, list[Account]]:
         """Return each instance's connections, in their order."""
@@ -76,6 +85,20 @@ class World:
             each.name: [account for account in self.simulator.accounts if account.port in set(each.feed.upstream_ports)]
             for each in self.instances
         }
+
+    def mute(self, instance: Instance) -> list[Account]:
+        """Send an instance's connection no more messages; return its account, if it is connected."""
+        accounts = self.accounts()[instance.name][-1:]
+        for account in accounts:
+            self.simulator.mute(account)
+        return accounts
+
+    async def ended(self, accounts: list[Account], *, within: float) -> None:
+        """Wait until connections are closed, or for so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                for account in accounts:
+                    await account.connection.wait_closed()
 
     async def trade(self, chance: random.Random) -> None:
         """Let the market trade for ever, with some garbage in between."""
@@ -101,7 +124,7 @@ class World:
             each.feed.release()
             each.database.release()
             each.feed.delay = each.database.delay = 0.0
-            each.database.mutes_server = False
+            each.database.mutes_server = each.database.refuses = False
             if not each.daemon.is_running:
                 each.daemon.start()
         await asyncio.sleep(8)  # longer than the longest wait between two tries
@@ -157,11 +180,10 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
             )
             stack.callback(daemon.end)
             daemon.start()
-            locks = asyncio.Lock(), asyncio.Lock(), asyncio.Lock()
-            instances.append(Instance(name, daemon, feed, wire, directory / name, *locks))
+            instances.append(Instance(name, daemon, feed, wire, directory / name, owner))
         market = Market(seed, RATE, now(), cycle=60)
         stack.push_async_callback(server.revive)
-        yield World(owner, simulator, market, server, asyncio.Lock(), instances, disk)
+        yield World(owner, simulator, market, server, instances, disk)
 
 
 @contextlib.asynccontextmanager
