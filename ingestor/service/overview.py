@@ -60,12 +60,17 @@ class Overview:
         elif self._was_blocked or not self._buffer.size:
             readiness.passes("spool")
         self._was_blocked = blocked is not None
-        stream = self._telemetry.stream
-        if stream.state == "streaming":
-            silence = self._settings.heartbeat * MISSED_HEARTBEATS
-            last = max(self._telemetry.counts.last_commit_at or 0, stream.since)
-            if self._clock.wall() - last > silence * SECOND:
-                readiness.fails("database", f"Nothing was committed for {silence:g} s.", since=last)
+        self._notice_missing_commits()
+
+    def _notice_missing_commits(self) -> None:
+        """Say for how long nothing was committed, beside the cause if there is one."""
+        stream, committed = self._telemetry.stream, self._telemetry.counts.last_commit_at
+        if stream.state != "streaming":
+            return
+        now, expected_since = self._clock.wall(), max(committed or 0, stream.since)
+        if now - expected_since > self._settings.heartbeat * MISSED_HEARTBEATS * SECOND:
+            age = (now - (committed or self._telemetry.started_at)) / SECOND
+            self._telemetry.readiness.shows("database", f"Nothing was committed for {age:.0f} s.", expected_since)
 
     def loops(self) -> dict[str, bool]:
         """Return whether each loop advances, by its name."""

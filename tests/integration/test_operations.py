@@ -184,7 +184,7 @@ async def test_a_silent_writer_is_trouble_although_nothing_failed(writer_url: st
         await eventually(window, "/readyz", ready=True)
         proxy.hold()
         red = await eventually(window, "/readyz", ready=False)
-        assert red["problems"][0]["detail"] == "Nothing was committed for 0.6 s."
+        assert red["problems"][0]["detail"].startswith("Nothing was committed for ")
         proxy.release()
         await eventually(window, "/readyz", ready=True)
 

@@ -22,3 +22,20 @@ def test_a_problem_is_as_old_as_its_first_sign() -> None:
     readiness.passes("spool")
     readiness.fails("database", "refused")
     assert readiness.problems[1] == Problem("database", clock.wall(), "refused")
+
+
+def test_a_symptom_never_hides_the_cause() -> None:
+    """The cause stays, the symptom stands beside it and is that of now; both are gone when the check passes."""
+    clock = ManualClock()
+    readiness = Readiness(clock)
+    first = clock.wall()
+    readiness.shows("database", "Nothing was committed for 15 s.", first)
+    assert readiness.problems == (Problem("database", first, "Nothing was committed for 15 s."),)
+    readiness.fails("database", "Run `ingestor migrate`.")
+    readiness.shows("database", "Nothing was committed for 66 s.", clock.wall())
+    assert readiness.problems == (
+        Problem("database", first, "Run `ingestor migrate`. Nothing was committed for 66 s."),
+    )
+    readiness.passes("database")
+    readiness.fails("database", "refused")
+    assert [problem.detail for problem in readiness.problems] == ["refused"]
