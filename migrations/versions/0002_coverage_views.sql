@@ -80,26 +80,24 @@ WITH sessions AS (
            s.calendar, s.stall_timeout
     FROM ingest.stream_sessions, (SELECT * FROM ingest.settings LIMIT 1) AS s
     WHERE kind = 'stream' AND authenticated_at IS NOT NULL AND covered_until IS NOT NULL
+), mute AS (
+    -- Nobody was there to say so, but it was mute for too long while the market was open. (By the key of the calendar,
+    -- within the days that its constraints allow.)
+    SELECT sessions.id
+    FROM sessions JOIN ingest.trading_sessions t
+        ON t.calendar = sessions.calendar
+       AND t.trading_day BETWEEN (heard_until AT TIME ZONE 'UTC')::date - 9 AND (proved_until AT TIME ZONE 'UTC')::date + 7
+       AND least(proved_until, closes_at) - stall_timeout > greatest(heard_until, opens_at)
+    WHERE end_reason = 'crashed' AND proved_until - stall_timeout > heard_until
 ), judged AS (
-    SELECT *, NOT is_alive AND CASE end_reason
-        WHEN 'stall' THEN true
-        -- Nobody was there to say so, but it was mute for too long while the market was open.
-        WHEN 'crashed' THEN proved_until - stall_timeout > heard_until AND EXISTS (
-            SELECT FROM ingest.trading_sessions t
-            WHERE t.calendar = sessions.calendar  -- and within the days that the constraints of that table allow
-              AND t.trading_day BETWEEN (heard_until AT TIME ZONE 'UTC')::date - 9
-                                    AND (proved_until AT TIME ZONE 'UTC')::date + 7
-              AND least(proved_until, closes_at) - stall_timeout > greatest(heard_until, opens_at))
-        ELSE false
-    END AS was_mute
-    FROM sessions
+    SELECT *, NOT is_alive AND (end_reason = 'stall' OR id IN (SELECT id FROM mute)) AS was_mute FROM sessions
 ), proved AS (
     SELECT *, greatest(authenticated_at, CASE WHEN was_mute THEN least(proved_until, heard_until) ELSE proved_until END)
         AS until
     FROM judged
 )
 SELECT id, tstzrange(authenticated_at, until) AS span,
-       tstzrange(authenticated_at, CASE WHEN is_alive THEN greatest(until, now()) ELSE until END) AS expected,
+       tstzrange(authenticated_at, greatest(until, CASE WHEN is_alive THEN now() ELSE '-infinity' END)) AS expected,
        CASE WHEN NOT is_alive THEN end_reason END AS end_reason
 FROM proved;
 

@@ -19,7 +19,7 @@ from tests.ledger import CAUSES, FOREVER, MINUTE, Answer, Gap, Recorded, World, 
 from tests.servers import TestServer
 
 SETS = int(os.environ.get("INGESTOR_TEST_SETS", "100"))
-"""How many sets of sessions are compared; the seed of a set is its number."""
+"""How many sets of sessions are compared. A set follows from its number and from the time of day."""
 
 AT_ONCE = 100
 """So many of them by one query."""
