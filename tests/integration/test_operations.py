@@ -75,9 +75,10 @@ async def test_all_is_well(writer_url: str, database: str) -> None:
         assert len(status["history"]["ticks"]) == 360
         await becomes(window, 0, "ingestor_open_gaps")  # calendar and gaps are looked at once the database has answered
         assert await window.metric("ingestor_oldest_open_gap_seconds") == 0
-        assert (
-            await window.metric("ingestor_calendar_days_left") == (await window.get("/status"))[1]["calendar_days_left"]
-        )
+        async with asyncio.timeout(10):
+            while (days := (await window.get("/status"))[1]["calendar_days_left"]) is None:
+                await asyncio.sleep(0.02)
+        assert await window.metric("ingestor_calendar_days_left") == days
 
 
 async def test_a_database_that_is_away(writer_url: str, database: str, quick: None) -> None:
