@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -128,6 +129,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED") or 1))
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
     options = parser.parse_args()
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup: the daemons would inherit that, but no handler
+        signal.signal(signal.SIGHUP, lambda *_: None)
     place = Path(tempfile.mkdtemp(prefix="ingestor-chaos-"))
     kept = asyncio.run(main(options.minutes, options.seed, place, options.only))
     if kept:
