@@ -41,7 +41,7 @@ GOOD = json.dumps({"data": [bar(1)]}).encode()
 async def test_a_compressed_answer(encoding: str, pack: Callable[[bytes], bytes]) -> None:
     """It was not asked for, and is refused before its body is read; the error names the encoding."""
     async with scripted(lambda _: answer(pack(GOOD), content_encoding=encoding)) as server:
-        with pytest.raises(SourceError, match=rf"compressed \({encoding[:40]}\)"):
+        with pytest.raises(SourceError, match=rf"compressed \({encoding[:39]}"):
             await minutes(server.url)
         assert [asked.headers["accept-encoding"] for asked in server.asked] == ["identity"]
 

@@ -24,6 +24,7 @@ from tests.spools import ALL_FLIPS
 
 NOWHERE = "postgresql://ingestor@127.0.0.1:9/market"
 PAGE = 4096
+COVERS = "ended_at IS NULL AND covered_until > authenticated_at"
 NEW = 1_000_000
 """Volumes from here on are of ticks that the second process hears."""
 
@@ -165,6 +166,8 @@ async def test_a_flipped_bit(
             await asyncio.sleep(0.3)
             await server.run(f"{allow} true")
         await until(database, f"SELECT count(*) FROM market.ticks WHERE volume >= {NEW}", 100)
+        # The session that was there when the damage was found covers nothing; the one after it does.
+        await until(database, f"SELECT count(*) > 0 FROM ingest.stream_sessions WHERE {COVERS}", True)
         daemon.signal(signal.SIGTERM)
         assert await asyncio.to_thread(daemon.wait) == 0
     lines = [json.loads(line) for line in daemon.log.read_text().splitlines()]
