@@ -1,6 +1,6 @@
 """Spool files, damaged: each batch comes back as it was written, or the file is set aside; never anything between.
 
-Of the log beside it, SQLite takes what comes before the damage: so an earlier state of the queue may come back, too.
+Of a damaged log SQLite takes what comes before the damage, so an earlier state of the queue may come back then.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.fuzz.target import Case, Counts
 
 _SESSION = Session(UUID(int=1), "fuzz", "ws://localhost/ws", 5)
 _IMAGES = 6
-_READS = 10
-"""In as many steps at most is a queue read."""
+_STEPS = 10
+"""So often at most is space given back."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _go_on(spool: Spool) -> None:
         assert spool.read(newest.position - 1, 100, 10**9) == [newest]
         spool.forget(newest.position)
         assert spool.depth == 0
-        for _ in range(_READS):
+        for _ in range(_STEPS):
             if spool.is_slack:
                 spool.shrink()
     except SpoolDamagedError:
