@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ingestor import redaction
@@ -15,9 +17,44 @@ from ingestor.service import maintain, writer
 from ingestor.settings import load
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
+from tests.locks import ServerLock
+from tests.processes import ServerProcess
 from tests.servers import TestServer, plain_server
 
+WORKERS = 4
+"""Processes at most: each has a PostgreSQL server of its own."""
+
+NAMED_SERVERS = {
+    "plain": os.environ.get("INGESTOR_TEST_DATABASE_URL"),
+    "timescale": os.environ.get("INGESTOR_TEST_TIMESCALE_URL"),
+}
+"""Servers that the processes share."""
+
+# Processes share the cores: how long an example takes says nothing.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
+
 EDITIONS = ["plain", *(["timescale"] if "INGESTOR_TEST_TIMESCALE_URL" in os.environ else [])]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Use a process for each core, and at least two since tests wait a lot; one alone for single files or tests."""
+    if any(not Path(argument).is_dir() for argument in config.option.file_or_dir):
+        return 0
+    return min(max(2, os.cpu_count() or 1), WORKERS)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Keep the tests that stop a shared server apart from all others on it, their fixtures included."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    fixtures = getattr(item, "fixturenames", ())
+    used = {*fixtures, parameters.get("server"), "timescale" if "community" in fixtures else None}
+    with contextlib.ExitStack() as locks:
+        for name, url in NAMED_SERVERS.items():
+            if url is not None and name in used:
+                locks.enter_context(ServerLock(url).held(alone="process" in fixtures))
+        return (yield)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +84,8 @@ def _prepared(url: str, edition: str) -> Iterator[TestServer]:
     server = TestServer(url, edition)
     asyncio.run(server.prepare())
     yield server
-    asyncio.run(server.close())
+    with ServerLock(url).held(alone=False):  # the process's last test may have used another server, or none
+        asyncio.run(server.close())
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +106,14 @@ def server(request: pytest.FixtureRequest) -> TestServer:
     """Each edition in turn."""
     found: TestServer = request.getfixturevalue(request.param)
     return found
+
+
+@pytest.fixture
+async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
+    """The server's process, for tests that stop it; at their end it runs, whatever was done to it."""
+    process = await ServerProcess.of(server.url)
+    yield process
+    await process.revive()
 
 
 @pytest.fixture

@@ -24,14 +24,6 @@ from tests.recording import COUNT, ENDS, TOTALS, Market, heard, recording, runni
 from tests.servers import TestServer, query
 
 
-@pytest.fixture
-async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
-    """The server's process; at the end of the test it runs, whatever was done to it."""
-    process = await ServerProcess.of(server.url)
-    yield process
-    await process.revive()
-
-
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_server_that_goes_and_comes(writer_url: str, database: str, process: ServerProcess, how: str) -> None:
     """A server that is restarted, or dies without a word, costs nothing; the stream is not touched."""
