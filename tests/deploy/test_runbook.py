@@ -74,7 +74,7 @@ class Place:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,  # one of them installs everything
             check=False,
         )
         log = self.directory / "daemon.log"
@@ -82,6 +82,7 @@ class Place:
 
 
 @pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
+@pytest.mark.timeout(900)
 async def test_the_commands_work(plain: TestServer, tmp_path: Path) -> None:
     """From an empty server to a restored database."""
     for tool in ("psql", "pg_dump", "pg_restore"):
