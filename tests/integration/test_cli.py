@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
+from ingestor.cli import app
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.commands import ingestor, start
 from tests.processes import children, is_alive
@@ -53,14 +55,13 @@ COMMANDS = (
 
 async def test_help() -> None:
     """Each command is listed, and explains itself."""
-    (status, listing, _), *each = await asyncio.gather(
-        ingestor("--help"), *(ingestor(command, "--help") for command in COMMANDS)
-    )
+    status, listing, _ = await ingestor("--help")
     assert status == 0
-    for command, (its_status, output, _) in zip(COMMANDS, each, strict=True):
+    for command in COMMANDS:
+        found = CliRunner().invoke(app, [command, "--help"])  # a process for each would take seconds
         assert command in listing
-        assert its_status == 0
-        assert "Usage" in output
+        assert found.exit_code == 0
+        assert "Usage" in found.output
 
 
 async def test_version_and_wrong_option() -> None:

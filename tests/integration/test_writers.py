@@ -22,7 +22,7 @@ from tests.integration.test_store import T0, batcher, filled, session, tick
 from tests.servers import TestServer, execute_all, query
 from tests.sessions import at
 
-ROUNDS = 12
+ROUNDS = 5
 ROWS = 1500
 SECONDS = float(os.environ.get("INGESTOR_TEST_CONTENTION_SECONDS", "0"))
 """How long two writers get into each other's way at least; by hand, a minute."""
@@ -101,7 +101,7 @@ async def test_sessions_in_opposite_orders(writer_url: str, database: str) -> No
 
 async def test_crashed_sessions_that_go_on(writer_url: str, database: str) -> None:
     """A second process of the same name ends sessions while the first writes them: neither fails."""
-    batchers = [batcher() for _ in range(200)]
+    batchers = [batcher() for _ in range(100)]
     async with two_stores(writer_url) as (one, other):
         await one.write([each.close() for each in batchers])
         for _ in range(ROUNDS):
@@ -155,7 +155,7 @@ async def test_ledgers_in_opposite_orders(writer_url: str, database: str, server
     async def work(ledger: Ledger, turn: int) -> None:
         """Do all that a ledger writes; every other one from behind."""
         way = slice(None, None, 1 if turn % 2 else -1)
-        for _ in range(4):
+        for _ in range(3):
             await ledger.store_instruments("nzx", listed[way])
             for piece in pieces[way]:
                 await ledger.begin(piece, symbols[way])
