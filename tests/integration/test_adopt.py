@@ -368,7 +368,7 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
 
 
 async def test_a_server_without_it(plain: TestServer) -> None:
-    """One line says what to do, with exit status 1; before that, nothing is said of it."""
+    """One line says what to do, with exit status 69; before that, nothing is said of it."""
     if await query(plain.url, "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"):
         pytest.skip("the server that is named has the extension")
     name = plain.new_name()
@@ -377,7 +377,7 @@ async def test_a_server_without_it(plain: TestServer) -> None:
     await tell_of_adoption(url, lines.append)
     assert lines == []
     status, _, errors = await ingestor("migrate", "--adopt-timescale", DATABASE_URL=url)
-    assert status == 1
+    assert status == 69
     assert errors.count("\n") == 1
     assert "shared_preload_libraries" in errors
     await plain.drop(name)
