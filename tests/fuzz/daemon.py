@@ -136,7 +136,7 @@ async def _talk(client: Client, account: Account, chance: random.Random, last: a
     end = ending(chance, deflates=client.deflate is not None)
     if account.half_at is None:
         some = [each for _ in range(5) for each in _more(account, chance, judge, client.deflate)]
-        await client.send(b"".join(some) + end.wire)
+        await client.send(b"".join(some) + end.wire, is_last=True)
     if end.is_reset:
         client.reset()
     else:
@@ -175,7 +175,9 @@ async def _judge(url: str, accounts: list[Account]) -> None:
         least |= account.ticks(account.sure)
         most |= account.ticks()
         kept = await query(url, _REJECTED.format(session=session))
-        assert account.sure <= ticks + rejected <= len(account.sent), f"{ticks} ticks and {rejected} rejections"
+        counted = f"{ticks} ticks and {rejected} rejections are counted"
+        assert account.sure <= ticks + rejected, f"{account.sure} messages were read for sure, and {counted}"
+        assert ticks + rejected <= len(account.sent), f"{len(account.sent)} messages were sent, and {counted}"
         assert rejected == len(kept), f"{rejected} rejections are counted, and {len(kept)} kept"
         assert len(kept) >= len(account.rejected(account.sure)), "a rejection is missing"
         expected = [(payload[:RAW_LIMIT], len(payload)) for payload in account.rejected()]

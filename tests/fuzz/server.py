@@ -49,8 +49,11 @@ class Client:
             f"{_EXTENSIONS[takes_over]}Sec-WebSocket-Accept: {accept_key(key)}\r\n\r\n"
         ).encode()
 
-    async def send(self, data: bytes) -> None:
-        """Send bytes in pieces, each of which is a read of its own most often; nothing behind a close."""
+    async def send(self, data: bytes, *, is_last: bool = False) -> None:
+        """Send bytes in pieces, each of which is a read of its own most often; nothing behind a close.
+
+        Behind the last ones, which may end within a frame, no ping is answered either.
+        """
         self._is_sending = True
         for piece in cut(data, self._chance):
             if self._is_finished:
@@ -58,7 +61,7 @@ class Client:
             self._writer.write(piece)
             self.pieces += 1
             await asyncio.sleep(0)
-        self._is_sending = False
+        self._is_sending = is_last
         self._answer()
         await self._writer.drain()
 
