@@ -99,7 +99,7 @@ async def _ask(client: RestClient, since: datetime, until: datetime, label: Labe
     except (SourceError, UnknownTickerError, ConfigurationError) as error:
         said = str(error)
     else:
-        _check(getattr(found, "bars", found), since, until)
+        _check(found.bars, since, until)
     assert TOKEN.encode() not in said.encode(), "the error shows the token"
 
 
