@@ -7,9 +7,11 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from ingestor import redaction
 from ingestor.coverage.calendar import xnze
@@ -24,6 +26,14 @@ from tests.servers import TestServer, plain_server
 WORKERS = 4
 """Processes at most: each has a PostgreSQL server of its own."""
 
+TOGETHER = {
+    "tests/integration/test_community.py": "community",  # one database, step by step, and one connection at a time
+    "tests/integration/test_examples.py": "community",
+    "tests/integration/test_official_client.py": "official client",  # it knows one port only
+    "tests/integration/test_wheel.py": "wheel",  # it is built once
+}
+"""Files whose tests stay in one process, with those of the same name. Every other test runs wherever there is time."""
+
 NAMED_SERVERS = {
     "plain": os.environ.get("INGESTOR_TEST_DATABASE_URL"),
     "timescale": os.environ.get("INGESTOR_TEST_TIMESCALE_URL"),
@@ -37,11 +47,23 @@ hypothesis.settings.load_profile("tests")
 EDITIONS = ["plain", *(["timescale"] if "INGESTOR_TEST_TIMESCALE_URL" in os.environ else [])]
 
 
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # the library has no types
+    """Hands out tests one by one, except for `TOGETHER`: pytest 9.2 overlooks the groups of xdist 3.8."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Let each process take the next test when it is idle."""
+    return _Scheduling(config, log)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Use a process for each core, and at least two since tests wait a lot; one alone for single files or tests."""
+    """Use two processes for each core, since tests wait a lot; one alone for single files or tests."""
     if any(not Path(argument).is_dir() for argument in config.option.file_or_dir):
         return 0
-    return min(max(2, os.cpu_count() or 1), WORKERS)
+    return min(2 * (os.cpu_count() or 1), WORKERS)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

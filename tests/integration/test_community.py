@@ -24,7 +24,7 @@ from ingestor.store.queries import QUERIES
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, maintained, some_ticks
 from tests.servers import execute_all, query
 
-pytestmark = [pytest.mark.usefixtures("bundled_calendar"), pytest.mark.xdist_group("community")]
+pytestmark = pytest.mark.usefixtures("bundled_calendar")
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 OLD = NOW - timedelta(days=60)

@@ -38,7 +38,6 @@ async def test_the_documented_answers(database: str, server: TestServer) -> None
         await server.run(f"DROP ROLE {name}")
 
 
-@pytest.mark.xdist_group("community")
 async def test_the_documented_answers_of_continuous_aggregates(community: str) -> None:
     """As the owner, where there is one connection at a time."""
     await seed(community)

@@ -19,8 +19,6 @@ from ingestor.simulator.wire import price_message, wall_time
 
 NOW = int(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC).timestamp()) * SECOND
 
-pytestmark = pytest.mark.xdist_group("official client")  # it knows one port only
-
 # The client as it is: it connects to ws://localhost:5005/ws, for ever, and calls back with each message.
 CLIENT = """
 import json, sys

@@ -12,8 +12,6 @@ import pytest
 from ingestor.store.postgres import SCHEMA_REVISION
 from tests.servers import query
 
-pytestmark = pytest.mark.xdist_group("wheel")  # it is built once
-
 ROOT = Path(__file__).parents[2]
 
 

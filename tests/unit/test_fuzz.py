@@ -78,7 +78,7 @@ async def test_a_bar_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     async def credulous(self: RestClient, *arguments: Any) -> Any:
         found: Any = await minutes(self, *arguments)
-        return [replace(bar, high=bar.low - 1) for bar in getattr(found, "bars", found)]
+        return replace(found, bars=tuple(replace(bar, high=bar.low - 1) for bar in found.bars))
 
     monkeypatch.setattr(rest, "_compressed", rest._plain)  # which would be found first, where it is not bounded
     monkeypatch.setattr(RestClient, "minutes", credulous)
