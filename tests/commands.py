@@ -43,6 +43,8 @@ def ingestor_here(*arguments: str, **environment: str) -> tuple[int, str, str]:
         patch.dict(os.environ, environment),
         patch.object(sys, "argv", ["ingestor", *arguments]),
         patch.object(cli, "redact_tracebacks"),
+        # Until the command sets up its log: what libraries say comes from an earlier test, whose output is closed.
+        patch.object(logging.root, "handlers", [logging.NullHandler()]),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
     ):
