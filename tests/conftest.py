@@ -60,10 +60,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Use two processes for each core, since tests wait a lot; one alone for single files or tests."""
+    """Use a process for each core, and at least two since tests wait a lot; one alone for single files or tests."""
     if any(not Path(argument).is_dir() for argument in config.option.file_or_dir):
         return 0
-    return min(2 * (os.cpu_count() or 1), WORKERS)
+    return min(max(2, os.cpu_count() or 1), WORKERS)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
