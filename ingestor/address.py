@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlencode
 
+from ingestor.libpq import KEYWORDS
+
 HIDDEN = "[hidden]"
 """Stands where a secret was."""
 
@@ -25,12 +27,6 @@ _PROXY = re.compile(
 )
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/?#@\s]*)(?::(?P<port>[0-9]{0,5}))?")
 _PARAMETER = re.compile(r"(?P<name>[A-Za-z0-9_.%-]+)=(?P<value>.*)", re.DOTALL)
-
-_KNOWN = frozenset(
-    """application_name database dbname gsslib host krbsrvname options passfile password port service
-    ssl_max_protocol_version ssl_min_protocol_version sslcert sslcrl sslkey sslmode sslnegotiation sslpassword
-    sslrootcert target_session_attrs user""".split()  # noqa: SIM905 - a list of words is easier to read than of literals
-)
 
 FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
 ENCODE = "the password must be percent-encoded: / as %2F, ? as %3F, # as %23"
@@ -200,13 +196,13 @@ def _parameters(query: str) -> tuple[tuple[str, str], ...]:
             raise AddressError(f"{ENCODE}; in a parameter also & as %26")
         found.append((match["name"], match["value"]))
     names = {unquote_plus(name) for name, _ in found}
-    if any(map(_is_secret, names)) and names - _KNOWN:
+    if any(map(_is_secret, names)) and names - KEYWORDS:
         raise AddressError("beside a password it has a parameter that is unknown; an & in the password is written %26")
     return tuple(found)
 
 
 def _is_secret(name: str) -> bool:
-    return "pass" in unquote_plus(name).lower()
+    return re.search("pass|secret|scram_(client|server)_key", unquote_plus(name).lower()) is not None
 
 
 def _encoded(text: str) -> str:

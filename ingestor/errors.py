@@ -59,6 +59,10 @@ class OutputError(IngestorError):
     """Standard output accepts no more: its reader is gone, or its disk is full."""
 
 
+class UnreachableError(IngestorError):
+    """None of the addresses of a server answers. The message names them."""
+
+
 class StreamError(IngestorError):
     """The stream ended, or never began. `reason` is what the session's record will say."""
 
@@ -80,6 +84,12 @@ class StoreError(IngestorError):
         super().__init__(message, hint=hint)
         self.sqlstate = sqlstate
         self.constraint = constraint
+
+
+class DatabaseAccessError(StoreError):
+    """The database can't be used by this URL: an operator must act on the URL, the login, or a certificate."""
+
+    exit_code = EXIT_CONFIGURATION
 
 
 class SchemaError(StoreError):

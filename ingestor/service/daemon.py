@@ -91,7 +91,8 @@ class Daemon:
     async def run(self, request: StopRequest) -> None:
         """Record until a stop is requested; then close the stream, write or spool what is left, and return.
 
-        Raises ConfigurationError when the stream's failure needs a person, or another process owns the spool or the
+        Raises DatabaseAccessError when the database has never let this process in and needs a person to do so,
+        ConfigurationError when the stream's failure needs one, or another process owns the spool or the
         port, and MessagesLostError when not everything could be kept.
         """
         prepare_state_directory(self._settings)
@@ -136,10 +137,13 @@ class Daemon:
             await _cancel(listening, writing, spooling, looking, stop)
             await self._store.close()
             await self.buffer.close()
+        left = self._say_what_is_left()
         for task in (listening, writing, spooling, looking, *beside):
             if task.done() and not task.cancelled():
                 task.result()
-        self._account()
+        if left:
+            raise MessagesLostError(f"{left} messages could be written neither to the database nor to the spool.")
+        self.telemetry.stopped()
 
     async def _spool(self) -> None:
         await self.buffer.open()  # which may take seconds, in which the stream is heard already
@@ -207,16 +211,15 @@ class Daemon:
         await asyncio.wait({opening, spooling}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         await _cancel(opening)
 
-    def _account(self) -> None:
-        """Say what is left. Raises IngestorError for what is lost."""
+    def _say_what_is_left(self) -> int:
+        """Say what the next start will write, and return how many messages are lost."""
         if self.buffer.spooled_batches:
             self.telemetry.left_in_spool(batches=self.buffer.spooled_batches, size=self.buffer.spooled_bytes)
         lost = self.buffer.in_memory
+        messages = sum(batch.count + len(batch.rejections) for batch in lost)
         if lost:
-            messages = sum(batch.count + len(batch.rejections) for batch in lost)
             self.telemetry.abandoned(batches=len(lost), messages=messages)
-            raise MessagesLostError(f"{messages} messages could be written neither to the database nor to the spool.")
-        self.telemetry.stopped()
+        return messages
 
 
 def prepare_state_directory(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
 from ingestor.stream.backoff import Backoff
-from ingestor.stream.connection import OPEN_TIMEOUT, FeedConnection, closed, keep_alive, open_connection, send
+from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, keep_alive, open_connection, send
 from ingestor.stream.judge import Judgement, Pace, cause_of, check_token, judge
 from ingestor.stream.marker import Marker
 from ingestor.stream.protocol import Decoder, authenticate
@@ -95,7 +95,7 @@ class Listener:
         """Run one session to its end, which is always an error."""
         self._backoff.lived = 0.0
         await self._wait_for_room()
-        self._pulse.within(OPEN_TIMEOUT + AUTHENTICATION_TIMEOUT)
+        self._pulse.within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
         self._telemetry.connecting()
         url = self._settings.stream_url
         self._token = self._settings.read_token()

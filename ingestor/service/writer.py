@@ -8,14 +8,14 @@ from structlog.contextvars import bound_contextvars
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_exception_type,
+    retry_if_exception,
     wait_fixed,
     wait_random_exponential,
 )
 
 from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
-from ingestor.errors import StoreError
+from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.model import SECOND, Batch
 from ingestor.service.pulse import Pulse
 from ingestor.store.judge import Remedy, judge
@@ -84,12 +84,19 @@ class Writer:
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(
-            retry=retry_if_exception_type(StoreError),
+            retry=retry_if_exception(self._is_worth_another_try),
+            reraise=True,
             wait=self._wait,
             sleep=self._clock.sleep,
             before=self._begin,
             before_sleep=self._say,
         )
+
+    def _is_worth_another_try(self, error: BaseException) -> bool:
+        """Whether a failure may pass by itself: one that only an operator can end must not look like a slow start."""
+        if isinstance(error, DatabaseAccessError) and not self._store.has_connected:
+            return False
+        return isinstance(error, StoreError)
 
     def _wait(self, state: RetryCallState) -> float:
         match judge(_error(state)):
@@ -106,7 +113,9 @@ class Writer:
     def _say(self, state: RetryCallState) -> None:
         self._pulse.beat()
         self._buffer.write_failed()
-        self._telemetry.write_failed(str(_error(state)), waiting_bytes=self._buffer.size)
+        error = _error(state)
+        loud = isinstance(error, DatabaseAccessError)
+        self._telemetry.write_failed(str(error), waiting_bytes=self._buffer.size, loud=loud)
 
     def _count(self, batches: tuple[Batch, ...], written: Written, seconds: float) -> None:
         newest = batches[-1].last_message_at

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import random
 import re
-from pathlib import Path
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from ingestor.address import FORM, AddressError, DatabaseAddress, parse_database_address, redact_url
-from ingestor.errors import StoreError
-from ingestor.redaction import outside_text, register_password_file, register_url, system_words
-from ingestor.store.judge import hint
+from ingestor.address import FORM, AddressError, parse_database_address, redact_url
+from ingestor.dial import addresses_of, first_that_works
+from ingestor.errors import DatabaseAccessError, StoreError
+from ingestor.libpq import ParameterError
+from ingestor.redaction import outside_text, register_url, system_words
+from ingestor.store.judge import hint, needs_operator
 from ingestor.store.queries import QUERIES
+from ingestor.store.target import Host, password_of, target_of
+from ingestor.store.tls import VERIFYING, context_for
 
 CONNECT_TIMEOUT = 10.0
 
@@ -24,6 +34,10 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 """What the driver raises when the server refuses, or the connection breaks."""
 
 _WRITE = f"Write {FORM}?sslmode=verify-full."
+_RUNS = "See that host and port are right, and that the server runs and lets this machine in."
+_CERTIFICATES = "a file of its certificates cannot be read, or holds something else"
+_CLOCK = frozenset({9, 11})
+"""A certificate, or a list of revoked ones, that is not valid yet: our own clock may be wrong after a boot."""
 
 
 def driver_url(url: str) -> str:
@@ -37,67 +51,152 @@ def driver_url(url: str) -> str:
 async def connect(
     url: str,
     *,
-    timeout: float = CONNECT_TIMEOUT,
+    timeout: float | None = None,
     application_name: str = "ingestor",
     read_write: bool = False,
 ) -> asyncpg.Connection:
     """Connect to the first of the URL's hosts that will do; with `read_write`, only one that takes writes does.
 
-    Each host has `timeout` seconds of its own. Raises StoreError, with what a person can do about it and without
-    the password.
+    Each address has `timeout` seconds of its own, or fewer by `connect_timeout`; without `timeout` as many as that
+    says, or ten. Raises StoreError, with what a person can do about it and without the password: DatabaseAccessError
+    where nothing else helps.
     """
     register_url(url)
-    address = _parsed(url)
-    if passfile := address.parameter("passfile"):
-        register_password_file(Path(passfile))
-    errors: list[StoreError] = []
-    for each in address.each_host():
-        found = await _connect(each, timeout, application_name, read_write=read_write)
-        if not isinstance(found, StoreError):
-            return found
-        errors.append(found)
-    raise max(errors, key=_telling)
-
-
-def _parsed(url: str) -> DatabaseAddress:
+    shown = outside_text(redact_url(url))
     try:
-        return parse_database_address(url)
-    except AddressError as exc:  # which says nothing of the address
-        raise StoreError(
-            f"The database URL {outside_text(redact_url(url))} cannot be used: {exc}.", hint=_WRITE
-        ) from None
+        target = target_of(parse_database_address(url))
+        wanted = _session_attributes(target.parameters, read_write=read_write)
+    except (AddressError, ParameterError) as exc:  # which say nothing of the address
+        why = outside_text(exc)
+        raise DatabaseAccessError(f"The database URL {shown} cannot be used: {why}.", hint=_WRITE) from None
+    limit = min(timeout or target.limit or CONNECT_TIMEOUT, target.limit or math.inf)
+    name = target.parameters.get("application_name") or target.parameters.get("fallback_application_name")
+    settings = {"application_name": name or application_name, **STARTUP}
+    if options := target.parameters.get("options"):
+        settings["options"] = options
+    errors: list[StoreError] = []
+    for attributes in wanted:
+        for host in target.hosts:
+            found = await _Attempt(host, target.parameters, settings, attributes, limit).run()
+            if not isinstance(found, StoreError):
+                return found
+            errors.append(found)
+    raise _most_telling(errors)
+
+
+def _session_attributes(parameters: Mapping[str, str], *, read_write: bool) -> list[SessionAttribute]:
+    """Return what a host must be, in the order of preference. Raises ParameterError."""
+    given = parameters.get("target_session_attrs") or "any"
+    if read_write:
+        if given in {"standby", "read-only"}:
+            raise ParameterError("remove target_session_attrs: what is written needs a server that takes writes")
+        return [SessionAttribute.read_write]
+    if given == "prefer-standby":  # of all hosts, where the driver looks at one
+        return [SessionAttribute.standby, SessionAttribute.any]
+    return [SessionAttribute(given)]
+
+
+def _most_telling(errors: list[StoreError]) -> StoreError:
+    """Return the error to raise of several hosts, one that a person must act on only if no other host may help.
+
+    Roles and databases are the same on all servers of a cluster; pg_hba.conf and certificates are each server's own.
+    """
+    told = max(errors, key=_telling)
+    if all(isinstance(each, DatabaseAccessError) for each in errors) or told.sqlstate in {"28P01", "3D000"}:
+        return told
+    return StoreError(told.message, sqlstate=told.sqlstate, hint=told.hint)
 
 
 def _telling(error: StoreError) -> int:
     """Return how much an error says: that a server refuses, more than that it is a standby or that none answers."""
-    match error.sqlstate:
-        case None:
+    match error:
+        case DatabaseAccessError():
+            return 3
+        case StoreError(sqlstate=None):
             return 0
-        case "25006":
+        case StoreError(sqlstate="25006"):
             return 1
         case _:
             return 2
 
 
-async def _connect(
-    address: DatabaseAddress, timeout: float, application_name: str, *, read_write: bool
-) -> asyncpg.Connection | StoreError:
-    """Connect, or return why not: without the driver's error behind it, which may quote pieces of the address."""
-    try:
+@dataclass(frozen=True)
+class _Attempt:
+    """One host, with all its addresses. `limit` is in seconds, for each of them."""
+
+    host: Host
+    parameters: Mapping[str, str]
+    settings: dict[str, str]
+    attributes: SessionAttribute
+    limit: float
+
+    async def run(self) -> asyncpg.Connection | StoreError:
+        """Connect, or return why not: without the driver's error behind it, which may quote pieces of the address."""
+        shown = outside_text(self.host.address.shown)
+        try:
+            addresses = await self._addresses()
+            if len(addresses) < 2 and not self.host.pinned:
+                return await self._connect(None)
+            return await first_that_works(addresses, self._connect, discard=_discard)
+        except ExceptionGroup as group:
+            failures = [_refusal(each, shown) for each in group.exceptions if isinstance(each, Exception)]
+            told = max(failures, key=_telling)
+            if _telling(told) or len(failures) == 1:
+                return told
+            each = "; ".join(f"{where} {_why(why)}" for where, why in zip(addresses, group.exceptions, strict=True))
+            return StoreError(f"The database at {shown} cannot be reached at any of its addresses: {each}.", hint=_RUNS)
+        except (ValueError, OverflowError, *DRIVER_ERRORS) as exc:
+            return _refusal(exc, shown)
+
+    async def _addresses(self) -> list[str]:
+        if self.host.pinned:
+            return [self.host.pinned]
+        if not self.host.name or self.host.name.startswith("/"):
+            return []
+        async with asyncio.timeout(self.limit):
+            found = await addresses_of(self.host.name, self.host.port)
+        if self.parameters.get("load_balance_hosts") == "random":
+            random.shuffle(found)
+        return found
+
+    async def _connect(self, address: str | None) -> asyncpg.Connection:
+        try:
+            options = self._options(address)
+        except (OSError, ValueError) as exc:
+            raise asyncpg.ClientConfigurationError(_CERTIFICATES) from exc
         connection: asyncpg.Connection = await asyncpg.connect(
-            address.driver_url,
-            timeout=timeout,
-            server_settings={"application_name": application_name, **STARTUP},
-            target_session_attrs=SessionAttribute.read_write if read_write else SessionAttribute.any,
+            self.host.address.driver_url,
+            timeout=self.limit,
+            server_settings=self.settings,
+            target_session_attrs=self.attributes,
+            **options,
         )
         try:
-            await connection.execute(QUERIES["set_isolation"], timeout=timeout)
+            await connection.execute(QUERIES["set_isolation"], timeout=self.limit)
         except BaseException:
             connection.terminate()
             raise
-    except (ValueError, OverflowError, *DRIVER_ERRORS) as exc:
-        return _refusal(exc, outside_text(address.shown))
-    return connection
+        return connection
+
+    def _options(self, address: str | None) -> dict[str, Any]:
+        """Return what makes the driver connect to one address, and still check and look up the name."""
+        options: dict[str, Any] = {}
+        if address is not None:
+            options = {"host": address, "port": self.host.port}
+            if password := password_of(self.host, self.parameters):
+                options["password"] = password
+        name = self.host.name or self.host.pinned
+        if name and not name.startswith("/") and self.parameters.get("sslmode") in VERIFYING:
+            options["ssl"] = context_for(name, self.parameters)
+        return options
+
+
+async def _discard(connection: asyncpg.Connection) -> None:
+    connection.terminate()
+
+
+def _why(error: Exception) -> str:
+    return system_words(error) if isinstance(error, OSError) else type(error).__name__
 
 
 def _refusal(exc: Exception, shown: str) -> StoreError:
@@ -105,7 +204,8 @@ def _refusal(exc: Exception, shown: str) -> StoreError:
     match exc:
         case asyncpg.PostgresError():
             refused = translated(exc)
-            return StoreError(
+            kind = DatabaseAccessError if needs_operator(refused.sqlstate, _message(exc)) else StoreError
+            return kind(
                 f"The database refused the connection: {_message(exc)}.", sqlstate=refused.sqlstate, hint=refused.hint
             )
         case asyncpg.TargetServerAttributeNotMatched():
@@ -115,18 +215,21 @@ def _refusal(exc: Exception, shown: str) -> StoreError:
                 hint=hint("25006"),
             )
         case asyncpg.ClientConfigurationError():
-            return StoreError(f"The database URL {shown} cannot be used: {outside_text(exc).rstrip('.')}.", hint=_WRITE)
+            why = outside_text(exc).rstrip(".")
+            return DatabaseAccessError(f"The database URL {shown} cannot be used: {why}.", hint=_WRITE)
+        case ssl.SSLCertVerificationError() if exc.verify_code not in _CLOCK:
+            return DatabaseAccessError(
+                f"The database at {shown} cannot be trusted: {system_words(exc)}.",
+                hint="See sslrootcert and the name in the database URL, and the server's certificate.",
+            )
         case OSError():  # errors of certificates are values' errors as well
             # The driver's own, where a server has no TLS.
             why = "it has no encryption (TLS)" if type(exc) is ConnectionError else system_words(exc)
         case ValueError() | OverflowError():
-            return StoreError(f"The database URL {shown} cannot be used.", hint=_WRITE)
+            return DatabaseAccessError(f"The database URL {shown} cannot be used.", hint=_WRITE)
         case _:
             why = outside_text(exc) or type(exc).__name__
-    return StoreError(
-        f"The database at {shown} cannot be reached: {why}.",
-        hint="See that host and port are right, and that the server runs and lets this machine in.",
-    )
+    return StoreError(f"The database at {shown} cannot be reached: {why}.", hint=_RUNS)
 
 
 def translated(exc: Exception) -> StoreError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from ingestor.errors import SchemaError, StoreError
+from ingestor.errors import DatabaseAccessError, SchemaError, StoreError
 
 
 class Remedy(Enum):
@@ -55,6 +55,27 @@ ROW_FAULTS = frozenset(
 """What can only be the fault of a row. With every other code the batch is kept as it is, and tried again."""
 
 
+_CONFIGURATION = frozenset(
+    {
+        "3D000",  # no such database
+        "42501",  # no CONNECT on it, or no right to a setting of `options`
+        "42704",  # an unknown setting in `options`
+        "42601",  # `options` that can't be read
+        "22023",  # a wrong value in `options`
+        "55P02",  # a setting that a client cannot change
+    }
+)
+_POOLER = ("unsupported startup parameter", "no such database", "no such user", "password authentication failed")
+"""A pooler's words for the same; its code, 08P01, stands for everything."""
+
+
+def needs_operator(sqlstate: str | None, message: str) -> bool:
+    """Whether a refusal of a connection stays until an operator acts: on the URL, the login or the server's rights."""
+    if sqlstate == "08P01":
+        return message.startswith(_POOLER)
+    return sqlstate is not None and (sqlstate in _CONFIGURATION or sqlstate.startswith("28"))
+
+
 def hint(sqlstate: str | None) -> str:
     """Return what a person can do about an SQLSTATE, or nothing."""
     return _slow_hint(sqlstate) or _HINTS.get(sqlstate or "", "")
@@ -71,7 +92,7 @@ def judge(error: StoreError) -> Remedy:  # noqa: PLR0911 - a table
 
     SQLSTATEs are listed at https://www.postgresql.org/docs/current/errcodes-appendix.html.
     """
-    if isinstance(error, SchemaError):
+    if isinstance(error, SchemaError | DatabaseAccessError):
         return Remedy.RETRY_SLOWLY
     match error.sqlstate:
         case "40001" | "40P01":  # serialization failure, deadlock

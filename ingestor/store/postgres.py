@@ -112,6 +112,8 @@ class Store:
         self._staged_until = 0.0
         self._months: set[date] = set()
         self._guarded: Guarded | None = None
+        self.has_connected = False
+        """Whether the database has let this process in, so that a refusal is its fault and may pass."""
         self._tolerance = Tolerance()
         self._terms = _Terms()
         self._database_clock = DatabaseClock(self._clock, on_comparison)
@@ -126,6 +128,7 @@ class Store:
                 self._write_timeout,
                 self._on_progress,
             )
+            self.has_connected = True
             try:
                 async with guarded as connection:
                     await check_schema(connection)

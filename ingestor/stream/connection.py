@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -15,15 +18,19 @@ from websockets.protocol import State
 
 from ingestor import __version__
 from ingestor.clock import Clock
-from ingestor.errors import StreamError
+from ingestor.dial import MOST, STAGGER, addresses_of, first_that_works
+from ingestor.errors import StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
-from ingestor.redaction import outside_text
+from ingestor.redaction import outside_text, system_words
 from ingestor.stream.frames import frame_size, is_control, newest_pings, other_frames, whole_texts
 from ingestor.stream.protocol import MAX_MESSAGE_BYTES
 from ingestor.stream.proxy import proxy_for
 
 OPEN_TIMEOUT = 10.0
-"""Seconds for DNS, TCP, TLS and the opening handshake together."""
+"""Seconds for DNS, and for TCP, TLS and the opening handshake together with each address."""
+
+LONGEST_OPEN = 2 * OPEN_TIMEOUT + MOST * STAGGER
+"""Seconds after which the last address was given up."""
 
 CLOSE_TIMEOUT = 1.0
 """Seconds for the closing handshake: a provider that does not answer, or not even read, must not hold up our stop."""
@@ -241,6 +248,40 @@ async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
     Raises what the library and the operating system raise, and ConfigurationError for a proxy that can't be one;
     `ingestor.stream.judge` knows them.
     """
+    proxy = proxy_for(url)
+    name, port = _first_stop(url, proxy)
+    async with asyncio.timeout(OPEN_TIMEOUT):
+        addresses = await addresses_of(name, port)
+    try:
+        connection = await first_that_works(addresses, partial(_open, url, proxy), discard=_close)
+    except ExceptionGroup as group:
+        raise _most_telling(name, addresses, group.exceptions) from None
+    try:
+        yield connection
+    finally:
+        await _close(connection)
+
+
+def _first_stop(url: str, proxy: str | None) -> tuple[str, int]:
+    """Return the name and the port that are connected to: those of the proxy, if there is one."""
+    parts = urlsplit(proxy or url)
+    default = {"ws": 80, "http": 80, "wss": 443, "https": 443}.get(parts.scheme, 1080)
+    return parts.hostname or "", parts.port or default
+
+
+async def _open(url: str, proxy: str | None, address: str) -> FeedConnection:
+    """Open a connection by one address of the server, or of the proxy; certificates are checked for the name."""
+    options: dict[str, Any] = {}
+    if proxy is None:
+        options["host"] = address
+    else:
+        parts = urlsplit(proxy)
+        userinfo, at, _ = parts.netloc.rpartition("@")
+        place = f"[{address}]" if ":" in address else address
+        port = f":{parts.port}" if parts.port else ""
+        proxy = urlunsplit(parts._replace(netloc=f"{userinfo}{at}{place}{port}"))
+        if parts.scheme == "https":
+            options["proxy_server_hostname"] = parts.hostname
     connection = await _Connect(
         url,
         create_connection=FeedConnection,
@@ -249,13 +290,24 @@ async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
         ping_interval=None,  # `keep_alive` does it, because it must know when each ping was sent
         max_size=MAX_MESSAGE_BYTES,
         user_agent_header=f"ingestor/{__version__}",
-        proxy=proxy_for(url),
+        proxy=proxy,
+        **options,
     )
     assert isinstance(connection, FeedConnection)
-    try:
-        yield connection
-    finally:
-        await _close(connection)
+    return connection
+
+
+def _most_telling(name: str, addresses: Sequence[str], errors: Sequence[Exception]) -> Exception:
+    """Return the error of a server that answered; where none did, one that names the addresses."""
+    answered = [each for each in errors if not isinstance(each, OSError) or isinstance(each, ssl.SSLError)]
+    if answered or len(errors) == 1:
+        return [*answered, *errors][0]
+    each = "; ".join(
+        f"{address} {system_words(error)}"
+        for address, error in zip(addresses, errors, strict=True)
+        if isinstance(error, OSError)
+    )
+    return UnreachableError(f"none of the {len(addresses)} addresses of {outside_text(name)} can be reached: {each}")
 
 
 async def _close(connection: FeedConnection) -> None:

@@ -20,7 +20,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from ingestor.errors import ConfigurationError, StreamError
+from ingestor.errors import ConfigurationError, StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
 from ingestor.redaction import outside_text, system_words
 from ingestor.retry_after import retry_after
@@ -75,7 +75,7 @@ def _retry_after(error: BaseException, now: Micros) -> float | None:
     return retry_after(headers.get_all("Retry-After"), date=next(iter(headers.get_all("Date")), None), now=now)
 
 
-def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911 - a table, one line a sign
+def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911, PLR0912 - a table, one line a sign
     match error:
         case StreamError(reason=EndReason.STREAM_LIMIT):
             return Pace.SLOW, f"{error} Another stream may use this token, or ours is still counted."
@@ -95,6 +95,8 @@ def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911 - a
             return Pace.BACKOFF, f"The connection was cut during the handshake: {outside_text(error)}."
         case InvalidHandshake():
             return Pace.NEVER, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {outside_text(error)}."
+        case UnreachableError():
+            return Pace.BACKOFF, f"The server cannot be reached: {error}."
         case TimeoutError():
             return Pace.BACKOFF, "The server did not answer in time."
         case OSError():
@@ -120,7 +122,7 @@ def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line 
             return "not_a_websocket"
         case TimeoutError():
             return "timeout"
-        case OSError():
+        case OSError() | UnreachableError():
             return "unreachable"
         case _:
             return str(EndReason.INTERNAL_ERROR)

@@ -369,8 +369,11 @@ class Telemetry:
         if reasons:
             self._log.error("rows_refused", count=len(reasons), reasons=sorted(set(reasons)))
 
-    def write_failed(self, message: str, *, waiting_bytes: int) -> None:
-        """Log that the database does not take ticks: once for each kind of trouble, and then every minute."""
+    def write_failed(self, message: str, *, waiting_bytes: int, loud: bool = False) -> None:
+        """Log that the database does not take ticks: once for each kind of trouble, and then every minute.
+
+        It is `loud` where nothing but an operator can end it.
+        """
         self.counts.write_failures += 1
         self.readiness.fails("database", message)
         now = self._clock.monotonic()
@@ -378,7 +381,8 @@ class Telemetry:
         if message == last and now - at < _REPEAT_AFTER:
             return
         self._trouble = (message, now)
-        self._log.warning("database_trouble", detail=message, waiting_bytes=waiting_bytes)
+        level = self._log.error if loud else self._log.warning
+        level("database_trouble", detail=message, waiting_bytes=waiting_bytes)
 
     def commits_lost(self, session: UUID, messages: int) -> None:
         """Log that the database lacks messages of a session that it had acknowledged; once a minute."""

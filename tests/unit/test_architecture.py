@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "ingestor"
 
 # Each may import what stands in a lower layer, and itself; the stages of one layer do not know each other.
 LAYERS = [
+    {"libpq", "dial"},
     {"model", "address"},
     {"errors", "clock", "redaction", "retry_after"},
     {"settings", "telemetry", "chart"},

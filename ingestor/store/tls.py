@@ -1,0 +1,65 @@
+"""TLS to a server by one of its addresses, while its certificate is checked for its name.
+
+The driver checks the certificate for what it connects to. So where a name has several addresses, it is given a context
+that knows the name. The rules are those of PostgreSQL's client.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+VERIFYING = frozenset({"require", "verify-ca", "verify-full"})
+"""The modes for which there is a context; the others encrypt without checking anything, or not at all."""
+
+
+class NamedContext(ssl.SSLContext):
+    """A context for one server, whose name it asks for and checks, whatever the driver connects to."""
+
+    name = ""
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> ssl.SSLObject:
+        """Return an encrypted connection to the server of that name. Called by the event loop."""
+        kwargs["server_hostname"] = self.name
+        return super().wrap_bio(*args, **kwargs)
+
+
+def context_for(name: str, parameters: Mapping[str, str]) -> NamedContext:
+    """Return the context of a mode of `VERIFYING` for a server's name. Raises OSError and ValueError for bad files."""
+    context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.name = name
+    mode, root = parameters["sslmode"], parameters.get("sslrootcert")
+    context.check_hostname = mode == "verify-full"
+    home = Path.home() / ".postgresql"
+    if root == "system":
+        context.load_default_certs()
+    elif root or (home / "root.crt").exists() or mode != "require":
+        context.load_verify_locations(cafile=root or home / "root.crt")
+    else:
+        context.verify_mode = ssl.CERT_NONE
+    revoked = parameters.get("sslcrl") or next((each for each in [home / "root.crl"] if each.exists()), None)
+    if revoked:
+        context.load_verify_locations(cafile=revoked)
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
+    _load_own(context, home, parameters)
+    context.minimum_version = _version(parameters.get("ssl_min_protocol_version") or "TLSv1.2")
+    if newest := parameters.get("ssl_max_protocol_version"):
+        context.maximum_version = _version(newest)
+    context.set_alpn_protocols(["postgresql"])
+    return context
+
+
+def _load_own(context: ssl.SSLContext, home: Path, parameters: Mapping[str, str]) -> None:
+    own = parameters.get("sslcert") or next((each for each in [home / "postgresql.crt"] if each.exists()), None)
+    if own:
+        key = parameters.get("sslkey") or next((each for each in [home / "postgresql.key"] if each.exists()), None)
+        context.load_cert_chain(own, keyfile=key, password=lambda: parameters.get("sslpassword", ""))
+
+
+def _version(text: str) -> ssl.TLSVersion:
+    try:
+        return ssl.TLSVersion[text.replace(".", "_")]
+    except KeyError:
+        raise ValueError("no such version of TLS") from None

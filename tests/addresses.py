@@ -1,0 +1,52 @@
+"""A name with several addresses on this machine, some of which swallow what is sent to them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@contextlib.contextmanager
+def swallowing(host: str, port: int) -> Iterator[None]:
+    """Let an address swallow packets: its queue of connections is full, so that the system answers to none."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket(family))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect((host, port))
+        yield
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> None:
+    """Give names their addresses, in this order; the lists may be changed later."""
+    usual: Any = socket.getaddrinfo
+
+    def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        name = host.decode() if isinstance(host, bytes) else host
+        if name not in names:
+            found: list[Any] = usual(host, port, *args, **kwargs)
+            return found
+        return [each for address in names[name] for each in usual(address, port, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+
+
+def prefer(address: str) -> None:
+    """Give `localhost` an address before its others, for the rest of this process."""
+    usual: Any = socket.getaddrinfo
+
+    def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        names = [address, host] if host in {"localhost", b"localhost"} else [host]
+        return [each for name in names for each in usual(name, port, *args, **kwargs)]
+
+    socket.getaddrinfo = lookup
