@@ -173,6 +173,8 @@ class DaemonProcess:
         """How else it is started: `subprocess.Popen`'s own options."""
         self.skew = 0.0
         """By how many seconds its clock is ahead of this machine's from its next start on; negative: behind."""
+        self.first_address: str | None = None
+        """An address that `localhost` has for it before its others."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
@@ -188,7 +190,9 @@ class DaemonProcess:
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
             self._log_begin = log.tell()
-            module = "tests.skewed" if self.skew else "ingestor"
+            module = "tests.skewed" if self.skew or self.first_address else "ingestor"
+            if self.first_address:
+                environment["FIRST_ADDRESS"] = self.first_address
             self._process = subprocess.Popen(
                 [sys.executable, "-m", module, "run"],
                 env=environment | {"SKEW_SECONDS": str(self.skew), "PYTHONPATH": str(ROOT)},

@@ -6,6 +6,8 @@ seconds its wall clock is ahead of the machine's; negative: behind. The monotoni
 
 A file named by `SKEW_FILE`, if there is one, is read at each look at the clock, and holds the seconds instead: so the
 clock of a process that runs can be set, and set right again.
+
+`FIRST_ADDRESS` is an address that `localhost` has before its others.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import time
 from pathlib import Path
 
 from ingestor.cli import main
+from tests.addresses import prefer
 
 SECONDS = float(os.environ.get("SKEW_SECONDS", "0"))
 FILE = Path(os.environ["SKEW_FILE"]) if "SKEW_FILE" in os.environ else None
@@ -31,6 +34,9 @@ def skew() -> float:
 
 
 if __name__ == "__main__":
-    time.time = lambda: _time() + skew()
-    time.time_ns = lambda: _time_ns() + round(skew() * 1e9)
+    if SECONDS or FILE is not None:
+        time.time = lambda: _time() + skew()
+        time.time_ns = lambda: _time_ns() + round(skew() * 1e9)
+    if "FIRST_ADDRESS" in os.environ:
+        prefer(os.environ["FIRST_ADDRESS"])
     main()

@@ -7,10 +7,12 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from ingestor.dial import STAGGER
 from ingestor.store.connect import connect
+from tests.addresses import swallowing
 from tests.chaos import process_faults
 from tests.chaos.backup import Backup
-from tests.chaos.world import Instance, World
+from tests.chaos.world import FIRST_ADDRESS, Instance, World
 from tests.disks import fill
 from tests.proxy import Proxy
 
@@ -139,6 +141,13 @@ async def delay(wire: Proxy, fault: Fault) -> None:
     wire.delay = 0.0
 
 
+async def let_first_address_die(wire: Proxy, fault: Fault) -> None:
+    """Cut it, and let the first of the two addresses of `localhost` swallow what is sent to it meanwhile."""
+    with swallowing(FIRST_ADDRESS, wire.port):
+        wire.cut()
+        await asyncio.sleep(fault.seconds + STAGGER)
+
+
 async def lose_answers(wire: Proxy, fault: Fault) -> None:
     wire.mutes_server = True
     await asyncio.sleep(min(fault.seconds, 0.5))
@@ -161,12 +170,14 @@ ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "database wire half-open": hold,
     "database wire delayed": delay,
     "database answers lost": lose_answers,
+    "database's first address dead": let_first_address_die,
 }
 ON_FEED_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "feed wire cut": cut,
     "feed wire cut in a frame": cut_in_the_middle,
     "feed wire half-open": hold_beyond_the_keepalive,
     "feed wire delayed": delay,
+    "feed's first address dead": let_first_address_die,
 }
 ON_PROCESS: dict[str, Callable[[Instance, float, random.Random], Awaitable[None]]] = {
     "daemon killed": process_faults.kill,

@@ -26,6 +26,8 @@ from tests.servers import with_parts
 
 RATE = 300.0
 DISK = 256 * 2**20
+FIRST_ADDRESS = "127.0.0.2"
+"""Of `localhost`, for the daemons: it refuses connections, and sometimes swallows them; the wires are at the second."""
 DATABASE = "ingestor_chaos"
 WRITER = "ingestor_chaos_writer"
 SETTINGS = {
@@ -178,6 +180,7 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
                 spool_dir=directory / name,
                 instance=name,
             )
+            daemon.first_address = FIRST_ADDRESS
             stack.callback(daemon.end)
             daemon.start()
             instances.append(Instance(name, daemon, feed, wire, directory / name, owner))
