@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import trustme
+from websockets.exceptions import InvalidProxyStatus
 
 from ingestor import dial
 from ingestor.backfill.client import RestClient
@@ -156,6 +157,28 @@ async def test_addresses_that_say_nothing(database: str, monkeypatch: pytest.Mon
         never.set()
         for each in silent:
             each.close()
+
+
+async def test_a_proxy_with_a_dead_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the proxy's addresses that are tried, and it is asked for the server's name."""
+    asked: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+            await writer.drain()
+
+    resolve(monkeypatch, {"proxy.test": [DEAD, LIVE]})
+    server = await asyncio.start_server(proxy, LIVE, 0)
+    port = server.sockets[0].getsockname()[1]
+    monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@proxy.test:{port}")
+    with swallowing(DEAD, port), pytest.raises(InvalidProxyStatus):
+        async with open_connection("wss://stream.test/ws"):
+            pass
+    server.close()
+    assert asked[0].startswith(b"CONNECT stream.test:443 ")
+    assert b"Proxy-Authorization: Basic" in asked[0]
 
 
 async def test_every_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
