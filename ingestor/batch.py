@@ -206,5 +206,14 @@ def unpack(rows: bytes) -> Iterator[tuple[bytes, Tick, Micros]]:
         position = end
 
 
+def row_ends(rows: bytes) -> Iterator[int]:
+    """Yield where each packed row ends, in bytes from the beginning."""
+    end = 0
+    while end < len(rows):
+        start = end + _ROW.size
+        end = start + int.from_bytes(rows[start - 4 : start])  # the symbol's length
+        yield end
+
+
 def _midnight(day: date) -> Micros:
     return (day - date(1970, 1, 1)).days * DAY

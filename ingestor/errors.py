@@ -75,8 +75,11 @@ class StreamError(IngestorError):
 class StoreError(IngestorError):
     """The database did not take a batch, and may take it later.
 
-    `sqlstate` and the name of the `constraint` where it said one.
+    `sqlstate` and the name of the `constraint` where it said one. `is_smaller_next` tells that the next try sends less,
+    since this one may have been too much.
     """
+
+    is_smaller_next = False
 
     def __init__(
         self, message: str, *, sqlstate: str | None = None, constraint: str | None = None, hint: str = ""

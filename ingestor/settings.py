@@ -249,7 +249,9 @@ class Settings(BaseSettings):
         "1GiB", "ticks that may wait on disk; then the stream is closed until there is room", ge=2**20
     )
     spool_after: Seconds = _setting("1s", "a batch that is not committed at this age goes to the spool", ge=0.01, le=60)
-    write_timeout: Seconds = _setting("10s", "a write that takes longer is given up and done again", ge=0.1, le=600)
+    write_timeout: Seconds = _setting(
+        "10s", "a transaction without progress for so long is given up, and done again in smaller ones", ge=0.1, le=600
+    )
 
     ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)
     ping_timeout: Seconds = _setting("8s", "how long a pong may take", ge=0.01, le=300)

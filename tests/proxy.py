@@ -57,6 +57,12 @@ class Proxy:
         """Whether what the server says is lost, though the connection stays."""
         self.hold_after: int | None = None
         """After how many more bytes from clients `hold` comes by itself."""
+        self.most_unanswered: int | None = None
+        """How many bytes a client may send between two answers; what comes then is lost, and nothing answers."""
+        self.cuts_unanswered = False
+        """Whether such a connection is ended instead."""
+        self.bytes_per_second: float | None = None
+        """How fast bytes from clients are passed on."""
         self.upstream_ports: list[int] = []
         """Our ports towards the server, in the order in which they were opened."""
 
@@ -109,27 +115,40 @@ class Proxy:
             return
         self.upstream_ports.append(far_writer.get_extra_info("sockname")[1])
         ends = {writer, far_writer}
+        unanswered = [0]
         self._writers |= ends
         for task in (
-            asyncio.create_task(self._pass(reader, far_writer, ends, from_server=False)),
-            asyncio.create_task(self._pass(far_reader, writer, ends, from_server=True)),
+            asyncio.create_task(self._pass(reader, far_writer, ends, unanswered, from_server=False)),
+            asyncio.create_task(self._pass(far_reader, writer, ends, unanswered, from_server=True)),
         ):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _wait_before(self, size: int, *, from_server: bool) -> None:
+        """Keep a piece of so many bytes back for as long as it is to take."""
+        if self.delay:
+            await asyncio.sleep(self.delay)
+        await self._flows.wait()
+        if self.bytes_per_second is not None and not from_server:
+            await asyncio.sleep(size / self.bytes_per_second)
 
     async def _pass(
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         ends: set[asyncio.StreamWriter],
+        unanswered: list[int],
         *,
         from_server: bool,
     ) -> None:
         try:
             while data := await reader.read(CHUNK):
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                await self._flows.wait()
+                unanswered[0] = 0 if from_server else unanswered[0] + len(data)
+                if self.most_unanswered is not None and unanswered[0] > self.most_unanswered:
+                    while not self.cuts_unanswered and await reader.read(CHUNK):
+                        pass
+                    break
+                await self._wait_before(len(data), from_server=from_server)
                 if from_server and self.mutes_server:
                     continue
                 if not from_server and self.hold_after is not None:

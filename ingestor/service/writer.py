@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -13,7 +14,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from ingestor.buffer.fifo import Buffer
+from ingestor.buffer.fifo import MAX_BYTES, Buffer
 from ingestor.clock import Clock
 from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.model import SECOND, Batch
@@ -67,20 +68,32 @@ class Writer:
             await self._write_next()
 
     async def _write_next(self) -> set[UUID]:
-        """Write what is oldest, and return whose it is, unless an earlier process left it."""
-        self._pulse.rest()
-        batches = await self._buffer.take()
+        """Write what is oldest, and return whose it is, unless an earlier process left it.
+
+        A try after one that was too large takes fewer batches: the others stay for the next call.
+        """
+        batches = await self._take()
         inherited = self._buffer.has_inherited
         write = self._store.write_inherited if inherited else self._store.write
-        with bound_contextvars(session=str(batches[-1].session.id), batch=batches[-1].number):
+        with bound_contextvars(**_names(batches)):
             async for attempt in self._retrying():
                 with attempt:
+                    if attempt.retry_state.attempt_number > 1:
+                        batches = await self._take()
+                        bind_contextvars(**_names(batches))
                     began = self._clock.monotonic()
                     written = await write(batches)
                     self._count(batches, written, self._clock.monotonic() - began)
         self._pulse.beat()
         await self._buffer.done()
         return set() if inherited else {batch.session.id for batch in batches}
+
+    async def _take(self) -> tuple[Batch, ...]:
+        """Wait for batches, and take as many as one transaction may hold now."""
+        self._pulse.rest()
+        batches = await self._buffer.take(max_bytes=min(MAX_BYTES, self._store.size.max_bytes))
+        self._pulse.beat()
+        return batches
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(
@@ -99,6 +112,8 @@ class Writer:
         return isinstance(error, StoreError)
 
     def _wait(self, state: RetryCallState) -> float:
+        if _error(state).is_smaller_next:
+            return 0.0  # each try is half as large, so this ends soon
         match judge(_error(state)):
             case Remedy.RETRY_SLOWLY:
                 return self._slowly(state)
@@ -116,6 +131,11 @@ class Writer:
         error = _error(state)
         loud = isinstance(error, DatabaseAccessError)
         self._telemetry.write_failed(str(error), waiting_bytes=self._buffer.size, loud=loud)
+        self._tell_size()
+
+    def _tell_size(self) -> None:
+        size = self._store.size
+        self._telemetry.transactions_sized(size.max_bytes, is_normal=size.is_normal)
 
     def _count(self, batches: tuple[Batch, ...], written: Written, seconds: float) -> None:
         newest = batches[-1].last_message_at
@@ -127,11 +147,17 @@ class Writer:
             seconds=seconds,
             lag=None if newest is None else (self._clock.wall() - newest) / SECOND,
         )
+        self._tell_size()
         self._telemetry.rows_refused(written.refused)
         for session, tally in written.tallies.items():
             if tally.missing:
                 self._telemetry.commits_lost(session, tally.missing)
                 self._buffer.distrust(session)
+
+
+def _names(batches: tuple[Batch, ...]) -> dict[str, Any]:
+    """Return what log lines say of batches: the newest one."""
+    return {"session": str(batches[-1].session.id), "batch": batches[-1].number}
 
 
 def _error(state: RetryCallState) -> StoreError:

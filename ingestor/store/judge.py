@@ -76,6 +76,31 @@ def needs_operator(sqlstate: str | None, message: str) -> bool:
     return sqlstate is not None and (sqlstate in _CONFIGURATION or sqlstate.startswith("28"))
 
 
+SIZE_FAULTS = frozenset(
+    {
+        "25P03",  # idle-in-transaction session timeout: on a slow link, the server waits for us
+        "25P04",  # transaction timeout
+        "53000",  # insufficient resources
+        "53200",  # out of memory, locks included
+        "53400",  # configuration limit exceeded
+        "57014",  # query cancelled, by a statement timeout most likely
+        "57P01",  # terminated by an administrator, or by a watchdog for long transactions
+        "57P02",  # another process of the server crashed, or was killed for its memory
+        "57P05",  # idle session timeout
+    }
+)
+_SIZE_CLASSES = ("08", "54")  # connection exceptions, which poolers send for their limits; program limits exceeded
+
+
+def may_be_too_large(error: StoreError) -> bool:
+    """Return whether a smaller transaction may succeed where this one failed. If it does not, trying it did no harm.
+
+    Without an SQLSTATE the server was given up, or the connection broke in the middle of the transaction.
+    """
+    state = error.sqlstate
+    return state is None or state in SIZE_FAULTS or state[:2] in _SIZE_CLASSES
+
+
 def hint(sqlstate: str | None) -> str:
     """Return what a person can do about an SQLSTATE, or nothing."""
     return _slow_hint(sqlstate) or _HINTS.get(sqlstate or "", "")

@@ -18,9 +18,10 @@ from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
 from ingestor.redaction import outside_text
 from ingestor.store.connect import connect
+from ingestor.store.copy_in import count_of
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
-from ingestor.store.postgres import check_schema, count_of
+from ingestor.store.postgres import check_schema
 from ingestor.store.queries import QUERIES
 
 PATIENCE = 120.0

@@ -14,14 +14,15 @@ from uuid import UUID
 import asyncpg
 
 from ingestor import __version__
-from ingestor.batch import COLUMNS, COPY_HEADER, COPY_TRAILER
 from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
+from ingestor.store.copy_in import copy_rows, count_of
 from ingestor.store.guarded import Guarded
-from ingestor.store.judge import MIGRATE, Remedy, judge
+from ingestor.store.judge import MIGRATE, Remedy, judge, may_be_too_large
+from ingestor.store.portion import TransactionSize, part_of
 from ingestor.store.proof import proof
 from ingestor.store.queries import QUERIES
 from ingestor.store.sift import Tolerance, sift
@@ -46,7 +47,8 @@ NO_PARTITION = (
 _Inserted: TypeAlias = tuple[int, Sequence[Rejection]]
 """How many rows are new, and the rows that were refused."""
 
-_Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch]], Awaitable[_Inserted]]
+_Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch], int], Awaitable[_Inserted]]
+"""Inserts the rows of batches, of which the first may be a part: the messages after so many."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -56,7 +58,8 @@ class Written:
     """What was committed, in counts: `duplicates` of the `ticks` were there already.
 
     `refused` are the reasons of those rejections that were ticks until the database refused them. `tallies` are what
-    the database has of each session now, also where everything had been committed before.
+    the database has of each session now, also where everything had been committed before. `is_partial`: the last batch
+    is not committed to its end.
     """
 
     batches: int = 0
@@ -65,6 +68,7 @@ class Written:
     rejected: int = 0
     refused: tuple[str, ...] = ()
     tallies: Mapping[UUID, Tally] = field(default_factory=dict, compare=False)
+    is_partial: bool = False
 
     def __add__(self, other: Written) -> Written:
         return Written(
@@ -74,6 +78,7 @@ class Written:
             self.rejected + other.rejected,
             self.refused + other.refused,
             {**self.tallies, **{id_: tally.after(self.tallies.get(id_)) for id_, tally in other.tallies.items()}},
+            other.is_partial,
         )
 
 
@@ -115,6 +120,9 @@ class Store:
         self.has_connected = False
         """Whether the database has let this process in, so that a refusal is its fault and may pass."""
         self._tolerance = Tolerance()
+        self.size = TransactionSize()
+        """How much one transaction may hold now."""
+        self._unreported = Written()  # committed by a call that failed later on
         self._terms = _Terms()
         self._database_clock = DatabaseClock(self._clock, on_comparison)
 
@@ -158,9 +166,10 @@ class Store:
         return count_of(status)
 
     async def write(self, batches: Sequence[Batch]) -> Written:
-        """Commit batches, oldest first, in one transaction. To write them again changes nothing.
+        """Commit batches, oldest first, in one transaction, or in several of the `size` that the server accepts now.
 
-        Where a row is at fault, each batch has a transaction of its own, and such rows become rejections.
+        To write them again changes nothing, and goes on behind what was committed. Where a row is at fault, each batch
+        has a transaction of its own, and such rows become rejections.
         """
         return await self._write_as(batches, is_own=True)
 
@@ -176,12 +185,21 @@ class Store:
         self._terms = _Terms(is_own, self._database_clock.difference)
         await self._make_partitions(guarded, batches)
         try:
-            return await self._write_or_sift(guarded, batches)
+            await self._write_all(guarded, batches)
         except StoreError as error:
             if judge(error) is Remedy.MAKE_PARTITION:
                 self._months.clear()
                 error.hint = NO_PARTITION
             raise
+        written, self._unreported = self._unreported, Written()
+        return written
+
+    async def _write_all(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
+        while batches:
+            chosen = self.size.choose(batches)
+            written = await self._write_or_sift(guarded, chosen)
+            if not written.is_partial:
+                batches = batches[len(chosen) :]
 
     async def _write_or_sift(self, guarded: Guarded, batches: Sequence[Batch]) -> Written:
         try:
@@ -193,24 +211,22 @@ class Store:
             self._tolerance.note(written.ticks)
             return written
         await self._make_staging(guarded)
-        written = Written()
         for batch in batches:
-            sifted = await self._transaction(guarded, [batch], partial(self._sift, guarded))
-            self._tolerance.note(sifted.ticks + len(sifted.refused), len(sifted.refused))
-            written += sifted
+            written = await self._transaction(guarded, [batch], partial(self._sift, guarded))
+            self._tolerance.note(written.ticks + len(written.refused), len(written.refused))
         return written
 
     async def _write(self, guarded: Guarded, batches: Sequence[Batch]) -> Written:
         """Write by the fast way, or for a while by the staged one, where rows are there already."""
         if self._clock.monotonic() >= self._staged_until:
             try:
-                return await self._transaction(guarded, batches, _copy)
+                return await self._transaction(guarded, batches, partial(_copy, guarded.renew))
             except StoreError as error:
                 if judge(error) is not Remedy.STAGED:
                     raise
                 self._staged_until = self._clock.monotonic() + STAY_STAGED
         await self._make_staging(guarded)
-        return await self._transaction(guarded, batches, _stage)
+        return await self._transaction(guarded, batches, partial(_stage, guarded.renew))
 
     async def _make_staging(self, guarded: Guarded) -> None:
         if not self._has_staging:
@@ -219,10 +235,21 @@ class Store:
             self._has_staging = True
 
     async def _transaction(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert) -> Written:
+        """Commit batches together, or the next part of one. After a failure the next transaction may be smaller."""
+        try:
+            written = await self._commit(guarded, batches, insert)
+        except StoreError as error:
+            error.is_smaller_next = may_be_too_large(error) and self.size.failed(batches)
+            raise
+        self.size.succeeded(batches)
+        self._unreported += written
+        return written
+
+    async def _commit(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert) -> Written:
         written = Written()
         async with self._turn(guarded) as connection:
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
-                written += await _write_session(connection, list(group), insert, self._terms)
+                written += await _write_session(connection, list(group), insert, self._terms, self.size.max_bytes)
             await self._note_late(connection, batches)
         return written
 
@@ -250,23 +277,28 @@ class Store:
                 await connection.execute(QUERIES["ensure_partition"], month)
             self._months.add(month)
 
-    async def _sift(self, guarded: Guarded, connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+    async def _sift(
+        self, guarded: Guarded, connection: asyncpg.Connection, batches: Sequence[Batch], after: int
+    ) -> _Inserted:
         """Send one batch's rows through the temporary table, without those that the database refuses."""
         (batch,) = batches
 
         async def insert(rows: Iterable[bytes]) -> int:
             guarded.renew()
             await connection.execute(QUERIES["empty_staging"])
-            return await _stage_rows(connection, rows)
+            return await _stage_rows(connection, rows, guarded.renew)
 
         most = self._tolerance.of(batch.count)
-        return await sift(batch, insert, connection.transaction, most=most)
+        return await sift(batch, insert, connection.transaction, most=most, after=after)
 
 
 async def _write_session(
-    connection: asyncpg.Connection, batches: Sequence[Batch], insert: _Insert, terms: _Terms
+    connection: asyncpg.Connection, batches: list[Batch], insert: _Insert, terms: _Terms, max_bytes: int
 ) -> Written:
-    """Write what of one session's batches is not committed yet, inside the caller's transaction."""
+    """Write what of one session's batches is not committed yet, inside the caller's transaction.
+
+    Of a batch that is larger than `max_bytes`, it is the next part.
+    """
     session = batches[0].session
     known = await connection.fetchrow(QUERIES["lock_session"], session.id)
     if known is None:
@@ -280,14 +312,17 @@ async def _write_session(
         )
         known = await connection.fetchrow(QUERIES["lock_session"], session.id)
     assert known is not None  # it is there now, and locked
-    last_batch, ticks_before, duplicates_before, rejected_before = known
-    batches = [batch for batch in batches if batch.number > last_batch]
+    last_batch, last_messages, ticks_before, duplicates_before, rejected_before = known
+    complete = last_batch if last_messages is None else last_batch - 1
+    batches = [batch for batch in batches if batch.number > complete]
     if not batches:
         return Written(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
+    after = last_messages or 0 if batches[0].number == last_batch else 0
+    batches[0], until = part_of(batches[0], after, max_bytes)
     covered_until, missing = proof(batches, ticks_before + rejected_before)
 
     ticks = sum(batch.count for batch in batches)
-    inserted, refused = await insert(connection, batches) if ticks else (0, ())
+    inserted, refused = await insert(connection, batches, after) if ticks else (0, ())
     rejections = [(batch.number, rejection) for batch in batches for rejection in batch.rejections]
     rejections += [(batches[-1].number, rejection) for rejection in refused]
     if rejections:
@@ -303,45 +338,43 @@ async def _write_session(
     reasons = tuple(rejection.reason for rejection in refused)
     duplicates = ticks - inserted
     tally = Tally(ticks_before + ticks, duplicates_before + duplicates, ticks, missing)
-    written = Written(len(batches), ticks, duplicates, len(rejections), reasons, {session.id: tally})
-    await _advance(connection, batches[-1], written, covered_until, terms)
+    is_partial = until is not None
+    complete_batches = len(batches) - is_partial
+    written = Written(complete_batches, ticks, duplicates, len(rejections), reasons, {session.id: tally}, is_partial)
+    await _advance(connection, batches[-1], until, written, covered_until, terms)
     return written
 
 
-async def _copy(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+async def _copy(
+    on_piece: Callable[[], None], connection: asyncpg.Connection, batches: Sequence[Batch], _: int
+) -> _Inserted:
     """Send the rows as they are. Fails where one of them is there already."""
-    return await _copy_rows(connection, "market", "ticks", [batch.rows for batch in batches]), ()
+    return await copy_rows(connection, "market", "ticks", [batch.rows for batch in batches], on_piece), ()
 
 
-async def _stage(connection: asyncpg.Connection, batches: Sequence[Batch]) -> _Inserted:
+async def _stage(
+    on_piece: Callable[[], None], connection: asyncpg.Connection, batches: Sequence[Batch], _: int
+) -> _Inserted:
     """Send the rows through the temporary table; those that are there already are left."""
-    return await _stage_rows(connection, [batch.rows for batch in batches]), ()
+    return await _stage_rows(connection, [batch.rows for batch in batches], on_piece), ()
 
 
-async def _stage_rows(connection: asyncpg.Connection, rows: Iterable[bytes]) -> int:
-    await _copy_rows(connection, "pg_temp", "ticks_staged", rows)
+async def _stage_rows(connection: asyncpg.Connection, rows: Iterable[bytes], on_piece: Callable[[], None]) -> int:
+    await copy_rows(connection, "pg_temp", "ticks_staged", rows, on_piece)
     return count_of(await connection.execute(QUERIES["insert_staged"]))
 
 
-async def _copy_rows(connection: asyncpg.Connection, schema: str, table: str, rows: Iterable[bytes]) -> int:
-    status = await connection.copy_to_table(
-        table, schema_name=schema, columns=COLUMNS, source=_body(rows), format="binary"
-    )
-    return count_of(status)
-
-
-async def _body(rows: Iterable[bytes]) -> AsyncIterator[bytes]:
-    yield COPY_HEADER
-    for run in rows:
-        yield run
-    yield COPY_TRAILER
-
-
 async def _advance(
-    connection: asyncpg.Connection, last: Batch, written: Written, covered_until: Micros | None, terms: _Terms
+    connection: asyncpg.Connection,
+    last: Batch,
+    messages: int | None,
+    written: Written,
+    covered_until: Micros | None,
+    terms: _Terms,
 ) -> None:
     """Record what is proved, what the last batch says of the session, and the counts.
 
+    `messages` of it are there, where it is not complete; else None.
     Where our clock and the database's differ, one is wrong, and it is not known which: what is covered is so by both.
     """
     end = last.end
@@ -360,6 +393,7 @@ async def _advance(
         written.duplicates,
         written.rejected,
         terms.is_own,
+        messages,
     )
 
 
@@ -410,8 +444,3 @@ def _version(text: str) -> tuple[int, ...]:
 
 def _timestamp(instant: Micros | None, shift: Micros = 0) -> datetime | None:
     return None if instant is None else _EPOCH + timedelta(microseconds=instant + shift)
-
-
-def count_of(status: str) -> int:
-    """Return the number at the end of a command's status, such as `COPY 5000` or `INSERT 0 12`."""
-    return int(status.rsplit(" ", 1)[1])

@@ -31,8 +31,9 @@ SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalive
 SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
 
 -- name: lock_session
--- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before.
-SELECT last_batch, ticks, duplicates, rejected FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
+-- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before,
+-- but for the rest of last_batch where last_batch_messages is not null.
+SELECT last_batch, last_batch_messages, ticks, duplicates, rejected FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
 
 -- name: begin_session
 INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, kind)
@@ -51,6 +52,7 @@ UPDATE ingest.stream_sessions SET
     last_tick_at = greatest(last_tick_at, $5),
     last_seen_at = CASE WHEN $13 THEN clock_timestamp() ELSE last_seen_at END,
     last_batch = $6,
+    last_batch_messages = $14,
     ended_at = $7,
     end_reason = $8,
     close_code = $9,

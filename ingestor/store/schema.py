@@ -124,6 +124,12 @@ stream_sessions = Table(
         null=True,
     ),
     column("last_batch", BIGINT, "Number of the last committed batch: it makes each one count once.", default="0"),
+    column(
+        "last_batch_messages",
+        BIGINT,
+        "Messages of that batch that are committed, while it is written in parts; null: all.",
+        null=True,
+    ),
     column("ended_at", TIME, "When it ended; null while it lives.", null=True),
     column("end_reason", TEXT, "Why it ended, from a fixed list.", null=True),
     column("close_code", INTEGER, "The WebSocket's close code, where there was one.", null=True),

@@ -47,13 +47,15 @@ async def sift(
     savepoint: Callable[[], AbstractAsyncContextManager[object]],
     *,
     most: int,
+    after: int = 0,
 ) -> tuple[int, list[Rejection]]:
     """Insert a batch's rows by halves, each within a savepoint. Returns how many are new, and what was refused.
 
-    Raises what `insert` raises where no row is at fault, and StoreError where more than `most` are.
+    Raises what `insert` raises where no row is at fault, and StoreError where more than `most` are. The batch may be
+    the part of one that begins after its first `after` messages.
     """
     rows = list(unpack(batch.rows))
-    positions = list(_positions(batch))
+    positions = list(_positions(batch, after))
     refused: list[Rejection] = []
 
     async def attempt(first: int, last: int) -> int:
@@ -72,6 +74,8 @@ async def sift(
                     raise StoreError(
                         f"The database refuses more than {most} of a batch's {len(rows)} ticks, or lately more than "
                         f"{MOST_SHARE:.0%} of all. {error.message}",
+                        sqlstate=error.sqlstate,
+                        constraint=error.constraint,
                         hint="Nothing is given up; look at the constraints and triggers of market.ticks.",
                     ) from exc
                 return 0
@@ -81,10 +85,10 @@ async def sift(
     return await attempt(0, len(rows)), refused
 
 
-def _positions(batch: Batch) -> Iterator[int]:
+def _positions(batch: Batch, after: int) -> Iterator[int]:
     """Yield the places of a batch's ticks among its messages: those that no rejection has."""
     taken = {rejection.position for rejection in batch.rejections}
-    places = (place for place in count(1) if place not in taken)
+    places = (place for place in count(after + 1) if place not in taken)
     for _ in range(batch.count):
         yield next(places)
 

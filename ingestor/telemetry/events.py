@@ -53,6 +53,8 @@ class Counts:
     rejected: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     reconnects: Counter[str] = field(default_factory=Counter)
+    transaction_max_bytes: int | None = None
+    """How much one transaction may hold now; None before the first commit or failure."""
     last_batch_rows: int = 0
     last_commit_seconds: float = 0.0
     last_lag_seconds: float = 0.0
@@ -153,6 +155,7 @@ class Telemetry:
         self._trouble = ("", 0.0)
         self._said: dict[str, float] = {}
         self._spooling = False
+        self._reduced = False  # it was logged that transactions are smaller
 
     # The process.
 
@@ -383,6 +386,17 @@ class Telemetry:
         self._trouble = (message, now)
         level = self._log.error if loud else self._log.warning
         level("database_trouble", detail=message, waiting_bytes=waiting_bytes)
+
+    def transactions_sized(self, max_bytes: int, *, is_normal: bool) -> None:
+        """Note how much a transaction may hold now; log that it became less (once a minute), and its end."""
+        self.counts.transaction_max_bytes = max_bytes
+        if is_normal:
+            if self._reduced:
+                self._reduced = False
+                self._log.info("transactions_restored", max_bytes=max_bytes)
+        elif self._is_due("transactions_reduced"):
+            self._reduced = True
+            self._log.warning("transactions_reduced", max_bytes=max_bytes)
 
     def commits_lost(self, session: UUID, messages: int) -> None:
         """Log that the database lacks messages of a session that it had acknowledged; once a minute."""

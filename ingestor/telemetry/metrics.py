@@ -115,6 +115,11 @@ class _Moment(Collector):
             ("spool_bytes", "Bytes that wait on disk to be committed.", facts.spool_bytes),
             ("spool_max_bytes", "Bytes on disk at which the stream is closed.", facts.spool_max_bytes),
             ("spool_batches", "Batches that wait on disk to be committed.", facts.spool_batches),
+            (
+                "transaction_max_bytes",
+                "How much one transaction may hold now: it is halved after one that was too much.",
+                counts.transaction_max_bytes,
+            ),
             ("calendar_days_left", "For how many days the trading calendar is known.", counts.calendar_days_left),
             ("open_gaps", "Gaps that nothing has settled yet, of all days.", facts.open_gaps),
             (

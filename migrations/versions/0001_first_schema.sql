@@ -78,6 +78,7 @@ CREATE TABLE ingest.stream_sessions (
     last_tick_at TIMESTAMP WITH TIME ZONE,
     last_seen_at TIMESTAMP WITH TIME ZONE,
     last_batch BIGINT DEFAULT 0 NOT NULL,
+    last_batch_messages BIGINT,
     ended_at TIMESTAMP WITH TIME ZONE,
     end_reason TEXT,
     close_code INTEGER,
@@ -102,6 +103,7 @@ COMMENT ON COLUMN ingest.stream_sessions.last_message_at IS 'Arrival of the last
 COMMENT ON COLUMN ingest.stream_sessions.last_tick_at IS 'Arrival of the last message that was a tick.';
 COMMENT ON COLUMN ingest.stream_sessions.last_seen_at IS 'When its own process last wrote here, by the database''s clock: it is alive for a minute after that. Null: never.';
 COMMENT ON COLUMN ingest.stream_sessions.last_batch IS 'Number of the last committed batch: it makes each one count once.';
+COMMENT ON COLUMN ingest.stream_sessions.last_batch_messages IS 'Messages of that batch that are committed, while it is written in parts; null: all.';
 COMMENT ON COLUMN ingest.stream_sessions.ended_at IS 'When it ended; null while it lives.';
 COMMENT ON COLUMN ingest.stream_sessions.end_reason IS 'Why it ended, from a fixed list.';
 COMMENT ON COLUMN ingest.stream_sessions.close_code IS 'The WebSocket''s close code, where there was one.';

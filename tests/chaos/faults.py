@@ -12,12 +12,27 @@ from ingestor.store.connect import connect
 from tests.addresses import swallowing
 from tests.chaos import process_faults
 from tests.chaos.backup import Backup
-from tests.chaos.world import FIRST_ADDRESS, Instance, World
+from tests.chaos.world import FIRST_ADDRESS, WRITER, Instance, World
 from tests.disks import fill
 from tests.proxy import Proxy
 
 INTERVAL = 1.4
 """Seconds between the beginnings of two faults, about: eight minutes for two editions hold six rounds on each."""
+
+
+_RECONNECT = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{WRITER}'"
+LIMIT_STATEMENTS = f"""
+CREATE OR REPLACE FUNCTION market.slow_down() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN PERFORM pg_sleep(0.001); RETURN new; END $$;
+CREATE TRIGGER slow_down BEFORE INSERT ON market.ticks FOR EACH ROW EXECUTE FUNCTION market.slow_down();
+ALTER ROLE {WRITER} SET statement_timeout = '150ms';
+{_RECONNECT}
+"""
+LIFT_LIMIT = f"""
+DROP TRIGGER IF EXISTS slow_down ON market.ticks;
+ALTER ROLE {WRITER} RESET statement_timeout;
+{_RECONNECT}
+"""
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,13 @@ async def terminate_connections(world: World, fault: Fault) -> None:
 
 async def hold_back_writes(world: World, fault: Fault) -> None:
     await _execute(world, f"LOCK TABLE ingest.stream_sessions; SELECT pg_sleep({fault.seconds})")
+
+
+async def limit_statements(world: World, fault: Fault) -> None:
+    """Let a row take a millisecond, and a statement no more than 150 of them."""
+    await _execute(world, LIMIT_STATEMENTS)
+    await asyncio.sleep(1 + fault.seconds)
+    await _execute(world, LIFT_LIMIT)
 
 
 async def fill_servers_disk(world: World, fault: Fault) -> None:
@@ -148,6 +170,18 @@ async def let_first_address_die(wire: Proxy, fault: Fault) -> None:
         await asyncio.sleep(fault.seconds + STAGGER)
 
 
+async def narrow(wire: Proxy, fault: Fault) -> None:
+    wire.bytes_per_second = 20_000
+    await asyncio.sleep(1 + 2 * fault.seconds)
+    wire.bytes_per_second = None
+
+
+async def carry_little(wire: Proxy, fault: Fault) -> None:
+    wire.most_unanswered = 2_000
+    await asyncio.sleep(1 + fault.seconds)
+    wire.most_unanswered = None
+
+
 async def lose_answers(wire: Proxy, fault: Fault) -> None:
     wire.mutes_server = True
     await asyncio.sleep(min(fault.seconds, 0.5))
@@ -162,6 +196,7 @@ ON_SERVER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "server paused": pause_server,
     "server's connections terminated": terminate_connections,
     "server's writes held back": hold_back_writes,
+    "server's statements limited": limit_statements,
     DISK_FULL: fill_servers_disk,
 }
 ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
@@ -169,6 +204,8 @@ ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "database wire cut in a message": cut_in_the_middle,
     "database wire half-open": hold,
     "database wire delayed": delay,
+    "database wire narrow": narrow,
+    "database wire carries little": carry_little,
     "database answers lost": lose_answers,
     "database's first address dead": let_first_address_die,
 }

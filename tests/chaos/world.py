@@ -126,6 +126,7 @@ class World:
             each.feed.release()
             each.database.release()
             each.feed.delay = each.database.delay = 0.0
+            each.database.bytes_per_second = each.database.most_unanswered = None
             each.database.mutes_server = each.database.refuses = False
             if not each.daemon.is_running:
                 each.daemon.start()

@@ -26,6 +26,7 @@ def a_telemetry() -> Telemetry:
     telemetry.rejected(session, "not_json", 3, 0)
     telemetry.reconnecting("refused", 1.0, cause="unreachable", loud=False)
     telemetry.clocks_compared(ClockDifference(-2 * SECOND, SECOND // 2))
+    telemetry.transactions_sized(2**23, is_normal=True)
     telemetry.calendar_known(days=40, warn_below=30, remedy="")
     batch = Batch(session, 1, b"", 2, span=(8 * SECOND, 9 * SECOND), last_message_at=10 * SECOND)
     telemetry.batch_closed(batch, 0.04)
