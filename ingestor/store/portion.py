@@ -26,7 +26,7 @@ class TransactionSize:
     """The limit of one transaction in bytes: halved by a failure, doubled by success, up to `NORMAL_BYTES`.
 
     The first success doubles it. Each trial of a larger size that fails doubles the successes before the next trial, so
-    that a limit which stays costs a failure for every 64 commits, and one which has gone is forgotten in seconds.
+    that a limit which stays costs one failure for 64 commits. A trial that succeeds makes the next one follow at once.
     """
 
     def __init__(self) -> None:
@@ -66,12 +66,12 @@ class TransactionSize:
         if self.is_normal:
             return
         if self._is_trial and 2 * sum(batch.size for batch in batches) > self.max_bytes:
-            self._is_trial = False
+            self._is_trial, self._needed = False, 1
         self._successes += 1
         if self._successes >= self._needed:
             self.max_bytes = min(NORMAL_BYTES, 2 * self.max_bytes)
             self._is_trial, self._successes = True, 0
-        if self.is_normal:
+        if self.max_bytes == NORMAL_BYTES:
             self._is_trial, self._needed = False, 1
 
 

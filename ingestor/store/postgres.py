@@ -211,6 +211,7 @@ class Store:
             self._tolerance.note(written.ticks)
             return written
         await self._make_staging(guarded)
+        written = Written()
         for batch in batches:
             written = await self._transaction(guarded, [batch], partial(self._sift, guarded))
             self._tolerance.note(written.ticks + len(written.refused), len(written.refused))
