@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,12 +12,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingestor.batch import Batcher
+from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Session, Tick
 from ingestor.store.connect import connect
 from ingestor.store.postgres import Store
 from ingestor.stream.protocol import EARLIEST
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+LIMIT = """
+CREATE TABLE IF NOT EXISTS public.most AS SELECT 1000 AS rows;
+CREATE OR REPLACE FUNCTION public.limit_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM set_config('test.rows', '1' || coalesce(current_setting('test.rows', true), ''), true);
+    IF length(current_setting('test.rows')) > (SELECT rows FROM public.most) THEN
+        RAISE 'too much' USING ERRCODE = '57014';
+    END IF;
+    RETURN new;
+END $$;
+CREATE OR REPLACE TRIGGER limit_rows BEFORE INSERT ON market.ticks FOR EACH ROW EXECUTE FUNCTION public.limit_rows()
+"""
 WITH_DATABASE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Few values, so that equal ticks are common.
@@ -120,3 +133,38 @@ def test_writing_twice_equals_writing_once(
     expected = Counter(one) | Counter(two)  # the larger count of either session
     rows = in_database(database, once)
     assert Counter(Tick(*row[:4]) for row in rows if len(row) == 6) == expected
+
+
+@settings(WITH_DATABASE, max_examples=10)
+@given(
+    st.lists(ticks, max_size=30),
+    st.lists(ticks, max_size=30),
+    st.lists(st.integers(0, 30), max_size=4),
+    st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=8),
+)
+def test_any_limits_change_nothing(
+    database: str, one: list[Tick], two: list[Tick], cuts: list[int], limits: list[tuple[int, bool]]
+) -> None:
+    """Whatever the server accepts at each try, and whenever the process crashes, all is there and counted once."""
+    all_batches = batches(one, cuts) + batches(two, cuts)
+
+    async def once(store: Store) -> None:
+        for batch in all_batches:
+            await store.write([batch])
+
+    async def limited(store: Store) -> None:
+        connection, writing = await connect(database), Store(database, write_timeout=10)
+        await connection.execute(LIMIT)
+        for most, crashes in limits:
+            await connection.execute("UPDATE public.most SET rows = $1", most)
+            if crashes:
+                await writing.close()
+                writing = Store(database, write_timeout=10)
+            with contextlib.suppress(StoreError):
+                await writing.write(all_batches)
+        await writing.close()
+        await connection.execute("DROP TRIGGER limit_rows ON market.ticks")
+        await connection.close()
+        await store.write(all_batches)
+
+    assert Counter(in_database(database, limited)) == Counter(in_database(database, once))
