@@ -101,5 +101,11 @@ class SchemaError(StoreError):
     exit_code = EXIT_CONFIGURATION
 
 
+class PoolerError(StoreError):
+    """A connection pooler stands before the database, in a way that no transaction can work through."""
+
+    exit_code = EXIT_CONFIGURATION
+
+
 class EmbeddedServerError(IngestorError):
     """The embedded PostgreSQL could not be found or started."""

@@ -30,10 +30,9 @@ def include_name(name: str | None, kind: Any, parents: Mapping[Any, str | None])
 
 
 def migrate(connection: Connection) -> None:
-    """Run what was asked for, in one transaction for each migration."""
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+    """Run what was asked for in one transaction, which holds the lock: it ends with it, whatever happens."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
     connection.execute(text("CREATE SCHEMA IF NOT EXISTS ingest"))
-    connection.commit()
     context.configure(
         connection=connection,
         target_metadata=metadata,
@@ -41,10 +40,10 @@ def migrate(connection: Connection) -> None:
         include_schemas=True,
         include_name=include_name,
         compare_server_default=True,
-        transaction_per_migration=True,
     )
     with context.begin_transaction():
         context.run_migrations()
+    connection.commit()
 
 
 async def main() -> None:

@@ -21,6 +21,7 @@ from ingestor.store.upkeep import (
     database_now,
     keep_calendars,
     last_trading_day,
+    maintenance,
     make_partitions,
     without_transactions,
 )
@@ -40,12 +41,15 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
             made = await make_partitions(connection, today)
             last = await last_trading_day(connection, row.calendar)
         _say(report, source, changes, made, last, today)
-        async with without_transactions(engine) as connection:
-            await mend_aggregates(connection, report)
-            if await has_aggregates(connection):
+        async with maintenance(engine) as connection:
+            if not (are_computed := await has_aggregates(connection)):
+                await mend_aggregates(connection, report)  # of which only the list is left then
+        if are_computed:
+            async with without_transactions(engine) as connection:
+                await mend_aggregates(connection, report)
                 await keep_aggregates(connection, columnstore_after(settings), report)
-            if settings.retention is not None:
-                await drop_old(connection, timedelta(seconds=settings.retention), report)
+        if settings.retention is not None:
+            await drop_old(engine, timedelta(seconds=settings.retention), report)
 
 
 def _say(

@@ -21,9 +21,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
-from ingestor.store.aggregates import INSTALLED, has_aggregates, keep_aggregates
-from ingestor.store.migrate import columnstore_after, configuration
-from ingestor.store.upkeep import as_owner, without_transactions
+from ingestor.store.aggregates import INSTALLED
+from ingestor.store.migrate import configuration, keep_bars
+from ingestor.store.upkeep import as_owner, maintenance
 
 LOCK_TIMEOUT = "5s"
 """So long may the last step wait for a query, and others for it before it has begun; then it is given up."""
@@ -150,9 +150,7 @@ async def adopt(url: str, settings: Settings, report: Callable[[str], None]) -> 
             report("market.ticks is a hypertable already; its bars are continuous aggregates now.")
         else:
             report("market.ticks is a hypertable already: there is nothing to adopt.")
-        async with without_transactions(engine) as connection:
-            if await has_aggregates(connection):
-                await keep_aggregates(connection, columnstore_after(settings), report)
+        await keep_bars(engine, settings, report)
 
 
 async def tell_of_adoption(url: str, report: Callable[[str], None]) -> None:
@@ -174,7 +172,7 @@ async def _is_partitioned(engine: AsyncEngine) -> bool:
 
 async def _ensure_timescaledb(engine: AsyncEngine) -> None:
     """Create the extension where it is not there yet. Raises StoreError, with what a person must do first."""
-    async with without_transactions(engine) as connection:
+    async with maintenance(engine) as connection:
         if await connection.scalar(sa.text(INSTALLED)):
             return
         if not await connection.scalar(sa.text(_AVAILABLE)):
@@ -259,7 +257,8 @@ async def _copy_partitions(engine: AsyncEngine, report: Callable[[str], None]) -
         if total := sum(day.old for day in days):
             what = f"{copied:,} ticks copied" if copied else f"{total:,} ticks, copied before"
             report(f"{since:%Y-%m}: {what}.")
-    async with without_transactions(engine) as connection:
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(sa.text(f"VACUUM (ANALYZE) {COPY}"))  # while nobody waits for it
 
 

@@ -16,7 +16,7 @@ from asyncpg.connect_utils import SessionAttribute
 
 from ingestor.address import FORM, AddressError, parse_database_address, redact_url
 from ingestor.dial import addresses_of, first_that_works
-from ingestor.errors import DatabaseAccessError, StoreError
+from ingestor.errors import DatabaseAccessError, PoolerError, StoreError
 from ingestor.libpq import ParameterError
 from ingestor.redaction import outside_text, register_url, system_words
 from ingestor.store.judge import hint, needs_operator
@@ -28,7 +28,12 @@ CONNECT_TIMEOUT = 10.0
 
 STARTUP = {"timezone": "UTC", "standard_conforming_strings": "on"}
 """What our SQL takes for granted, and an administrator may have set otherwise for the role or the database; with
-`set_isolation` all of it. Only what a connection pooler knows may be given when connecting."""
+`look_around` all of it. Only what a connection pooler knows may be given when connecting."""
+
+STATEMENTS = 100
+"""Prepared statements that a connection of our own keeps."""
+
+POOL_MODE = "The connection pooler before the database allows no transactions: its pool_mode is statement."
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""
@@ -38,6 +43,20 @@ _RUNS = "See that host and port are right, and that the server runs and lets thi
 _CERTIFICATES = "a file of its certificates cannot be read, or holds something else"
 _CLOCK = frozenset({9, 11})
 """A certificate, or a list of revoked ones, that is not valid yet: our own clock may be wrong after a boot."""
+
+
+class PooledConnection(asyncpg.Connection):
+    """A connection to a pooler, which may give each transaction another connection to the server.
+
+    Nothing of a session lasts from one transaction to the next: no setting, lock, temporary table or named statement.
+    """
+
+    __slots__ = ()
+
+
+def is_pooled(connection: object) -> bool:
+    """Whether this is a connection to a pooler. `isinstance` does not tell: the driver says yes to all its classes."""
+    return type(connection) is PooledConnection
 
 
 def driver_url(url: str) -> str:
@@ -138,6 +157,8 @@ class _Attempt:
             if len(addresses) < 2 and not self.host.pinned:
                 return await self._connect(None)
             return await first_that_works(addresses, self._connect, discard=_discard)
+        except PoolerError as error:
+            return error
         except ExceptionGroup as group:
             failures = [_refusal(each, shown) for each in group.exceptions if isinstance(each, Exception)]
             told = max(failures, key=_telling)
@@ -164,18 +185,31 @@ class _Attempt:
             options = self._options(address)
         except (OSError, ValueError) as exc:
             raise asyncpg.ClientConfigurationError(_CERTIFICATES) from exc
+        connection = await self._open(options)
+        try:
+            server = await _look_around(connection, self.limit)
+            if not server.suits(self.attributes):
+                raise asyncpg.TargetServerAttributeNotMatched
+            if server.is_behind_pooler:
+                connection.terminate()
+                connection = await self._open(options, pooled=True)
+                await _try_transaction(connection, self.limit)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async def _open(self, options: Mapping[str, Any], *, pooled: bool = False) -> asyncpg.Connection:
+        """Connect; `pooled` without prepared statements that have a name, which last as long as a session."""
         connection: asyncpg.Connection = await asyncpg.connect(
             self.host.address.driver_url,
             timeout=self.limit,
             server_settings=self.settings,
-            target_session_attrs=self.attributes,
+            target_session_attrs=SessionAttribute.any,  # the driver would ask by a prepared statement with a name
+            statement_cache_size=0 if pooled else STATEMENTS,
+            connection_class=PooledConnection if pooled else asyncpg.Connection,
             **options,
         )
-        try:
-            await connection.execute(QUERIES["set_isolation"], timeout=self.limit)
-        except BaseException:
-            connection.terminate()
-            raise
         return connection
 
     def _options(self, address: str | None) -> dict[str, Any]:
@@ -197,6 +231,46 @@ async def _discard(connection: asyncpg.Connection) -> None:
 
 def _why(error: Exception) -> str:
     return system_words(error) if isinstance(error, OSError) else type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """The other side of a connection, as it describes itself."""
+
+    is_behind_pooler: bool
+    takes_writes: bool
+    is_standby: bool
+
+    def suits(self, wanted: SessionAttribute) -> bool:
+        """Whether it is a server of the kind that `target_session_attrs` names."""
+        return {
+            SessionAttribute.read_write: self.takes_writes,
+            SessionAttribute.read_only: not self.takes_writes,
+            SessionAttribute.primary: not self.is_standby,
+            SessionAttribute.standby: self.is_standby,
+        }.get(wanted, True)
+
+
+async def _look_around(connection: asyncpg.Connection, timeout: float) -> _Server:
+    """Ask what answers. In one round trip without a prepared statement, where only the number of rows comes back.
+
+    A pooler invents the process id that a client is told.
+    """
+    pid = connection.get_server_pid()
+    status = await connection.execute(QUERIES["look_around"].replace("$1", str(pid)), timeout=timeout)
+    found = int(status.rsplit(" ", 1)[1])
+    return _Server(bool(found & 1), not found & 2, bool(found & 4))
+
+
+async def _try_transaction(connection: asyncpg.Connection, timeout: float) -> None:
+    """Raise PoolerError where the pooler allows no transactions."""
+    try:
+        async with asyncio.timeout(timeout), connection.transaction():
+            pass
+    except asyncpg.PostgresError as exc:
+        if "statement pooling" not in str(exc.args[0]):
+            raise
+        raise PoolerError(POOL_MODE, hint="Set pool_mode=transaction (or session) for this database.") from None
 
 
 def _refusal(exc: Exception, shown: str) -> StoreError:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import asyncpg
 
-from ingestor.store.connect import DRIVER_ERRORS, translated
+from ingestor.store.connect import DRIVER_ERRORS, is_pooled, translated
 from ingestor.store.judge import Remedy, judge
 
 GRACE = 0.5
@@ -41,6 +41,11 @@ class Guarded:
         self._given_up = False
         self._left = asyncio.Event()
         self._left.set()
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether each transaction may have another session of the server."""
+        return is_pooled(self.connection)
 
     def renew(self) -> None:
         """Begin to count anew: the limit is for a server that hangs, not for one that works."""

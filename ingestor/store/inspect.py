@@ -88,7 +88,7 @@ async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
     """Look at a database, for at most so many seconds. Raises StoreError where that can't be done."""
     guarded = Guarded(await connect(url, timeout=timeout, application_name="ingestor check"), timeout)
     try:
-        async with guarded as connection:
+        async with guarded as connection, connection.transaction(isolation="read_committed"):
             clock = await compare_clocks(connection, SystemClock())
             (server,) = await connection.fetch(_SERVER)
             schema = await _schema(connection) if server["migrated"] else None

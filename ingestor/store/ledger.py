@@ -30,6 +30,8 @@ PATIENCE = 120.0
 RETIRED_AT_ONCE = 10
 """Instruments, or a tenth of all that are listed if that is more, that one answer may retire."""
 
+Isolation: TypeAlias = Literal["read_committed", "repeatable_read"]
+
 Label: TypeAlias = Literal["start", "end"]
 """Whether the provider's bars carry the time of their start or of their end."""
 
@@ -344,8 +346,8 @@ class Ledger:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
-        assert self._open is not None
-        async with self._lock, self._open as connection:
+        """Read in a transaction: behind a pooler, nothing else keeps what belongs together on one session."""
+        async with self._transaction() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
@@ -356,9 +358,10 @@ class Ledger:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _transaction(self, **options: Any) -> AsyncIterator[asyncpg.Connection]:
-        async with self._connection() as connection:
-            transaction = connection.transaction(**options)
+    async def _transaction(self, isolation: Isolation = "read_committed") -> AsyncIterator[asyncpg.Connection]:
+        assert self._open is not None
+        async with self._lock, self._open as connection:
+            transaction = connection.transaction(isolation=isolation)
             await transaction.start()
             try:
                 yield connection

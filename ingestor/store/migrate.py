@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor import coverage
 from ingestor.coverage.calendar import xnze
@@ -66,9 +66,16 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
             else:
                 report(f"The schema went from {before or 'nothing'} to revision {after}.")
             await _fill(connection, settings, report)
-        async with without_transactions(engine) as connection:
-            if await has_aggregates(connection):
-                await keep_aggregates(connection, columnstore_after(settings), report)
+        await keep_bars(engine, settings, report)
+
+
+async def keep_bars(engine: AsyncEngine, settings: Settings, report: Callable[[str], None]) -> None:
+    """Compute the continuous aggregates, where there are any, and keep their policies."""
+    async with engine.connect() as connection:
+        if not await has_aggregates(connection):
+            return
+    async with without_transactions(engine) as connection:
+        await keep_aggregates(connection, columnstore_after(settings), report)
 
 
 def columnstore_after(settings: Settings) -> timedelta | None:

@@ -113,6 +113,7 @@ class Store:
         self._on_progress = on_progress
         self._write_timeout = write_timeout
         self._clock = clock or SystemClock()
+        self._begin_turn = QUERIES["begin_turn"].replace("$1", str(round(write_timeout * 1000)))
         self._has_staging = False
         self._staged_until = 0.0
         self._months: set[date] = set()
@@ -138,10 +139,8 @@ class Store:
             )
             self.has_connected = True
             try:
-                async with guarded as connection:
+                async with guarded as connection, connection.transaction(isolation="read_committed"):
                     await check_schema(connection)
-                    await connection.execute(QUERIES["commit_for_sure"])
-                    await connection.execute(QUERIES["notice_what_is_gone"], str(round(self._write_timeout * 1000)))
                     await self._database_clock.compare(connection)
             except BaseException:
                 guarded.connection.terminate()
@@ -180,7 +179,7 @@ class Store:
     async def _write_as(self, batches: Sequence[Batch], *, is_own: bool) -> Written:
         guarded = await self.open()
         if self._database_clock.is_due:
-            async with guarded as connection:
+            async with guarded as connection, connection.transaction(isolation="read_committed"):
                 await self._database_clock.compare(connection)
         self._terms = _Terms(is_own, self._database_clock.difference)
         await self._make_partitions(guarded, batches)
@@ -221,7 +220,7 @@ class Store:
         """Write by the fast way, or for a while by the staged one, where rows are there already."""
         if self._clock.monotonic() >= self._staged_until:
             try:
-                return await self._transaction(guarded, batches, partial(_copy, guarded.renew))
+                return await self._transaction(guarded, batches, partial(_copy, guarded.renew), staged=False)
             except StoreError as error:
                 if judge(error) is not Remedy.STAGED:
                     raise
@@ -230,15 +229,17 @@ class Store:
         return await self._transaction(guarded, batches, partial(_stage, guarded.renew))
 
     async def _make_staging(self, guarded: Guarded) -> None:
-        if not self._has_staging:
+        if not self._has_staging and not guarded.is_pooled:
             async with guarded as connection:
                 await connection.execute(QUERIES["make_staging"])
             self._has_staging = True
 
-    async def _transaction(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert) -> Written:
+    async def _transaction(
+        self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool = True
+    ) -> Written:
         """Commit batches together, or the next part of one. After a failure the next transaction may be smaller."""
         try:
-            written = await self._commit(guarded, batches, insert)
+            written = await self._commit(guarded, batches, insert, staged=staged)
         except StoreError as error:
             error.is_smaller_next = may_be_too_large(error) and self.size.failed(batches)
             raise
@@ -246,9 +247,11 @@ class Store:
         self._unreported += written
         return written
 
-    async def _commit(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert) -> Written:
+    async def _commit(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool) -> Written:
         written = Written()
         async with self._turn(guarded) as connection:
+            if guarded.is_pooled and staged:
+                await connection.execute(QUERIES["make_staging_for_now"])
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
                 written += await _write_session(connection, list(group), insert, self._terms, self.size.max_bytes)
             await self._note_late(connection, batches)
@@ -258,7 +261,7 @@ class Store:
     async def _turn(self, guarded: Guarded) -> AsyncIterator[asyncpg.Connection]:
         """Begin a transaction that no other writer of the database is in at the same time."""
         async with guarded as connection, connection.transaction(isolation="read_committed"):
-            await connection.execute(QUERIES["lock_ticks"])
+            await connection.execute(self._begin_turn)
             guarded.renew()
             yield connection
 
@@ -274,7 +277,7 @@ class Store:
         today = (_EPOCH + timedelta(microseconds=self._database_clock.now())).date()
         needed = {month for batch in batches for month in batch.months} | set(months_ahead(today))
         for month in sorted(needed - self._months):
-            async with guarded as connection:
+            async with guarded as connection, connection.transaction(isolation="read_committed"):
                 await connection.execute(QUERIES["ensure_partition"], month)
             self._months.add(month)
 
@@ -320,6 +323,8 @@ async def _write_session(
         return Written(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
     after = last_messages or 0 if batches[0].number == last_batch else 0
     batches[0], until = part_of(batches[0], after, max_bytes)
+    if until is not None:  # nothing may be committed before the rest of it
+        batches = batches[:1]
     covered_until, missing = proof(batches, ticks_before + rejected_before)
 
     ticks = sum(batch.count for batch in batches)

@@ -8,24 +8,26 @@ SELECT version_num FROM ingest.alembic_version
 -- The oldest ingestor that may write to this schema; null where any may.
 SELECT minimum_version FROM ingest.settings
 
--- name: set_isolation
--- Each statement must see what was committed while it waited for a lock. Not given when connecting, since a connection
--- pooler knows few parameters.
-SELECT set_config('default_transaction_isolation', 'read committed', false)
+-- name: look_around
+-- $1 is put in as text: the process that the client was told it speaks to. As many rows as these facts make: 1 for a
+-- pooler, which has made that number up; 2 for a server that takes no writes; 4 for a standby. On a session of our
+-- own, each statement must see what was committed while it waited for a lock.
+SELECT set_config('default_transaction_isolation', 'read committed', false) WHERE pg_backend_pid() = $1;
+SELECT FROM generate_series(1, CASE WHEN pg_backend_pid() <> $1 THEN 1 ELSE 0 END
+    + CASE WHEN pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' THEN 2 ELSE 0 END
+    + CASE WHEN pg_is_in_recovery() THEN 4 ELSE 0 END)
 
--- name: commit_for_sure
+-- name: begin_turn
+-- Everything is set for the transaction alone, since a pooler gives the session to somebody else after it; $1 is put in
+-- as text: milliseconds. All of it takes one round trip.
 -- A server that acknowledges before it has written would break the promise; anything stronger is left alone.
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
-
--- name: notice_what_is_gone
+SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
 -- A connection whose other end is gone must not hold a session's row for hours, which is what TCP would do. Within a
--- minute the server notices; and nobody waits for a lock longer than the writer waits for an answer. Not given when
--- connecting, since a connection pooler knows few parameters. On a Unix socket the first four mean nothing.
-SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
-    set_config('tcp_keepalives_count', '3', false), set_config('tcp_user_timeout', '60000', false),
-    set_config('idle_in_transaction_session_timeout', '60000', false), set_config('lock_timeout', $1, false)
-
--- name: lock_ticks
+-- minute the server notices; and nobody waits for a lock longer than the writer waits for an answer. On a Unix socket
+-- the first four mean nothing.
+SET LOCAL tcp_keepalives_idle = 30; SET LOCAL tcp_keepalives_interval = 10;
+SET LOCAL tcp_keepalives_count = 3; SET LOCAL tcp_user_timeout = 60000;
+SET LOCAL idle_in_transaction_session_timeout = 60000; SET LOCAL lock_timeout = $1;
 -- Writers take turns: each holds this lock until its transaction ends, and takes it before every other lock. So two
 -- writers of the same ticks or sessions wait for each other and never in a circle. See docs/decisions/0019.
 SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
@@ -86,6 +88,10 @@ SELECT ingest.ensure_partition($1)
 -- name: make_staging
 -- One for each connection, emptied by each commit.
 CREATE TEMPORARY TABLE IF NOT EXISTS ticks_staged (LIKE market.ticks) ON COMMIT DELETE ROWS
+
+-- name: make_staging_for_now
+-- Behind a pooler: one for each transaction, since the next one may have another session.
+CREATE TEMPORARY TABLE ticks_staged (LIKE market.ticks) ON COMMIT DROP
 
 -- name: empty_staging
 -- Between the parts of a batch that is sifted: they share a transaction.

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.store import schema
-from ingestor.store.upkeep import database_now
+from ingestor.store.upkeep import database_now, maintenance
 
 LOCK_TIMEOUT = "5s"
 """So long may a drop wait for queries, and the writer for the drop; then it is tried by the next run."""
@@ -30,35 +30,59 @@ WHERE until <= :cutoff ORDER BY until
 """
 
 
-async def drop_old(connection: AsyncConnection, retention: timedelta, report: Callable[[str], None]) -> None:
-    """Drop the chunks or partitions all of whose ticks are older than that.
+async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[str], None]) -> None:
+    """Drop the chunks or partitions all of whose ticks are older than that, in a transaction for each partition.
 
-    How far this goes is put on record first: no bar is computed from what is left before it. Not in a transaction.
+    How far this goes is put on record with it: no bar is computed from what is left before it.
     """
     try:
-        await _drop(connection, await database_now(connection) - retention, report)
+        pieces, until = 0, None
+        async with maintenance(engine) as connection:
+            cutoff = await database_now(connection) - retention
+            is_hypertable = await connection.scalar(sa.text(_IS_HYPERTABLE))
+            if is_hypertable:
+                pieces, until = await _drop_chunks(connection, cutoff)
+        while not is_hypertable:
+            async with maintenance(engine) as connection:
+                dropped = await _drop_partition(connection, cutoff)
+            if dropped is None:
+                break
+            pieces, until = pieces + 1, dropped
+        if until is not None:
+            report(f"Ticks dropped, as INGESTOR_RETENTION says: {pieces} chunks or partitions, until {until:%Y-%m-%d}.")
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
         report(f"Old ticks were not dropped: a query has held them for {LOCK_TIMEOUT}. The next run tries again.")
 
 
-async def _drop(connection: AsyncConnection, cutoff: datetime, report: Callable[[str], None]) -> None:
-    await connection.execute(sa.text(f"SET lock_timeout = '{LOCK_TIMEOUT}'"))
-    if await connection.scalar(sa.text(_IS_HYPERTABLE)):
-        until, pieces = (await connection.execute(sa.text(_CHUNKS), {"cutoff": cutoff})).one()
-        if pieces:
-            await _note(connection, until)
-            drop = "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz))"
-            await connection.execute(sa.text(drop), {"cutoff": until})
-    else:
-        partitions = (await connection.execute(sa.text(_PARTITIONS), {"cutoff": cutoff})).all()
-        pieces = len(partitions)
-        for name, until in partitions:
-            await _note(connection, until)
-            await connection.execute(sa.text(f"DROP TABLE {name}"))
-    if pieces:
-        report(f"Ticks dropped, as INGESTOR_RETENTION says: {pieces} chunks or partitions, until {until:%Y-%m-%d}.")
+async def _drop_chunks(connection: AsyncConnection, cutoff: datetime) -> tuple[int, datetime | None]:
+    """Drop what a hypertable has before that; return how many chunks, and how far they went."""
+    await _limit_wait(connection)
+    until, pieces = (await connection.execute(sa.text(_CHUNKS), {"cutoff": cutoff})).one()
+    if not pieces:
+        return 0, None
+    await _note(connection, until)
+    drop = "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz))"
+    await connection.execute(sa.text(drop), {"cutoff": until})
+    return pieces, until
+
+
+async def _drop_partition(connection: AsyncConnection, cutoff: datetime) -> datetime | None:
+    """Drop the oldest partition that ends before that; return how far it went, or None where there is none."""
+    await _limit_wait(connection)
+    found = (await connection.execute(sa.text(_PARTITIONS), {"cutoff": cutoff})).first()
+    if found is None:
+        return None
+    await _note(connection, found.until)
+    await connection.execute(sa.text(f"DROP TABLE {found.name}"))
+    until: datetime = found.until
+    return until
+
+
+async def _limit_wait(connection: AsyncConnection) -> None:
+    """Limit the waits for locks in this transaction, after that for other maintenance."""
+    await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
 
 
 async def _note(connection: AsyncConnection, until: datetime) -> None:

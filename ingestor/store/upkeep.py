@@ -11,10 +11,11 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.coverage.calendar import TradingSession, sessions
-from ingestor.errors import StoreError
+from ingestor.errors import PoolerError, StoreError
 from ingestor.model import SECOND
 from ingestor.redaction import outside_text
 from ingestor.store import schema
+from ingestor.store.connect import is_pooled
 from ingestor.store.engine import create_engine
 from ingestor.store.judge import hint
 from ingestor.store.postgres import months_ahead
@@ -24,6 +25,15 @@ YEARS_AHEAD = 2
 
 LOCK = 7_306_354_015
 """Any number, the same for all who maintain a database."""
+
+SECOND_CONNECTION = 10.0
+"""Seconds in which a pooler should have a second connection to the server."""
+
+# The lock is held as long as the work takes, and nothing happens in its transaction.
+_NEVER_END = """
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
 
 
 @contextlib.asynccontextmanager
@@ -42,16 +52,54 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
 
 
 @contextlib.asynccontextmanager
+async def maintenance(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Begin a transaction of maintenance: others wait until it ends."""
+    async with engine.begin() as connection:
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        yield connection
+
+
+@contextlib.asynccontextmanager
 async def without_transactions(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Connect for what can't run in a transaction: each statement is its own. Others that do so wait for each other."""
+    """Connect for what can't run in a transaction: each statement is its own. Other maintenance waits until the end.
+
+    Behind a pooler a session keeps no lock, so a transaction on a second connection holds it. Raises PoolerError where
+    the pooler has no second one.
+    """
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(sa.select(sa.func.pg_advisory_lock(LOCK)))
-        try:
+        raw = await connection.get_raw_connection()
+        async with _locked_beside(engine, connection) if is_pooled(raw.driver_connection) else _locked(connection):
             yield connection
-        finally:
-            with contextlib.suppress(sa.exc.DBAPIError):  # a connection that broke has let go of it
-                await connection.execute(sa.select(sa.func.pg_advisory_unlock(LOCK)))
+
+
+@contextlib.asynccontextmanager
+async def _locked(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Hold the lock by the session itself: some servers take one connection only."""
+    await connection.execute(sa.select(sa.func.pg_advisory_lock(LOCK)))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(sa.exc.DBAPIError):  # a connection that broke has let go of it
+            await connection.execute(sa.select(sa.func.pg_advisory_unlock(LOCK)))
+
+
+@contextlib.asynccontextmanager
+async def _locked_beside(engine: AsyncEngine, connection: AsyncConnection) -> AsyncIterator[None]:
+    async with engine.begin() as holder:
+        await holder.execute(sa.text(_NEVER_END))
+        await holder.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
+        raw = await connection.get_raw_connection()
+        assert raw.driver_connection is not None
+        try:
+            await raw.driver_connection.execute("SELECT", timeout=SECOND_CONNECTION)
+        except TimeoutError:
+            raw.driver_connection.terminate()
+            raise PoolerError(
+                "The connection pooler has no second connection to the server, and continuous aggregates need one.",
+                hint="Set default_pool_size to 2 or more, or give this command the server's own address.",
+            ) from None
+        yield
 
 
 async def database_now(connection: AsyncConnection) -> datetime:

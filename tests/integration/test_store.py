@@ -344,7 +344,7 @@ async def test_small_batches_do_not_lose_all_their_rows(store: Store, database: 
 
 async def test_a_session_that_outlives_its_other_end(store: Store) -> None:
     """The server notices a connection whose other end is gone within a minute, not by the defaults of TCP."""
-    async with await store.open() as connection:
+    async with store._turn(await store.open()) as connection:
         assert await connection.fetchval("SHOW tcp_keepalives_idle") == "30"
         assert await connection.fetchval("SHOW tcp_user_timeout") == "60000"
         assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"

@@ -1,0 +1,161 @@
+"""A connection pooler between us and the database: PgBouncer, in each of its modes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ingestor.errors import PoolerError
+from ingestor.service.maintain import maintain
+from ingestor.settings import load
+from ingestor.store.analysts import grant_analyst
+from ingestor.store.connect import connect, is_pooled
+from ingestor.store.inspect import inspect
+from ingestor.store.ledger import Bounds, Ledger
+from ingestor.store.migrate import migrate
+from ingestor.store.postgres import Store
+from tests.commands import ingestor_here
+from tests.integration.test_store import batcher, filled, tick
+from tests.pooler import Pooler
+from tests.servers import TestServer, query
+
+Started = Callable[[str, int], Pooler]
+MODES = [("transaction", 1), ("transaction", 3), ("session", 3)]
+
+SETTINGS = """
+SELECT name, setting FROM pg_settings
+WHERE name ~ '^tcp_|_timeout$' OR name IN ('synchronous_commit', 'default_transaction_isolation', 'jit') ORDER BY name
+"""
+LEFT = """
+SELECT (SELECT count(*) FROM pg_prepared_statements WHERE from_sql OR name <> ''),
+       (SELECT count(*) FROM pg_class WHERE relpersistence = 't'),
+       (SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+        WHERE locktype = 'advisory' AND datname = current_database())
+"""
+TICKS = "SELECT symbol, time, price, volume, occurrence FROM market.ticks ORDER BY 1, 2, 3, 4, 5"
+
+
+@pytest.fixture
+def started(server: TestServer) -> Iterator[Started]:
+    """Starts PgBouncer before the server."""
+    poolers: list[Pooler] = []
+
+    def start(mode: str, size: int) -> Pooler:
+        poolers.append(Pooler(server.url, mode, size, {server.prefix: "writer"}))
+        poolers[-1].start()
+        return poolers[-1]
+
+    yield start
+    for pooler in poolers:
+        pooler.close()
+
+
+@pytest.mark.usefixtures("bundled_calendar")
+@pytest.mark.parametrize(("mode", "size"), MODES)
+async def test_all_that_asks_the_database(
+    started: Started, empty_database: str, server: TestServer, mode: str, size: int
+) -> None:
+    """The schema, the daemon's writes, the ledger and the owner's commands do the same as on a direct connection."""
+    pooler = started(mode, size)
+    owner, writer = pooler.url(empty_database), pooler.url(server.writer_url(empty_database))
+    settings = load(database_url=owner, retention="3650d")
+    said: list[str] = []
+    async with asyncio.timeout(60):
+        for _ in range(2):  # the second one finds no lock of the first
+            await migrate(owner, settings, said.append)
+        one, other = Store(writer, write_timeout=30), Store(writer, write_timeout=30)
+        ticks = [tick(volume=volume) for volume in range(50)]
+        again = batcher()
+        first = await one.write([filled(batcher(), *ticks)])
+        if mode == "session":
+            await one.close()
+        second = await other.write([filled(again, *ticks)])  # by COPY, then through the temporary table
+        third = await other.write([filled(again, *ticks), filled(batcher(), tick("B.NZ"))])  # that once more
+        assert [(each.ticks, each.duplicates) for each in (first, second, third)] == [(50, 0), (50, 50), (51, 0)]
+        await one.close()
+        await other.close()
+        async with Ledger(writer) as ledger:
+            report = await ledger.report(Bounds())
+            assert report.timezone == settings.exchange_timezone
+            assert await ledger.active_symbols(report.made_at) == []
+        await maintain(settings, said.append)
+        facts = await inspect(writer)
+        assert facts.schema is not None
+        assert facts.schema == (await inspect(server.writer_url(empty_database))).schema
+        name = server.new_name()
+        await grant_analyst(owner, name, password="x" * 20, statement_timeout=5, report=said.append)
+    assert len(await query(empty_database, TICKS)) == 101
+    assert await query(owner, TICKS) == await query(empty_database, TICKS)
+    await server.run(f"DROP OWNED BY {name}", empty_database.rpartition("/")[2].partition("?")[0])
+    await server.run(f"DROP ROLE {name}")
+
+
+async def test_nothing_is_left_on_a_connection_for_others(started: Started, database: str, server: TestServer) -> None:
+    """After our writes, the session that others get has no setting, lock, table or prepared statement of ours."""
+    pooler = started("transaction", 1)
+    writer = pooler.url(server.writer_url(database))
+    store = Store(writer, write_timeout=7)
+    for _ in range(2):
+        await store.write([filled(batcher(), tick())])
+    async with Ledger(writer) as ledger:
+        await ledger.report(Bounds())
+    found = await query(writer, SETTINGS)
+    assert found == await query(server.writer_url(database), SETTINGS)
+    assert await query(writer, LEFT) == [(0, 0, 0)]
+    await store.close()
+
+
+async def test_a_pooler_is_known_by_its_process_id(started: Started, database: str, server: TestServer) -> None:
+    """Behind a pooler nothing is prepared by name; without one, the driver's faster way stays."""
+    pooler = started("transaction", 1)
+    for url, expected in ((server.writer_url(database), False), (pooler.url(server.writer_url(database)), True)):
+        connection = await connect(url, read_write=True)
+        assert is_pooled(connection) == expected
+        await connection.fetch(TICKS)
+        found = await connection.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''")
+        assert bool(found) != expected
+        await connection.close()
+
+
+async def test_two_writers_share_one_connection(started: Started, database: str, server: TestServer) -> None:
+    """They take turns, with readers between them, and nobody waits for ever."""
+    pooler = started("transaction", 1)
+    writer = pooler.url(server.writer_url(database))
+    stores = [Store(writer, write_timeout=30) for _ in range(2)]
+    up, down = batcher(), batcher()
+
+    async with asyncio.timeout(60), Ledger(writer) as ledger:
+        for number in range(5):
+            ticks = [tick(volume=number * 100 + each) for each in range(50)]
+            await asyncio.gather(
+                stores[0].write([filled(up, *ticks)]),
+                stores[1].write([filled(down, *ticks[::-1])]),
+                ledger.report(Bounds()),
+                inspect(writer),
+            )
+    for store in stores:
+        await store.close()
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(250,)]
+
+
+async def test_a_pooler_that_allows_no_transactions(started: Started, database: str, server: TestServer) -> None:
+    """It is named with what to set, and the command ends with 78."""
+    url = started("statement", 1).url(server.writer_url(database))
+    with pytest.raises(PoolerError, match=r"pool_mode is statement.*pool_mode=transaction"):
+        await connect(url)
+    status, _, errors = await asyncio.to_thread(ingestor_here, "gaps", INGESTOR_DATABASE_URL=url)
+    assert (status, "pool_mode=transaction" in errors) == (78, True)
+
+
+@pytest.mark.parametrize("command", [("gaps",), ("check",), ("migrate",)])
+async def test_commands_say_the_same(
+    started: Started, database: str, server: TestServer, command: tuple[str, ...]
+) -> None:
+    """A command's output and status are those of a direct connection."""
+    pooler = started("transaction", 1)
+    urls = [database, pooler.url(database)]
+    found = [await asyncio.to_thread(ingestor_here, *command, INGESTOR_DATABASE_URL=url) for url in urls]
+    assert found[0][0] == found[1][0]
+    assert len(found[0][1].splitlines()) == len(found[1][1].splitlines())

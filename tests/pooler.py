@@ -1,0 +1,89 @@
+"""PgBouncer, as a process of its own before a server."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from ingestor.store.connect import driver_url
+from tests.tools import need
+
+
+def program() -> str:
+    """Return its path: Debian keeps it where only administrators look."""
+    os.environ["PATH"] = f"{os.environ['PATH']}:/usr/sbin"
+    return need("pgbouncer", package="pgbouncer")
+
+
+@dataclass
+class Pooler:
+    """Listens on `port` while it runs. Each database of the server is there by its name."""
+
+    upstream: str
+    mode: str = "transaction"
+    size: int = 4
+    users: dict[str, str] = field(default_factory=dict)
+    """Passwords by name, besides the upstream's own user."""
+    port: int = 0
+    directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ingestor-pooler-")))
+    """Where another user may write: pytest's own is closed to others."""
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        if not self.port:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self.port = free.getsockname()[1]
+        parts = urlsplit(driver_url(self.upstream))
+        server = f"host={parts.hostname or '127.0.0.1'} port={parts.port or 5432}"
+        logins = {parts.username or "postgres": parts.password or "", **self.users}
+        users = self.directory / "users.txt"
+        users.write_text("".join(f'"{name}" "{password}"\n' for name, password in logins.items()), encoding="ascii")
+        file = self.directory / "pgbouncer.ini"
+        file.write_text(
+            f"[databases]\n* = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\n"
+            f"unix_socket_dir =\nauth_type = trust\nauth_file = {users}\npool_mode = {self.mode}\n"
+            f"default_pool_size = {self.size}\nlogfile = {self.directory}/pgbouncer.log\n",
+            encoding="ascii",
+        )
+        command = [program(), "-q", str(file)]
+        if os.getuid() == 0:  # it refuses to run as root
+            nobody = pwd.getpwnam("nobody")
+            self.directory.chmod(0o777)
+            self.process = subprocess.Popen(command, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
+        else:
+            self.process = subprocess.Popen(command)
+        for _ in range(600):
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.05)
+        raise AssertionError((self.directory / "pgbouncer.log").read_text())
+
+    def url(self, url: str, database: str | None = None) -> str:
+        """Return the address of a database of the server through the pooler."""
+        parts = urlsplit(driver_url(url))
+        login = parts.netloc.rpartition("@")[0] or "postgres"
+        path = parts.path if database is None else f"/{database}"
+        return urlunsplit((parts.scheme, f"{login}@127.0.0.1:{self.port}", path, "", ""))
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        """End it, and leave nothing."""
+        self.kill()
+        shutil.rmtree(self.directory)
