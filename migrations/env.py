@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from ingestor import settings
 from ingestor.store.engine import create_engine
 from ingestor.store.schema import SCHEMAS, metadata
+from ingestor.store.waiting import LockWatch
 from ingestor.telemetry.unexpected import redact_tracebacks
 
 LOCK = 7_306_354_014  # any number, the same for all: instances that start at once migrate one after the other
@@ -48,9 +49,11 @@ def migrate(connection: Connection) -> None:
 
 async def main() -> None:
     """Migrate by the URL of the environment."""
-    engine = create_engine(settings.load().read_database_url())
-    async with engine.connect() as connection:
-        await connection.run_sync(migrate)
+    url = settings.load().read_database_url()
+    engine = create_engine(url)
+    with LockWatch(url).watching():
+        async with engine.connect() as connection:
+            await connection.run_sync(migrate)
     await engine.dispose()
 
 

@@ -57,6 +57,7 @@ class Daemon:
             clock=self._clock,
             on_progress=writer.beat,
             on_comparison=self.telemetry.clocks_compared,
+            on_lock_wait=self.telemetry.lock_waited,
         )
         self._writer = Writer(
             self._store,

@@ -36,7 +36,12 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
     clock = clock or SystemClock()
     telemetry = Telemetry()
     buffer = Buffer(memory_max_bytes=settings.memory_max_bytes, clock=clock, telemetry=telemetry)
-    store = Store(settings.read_database_url(), write_timeout=settings.write_timeout, clock=clock)
+    store = Store(
+        settings.read_database_url(),
+        write_timeout=settings.write_timeout,
+        clock=clock,
+        on_lock_wait=telemetry.lock_waited,
+    )
     await store.open()
     writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance=settings.instance)
     writing = asyncio.create_task(writer.run(), name="writer")

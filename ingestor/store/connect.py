@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
@@ -52,6 +53,18 @@ class PooledConnection(asyncpg.Connection):
     """
 
     __slots__ = ()
+
+
+_connections: WeakSet[asyncpg.Connection] = WeakSet()
+
+
+def own_backends() -> tuple[list[int], list[str]]:
+    """Return the server's processes that work for this one, and the names of this one's connections to poolers."""
+    standing = [connection for connection in list(_connections) if not connection.is_closed()]
+    return (
+        [connection.get_server_pid() for connection in standing if not is_pooled(connection)],
+        [connection.get_settings().application_name for connection in standing if is_pooled(connection)],
+    )
 
 
 def is_pooled(connection: object) -> bool:
@@ -157,7 +170,7 @@ class _Attempt:
             if len(addresses) < 2 and not self.host.pinned:
                 return await self._connect(None)
             return await first_that_works(addresses, self._connect, discard=_discard)
-        except PoolerError as error:
+        except StoreError as error:
             return error
         except ExceptionGroup as group:
             failures = [_refusal(each, shown) for each in group.exceptions if isinstance(each, Exception)]
@@ -189,11 +202,12 @@ class _Attempt:
         try:
             server = await _look_around(connection, self.limit)
             if not server.suits(self.attributes):
-                raise asyncpg.TargetServerAttributeNotMatched
+                raise _unsuited(self.attributes, outside_text(self.host.address.shown))
             if server.is_behind_pooler:
                 connection.terminate()
                 connection = await self._open(options, pooled=True)
                 await _try_transaction(connection, self.limit)
+            _connections.add(connection)
         except BaseException:
             connection.terminate()
             raise
@@ -273,20 +287,27 @@ async def _try_transaction(connection: asyncpg.Connection, timeout: float) -> No
         raise PoolerError(POOL_MODE, hint="Set pool_mode=transaction (or session) for this database.") from None
 
 
+def _unsuited(wanted: SessionAttribute, shown: str) -> StoreError:
+    """Return the error for a server that is not of the kind that is needed."""
+    if wanted is SessionAttribute.read_write:
+        return StoreError(
+            f"The database at {shown} takes no writes: only a standby, or a read-only server, answers there.",
+            sqlstate="25006",
+            hint=hint("25006"),
+        )
+    return StoreError(f"The database at {shown} is not what target_session_attrs={wanted.value} asks for.")
+
+
 def _refusal(exc: Exception, shown: str) -> StoreError:
     """Return the error of ours for one of the driver's, in words of ours where it is about the address."""
     match exc:
+        case StoreError():
+            return exc
         case asyncpg.PostgresError():
             refused = translated(exc)
             kind = DatabaseAccessError if needs_operator(refused.sqlstate, _message(exc)) else StoreError
             return kind(
                 f"The database refused the connection: {_message(exc)}.", sqlstate=refused.sqlstate, hint=refused.hint
-            )
-        case asyncpg.TargetServerAttributeNotMatched():
-            return StoreError(
-                f"The database at {shown} takes no writes: only a standby, or a read-only server, answers there.",
-                sqlstate="25006",
-                hint=hint("25006"),
             )
         case asyncpg.ClientConfigurationError():
             why = outside_text(exc).rstrip(".")

@@ -11,6 +11,7 @@ import asyncpg
 
 from ingestor.store.connect import DRIVER_ERRORS, is_pooled, translated
 from ingestor.store.judge import Remedy, judge
+from ingestor.store.waiting import LockWatch
 
 GRACE = 0.5
 """Seconds after `terminate` in which the driver should have noticed."""
@@ -26,16 +27,21 @@ class Guarded:
     cancel, and a rollback would wait for it again. A COPY that waits for the peer to read does not notice that
     either, so it is cancelled then; the driver takes that badly, for it has no transport to say so to.
 
-    `on_progress` is called at each beginning and `renew`. Raises StoreError for everything that the driver raises; the
-    connection is closed where it can't be used again.
+    `on_progress` is called at each beginning and `renew`; `watch` says for which lock it waits meanwhile. Raises
+    StoreError for everything that the driver raises; the connection is closed where it can't be used again.
     """
 
     def __init__(
-        self, connection: asyncpg.Connection, seconds: float, on_progress: Callable[[], None] | None = None
+        self,
+        connection: asyncpg.Connection,
+        seconds: float,
+        on_progress: Callable[[], None] | None = None,
+        watch: LockWatch | None = None,
     ) -> None:
         self.connection = connection
         self._seconds = seconds
         self._on_progress = on_progress
+        self._watch = watch
         self._deadline = asyncio.timeout(None)
         self._timer: asyncio.TimerHandle | None = None
         self._given_up = False
@@ -78,6 +84,8 @@ class Guarded:
         self._left.clear()
         await self._deadline.__aenter__()
         self.renew()
+        if self._watch is not None:
+            self._watch.start()
         return self.connection
 
     async def __aexit__(
@@ -86,6 +94,8 @@ class Guarded:
         """Stop counting, and translate."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._watch is not None:
+            self._watch.stop()
         try:
             await self._deadline.__aexit__(kind, error, traceback)
         except TimeoutError as late:

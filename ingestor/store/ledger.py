@@ -23,6 +23,7 @@ from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
 from ingestor.store.postgres import check_schema
 from ingestor.store.queries import QUERIES
+from ingestor.store.waiting import LockWatch
 
 PATIENCE = 120.0
 """Seconds for one transaction, after which a server counts as gone."""
@@ -145,7 +146,7 @@ class Ledger:
 
     async def __aenter__(self) -> Self:
         connection = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
-        self._open = Guarded(connection, self._patience)
+        self._open = Guarded(connection, self._patience, watch=LockWatch(self._url))
         try:
             async with self._connection() as connection:
                 await check_schema(connection)

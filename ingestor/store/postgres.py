@@ -26,6 +26,7 @@ from ingestor.store.portion import TransactionSize, part_of
 from ingestor.store.proof import proof
 from ingestor.store.queries import QUERIES
 from ingestor.store.sift import Tolerance, sift
+from ingestor.store.waiting import LockWatch, Tell, warn
 
 SCHEMA_REVISION = "0003"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
@@ -58,7 +59,7 @@ class Written:
     """What was committed, in counts: `duplicates` of the `ticks` were there already.
 
     `refused` are the reasons of those rejections that were ticks until the database refused them. `tallies` are what
-    the database has of each session now, also where everything had been committed before. `is_partial`: the last batch
+    the database has of each session now, also where everything had been committed before. `is_partial`: a batch
     is not committed to its end.
     """
 
@@ -78,7 +79,7 @@ class Written:
             self.rejected + other.rejected,
             self.refused + other.refused,
             {**self.tallies, **{id_: tally.after(self.tallies.get(id_)) for id_, tally in other.tallies.items()}},
-            other.is_partial,
+            self.is_partial or other.is_partial,
         )
 
 
@@ -94,7 +95,7 @@ class Store:
     """The daemon's one connection for writing. Not for concurrent use.
 
     `on_progress` hears of every step of a write, `on_comparison` how far the clocks of the two machines are apart: at
-    each connection, when this one was set, and now and then.
+    each connection, when this one was set, and now and then; `on_lock_wait` for which lock a write waits, in words.
 
     Every method raises StoreError (SchemaError where `ingestor migrate` is the answer); the connection is then
     in a state from which the next call goes on, or closed and made again by the next call.
@@ -108,12 +109,14 @@ class Store:
         clock: Clock | None = None,
         on_progress: Callable[[], None] | None = None,
         on_comparison: Callable[[ClockDifference], None] | None = None,
+        on_lock_wait: Tell = warn,
     ) -> None:
         self._url = url
+        self._watch = LockWatch(url, on_lock_wait)
         self._on_progress = on_progress
         self._write_timeout = write_timeout
         self._clock = clock or SystemClock()
-        self._begin_turn = QUERIES["begin_turn"].replace("$1", str(round(write_timeout * 1000)))
+        self._limits = QUERIES["set_limits"].replace("$1", str(round(write_timeout * 1000)))
         self._has_staging = False
         self._staged_until = 0.0
         self._months: set[date] = set()
@@ -136,12 +139,16 @@ class Store:
                 await connect(self._url, timeout=self._write_timeout, application_name="ingestor", read_write=True),
                 self._write_timeout,
                 self._on_progress,
+                self._watch,
             )
             self.has_connected = True
             try:
                 async with guarded as connection, connection.transaction(isolation="read_committed"):
                     await check_schema(connection)
                     await self._database_clock.compare(connection)
+                if not guarded.is_pooled:
+                    async with guarded as connection:
+                        await connection.execute(self._limits.replace("$2", "SESSION"))
             except BaseException:
                 guarded.connection.terminate()
                 raise
@@ -261,7 +268,8 @@ class Store:
     async def _turn(self, guarded: Guarded) -> AsyncIterator[asyncpg.Connection]:
         """Begin a transaction that no other writer of the database is in at the same time."""
         async with guarded as connection, connection.transaction(isolation="read_committed"):
-            await connection.execute(self._begin_turn)
+            limits = self._limits.replace("$2", "LOCAL") if guarded.is_pooled else ""
+            await connection.execute(limits + QUERIES["lock_ticks"])
             guarded.renew()
             yield connection
 

@@ -17,17 +17,19 @@ SELECT FROM generate_series(1, CASE WHEN pg_backend_pid() <> $1 THEN 1 ELSE 0 EN
     + CASE WHEN pg_is_in_recovery() OR current_setting('default_transaction_read_only') = 'on' THEN 2 ELSE 0 END
     + CASE WHEN pg_is_in_recovery() THEN 4 ELSE 0 END)
 
--- name: begin_turn
--- Everything is set for the transaction alone, since a pooler gives the session to somebody else after it; $1 is put in
--- as text: milliseconds. All of it takes one round trip.
+-- name: set_limits
+-- $1 and $2 are put in as text: milliseconds, and SESSION on a session of our own, or LOCAL behind a pooler, which gives
+-- the session to somebody else after each transaction. All of it takes one round trip.
 -- A server that acknowledges before it has written would break the promise; anything stronger is left alone.
-SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off';
+SELECT set_config('synchronous_commit', 'on', '$2' = 'LOCAL') WHERE current_setting('synchronous_commit') = 'off';
 -- A connection whose other end is gone must not hold a session's row for hours, which is what TCP would do. Within a
 -- minute the server notices; and nobody waits for a lock longer than the writer waits for an answer. On a Unix socket
 -- the first four mean nothing.
-SET LOCAL tcp_keepalives_idle = 30; SET LOCAL tcp_keepalives_interval = 10;
-SET LOCAL tcp_keepalives_count = 3; SET LOCAL tcp_user_timeout = 60000;
-SET LOCAL idle_in_transaction_session_timeout = 60000; SET LOCAL lock_timeout = $1;
+SET $2 tcp_keepalives_idle = 30; SET $2 tcp_keepalives_interval = 10;
+SET $2 tcp_keepalives_count = 3; SET $2 tcp_user_timeout = 60000;
+SET $2 idle_in_transaction_session_timeout = 60000; SET $2 lock_timeout = $1;
+
+-- name: lock_ticks
 -- Writers take turns: each holds this lock until its transaction ends, and takes it before every other lock. So two
 -- writers of the same ticks or sessions wait for each other and never in a circle. See docs/decisions/0019.
 SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
@@ -103,3 +105,31 @@ INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
 SELECT time, received_at, price, volume, occurrence, symbol FROM pg_temp.ticks_staged
 ORDER BY symbol, time, price, volume, occurrence
 ON CONFLICT (symbol, time, price, volume, occurrence) DO NOTHING
+
+-- name: lock_waits
+-- $1: processes of the server that work for this process of ours; $2: the names of its connections to a pooler. Others'
+-- states and times are shown to members of pg_read_all_stats only, their names and users to everybody.
+WITH waiting AS (
+    SELECT l.pid, coalesce(extract(epoch FROM clock_timestamp() - l.waitstart), 0)::float8 AS seconds,
+           pg_blocking_pids(l.pid) AS holders,
+           CASE WHEN l.locktype = 'advisory' THEN coalesce(k.name, 'an advisory lock of another program')
+                WHEN l.relation IS NOT NULL THEN 'the table ' || l.relation::regclass || ' (' || l.mode || ')'
+                ELSE 'a row that another transaction has changed (' || l.locktype || ')' END AS lock
+    FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+    LEFT JOIN (VALUES ('the writers'' turn', hashtext('market.ticks')::bigint),
+                      ('the turn of backfills and reconciliations', hashtext('ingest.backfills')::bigint),
+                      ('the turn to make a partition', hashtext('ingest.ensure_partition')::bigint),
+                      ('the turn to migrate', 7306354014), ('the turn to maintain', 7306354015)) AS k (name, key)
+        ON l.objsubid = 1 AND k.key = (l.classid::bigint << 32) | l.objid::bigint
+    WHERE NOT l.granted AND (l.pid = ANY ($1::int[]) OR (a.application_name = ANY ($2::text[])
+        AND a.datname = current_database() AND a.usename = current_user))
+)
+SELECT pid, lock, seconds, coalesce(holders[1], 0) AS first,
+       coalesce((SELECT string_agg(format('process %s (%s, user %s%s%s)', h.pid,
+                                          coalesce(nullif(b.application_name, ''), 'without a name'),
+                                          coalesce(b.usename, 'unknown'), ', ' || b.state,
+                                          ', transaction since ' || to_char(b.xact_start, 'YYYY-MM-DD HH24:MI:SS TZ')),
+                                   ' and ' ORDER BY h.number)
+                 FROM unnest(holders) WITH ORDINALITY AS h (pid, number) LEFT JOIN pg_stat_activity b ON b.pid = h.pid),
+                'nobody any more') AS holders
+FROM waiting ORDER BY seconds DESC

@@ -19,6 +19,7 @@ from ingestor.store.connect import is_pooled
 from ingestor.store.engine import create_engine
 from ingestor.store.judge import hint
 from ingestor.store.postgres import months_ahead
+from ingestor.store.waiting import LockWatch
 
 YEARS_BACK = 10
 YEARS_AHEAD = 2
@@ -41,7 +42,8 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
     """Connect for what only the schema's owner may do. Raises StoreError, which begins with `failure`."""
     engine = create_engine(url)
     try:
-        yield engine
+        with LockWatch(url).watching():
+            yield engine
     except sa.exc.DBAPIError as error:
         sqlstate = getattr(error.orig, "sqlstate", None)
         owner = f"{verb} as a role that owns the database, or has CREATE on it and owns what was made before."

@@ -398,6 +398,11 @@ class Telemetry:
             self._reduced = True
             self._log.warning("transactions_reduced", max_bytes=max_bytes)
 
+    def lock_waited(self, detail: str) -> None:
+        """Log for which lock of the database a write waits, and who holds it; once a minute."""
+        if self._is_due("lock_waited"):
+            self._log.warning("lock_waited", detail=detail)
+
     def commits_lost(self, session: UUID, messages: int) -> None:
         """Log that the database lacks messages of a session that it had acknowledged; once a minute."""
         if self._is_due("commits_lost"):

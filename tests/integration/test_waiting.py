@@ -1,0 +1,120 @@
+"""Whoever waits for a lock of the database says for which, who holds it, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import asyncpg
+import pytest
+
+from ingestor.service.maintain import maintain
+from ingestor.settings import load
+from ingestor.store import waiting
+from ingestor.store.connect import connect
+from ingestor.store.ledger import Ledger
+from ingestor.store.migrate import migrate
+from ingestor.store.postgres import Store
+from tests.integration.test_store import batcher, filled, tick
+from tests.pooler import Pooler
+from tests.servers import TestServer
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SOON", 0.05)
+
+
+@pytest.fixture
+async def holder(database: str) -> AsyncIterator[asyncpg.Connection]:
+    """Somebody else, whose transaction holds what it locks until the test's end."""
+    connection = await connect(database, application_name="a hasty admin")
+    await connection.execute("BEGIN")
+    yield connection
+    await connection.close()
+
+
+async def work(what: str, owner: str, writer: str) -> None:
+    """Do it by the owner's URL or the writer's."""
+    match what:
+        case "migrate":
+            await migrate(owner, load(), lambda _: None)
+        case "maintain":
+            await maintain(load(database_url=owner), lambda _: None)
+        case "write":
+            store = Store(writer, write_timeout=60)
+            await store.write([filled(batcher(), tick())])
+            await store.close()
+        case "backfill":
+            async with Ledger(writer) as ledger:
+                await ledger.forget_needless()
+
+
+async def said(
+    caplog: pytest.LogCaptureFixture, doing: Awaitable[None], release: Callable[[], Awaitable[object]]
+) -> str:
+    """Return the first line that is said while something is done; then let it be done."""
+    task = asyncio.ensure_future(doing)
+    async with asyncio.timeout(30):
+        while not (lines := [each.getMessage() for each in caplog.records if each.name == "ingestor.locks"]):
+            assert not task.done(), task
+            await asyncio.sleep(0.01)
+        await release()
+        await task
+    return lines[0]
+
+
+@pytest.mark.usefixtures("bundled_calendar")
+@pytest.mark.parametrize("is_pooled", [False, True], ids=["direct", "pooled"])
+@pytest.mark.parametrize(
+    ("what", "lock", "words"),
+    [
+        ("migrate", "SELECT pg_advisory_xact_lock(7306354014)", "the turn to migrate"),
+        ("maintain", "SELECT pg_advisory_xact_lock(7306354015)", "the turn to maintain"),
+        ("maintain", "LOCK TABLE ingest.trading_sessions", "the table ingest.trading_sessions"),
+        (
+            "write",
+            "SELECT pg_advisory_xact_lock(hashtext('market.ticks'))",
+            "s' turn, which",
+        ),  # "writer" is a password here
+        ("write", "LOCK TABLE market.ticks", "the table market.ticks"),
+        ("backfill", "SELECT pg_advisory_xact_lock(hashtext('ingest.backfills'))", "the turn of backfills"),
+    ],
+)
+async def test_a_wait_names_the_lock_and_its_holder(
+    database: str,
+    server: TestServer,
+    holder: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+    lock: str,
+    words: str,
+    is_pooled: bool,
+) -> None:
+    """In one line, with the process to end, however the database is reached."""
+    caplog.set_level(logging.WARNING)
+    await holder.execute(lock)
+    pooler = Pooler(server.url, size=4, users={server.prefix: "writer"})
+    owner, writer = database, server.writer_url(database)
+    try:
+        if is_pooled:
+            pooler.start()
+            owner, writer = pooler.url(owner), pooler.url(writer)
+        line = await said(caplog, work(what, owner, writer), lambda: holder.execute("ROLLBACK"))
+    finally:
+        pooler.close()
+    assert words in line  # "writer" is a password here, and hidden
+    assert f"process {holder.get_server_pid()} (a hasty admin, user " in line
+    assert f"SELECT pg_terminate_backend({holder.get_server_pid()})" in line
+
+
+def test_a_long_wait_is_said_at_growing_intervals() -> None:
+    """Each time after twice as long as before, and another lock at once."""
+    lines: list[str] = []
+    watch = waiting.LockWatch("", lines.append)
+    for seconds in (0.04, 0.06, 0.1, 0.13, 0.2, 0.27):
+        watch._say([waiting.LockWait(1, "the turn to migrate", "process 2", 2, seconds)])
+    assert len(lines) == 3
+    watch._say([waiting.LockWait(1, "the writers' turn", "process 2", 2, 0.06)])
+    assert len(lines) == 4
