@@ -17,11 +17,8 @@ from urllib.parse import urlsplit, urlunsplit
 from ingestor.store.connect import driver_url
 from tests.tools import need
 
-
-def program() -> str:
-    """Return its path: Debian keeps it where only administrators look."""
-    os.environ["PATH"] = f"{os.environ['PATH']}:/usr/sbin"
-    return need("pgbouncer", package="pgbouncer")
+PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin") or ""
+"""Its path, or nothing where it is not there. Debian keeps it where only administrators look."""
 
 
 @dataclass
@@ -52,10 +49,10 @@ class Pooler:
         file.write_text(
             f"[databases]\n* = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\n"
             f"unix_socket_dir =\nauth_type = trust\nauth_file = {users}\npool_mode = {self.mode}\n"
-            f"default_pool_size = {self.size}\nlogfile = {self.directory}/pgbouncer.log\n",
+            f"default_pool_size = {self.size}\nserver_login_retry = 1\nlogfile = {self.directory}/pgbouncer.log\n",
             encoding="ascii",
         )
-        command = [program(), "-q", str(file)]
+        command = [PROGRAM or need("pgbouncer", package="pgbouncer"), "-q", str(file)]
         if os.getuid() == 0:  # it refuses to run as root
             nobody = pwd.getpwnam("nobody")
             self.directory.chmod(0o777)
@@ -82,6 +79,11 @@ class Pooler:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+    def revive(self) -> None:
+        """See that it runs."""
+        if self.process is None:
+            self.start()
 
     def close(self) -> None:
         """End it, and leave nothing."""

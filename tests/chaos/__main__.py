@@ -18,15 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos.audit import Verdict, audit
-from tests.chaos.faults import DISK_FULL, KINDS, Fault, schedule, strike
+from tests.chaos.faults import DISK_FULL, KINDS, POOLER_KILLED, Fault, schedule, strike
 from tests.chaos.world import SETTINGS, World, world
+from tests.pooler import PROGRAM
 from tests.servers import plain_server
+from tests.tools import ALL_TOOLS
 
 FEWEST = 200
 FEWEST_OF_A_KIND = 5
 """Faults in all, and of each kind on each server; a run of `ENOUGH_MINUTES` or more with fewer proves too little."""
 
 ENOUGH_MINUTES = 8
+
+POOLED = "PostgreSQL"
+"""The edition whose daemons write through a pooler."""
 
 
 async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counter[str]:
@@ -60,11 +65,15 @@ async def run(
 ) -> tuple[Verdict, Counter[str]]:
     """Try one server, with `only` some kinds of faults if any are named."""
     print(f"\n{name}: {seconds:.0f} s of faults, seed {seed}, logs in {directory}", flush=True)
-    async with world(url, directory, seed=seed) as here:
+    async with world(url, directory, seed=seed, pooled=name == POOLED and bool(PROGRAM or ALL_TOOLS)) as here:
         without = {kind for kind in KINDS if only and kind not in only}
         if not here.disk:
             print(f"This machine lets us mount no disk, so there will be no: {DISK_FULL}")
             without.add(DISK_FULL)
+        if not here.pooler:
+            why = "There is no pgbouncer" if name == POOLED else "The daemons write without a pooler here"
+            print(f"{why}, so there will be no: {POOLER_KILLED}")
+            without.add(POOLER_KILLED)
         done = await break_things(here, schedule(seed, seconds, without=without), seed=seed)
         done.update(dict.fromkeys(set(KINDS) - without, 0))  # what never happened counts as nothing, not as unknown
         print("Healing everything, and writing what is left …", flush=True)
@@ -106,7 +115,7 @@ async def main(minutes: float, seed: int, directory: Path, only: Collection[str]
     seconds = minutes * 60 / (2 if timescale else 1)
     results: list[tuple[Verdict, Counter[str]]] = []
     with contextlib.ExitStack() as stack:
-        servers = {"PostgreSQL": stack.enter_context(plain_server())}
+        servers = {POOLED: stack.enter_context(plain_server())}
         if timescale:
             servers["TimescaleDB"] = timescale
         for name, url in servers.items():

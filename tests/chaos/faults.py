@@ -189,7 +189,15 @@ async def lose_answers(wire: Proxy, fault: Fault) -> None:
     wire.mutes_server = False
 
 
+async def kill_pooler(world: World, fault: Fault) -> None:
+    assert world.pooler is not None
+    world.pooler.kill()
+    await asyncio.sleep(fault.seconds)
+    await asyncio.to_thread(world.pooler.start)
+
+
 DISK_FULL = "server's disk full"
+POOLER_KILLED = "pooler killed"
 ON_SERVER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "server stopped": stop_and_start,
     "server killed": kill_server,
@@ -228,6 +236,7 @@ ON_PROCESS: dict[str, Callable[[Instance, float, random.Random], Awaitable[None]
     "bits flipped in the spool": process_faults.flip_bits,
     "page asked for and not read": process_faults.ask_and_never_read,
 }
+ON_POOLER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {POOLER_KILLED: kill_pooler}
 ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "database restored": restore,
     "database restored around a stall": restore_around_a_stall,
@@ -235,7 +244,7 @@ ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
 }
 """They take what locks they need by themselves."""
 
-KINDS = [*ON_SERVER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, *ON_WORLD]
+KINDS = [*ON_SERVER, *ON_POOLER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, *ON_WORLD]
 
 
 def schedule(seed: int, seconds: float, *, without: set[str]) -> list[Fault]:
@@ -261,6 +270,9 @@ async def strike(world: World, fault: Fault) -> None:
     if fault.kind in ON_SERVER:
         async with world.server_lock:
             await ON_SERVER[fault.kind](world, fault)
+    elif fault.kind in ON_POOLER:
+        async with world.pooler_lock:
+            await ON_POOLER[fault.kind](world, fault)
     elif fault.kind in ON_DATABASE_WIRE:
         async with instance.database_lock:
             await ON_DATABASE_WIRE[fault.kind](instance.database, fault)

@@ -20,6 +20,7 @@ from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
 from tests.chaos.audit import Skew
 from tests.disks import small_disk
+from tests.pooler import Pooler
 from tests.processes import DaemonProcess, ServerProcess
 from tests.proxy import Proxy
 from tests.servers import with_parts
@@ -77,6 +78,9 @@ class World:
     instances: list[Instance]
     disk: Path | None
     """The small disk under the database, where this machine lets us mount one."""
+    pooler: Pooler | None = None
+    """What the daemons write through, where they do."""
+    pooler_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     server_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     backup_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from a backup to its restore: another one, taken before and restored between, would mix two times."""
@@ -122,6 +126,8 @@ class World:
     async def settle(self) -> None:
         """Heal everything, and let the daemons write what they hold: they stop when it is written."""
         await self.server.revive()
+        if self.pooler is not None:
+            self.pooler.revive()
         for each in self.instances:
             each.feed.release()
             each.database.release()
@@ -150,8 +156,11 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]:
-    """Build it around the server of a superuser's URL. Nothing of it is left then but the files in `directory`."""
+async def world(url: str, directory: Path, *, seed: int, pooled: bool = False) -> AsyncIterator[World]:
+    """Build it around the server of a superuser's URL. Nothing of it is left then but the files in `directory`.
+
+    With `pooled` the daemons write through PgBouncer in transaction mode.
+    """
     async with contextlib.AsyncExitStack() as stack:
         server = await ServerProcess.of(url)
         inside = f"/tmp/{DATABASE}-{os.getpid()}"
@@ -168,10 +177,14 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
         parts = urlsplit(url)
         writer = with_parts(url, database=urlsplit(owner).path[1:], user=WRITER, password="writer")
         assert parts.port is not None
+        pooler = Pooler(url, users={WRITER: "writer"}) if pooled else None
+        if pooler is not None:
+            stack.callback(pooler.close)
+            pooler.start()
         instances = []
         for name in ("one", "two"):
             feed = await stack.enter_async_context(Proxy(simulator.stream_url, seed=seed))
-            wire = await stack.enter_async_context(Proxy(writer, seed=seed))
+            wire = await stack.enter_async_context(Proxy(pooler.url(writer) if pooler else writer, seed=seed))
             daemon = DaemonProcess(
                 directory / f"{name}.log",
                 **SETTINGS,
@@ -187,7 +200,7 @@ async def world(url: str, directory: Path, *, seed: int) -> AsyncIterator[World]
             instances.append(Instance(name, daemon, feed, wire, directory / name, owner))
         market = Market(seed, RATE, now(), cycle=60)
         stack.push_async_callback(server.revive)
-        yield World(owner, simulator, market, server, instances, disk)
+        yield World(owner, simulator, market, server, instances, disk, pooler)
 
 
 @contextlib.asynccontextmanager
