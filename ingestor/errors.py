@@ -101,10 +101,8 @@ class SchemaError(StoreError):
     exit_code = EXIT_CONFIGURATION
 
 
-class PoolerError(StoreError):
+class PoolerError(DatabaseAccessError):
     """A connection pooler stands before the database, in a way that no transaction can work through."""
-
-    exit_code = EXIT_CONFIGURATION
 
 
 class EmbeddedServerError(IngestorError):

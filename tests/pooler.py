@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,9 @@ from tests.tools import need
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin") or ""
 """Its path, or nothing where it is not there. Debian keeps it where only administrators look."""
+
+EXAMPLE = Path(__file__).parents[1] / "docs/how-to/operate.md"
+"""Where operators find the configuration that is tried here, with other addresses."""
 
 
 @dataclass
@@ -46,12 +50,18 @@ class Pooler:
         users = self.directory / "users.txt"
         users.write_text("".join(f'"{name}" "{password}"\n' for name, password in logins.items()), encoding="ascii")
         file = self.directory / "pgbouncer.ini"
-        file.write_text(
-            f"[databases]\n* = {server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {self.port}\n"
-            f"unix_socket_dir =\nauth_type = trust\nauth_file = {users}\npool_mode = {self.mode}\n"
-            f"default_pool_size = {self.size}\nserver_login_retry = 1\nlogfile = {self.directory}/pgbouncer.log\n",
-            encoding="ascii",
-        )
+        text = EXAMPLE.read_text(encoding="utf-8").partition("```ini\n[databases]")[2].partition("```")[0]
+        for ours, pattern in {
+            f"* = {server}": "^market = .*$",
+            f"listen_port = {self.port}\nunix_socket_dir =\nserver_login_retry = 1": "^listen_port = .*$",
+            f"auth_type = {'scram-sha-256' if parts.password else 'trust'}": "^auth_type = .*$",
+            f"auth_file = {users}\nlogfile = {self.directory}/pgbouncer.log": "^auth_file = .*$",
+            f"pool_mode = {self.mode}": "^pool_mode = .*$",
+            f"default_pool_size = {self.size}": "^default_pool_size = .*$",
+        }.items():
+            text, count = re.subn(pattern, ours, text, flags=re.MULTILINE)
+            assert count == 1, pattern
+        file.write_text(f"[databases]{text}", encoding="ascii")
         command = [PROGRAM or need("pgbouncer", package="pgbouncer"), "-q", str(file)]
         if os.getuid() == 0:  # it refuses to run as root
             nobody = pwd.getpwnam("nobody")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.errors import SchemaError, StoreError
+from ingestor.errors import PoolerError, SchemaError, StoreError
 from ingestor.store.judge import Remedy, judge
 
 
@@ -45,3 +45,4 @@ def test_table(sqlstate: str | None, constraint: str | None, remedy: Remedy) -> 
 def test_schema() -> None:
     """A schema that is missing or old needs a person, so it is looked at every few seconds."""
     assert judge(SchemaError("x")) is Remedy.RETRY_SLOWLY
+    assert judge(PoolerError("x")) is Remedy.RETRY_SLOWLY
