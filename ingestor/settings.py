@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ingestor.address import parse_database_address
 from ingestor.errors import ConfigurationError
-from ingestor.redaction import outside_text, register_password_file, register_secret, register_url
+from ingestor.files import FileTextError, read_env, read_secret, unquoted
+from ingestor.redaction import outside_text, register_password_file, register_secret, register_url, system_words
 
 PREFIX = "INGESTOR_"
 SECRETS = ("token", "database_url")
@@ -189,7 +191,7 @@ Seconds = Annotated[float, BeforeValidator(parse_duration)]
 SecondsOrOff = Annotated[float | None, BeforeValidator(parse_duration_or_off)]
 Bytes = Annotated[int, BeforeValidator(parse_size)]
 Text = Annotated[str, Field(min_length=1, max_length=200)]
-HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_hosts)]
+HostNames = Annotated[tuple[str, ...], BeforeValidator(parse_hosts)]
 
 
 def _setting(default: str | int | None, description: str, **bounds: Any) -> Any:
@@ -201,10 +203,6 @@ class Settings(BaseSettings):
     """Every setting with its default and one line on it. Durations are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_file=".env",
-        env_file_encoding="utf-8",
-        env_ignore_empty=True,
         extra="ignore",
         frozen=True,
         hide_input_in_errors=True,
@@ -285,6 +283,17 @@ class Settings(BaseSettings):
         "auto", "json, console, or auto: console on a terminal, else json"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment and `.env` by one rule of ours. Called by the library."""
+        return init_settings, _Written(settings_cls)
+
     @model_validator(mode="after")
     def _each_secret_once(self) -> Settings:
         for name in SECRETS:
@@ -317,8 +326,8 @@ class Settings(BaseSettings):
             raise ConfigurationError(*problems)
 
     def state_path(self, name: str) -> Path:
-        """Return the path of one of the daemon's own files in `spool_dir`."""
-        return self.spool_dir.expanduser() / name
+        """Return the path of one of the daemon's own files in `spool_dir`. Raises ConfigurationError."""
+        return _expanded("spool_dir", self.spool_dir) / name
 
     def _secret(self, name: str, register: Callable[[str], None], check: Any, what: str) -> str:
         value, file = getattr(self, name), getattr(self, f"{name}_file")
@@ -328,17 +337,72 @@ class Settings(BaseSettings):
                     f"{variable(name)} is not set. Set it to {what}, or set {variable(name)}_FILE to a file with it."
                 )
             return str(value.get_secret_value())
+        shown = f"{variable(name)}_FILE: {outside_text(file)}"
         try:
-            text = Path(file).expanduser().read_text(encoding="utf-8").strip()
-            register(text)
+            text = read_secret(_expanded(f"{name}_file", Path(file)))
+        except FileTextError as exc:
+            raise ConfigurationError(f"{shown} cannot be used: {exc}") from None
+        except OSError as exc:
+            raise ConfigurationError(f"{shown} cannot be read: {system_words(exc)}") from None
+        register(text)
+        try:
             return str(check(SecretStr(text)).get_secret_value())
-        except (OSError, UnicodeDecodeError) as exc:
-            why = getattr(exc, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigurationError(f"{variable(name)}_FILE: {outside_text(file)} cannot be read: {why}") from None
         except ValueError as exc:
             raise ConfigurationError(
                 f"{variable(name)}_FILE: the content of {outside_text(file)}: {outside_text(exc)}"
             ) from None
+
+
+class _Written(PydanticBaseSettingsSource):
+    """The settings as they are written in the environment and in `.env`. An empty value is none."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: all fields are read at once."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, str]:
+        """Return the values by field. Raises ConfigurationError with one line for each that can't be read."""
+        found: dict[str, str] = {}
+        problems: list[str] = []
+        fields = {variable(name): name for name in Settings.model_fields}
+        for name, text in _env_file().items():
+            if text.strip() and name.upper() in fields:
+                found[fields[name.upper()]] = text
+        for name, text in os.environ.items():
+            if not text.strip() or name.upper() not in fields:
+                continue
+            try:
+                found[fields[name.upper()]] = unquoted(text)
+            except FileTextError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ConfigurationError(*problems)
+        return found
+
+
+def _env_file() -> dict[str, str]:
+    """Return the variables of `.env`. Raises ConfigurationError."""
+    try:
+        Path(".env").stat()
+    except OSError:  # there is none, or the working directory is gone, or may not be entered: it is not ours then
+        return {}
+    try:
+        return read_env(Path(".env"))
+    except FileTextError as error:
+        raise ConfigurationError(f".env cannot be used: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f".env cannot be read: {system_words(error)}") from None
+
+
+def _expanded(field: str, path: Path) -> Path:
+    """Return a path without `~`. Raises ConfigurationError for a user who has no home."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{variable(field)}: ~ stands for no directory, because this user has no home directory. "
+            f"Set {variable(field)} to a path that begins with /."
+        ) from None
 
 
 def variable(field: str) -> str:
@@ -353,8 +417,6 @@ def load(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except ValidationError as exc:
         raise ConfigurationError(*(_problem(error) for error in exc.errors(include_input=False))) from None
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f".env cannot be read: {outside_text(exc)}") from None
 
 
 def _problem(error: Any) -> str:
@@ -378,7 +440,7 @@ def _register_environment() -> None:
 def unknown_variables() -> list[str]:
     """Return the set variables with our prefix that no setting reads: most likely typing mistakes."""
     known = {variable(name) for name in Settings.model_fields}
-    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+    return sorted(name for name in {*os.environ, *_env_file()} if name.startswith(PREFIX) and name not in known)
 
 
 def written_default(field: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def test_bad_sizes(text: str) -> None:
         ("STREAM_URL", "wss://host:port/ws", "not a WebSocket address"),
         ("DATABASE_URL", f"mysql://user:{SECRET}@host/db", "not a PostgreSQL address"),
         ("DATABASE_URL", f"postgresql://user:{SECRET}/x@host/db", "percent-encoded"),
-        ("TOKEN", f"{SECRET} ", "visible ASCII"),
+        ("TOKEN", f"{SECRET} x", "visible ASCII"),
+        ("TOKEN", f'"{SECRET}', "quotation mark at one end"),
         ("EXCHANGE_TIMEZONE", "Auckland", "IANA"),
         ("EXCHANGE_CALENDAR", "XNYS", "XNZE"),
         ("LOG_LEVEL", "loud", "debug"),
@@ -158,6 +160,104 @@ def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INGESTOR_INSTANCE", "there")
     assert (load().heartbeat, load().instance) == (3, "there")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("x", "x"),
+        ("x # a comment", "x"),
+        ("x#y", "x#y"),
+        ("'x # y'", "x # y"),
+        ('"x"', "x"),
+        ("a$b${HOME}$(id)", "a$b${HOME}$(id)"),
+        ('"a${INGESTOR_HEARTBEAT}"', "a${INGESTOR_HEARTBEAT}"),
+        ("x\nINGESTOR_INSTANCE=y", "y"),
+    ],
+)
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("before", ["", "\ufeff", "\ufeffexport "])
+def test_what_dotenv_gives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, meant: str, line_end: str, before: str
+) -> None:
+    """A `.env` of any editor is read: nothing is put in for a `$`, and the first variable counts."""
+    text = f"{before}INGESTOR_INSTANCE={written}\nINGESTOR_HEARTBEAT=3s\n".replace("\n", line_end)
+    (tmp_path / ".env").write_bytes(text.encode())
+    monkeypatch.chdir(tmp_path)
+    assert (load().instance, load().heartbeat) == (meant, 3)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("'x'", "x"), ('"x"', "x"), ("x\r", "x"), (' "x" ', "x"), ("a$b${HOME}", "a$b${HOME}"), ("a'b", "a'b")],
+)
+def test_what_the_environment_gives(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+    """Quotation marks that docker keeps around a value, and white space, are no part of it; a `$` is one."""
+    monkeypatch.setenv("INGESTOR_INSTANCE", written)
+    monkeypatch.setenv("INGESTOR_HEARTBEAT", '"3s"')
+    monkeypatch.setenv("INGESTOR_TOKEN", f"'{SECRET}'\r")
+    assert (load().instance, load().heartbeat, load().read_token()) == (meant, 3, SECRET)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("INGESTOR_HEARTBEAT=3s".encode("utf-16"), "UTF-16"),
+        ("INGESTOR_HEARTBEAT=3s".encode("utf-16-le"), "NUL"),
+        (b"\nINGESTOR_TOKEN='tk_secret\n", "line 2 .*quotation mark"),
+        (b"A=1\n\nINGESTOR_TOKEN tk_secret\n", "line 3 "),
+        (b"A=1\nINGESTOR_TOKEN\n", "line 2 has no ="),
+        (b"A=\xff\n", "not UTF-8"),
+        (b"#" * 2**17, "larger than 64 KiB"),
+    ],
+)
+def test_a_dotenv_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, words: str
+) -> None:
+    """The error names the line and the fault, and nothing of the content."""
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"\\.env cannot be used: .*{words}") as caught:
+        load()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [f"{SECRET}\r\n", f"\ufeff{SECRET}", f'"{SECRET}"\n', f"'{SECRET}'", f"\n {SECRET} \n\n"]
+)
+def test_secret_files_as_editors_leave_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
+    """A byte-order mark, line ends and quotation marks are no part of a secret."""
+    file = tmp_path / "token"
+    file.write_bytes(content.encode())
+    monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
+    assert load().read_token() == SECRET
+
+
+@pytest.mark.parametrize("kind", ["empty", "two lines", "UTF-16", "NUL", "larger", "a directory", "not a regular"])
+def test_secret_files_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
+    """Whatever the file is, it is read within a bound and at once, and the error says what is wrong with it."""
+    file = tmp_path / "file"
+    if kind == "a directory":
+        file.mkdir()
+    elif kind == "not a regular":
+        os.mkfifo(file)
+    else:
+        contents = {"empty": b"\r\n", "two lines": b"a\nb", "NUL": b"a\0b", "larger": bytes(2**17)}
+        file.write_bytes(contents.get(kind, SECRET.encode("utf-16")))
+    monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
+    with pytest.raises(ConfigurationError, match=kind.replace("two lines", "more than one line")) as caught:
+        load().read_token()
+    assert str(caught.value).startswith(f"INGESTOR_TOKEN_FILE: {file} cannot be ")
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home directory is asked for a path only where one is needed."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setenv("INGESTOR_SPOOL_DIR", "~/spool")
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    loaded = load()
+    with pytest.raises(ConfigurationError, match=r"INGESTOR_SPOOL_DIR: ~ .*no home directory\. Set"):
+        loaded.state_path("spool")
 
 
 def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
