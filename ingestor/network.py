@@ -1,37 +1,125 @@
-"""The proxy of the environment, read here before the library does: its errors quote the password."""
+"""The way to the provider, by one rule for stream and REST API: the proxy of the environment, and who is trusted.
+
+The environment is read here before a library does: their rules differ, and their errors quote the proxy's password.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
+import importlib.util
+import ipaddress
+import os
+import ssl
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ingestor.address import AddressError, proxy_url
 from ingestor.errors import ConfigurationError
-from ingestor.redaction import register_url
+from ingestor.redaction import outside_text, register_url, system_words
 
-_KINDS = ("wss", "socks", "https")
-"""Whose proxy is taken, the first that is set: as the library chooses it (RFC 6455, section 4.1)."""
+_PLAIN = {"ws", "http"}
+_KINDS = ("socks", "https", "all")
+"""Whose proxy is taken, the first that is set; of a stream `wss` before them (RFC 6455, section 4.1)."""
+
+CERTIFICATE_NOT_YET_VALID = 9
+"""X509_V_ERR_CERT_NOT_YET_VALID: our own clock may be wrong after a boot."""
+
+SOCKS_PACKAGES = {"python_socks": "python-socks[asyncio]", "socksio": "socksio"}
+"""The module that stream and REST API need for a SOCKS proxy, and the package that has it."""
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy for a stream, with its password; None where there is none, and on this machine.
+    """Return the proxy for an address, with its password; None where there is none, and on this machine.
 
-    Raises ConfigurationError, which says nothing of the address, where it can't be read.
+    Raises ConfigurationError, which says nothing of the proxy's address, where it can't be used.
     """
     parts = urlsplit(url)
-    if parts.scheme == "ws":  # unencrypted is for this machine only, so it must not leave by a proxy either
-        return None
-    if proxy_bypass(f"{parts.hostname}:{parts.port or 443}"):
+    if parts.scheme in _PLAIN:  # unencrypted is for this machine only, so it must not leave by a proxy either
         return None
     proxies = getproxies()
-    kind = next((kind for kind in _KINDS if proxies.get(kind)), None)
-    if kind is None:
+    kinds = ("wss", *_KINDS) if parts.scheme == "wss" else _KINDS
+    kind = next((kind for kind in kinds if proxies.get(kind)), None)
+    host, port = parts.hostname or "", parts.port or 443
+    if kind is None or is_excepted(proxies.get("no", ""), host, port) or proxy_bypass(f"{host}:{port}"):
         return None
-    found = proxies[kind] if "://" in proxies[kind] else f"http://{proxies[kind]}"
-    if kind == "socks" and found.startswith("http://"):  # as some systems name it
-        found = f"socks5h://{found.removeprefix('http://')}"
+    found = proxies[kind].strip()
+    found = found if "://" in found else f"http://{found}"
     register_url(found)
+    if (kind == "socks" and found.startswith("http://")) or found.startswith("socks://"):  # as some systems name it
+        found = f"socks5h://{found.partition('://')[2]}"
     try:
-        return proxy_url(found)
+        read = proxy_url(found)
     except AddressError as error:
         raise ConfigurationError(f"{kind.upper()}_PROXY: {error}") from None
+    if read.startswith("socks"):
+        _check_socks(kind, read, "python_socks" if parts.scheme == "wss" else "socksio")
+    return read
+
+
+def _check_socks(kind: str, proxy: str, module: str) -> None:
+    if module == "socksio" and not proxy.startswith("socks5"):
+        raise ConfigurationError(f"{kind.upper()}_PROXY: the REST API can be reached by SOCKS 5 only; write socks5h://")
+    if importlib.util.find_spec(module) is None:
+        packages = " ".join(f"'{package}'" for package in SOCKS_PACKAGES.values())
+        raise ConfigurationError(
+            f"{kind.upper()}_PROXY: a SOCKS proxy needs packages that are not installed. Run: pip install {packages}"
+        )
+
+
+def proxy_hint(status: int) -> str:
+    """Return what an operator can do about the HTTP status of a proxy; nothing if it may pass."""
+    match status:
+        case 407:
+            return "Check the user and the password in HTTPS_PROXY."
+        case 401 | 403 | 405:
+            return "It does not allow this host: change its rules, or name the host in NO_PROXY."
+    return ""
+
+
+def is_excepted(exceptions: str, host: str, port: int) -> bool:
+    """Whether `NO_PROXY` names a host: by its name or a domain above it, its address, a network (CIDR), or `*`.
+
+    An entry may have a port, and stars in it. Names are compared in lower case.
+    """
+    host = host.lower().rstrip(".").strip("[]")
+    with contextlib.suppress(ValueError):
+        host = str(ipaddress.ip_address(host))
+    return any(_covers(entry, host, port) for entry in exceptions.lower().replace(",", " ").split())
+
+
+def _covers(entry: str, host: str, port: int) -> bool:
+    entry = entry.partition("://")[2] or entry
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
+    name, colon, digits = entry.rpartition(":")
+    if colon and digits.isdecimal():
+        if int(digits) != port:
+            return False
+        entry = name
+    entry = entry.strip("[]").rstrip(".")
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(entry)) == host
+    domain = entry.removeprefix("*").lstrip(".") if entry != "*" else entry
+    return fnmatch.fnmatchcase(host, domain) or fnmatch.fnmatchcase(host, f"*.{domain}") if domain else False
+
+
+def tls_context() -> ssl.SSLContext:
+    """Return who is trusted: the system's authorities, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+
+    Raises ConfigurationError where these can't be read: OpenSSL would trust nobody, and not say why.
+    """
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if path := os.environ.get(name):
+            try:
+                list(os.scandir(path)) if name.endswith("DIR") and ":" not in path else Path(path).stat()
+                if name.endswith("FILE"):
+                    ssl.create_default_context(cafile=path)
+            except ssl.SSLError:
+                raise ConfigurationError(f"{name}: {outside_text(path)} holds no certificates in PEM form.") from None
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{name}: {outside_text(path)} cannot be read: {system_words(error)}."
+                ) from None
+    return ssl.create_default_context()

@@ -170,7 +170,7 @@ class Proxy:
         except OSError:
             pass
         finally:
-            self._writers -= ends if writer.is_closing() else set()
+            self._writers -= {end for end in ends if end.is_closing()}
         for end in ends:
             reset(end)
         self._writers -= ends

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import ssl
 from collections.abc import Callable
 from datetime import datetime
 from http import HTTPStatus
@@ -27,7 +29,9 @@ from ingestor.backfill.limit import RateLimit
 from ingestor.backfill.listing import Instruments, parse_instruments
 from ingestor.clock import Clock
 from ingestor.errors import ConfigurationError, IngestorError
-from ingestor.redaction import outside_text
+from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_for, proxy_hint, tls_context
+from ingestor.redaction import outside_text, system_words
+from ingestor.retry_after import retry_after
 from ingestor.store.ledger import Label
 
 TIMEOUT = 30.0
@@ -90,6 +94,7 @@ class RestClient:
         try:
             if not httpx.URL(base_url).host:
                 raise ValueError("it names no host")
+            proxy = proxy_for(base_url)
             self._http = httpx.AsyncClient(
                 base_url=base_url,
                 headers={
@@ -100,7 +105,9 @@ class RestClient:
                 },
                 timeout=timeout,
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-                trust_env=False,  # a proxy of the environment, or a .netrc, is nobody we would send the token to
+                trust_env=False,  # a password of .netrc would take the token's place
+                proxy=proxy and httpx.Proxy(proxy, ssl_context=tls_context() if proxy.startswith("https:") else None),
+                verify=tls_context(),
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise ConfigurationError(f"INGESTOR_REST_URL: no address that can be used: {outside_text(error)}") from None
@@ -113,6 +120,16 @@ class RestClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
+
+    async def validate(self) -> None:
+        """Ask once whether the token is accepted. Raises ConfigurationError, or SourceError if that is not known."""
+        path = "/oauth/validate"
+        try:
+            await self._ask(path, {})
+        except _LimitedError as error:
+            raise SourceError(f"{path}: {error.message}") from None
+        except _TransientError as error:
+            raise SourceError(f"{path}: {error.message}.") from None
 
     async def instruments(self) -> Instruments:
         """Return what is listed on the exchange. Raises SourceError."""
@@ -169,8 +186,7 @@ class RestClient:
         except TimeoutError:
             raise _TransientError("no complete answer in time") from None
         except httpx.HTTPError as error:
-            text = f"{type(error).__name__}: {outside_text(error, limit=MAX_ERROR)}"
-            raise _TransientError(f"no complete answer ({text})") from error
+            raise _translated(error) from error
         return bytes(body)
 
     def _judge(self, path: str, answer: httpx.Response) -> None:
@@ -183,7 +199,9 @@ class RestClient:
                 raise SourceError(f"{path}: the answer is compressed ({shown(encoding)}), which was not asked for.")
             return
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            raise _LimitedError("The rate limit was reached.")
+            seconds = retry_after(answer.headers.get_list("retry-after"), date=None, now=self._clock.wall())
+            asks = "" if seconds is None else f" It asks to wait for {seconds:g} s."
+            raise _LimitedError(f"The rate limit was reached (429).{asks}")
         if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise _TransientError(f"the server answered {status}")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
@@ -193,3 +211,33 @@ class RestClient:
         if status == HTTPStatus.NOT_FOUND and path.startswith(AUTHENTICATED):
             raise UnknownTickerError("unknown to the provider (404)")
         raise SourceError(f"{path}: the server answered {status}; is INGESTOR_REST_URL right?")
+
+
+def _translated(error: httpx.HTTPError) -> IngestorError:
+    """Return the error of ours for one of the library's, which often has no text, or quotes what was sent."""
+    text = outside_text(error, limit=MAX_ERROR)
+    if isinstance(error, httpx.ProxyError):
+        status = int(text[:3]) if re.match("[0-9]{3} ", text) else 0
+        said = f"answered HTTP {status}" if status else f"failed: {text or type(error).__name__}"
+        if hint := proxy_hint(status):
+            return ConfigurationError(f"The proxy of the environment {said}. {hint}")
+        return _TransientError(f"the proxy of the environment {said}")
+    cause = _system_error(error)
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code != CERTIFICATE_NOT_YET_VALID:
+        return ConfigurationError(f"INGESTOR_REST_URL: {system_words(cause)}.")
+    if isinstance(error, httpx.TimeoutException):
+        return _TransientError("no complete answer in time")
+    if isinstance(cause, OSError):
+        return _TransientError(f"no complete answer ({system_words(cause)})")
+    return _TransientError(f"no complete answer ({type(error).__name__}{': ' if text else ''}{text})")
+
+
+def _system_error(error: BaseException) -> OSError | None:
+    """Return the innermost error of the system behind one of the library's; of several, the first."""
+    found: OSError | None = None
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and (found is None or inner.errno):
+            found = inner
+        inner = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner.__cause__ or inner.__context__
+    return found

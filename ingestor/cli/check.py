@@ -12,10 +12,10 @@ from ingestor.redaction import redact
 
 
 def check() -> None:
-    """Look at settings, token, endpoint, disk and database: each is ok, or it says what to do.
+    """Look at settings, token, endpoint, REST API, disk and database: each is ok, or it says what to do.
 
-    The token is not sent, and nothing is changed but that the directory of **INGESTOR_SPOOL_DIR** is made.
-    Ends with 0 when `ingestor run` can do its work, else with 78.
+    The token is sent to the REST API only, and nothing is changed but that the directory of
+    **INGESTOR_SPOOL_DIR** is made. Ends with 0 when `ingestor run` can do its work, else with 78.
     """
     settings = configuration.load()
     if not asyncio.run(_check(settings)):

@@ -11,6 +11,7 @@ from enum import Enum
 from urllib.parse import urlsplit
 
 from ingestor import settings as configuration
+from ingestor.backfill.client import RestClient
 from ingestor.buffer.reserve import BALLAST
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
@@ -26,6 +27,10 @@ from ingestor.stream.judge import check_token, judge
 
 REFRESHED_WITHIN = timedelta(days=2)
 """Of maintenance that runs once a day, late ticks are in the bars by then."""
+
+
+REST_TIMEOUT = 5.0
+"""Seconds without a sign of the REST API, after which it counts as unavailable."""
 
 
 class Verdict(Enum):
@@ -50,6 +55,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     yield _variables()
     yield _token(settings)
     yield await _endpoint(settings)
+    yield await _rest(settings)
     yield _disk(settings)
     try:
         facts = await inspect(settings.read_database_url())
@@ -93,6 +99,19 @@ async def _endpoint(settings: Settings) -> Finding:
     except Exception as error:  # noqa: BLE001 - whatever it is, `judge` has a line on it
         text = judge(error, accepted_before=False, now=SystemClock().wall()).message
         return Finding("endpoint", Verdict.PROBLEM, f"{settings.stream_url}: {text}")
+
+
+async def _rest(settings: Settings) -> Finding:
+    """Ask the REST API about the token. The daemon runs without it: a failure that passes is a warning."""
+    zone, clock, url = settings.exchange_timezone, SystemClock(), settings.rest_url
+    try:
+        async with RestClient(url, settings.read_token(), timezone=zone, clock=clock, timeout=REST_TIMEOUT) as client:
+            await client.validate()
+    except ConfigurationError as error:
+        return Finding("rest", Verdict.PROBLEM, f"{url}: {error}")
+    except IngestorError as error:
+        return Finding("rest", Verdict.WARNING, f"{url}: {error} Gaps can't be filled until it answers.")
+    return Finding("rest", Verdict.OK, f"{url} accepts the token")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, ProxyError
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 
@@ -21,10 +22,10 @@ from ingestor.clock import Clock
 from ingestor.dial import MOST, STAGGER, addresses_of, first_that_works
 from ingestor.errors import StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
+from ingestor.network import proxy_for, tls_context
 from ingestor.redaction import outside_text, system_words
 from ingestor.stream.frames import frame_size, is_control, newest_pings, other_frames, whole_texts
 from ingestor.stream.protocol import MAX_MESSAGE_BYTES
-from ingestor.stream.proxy import proxy_for
 
 OPEN_TIMEOUT = 10.0
 """Seconds for DNS, and for TCP, TLS and the opening handshake together with each address."""
@@ -250,12 +251,15 @@ async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
     """
     proxy = proxy_for(url)
     name, port = _first_stop(url, proxy)
-    async with asyncio.timeout(OPEN_TIMEOUT):
-        addresses = await addresses_of(name, port)
+    try:
+        async with asyncio.timeout(OPEN_TIMEOUT):
+            addresses = await addresses_of(name, port)
+    except socket.gaierror as error:
+        raise _of_proxy(proxy, error) from None
     try:
         connection = await first_that_works(addresses, partial(_open, url, proxy), discard=_close)
     except ExceptionGroup as group:
-        raise _most_telling(name, addresses, group.exceptions) from None
+        raise _of_proxy(proxy, _most_telling(name, addresses, group.exceptions)) from None
     try:
         yield connection
     finally:
@@ -281,7 +285,7 @@ async def _open(url: str, proxy: str | None, address: str) -> FeedConnection:
         port = f":{parts.port}" if parts.port else ""
         proxy = urlunsplit(parts._replace(netloc=f"{userinfo}{at}{place}{port}"))
         if parts.scheme == "https":
-            options["proxy_server_hostname"] = parts.hostname
+            options |= {"proxy_server_hostname": parts.hostname, "proxy_ssl": tls_context()}
     connection = await _Connect(
         url,
         create_connection=FeedConnection,
@@ -291,10 +295,19 @@ async def _open(url: str, proxy: str | None, address: str) -> FeedConnection:
         max_size=MAX_MESSAGE_BYTES,
         user_agent_header=f"ingestor/{__version__}",
         proxy=proxy,
+        ssl=tls_context() if url.startswith("wss:") else None,
         **options,
     )
     assert isinstance(connection, FeedConnection)
     return connection
+
+
+def _of_proxy(proxy: str | None, error: Exception) -> Exception:
+    """Return the error, as one of the proxy if it is the proxy that can't be reached."""
+    if proxy is None or not isinstance(error, ConnectionError | socket.gaierror | UnreachableError):
+        return error
+    why = error.message if isinstance(error, UnreachableError) else system_words(error)
+    return ProxyError(f"it cannot be reached: {why}")
 
 
 def _most_telling(name: str, addresses: Sequence[str], errors: Sequence[Exception]) -> Exception:

@@ -15,6 +15,7 @@ from websockets.exceptions import (
     InvalidHandshake,
     InvalidMessage,
     InvalidProxy,
+    InvalidProxyStatus,
     InvalidStatus,
     InvalidURI,
     ProxyError,
@@ -22,11 +23,10 @@ from websockets.exceptions import (
 
 from ingestor.errors import ConfigurationError, StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
+from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_hint
 from ingestor.redaction import outside_text, system_words
 from ingestor.retry_after import retry_after
 from ingestor.stream.protocol import ServerError
-
-_CERTIFICATE_NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID: our own clock may be wrong after a boot
 
 
 class Pace(Enum):
@@ -89,9 +89,13 @@ def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911, PL
             return Pace.NEVER, "INGESTOR_STREAM_URL or the proxy of the environment is no address that can be used."
         case InvalidStatus():
             return _judge_status(error.response.status_code)
-        case ssl.SSLCertVerificationError() if error.verify_code != _CERTIFICATE_NOT_YET_VALID:
+        case ssl.SSLCertVerificationError() if error.verify_code != CERTIFICATE_NOT_YET_VALID:
             return Pace.NEVER, f"The server's certificate is not valid: {outside_text(error.verify_message)}."
-        case ProxyError() | InvalidMessage():
+        case InvalidProxyStatus():
+            return _judge_proxy(error.response.status_code)
+        case ProxyError():
+            return Pace.BACKOFF, f"The proxy of the environment failed: {outside_text(error)}."
+        case InvalidMessage():
             return Pace.BACKOFF, f"The connection was cut during the handshake: {outside_text(error)}."
         case InvalidHandshake():
             return Pace.NEVER, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {outside_text(error)}."
@@ -116,7 +120,9 @@ def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line 
             return f"http_{error.response.status_code // 100}xx"
         case ssl.SSLCertVerificationError():
             return "certificate"
-        case ProxyError() | InvalidMessage():
+        case ProxyError():
+            return "proxy"
+        case InvalidMessage():
             return "handshake_cut"
         case InvalidHandshake():
             return "not_a_websocket"
@@ -138,6 +144,14 @@ def _judge_status(status: int) -> tuple[Pace, str]:
     if 300 <= status < 400:
         return Pace.NEVER, f"{answer} Redirects are refused: set INGESTOR_STREAM_URL to the real endpoint."
     return Pace.NEVER, f"{answer} INGESTOR_STREAM_URL is not a WebSocket endpoint."
+
+
+def _judge_proxy(status: int) -> tuple[Pace, str]:
+    """Judge the HTTP status with which a proxy refused to connect."""
+    hint = proxy_hint(status)
+    return (
+        Pace.NEVER if hint else Pace.BACKOFF
+    ), f"The proxy of the environment answered HTTP {status}. {hint}".strip()
 
 
 def server_error(error: ServerError) -> StreamError:

@@ -155,13 +155,14 @@ async def test_run_with_a_refused_token(writer_url: str) -> None:
 async def test_check(writer_url: str, empty_database: str) -> None:
     """`check` is content with a prepared database, and names what is missing otherwise."""
     async with Simulator(port=0, rate=0) as simulator:
-        stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url}
+        stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url, "REST_URL": simulator.rest_url}
         status, output, errors = await ingestor("check", **stream, DATABASE_URL=writer_url)
         assert status == 0, output + errors
         assert [text.split()[1] for text in output.splitlines()] == [
             "settings",
             "token",
             "endpoint",
+            "rest",
             "disk",
             "database",
             "clock",

@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).parents[2] / "ingestor"
 # Each may import what stands in a lower layer, and itself; the stages of one layer do not know each other.
 LAYERS = [
     {"libpq", "dial"},
-    {"model", "address"},
+    {"model", "address", "files"},
     {"errors", "clock", "redaction", "retry_after"},
-    {"settings", "telemetry", "chart"},
+    {"settings", "telemetry", "chart", "network"},
     {"batch", "buffer", "stream", "coverage"},
     {"store", "simulator", "embedded"},
     {"backfill", "web"},
