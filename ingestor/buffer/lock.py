@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
 from typing import IO
 
 from ingestor.errors import ConfigurationError
+
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EPERM})
 
 
 class DirectoryLock:
@@ -31,7 +35,15 @@ class DirectoryLock:
             raise ConfigurationError(f"{self._path} is a directory. Remove it.") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _HELD:
+                file.close()
+                if error.errno not in _UNSUPPORTED:
+                    raise
+                raise ConfigurationError(
+                    f"INGESTOR_SPOOL_DIR: the file system of {self._path.parent} cannot lock files "
+                    f"({os.strerror(error.errno or 0)}). Set it to a directory on a disk of this machine."
+                ) from None
             file.seek(0)
             owner = file.read(20).strip()
             file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import re
 import ssl
@@ -179,7 +180,7 @@ class _Attempt:
                 return told
             each = "; ".join(f"{where} {_why(why)}" for where, why in zip(addresses, group.exceptions, strict=True))
             return StoreError(f"The database at {shown} cannot be reached at any of its addresses: {each}.", hint=_RUNS)
-        except (ValueError, OverflowError, *DRIVER_ERRORS) as exc:
+        except (KeyError, ValueError, OverflowError, *DRIVER_ERRORS) as exc:
             return _refusal(exc, shown)
 
     async def _addresses(self) -> list[str]:
@@ -196,6 +197,8 @@ class _Attempt:
     async def _connect(self, address: str | None) -> asyncpg.Connection:
         try:
             options = self._options(address)
+        except PermissionError:
+            raise
         except (OSError, ValueError) as exc:
             raise asyncpg.ClientConfigurationError(_CERTIFICATES) from exc
         connection = await self._open(options)
@@ -312,6 +315,16 @@ def _refusal(exc: Exception, shown: str) -> StoreError:
         case asyncpg.ClientConfigurationError():
             why = outside_text(exc).rstrip(".")
             return DatabaseAccessError(f"The database URL {shown} cannot be used: {why}.", hint=_WRITE)
+        case KeyError():  # of the list of users
+            return DatabaseAccessError(
+                f"The database URL {shown} names no user, and the user id {os.getuid()} of this process has no name.",
+                hint="Write postgresql://USER@HOST:PORT/DATABASE.",
+            )
+        case PermissionError() if exc.filename is not None:  # without a name it is the server's socket
+            return DatabaseAccessError(
+                f"{outside_text(exc.filename)}, which is read before connecting, cannot be: {system_words(exc)}.",
+                hint="Let this user read it, or set HOME to a directory of its own.",
+            )
         case ssl.SSLCertVerificationError() if exc.verify_code not in _CLOCK:
             return DatabaseAccessError(
                 f"The database at {shown} cannot be trusted: {system_words(exc)}.",
@@ -329,6 +342,12 @@ def _refusal(exc: Exception, shown: str) -> StoreError:
 
 def translated(exc: Exception) -> StoreError:
     """Return the error of ours that says what the driver's says."""
+    if isinstance(exc, asyncpg.InternalClientError | asyncpg.ConnectionDoesNotExistError):
+        # The driver's words are about its own states, whatever the server said before it closed the connection.
+        return StoreError(
+            "The connection to the database broke: the server closed it in the middle of an operation.",
+            hint="It may have been shut down or restarted: its log says why.",
+        )
     if isinstance(exc, asyncpg.PostgresError):
         sqlstate = exc.sqlstate if re.fullmatch("[0-9A-Z]{5}", exc.sqlstate or "") else None
         return StoreError(

@@ -16,7 +16,7 @@ import structlog
 from prometheus_client import Histogram
 
 from ingestor.clock import Clock, ClockDifference, SystemClock
-from ingestor.model import SECOND, Batch, Micros, Session, SessionEnd, Tally
+from ingestor.model import SECOND, Batch, EndReason, Micros, Session, SessionEnd, Tally
 from ingestor.redaction import outside_text
 from ingestor.telemetry.history import History
 from ingestor.telemetry.readiness import MOST_DETAIL, Readiness
@@ -228,7 +228,8 @@ class Telemetry:
         if session.kind == "stream":
             self._stream_is("stopped" if end.reason == "stopped" else "connecting", message)
             self.readiness.fails("stream", message)
-        level = self._log.info if end.reason == "stopped" else self._log.warning
+        is_good = end.reason in {EndReason.STOPPED, EndReason.FINISHED}
+        level = self._log.info if is_good else self._log.warning
         level(
             "session_ended",
             session=str(session.id),

@@ -72,10 +72,12 @@ def test_ends_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     instance = Telemetry()
     instance.session_ended(SESSION, SessionEnd(0, EndReason.CLOSED, 1001), "x")
     instance.session_ended(SESSION, SessionEnd(0, EndReason.STOPPED), "y")
-    closed, stopped = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    instance.session_ended(SESSION, SessionEnd(0, EndReason.FINISHED), "z")
+    closed, stopped, finished = (json.loads(line) for line in capsys.readouterr().err.splitlines())
     assert (closed["reason"], closed["close_code"], closed["level"]) == ("closed", 1001, "warning")
     assert (stopped["reason"], stopped["level"]) == ("stopped", "info")
-    assert instance.counts.ends == {"closed": 1, "stopped": 1}
+    assert (finished["reason"], finished["level"]) == ("finished", "info")
+    assert instance.counts.ends == {"closed": 1, "stopped": 1, "finished": 1}
 
 
 def test_spooling_is_said_with_its_end(capsys: pytest.CaptureFixture[str]) -> None:

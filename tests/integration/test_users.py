@@ -1,0 +1,103 @@
+"""Run as anyone: users without a name or a home, and what they may not read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from ingestor.buffer.lock import DirectoryLock
+from ingestor.errors import ConfigurationError
+from ingestor.store.connect import translated
+
+NAMELESS = 54321
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+
+
+def run_as(user: int, *arguments: str, cwd: Path, **settings: str) -> tuple[int, list[str]]:
+    """Run a command as a user; return its status and the lines of its error output."""
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "PG"))}
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+        variables.pop(name, None)
+    variables |= {f"INGESTOR_{name}": value for name, value in settings.items()}
+    # It may read what the tests' interpreter consists of, wherever that is installed.
+    capabilities = [f"--{kind}-caps=+dac_read_search" for kind in ("inh", "ambient")]
+    become = ["setpriv", f"--reuid={user}", "--clear-groups", *capabilities]
+    command = [*become, sys.executable, "-m", "ingestor", *arguments]
+    done = subprocess.run(command, env=variables, cwd=cwd, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr.splitlines()
+
+
+@as_root
+def test_a_user_without_a_name(tmp_path: Path) -> None:
+    """Where the name is needed it is asked for in one line."""
+    status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/d")
+    assert status == 78
+    (line,) = lines
+    assert line.startswith(f"ingestor: INGESTOR_DATABASE_URL: it names no user, and the user id {NAMELESS} of this ")
+    assert line.endswith("Write postgresql://USER@HOST:PORT/DATABASE.")
+
+
+def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+    """A working directory that was deleted is none with a `.env`."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os; os.rmdir(os.getcwd()); from ingestor.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "gaps"],
+        env={**os.environ, "INGESTOR_DATABASE_URL": "postgresql://u@127.0.0.1:1/d"},
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, "Connection refused" in line) == (69, True)
+
+
+@as_root
+def test_a_user_without_a_home(tmp_path: Path) -> None:
+    """The default place of the spool can't be found; a command that has none does its work."""
+    status, lines = run_as(NAMELESS, "run", cwd=tmp_path, DATABASE_URL="postgresql://u@127.0.0.1:1/d", TOKEN="pk_x")
+    assert (status, len(lines)) == (78, 1), lines
+    assert "INGESTOR_SPOOL_DIR: ~ stands for no directory" in lines[0]
+    status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, DATABASE_URL="postgresql://u@127.0.0.1:1/d")
+    assert (status, len(lines)) == (69, 1)
+    assert "Connection refused" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOLCK, "cannot lock files"),
+        (errno.EOPNOTSUPP, "cannot lock files"),
+        (errno.EWOULDBLOCK, "in use by another"),
+    ],
+)
+def test_locks(number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without locks is not taken for another process."""
+
+    def refuses(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuses)  # no file system here lacks them
+    with pytest.raises(ConfigurationError, match=words):
+        DirectoryLock(tmp_path).claim()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+    ],
+)
+def test_a_server_that_closes(error: Exception) -> None:
+    """The cause is in words, and not a state of the driver."""
+    assert str(translated(error)).startswith("The connection to the database broke: the server closed it ")
