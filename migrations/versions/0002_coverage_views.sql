@@ -173,6 +173,7 @@ WITH parts AS MATERIALIZED (
     WINDOW again AS (PARTITION BY place ORDER BY at, kind, number)
 )
 SELECT trading_day, lower(span) AS started_at, upper(span) AS ended_at, upper(span) - lower(span) AS duration,
+       extract(epoch FROM upper(span) - lower(span))::double precision AS seconds,
        coalesce(before.cause, 'nothing was recording yet')
            || CASE WHEN attempts.at > lower(span) AND attempts.cause IS NOT NULL
                    THEN '; then ' || attempts.cause ELSE '' END
@@ -187,6 +188,7 @@ COMMENT ON COLUMN market.gaps.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN market.gaps.started_at IS 'From when on nothing is proved to have been heard.';
 COMMENT ON COLUMN market.gaps.ended_at IS 'When it was heard again, or the trading time ended; of a gap that goes on, half a minute ago.';
 COMMENT ON COLUMN market.gaps.duration IS 'Its length.';
+COMMENT ON COLUMN market.gaps.seconds IS 'Its length in seconds, for clients that read no intervals.';
 COMMENT ON COLUMN market.gaps.cause IS 'How the session before it ended, and what later tries met, in words.';
 COMMENT ON COLUMN market.gaps.status IS 'open; backfilled (market.bars has every symbol''s minutes); partial (of some symbols); unfillable; excused (the exchange did not trade).';
 
@@ -204,9 +206,11 @@ WITH missed AS (
            extract(epoch FROM coalesce(backfilled, '0')) / 60 AS backfilled
     FROM ingest.trading_time LEFT JOIN missed USING (trading_day)
 )
-SELECT trading_day, round(trading, 6) AS trading_minutes, round(trading - missed, 6) AS heard_minutes,
-       round(missed, 6) AS missed_minutes, round(backfilled, 6) AS backfilled_minutes,
-       trunc(100 * (trading - missed + backfilled) / nullif(trading, 0), 2) AS percent
+-- Computed as numeric, and shown as double precision: several clients read a numeric as text, or not at all.
+SELECT trading_day, round(trading, 6)::double precision AS trading_minutes,
+       round(trading - missed, 6)::double precision AS heard_minutes, round(missed, 6)::double precision AS missed_minutes,
+       round(backfilled, 6)::double precision AS backfilled_minutes,
+       trunc(100 * (trading - missed + backfilled) / nullif(trading, 0), 2)::double precision AS percent
 FROM minutes;
 
 COMMENT ON VIEW market.coverage IS 'How much of each trading day was heard, and how much of the rest was filled.';
