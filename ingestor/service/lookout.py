@@ -65,7 +65,19 @@ class Lookout:
         while True:
             await self._look()
             tell_left_out()
-            await self._clock.sleep(MINUTE)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait for a minute, or until the database has recovered: after an outage the last answer is out of date."""
+        recovered = self._telemetry.database_recovered
+        waiting = [asyncio.create_task(self._clock.sleep(MINUTE)), asyncio.create_task(recovered.wait())]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        recovered.clear()
 
     async def _look(self) -> None:
         """Look once. What was found long ago is forgotten: it would be shown as if it were so now."""

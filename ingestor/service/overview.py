@@ -12,7 +12,7 @@ from ingestor.batch import unpack
 from ingestor.buffer.fifo import Buffer
 from ingestor.clock import UNCOMPARED, Clock, ClockDifference
 from ingestor.coverage.calendar import Calendar
-from ingestor.coverage.report import as_record
+from ingestor.coverage.report import Day, as_record
 from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.lookout import Coverage, Lookout
 from ingestor.service.pulse import Pulse
@@ -159,7 +159,7 @@ class Overview:
             },
             "history": self._history(),
             "connections": [_connection(each) for each in telemetry.connections],
-            "coverage": _coverage(self._lookout.coverage),
+            "coverage": self._coverage(),
             "ticks": self._ticks(),
             "rejections": {
                 "by_reason": dict(counts.rejected.most_common()),
@@ -171,6 +171,12 @@ class Overview:
             "calendar_days_left": counts.calendar_days_left,
             "clock": _difference(telemetry.clock_difference),
         }
+
+    def _coverage(self) -> dict[str, Any] | None:
+        coverage = self._lookout.coverage
+        if coverage is None or coverage.day is None:
+            return None
+        return _coverage(coverage, coverage.day, max(0.0, self._age(coverage.as_of)))
 
     def _market(self) -> dict[str, Any]:
         now = self._clock.wall()
@@ -222,10 +228,7 @@ def _connection(connection: Connection) -> dict[str, Any]:
     }
 
 
-def _coverage(coverage: Coverage | None) -> dict[str, Any] | None:
-    if coverage is None or coverage.day is None:
-        return None
-    day = coverage.day
+def _coverage(coverage: Coverage, day: Day, age: float) -> dict[str, Any]:
     return {
         "trading_day": day.trading_day.isoformat(),
         "started_at": day.started_at.isoformat(),
@@ -237,6 +240,7 @@ def _coverage(coverage: Coverage | None) -> dict[str, Any] | None:
         "percent": day.percent,
         "open_gaps": coverage.open.count,
         "as_of": coverage.as_of.isoformat(),
+        "age_seconds": age,
         "gaps": [as_record(gap) for gap in coverage.gaps],
     }
 

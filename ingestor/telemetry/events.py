@@ -5,6 +5,7 @@ Event names are constants of the interface (docs/reference/events.md), facts are
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -156,6 +157,8 @@ class Telemetry:
         self._said: dict[str, float] = {}
         self._spooling = False
         self._reduced = False  # it was logged that transactions are smaller
+        self.database_recovered = asyncio.Event()
+        """Set when writing works again after a failure, and when the spool is empty again: read what is shown anew."""
 
     # The process.
 
@@ -419,6 +422,7 @@ class Telemetry:
         self.readiness.passes("database")
         if self._trouble[0]:
             self._trouble = ("", 0.0)
+            self.database_recovered.set()
             self._log.info("database_back")
 
     def clocks_compared(self, difference: ClockDifference) -> None:
@@ -449,6 +453,7 @@ class Telemetry:
         """Log that nothing waits on disk any more, where it was logged that something does."""
         if self._spooling:
             self._spooling = False
+            self.database_recovered.set()
             self._log.info("spool_drained")
 
     def left_in_spool(self, *, batches: int, size: int) -> None:

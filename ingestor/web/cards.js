@@ -113,14 +113,17 @@ function clock(difference) {
   return ["Clock", duration(Math.abs(ahead)), `${ahead < 0 ? "behind" : "ahead of"} the database's`, { care }];
 }
 
-export function showSpool({ bytes: size, spool_bytes: disk, spool_batches: batches, spool_max_bytes: room, blocked_by: by }) {
+export function showSpool({ buffer, ready }) {
+  const { bytes: size, spool_bytes: disk, spool_batches: batches, spool_max_bytes: room, blocked_by: by } = buffer;
+  const isAway = ready.problems.some((problem) => problem.check === "database");
   const full = `${bytes(disk)} of ${bytes(room)}`;
-  setText(byId("spool-sentence"), by ? `No room: ${spaced(by)}.` : spoolSentence(size, disk));
+  setText(byId("spool-sentence"), by ? `No room: ${spaced(by)}.` : spoolSentence(size, disk, isAway));
   setMeter(byId("spool-meter"), disk / room, full);
   fillFacts(byId("spool"), { "in memory": bytes(size - disk), "on disk": full, batches: count(batches) });
 }
 
-function spoolSentence(size, disk) {
+function spoolSentence(size, disk, isAway) {
   if (disk) return "What the database has not taken yet waits on disk, and is written in order.";
-  return size ? "Ticks wait in memory." : "Nothing waits: the database keeps up.";
+  if (size) return "Ticks wait in memory.";
+  return isAway ? "Nothing waits." : "Nothing waits: the database keeps up.";
 }

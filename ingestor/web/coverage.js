@@ -1,7 +1,7 @@
 /** Coverage of the trading day: a time line with its gaps, and the gaps as a list. */
 
 import { byId, fillTable, keep, make, setAttribute, setText } from "./dom.js";
-import { count, counted, duration, instant, percent, spaced, tradingDay } from "./words.js";
+import { age, count, counted, duration, instant, percent, spaced, tradingDay } from "./words.js";
 
 const MEANING = {
   heard: "heard",
@@ -15,25 +15,33 @@ const MEANING = {
 const MOST = 200; // rows of the list
 const HOUR = 3_600_000;
 
-/** Return a function that shows `coverage`; it does so only when there is something new. */
+const USUAL = 90; // seconds: coverage is read once a minute, so what is older is said to be
+
+/** Return a function that shows the coverage of a `status`; it draws only what is new, and says how old it is. */
 export function makeCoverage() {
-  let shown = "";
-  return (coverage, market, now, zone) => {
+  let shown = null;
+  return ({ coverage, market, ready }, now, zone) => {
+    setText(byId("coverage-summary"), coverage ? summary(coverage, now, zone) : unknown(ready));
+    byId("day").hidden = !coverage;
     const key = coverage && `${coverage.as_of} ${zone.name} ${zone.day(now)}`;
-    if (!coverage || key === shown) return;
+    if (key === shown) return;
     shown = key;
-    show(coverage, market, now, zone);
+    if (coverage) show(coverage, market, now, zone);
+    else setText(byId("coverage-title"), "Coverage");
   };
 }
 
 function show(coverage, market, now, zone) {
   const isToday = coverage.trading_day === zone.day(now);
   setText(byId("coverage-title"), `Coverage ${isToday ? "today" : "of the last trading day"}, ${tradingDay(coverage.trading_day)}`);
-  setText(byId("coverage-summary"), summary(coverage, now, zone));
-  byId("day").hidden = false;
   drawDay(coverage, bounds(coverage, market), zone);
   showKeys(coverage.gaps);
   listGaps(coverage.gaps, now, zone);
+}
+
+function unknown({ problems }) {
+  const isAway = problems.some((problem) => problem.check === "database");
+  return isAway ? "Not known: the database does not answer." : "No trading time is on record yet.";
 }
 
 function summary(coverage, now, zone) {
@@ -46,7 +54,11 @@ function summary(coverage, now, zone) {
         coverage.missed_minutes ? `${inMinutes(coverage.missed_minutes)} missed, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missed",
       ];
   const open = coverage.open_gaps ? `${counted(coverage.open_gaps, "open gap")} over all days` : "no open gap on any day";
-  return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}.`;
+  return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}${aged(coverage)}.`;
+}
+
+function aged({ age_seconds: seconds }) {
+  return seconds > USUAL ? `, ${age(1000 * seconds)}` : "";
 }
 
 /** From the day's first to its last minute; where that is not known, what was reckoned of it so far. */

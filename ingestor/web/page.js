@@ -39,8 +39,8 @@ function show(status, now) {
   showProblems(status.ready.problems, now);
   showCards(status, pace.note(status), now, zone);
   showHour(status.history, zone);
-  showCoverage(status.coverage, status.market, now, zone);
-  showSpool(status.buffer);
+  showCoverage(status, now, zone);
+  showSpool(status);
   showConnections(status, now, zone);
   showRejections(status.rejections, now, zone);
   showTicks(status.ticks, now, zone);

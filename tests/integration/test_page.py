@@ -217,18 +217,29 @@ async def test_it_says_what_is_wrong_and_when_it_is_over(writer_url: str, databa
             await shown.says(r"^Streaming\.")
 
             market = Market(simulator)
+            before = await _read_after(daemon, None)
             wire.refuses = True
             wire.cut()
             market.trade()
             await shown.says(r"^The database has taken nothing for .*(KiB|bytes) of ticks wait")
             await expect(problems.first).to_contain_text("database")
             await expect(shown.page.locator("#said")).to_contain_text("What comes is kept")
+            await expect(shown.page.locator("body")).not_to_contain_text("keeps up")
             wire.refuses = False
             await shown.says(r"^Streaming\.")
             await stored(database, market)
             await shown.card("Ticks written", "100")
             await expect(problems).to_have_count(0)
+            await _read_after(daemon, before)
             assert shown.faults == []
+
+
+async def _read_after(daemon: Daemon, before: datetime | None) -> datetime:
+    """Return when coverage was read, once that is another moment than `before`: sooner than the next minute."""
+    async with asyncio.timeout(20):
+        while (found := daemon._lookout.coverage) is None or found.as_of == before:
+            await asyncio.sleep(0.02)
+    return found.as_of
 
 
 class MadeUp:
@@ -265,6 +276,7 @@ def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
     day = {"trading_day": "2026-11-24", "started_at": start.isoformat(), "ended_at": now.isoformat()}
     minutes = {"trading_minutes": 100.0, "heard_minutes": 99.5, "missed_minutes": 0.5, "backfilled_minutes": 0.1}
     coverage = {**day, **minutes, "percent": 99.6, "open_gaps": 1, "as_of": now.isoformat(), "gaps": gaps}
+    coverage["age_seconds"] = 200.0
     market = {"open": True, "trading_day": "2026-11-24", "opens_at": opens.isoformat(), "closes_at": closes.isoformat()}
     clock = {"ahead_seconds": -180.0, "error_seconds": 0.001, "is_wrong": True}
     streaming = {"stream": {**status["stream"], "state": "streaming"}, "ready": {"ready": True, "problems": []}}
@@ -299,6 +311,7 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         assert await spans.evaluate_all("all => all.slice(0, 2).map(each => each.style.left)") == ["25%", "27.5%"]
         await expect(page.locator(".hours span").first).to_have_text("10:00")
         await expect(page.locator(".hours span").last).to_have_text("16:40")
+        await expect(page.locator("#coverage-summary")).to_have_text(re.compile(r"As of 13:20:00, 3 min 20 s ago\.$"))
         label = re.compile("99.60 % heard or backfilled, 5 gaps")
         await expect(page.locator(".day")).to_have_attribute("aria-label", label)
         await shown.says("this machine's clock is 3 min 0 s behind the database's: coverage lacks as much")
