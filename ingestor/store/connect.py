@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
-import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +13,13 @@ from weakref import WeakSet
 import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
-from ingestor.address import FORM, AddressError, parse_database_address, redact_url
+from ingestor.address import AddressError, parse_database_address, redact_url
 from ingestor.dial import addresses_of, first_that_works
 from ingestor.errors import DatabaseAccessError, PoolerError, StoreError
 from ingestor.libpq import ParameterError
 from ingestor.redaction import outside_text, register_url, system_words
-from ingestor.store.judge import hint, needs_operator
 from ingestor.store.queries import QUERIES
+from ingestor.store.refusal import DRIVER_ERRORS, RUNS, WRITE, refusal, unsuited
 from ingestor.store.target import Host, password_of, target_of
 from ingestor.store.tls import VERIFYING, context_for
 
@@ -37,14 +34,7 @@ STATEMENTS = 100
 
 POOL_MODE = "The connection pooler before the database allows no transactions: its pool_mode is statement."
 
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""What the driver raises when the server refuses, or the connection breaks."""
-
-_WRITE = f"Write {FORM}?sslmode=verify-full."
-_RUNS = "See that host and port are right, and that the server runs and lets this machine in."
 _CERTIFICATES = "a file of its certificates cannot be read, or holds something else"
-_CLOCK = frozenset({9, 11})
-"""A certificate, or a list of revoked ones, that is not valid yet: our own clock may be wrong after a boot."""
 
 
 class PooledConnection(asyncpg.Connection):
@@ -101,7 +91,7 @@ async def connect(
         wanted = _session_attributes(target.parameters, read_write=read_write)
     except (AddressError, ParameterError) as exc:  # which say nothing of the address
         why = outside_text(exc)
-        raise DatabaseAccessError(f"The database URL {shown} cannot be used: {why}.", hint=_WRITE) from None
+        raise DatabaseAccessError(f"The database URL {shown} cannot be used: {why}.", hint=WRITE) from None
     limit = min(timeout or target.limit or CONNECT_TIMEOUT, target.limit or math.inf)
     name = target.parameters.get("application_name") or target.parameters.get("fallback_application_name")
     settings = {"application_name": name or application_name, **STARTUP}
@@ -174,14 +164,14 @@ class _Attempt:
         except StoreError as error:
             return error
         except ExceptionGroup as group:
-            failures = [_refusal(each, shown) for each in group.exceptions if isinstance(each, Exception)]
+            failures = [refusal(each, shown) for each in group.exceptions if isinstance(each, Exception)]
             told = max(failures, key=_telling)
             if _telling(told) or len(failures) == 1:
                 return told
             each = "; ".join(f"{where} {_why(why)}" for where, why in zip(addresses, group.exceptions, strict=True))
-            return StoreError(f"The database at {shown} cannot be reached at any of its addresses: {each}.", hint=_RUNS)
+            return StoreError(f"The database at {shown} cannot be reached at any of its addresses: {each}.", hint=RUNS)
         except (KeyError, ValueError, OverflowError, *DRIVER_ERRORS) as exc:
-            return _refusal(exc, shown)
+            return refusal(exc, shown)
 
     async def _addresses(self) -> list[str]:
         if self.host.pinned:
@@ -205,7 +195,7 @@ class _Attempt:
         try:
             server = await _look_around(connection, self.limit)
             if not server.suits(self.attributes):
-                raise _unsuited(self.attributes, outside_text(self.host.address.shown))
+                raise unsuited(self.attributes, outside_text(self.host.address.shown))
             if server.is_behind_pooler:
                 connection.terminate()
                 connection = await self._open(options, pooled=True)
@@ -288,77 +278,3 @@ async def _try_transaction(connection: asyncpg.Connection, timeout: float) -> No
         if "statement pooling" not in str(exc.args[0]):
             raise
         raise PoolerError(POOL_MODE, hint="Set pool_mode=transaction (or session) for this database.") from None
-
-
-def _unsuited(wanted: SessionAttribute, shown: str) -> StoreError:
-    """Return the error for a server that is not of the kind that is needed."""
-    if wanted is SessionAttribute.read_write:
-        return StoreError(
-            f"The database at {shown} takes no writes: only a standby, or a read-only server, answers there.",
-            sqlstate="25006",
-            hint=hint("25006"),
-        )
-    return StoreError(f"The database at {shown} is not what target_session_attrs={wanted.value} asks for.")
-
-
-def _refusal(exc: Exception, shown: str) -> StoreError:
-    """Return the error of ours for one of the driver's, in words of ours where it is about the address."""
-    match exc:
-        case StoreError():
-            return exc
-        case asyncpg.PostgresError():
-            refused = translated(exc)
-            kind = DatabaseAccessError if needs_operator(refused.sqlstate, _message(exc)) else StoreError
-            return kind(
-                f"The database refused the connection: {_message(exc)}.", sqlstate=refused.sqlstate, hint=refused.hint
-            )
-        case asyncpg.ClientConfigurationError():
-            why = outside_text(exc).rstrip(".")
-            return DatabaseAccessError(f"The database URL {shown} cannot be used: {why}.", hint=_WRITE)
-        case KeyError():  # of the list of users
-            return DatabaseAccessError(
-                f"The database URL {shown} names no user, and the user id {os.getuid()} of this process has no name.",
-                hint="Write postgresql://USER@HOST:PORT/DATABASE.",
-            )
-        case PermissionError() if exc.filename is not None:  # without a name it is the server's socket
-            return DatabaseAccessError(
-                f"{outside_text(exc.filename)}, which is read before connecting, cannot be: {system_words(exc)}.",
-                hint="Let this user read it, or set HOME to a directory of its own.",
-            )
-        case ssl.SSLCertVerificationError() if exc.verify_code not in _CLOCK:
-            return DatabaseAccessError(
-                f"The database at {shown} cannot be trusted: {system_words(exc)}.",
-                hint="See sslrootcert and the name in the database URL, and the server's certificate.",
-            )
-        case OSError():  # errors of certificates are values' errors as well
-            # The driver's own, where a server has no TLS.
-            why = "it has no encryption (TLS)" if type(exc) is ConnectionError else system_words(exc)
-        case ValueError() | OverflowError():
-            return DatabaseAccessError(f"The database URL {shown} cannot be used.", hint=_WRITE)
-        case _:
-            why = outside_text(exc) or type(exc).__name__
-    return StoreError(f"The database at {shown} cannot be reached: {why}.", hint=_RUNS)
-
-
-def translated(exc: Exception) -> StoreError:
-    """Return the error of ours that says what the driver's says."""
-    if isinstance(exc, asyncpg.InternalClientError | asyncpg.ConnectionDoesNotExistError):
-        # The driver's words are about its own states, whatever the server said before it closed the connection.
-        return StoreError(
-            "The connection to the database broke: the server closed it in the middle of an operation.",
-            hint="It may have been shut down or restarted: its log says why.",
-        )
-    if isinstance(exc, asyncpg.PostgresError):
-        sqlstate = exc.sqlstate if re.fullmatch("[0-9A-Z]{5}", exc.sqlstate or "") else None
-        return StoreError(
-            f"The database answered: {_message(exc)} ({sqlstate}).",
-            sqlstate=sqlstate,
-            constraint=getattr(exc, "constraint_name", None),
-            hint=hint(sqlstate),
-        )
-    return StoreError(f"The connection to the database broke: {outside_text(exc) or type(exc).__name__}")
-
-
-def _message(exc: asyncpg.PostgresError) -> str:
-    """Return what the server said, without its details: these may quote rows."""
-    return outside_text(exc.args[0]) if exc.args else type(exc).__name__

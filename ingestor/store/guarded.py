@@ -9,8 +9,9 @@ from types import TracebackType
 
 import asyncpg
 
-from ingestor.store.connect import DRIVER_ERRORS, is_pooled, translated
+from ingestor.store.connect import is_pooled
 from ingestor.store.judge import Remedy, judge
+from ingestor.store.refusal import DRIVER_ERRORS, translated
 from ingestor.store.waiting import LockWatch
 
 GRACE = 0.5

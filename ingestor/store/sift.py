@@ -13,8 +13,8 @@ import asyncpg
 from ingestor.batch import unpack
 from ingestor.errors import StoreError
 from ingestor.model import Batch, Rejection, Tick
-from ingestor.store.connect import translated
 from ingestor.store.judge import Remedy, judge
+from ingestor.store.refusal import translated
 
 MOST_ROWS = 10
 MOST_SHARE = 0.01

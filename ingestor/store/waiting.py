@@ -13,8 +13,9 @@ import asyncpg
 
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
-from ingestor.store.connect import DRIVER_ERRORS, connect, own_backends
+from ingestor.store.connect import connect, own_backends
 from ingestor.store.queries import QUERIES
+from ingestor.store.refusal import DRIVER_ERRORS
 
 SOON = 2.0
 """Seconds of a wait before it is said. It is said again after twice as long each time."""

@@ -14,7 +14,7 @@ import pytest
 
 from ingestor.buffer.lock import DirectoryLock
 from ingestor.errors import ConfigurationError
-from ingestor.store.connect import translated
+from ingestor.store.refusal import translated
 
 NAMELESS = 54321
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
@@ -40,7 +40,9 @@ def test_a_user_without_a_name(tmp_path: Path) -> None:
     status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/d")
     assert status == 78
     (line,) = lines
-    assert line.startswith(f"ingestor: INGESTOR_DATABASE_URL: it names no user, and the user id {NAMELESS} of this ")
+    assert line.startswith(
+        f"ingestor: The database URL postgresql://127.0.0.1:1/d names no user, and the user id {NAMELESS} "
+    )
     assert line.endswith("Write postgresql://USER@HOST:PORT/DATABASE.")
 
 
