@@ -293,12 +293,15 @@ def composition(plain: TestServer, tmp_path: Path) -> Iterator[Composition]:
 
 @pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
 def test_the_composition_works(composition: Composition) -> None:
-    """In its order: the daemon first, which waits for the schema; and ticks arrive by the login that was made."""
-    composition.start("ingestor")
+    """In its order: the daemon first, which ends while it has no login; ticks arrive by the one that was made."""
+    assert SERVICES["ingestor"]["restart"] == "unless-stopped"
+    daemon = composition.start("ingestor")
     composition.start("simulator", "--port", str(composition.port))
     assert composition.start("migrate").wait(60) == 0
+    assert daemon.wait(60) == 78
     assert composition.make_logins() == 0
     assert composition.make_logins() == 0
+    composition.start("ingestor")  # as Docker does
     owner = (composition._secrets / "owner-url").read_text()
     asyncio.run(filled(owner))
     (login,) = asyncio.run(query(owner, LOGINS))

@@ -233,6 +233,8 @@ async def test_what_an_operator_must_mend(server: TestServer, case: str, monkeyp
         "service": (f"{url}{joint}service=none", "service"),
     }[case]
     try:
+        if case == "password" and server.edition != "plain":
+            pytest.skip("a server that is named by a URL may ask for no password")
         with pytest.raises(DatabaseAccessError) as caught:
             await connect(url)
         assert caught.value.exit_code == 78
