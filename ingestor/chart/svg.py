@@ -1,4 +1,8 @@
-"""A chart as one self-contained SVG: no script, no network; for light and dark screens of any size, and for paper."""
+"""A chart as one self-contained SVG: no script, no network; for light and dark screens of any size, and for paper.
+
+Colours and sizes are attributes in full, since many renderers know no variables in style sheets, or no style sheets at
+all. The style sheet adds what browsers can do beyond that, such as the colours of a dark screen.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from html import escape
 from importlib.resources import files
+from string import Template
 
 from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
-from ingestor.chart.palette import palette
+from ingestor.chart.palette import colours
 from ingestor.chart.series import Bar, Figure, Series
 from ingestor.chart.words import KEYS, VOLUME_DIGITS, caption, compact, described, price, span
 
@@ -36,6 +41,13 @@ NARROWEST = 2.0
 
 THINNEST = 0.5
 """The least width of its shade, so that a year of short gaps is not all shade."""
+
+_COLOURS = colours()
+_TEXT = f'font-family="system-ui, sans-serif" font-size="13" fill="{_COLOURS["faint"]}"'
+_LINE = f'stroke="{_COLOURS["line"]}"'
+_DAY = f'class="day" stroke="{_COLOURS["faint"]}" stroke-dasharray="2 4"'
+_CENTRED = 'dy="0.35em"'
+"""Puts the middle of a text at its `y`. Not by `dominant-baseline`, which renderers hand on from a group or do not."""
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML does not take, not even escaped."""
@@ -66,24 +78,29 @@ class _Plot:
 def draw(series: Series) -> str:
     """Return the SVG."""
     plot = _plot(series)
-    style = palette() + files(__package__).joinpath("svg.css").read_text(encoding="utf-8")
+    style = Template(files(__package__).joinpath("svg.css").read_text(encoding="utf-8"))
     parts = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" {_TEXT}>',
         f"<title>{_escaped(series.title)}</title>",
         f"<desc>{_escaped(described(series, plot.figure))}</desc>",
-        f"<style>\n{style}</style>",
-        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>',
-        f'<text class="title" x="{LEFT:g}" y="34">{_escaped(series.title)}</text>',
+        f"<style>\n{style.substitute(colours(dark=True))}</style>",
+        f'<rect class="paper" width="{WIDTH}" height="{HEIGHT}" fill="{_COLOURS["paper"]}"/>',
+        _title(series),
         f'<text class="caption" x="{LEFT:g}" y="64">{_escaped(caption(series, plot.figure))}</text>',
         *_group("gaps", _gaps(plot)),
         *_group("grid prices", _price_grid(plot)),
-        *_group("grid times", _time_grid(plot)),
+        *_group("grid times", _time_grid(plot), 'text-anchor="middle"'),
         *_group("volumes", _volumes(plot)),
         *_group("bars", _bars(plot)),
         *_group("keys", _keys(plot)),
         "</svg>\n",
     )
     return "\n".join(parts)
+
+
+def _title(series: Series) -> str:
+    look = f'font-size="20" font-weight="600" fill="{_COLOURS["ink"]}"'
+    return f'<text class="title" x="{LEFT:g}" y="34" {look}>{_escaped(series.title)}</text>'
 
 
 def _plot(series: Series) -> _Plot:
@@ -102,8 +119,9 @@ def _plot(series: Series) -> _Plot:
     )
 
 
-def _group(name: str, parts: Iterable[str]) -> Iterator[str]:
-    yield f'<g class="{name}">'
+def _group(name: str, parts: Iterable[str], look: str = "") -> Iterator[str]:
+    """Put parts into a group, which hands its look on to them."""
+    yield f'<g class="{name}" {look}>'
     yield from parts
     yield "</g>"
 
@@ -112,33 +130,36 @@ def _gaps(plot: _Plot) -> Iterator[str]:
     """Shade each gap over both panels, and mark their upper edge in its full colour."""
     for gap in plot.series.gaps:
         yield f"<g {_toned(gap.kind)}><title>{_escaped(span(gap, plot.series.zone))}</title>"
-        for name, narrowest, height in (("shade", THINNEST, VOLUMES[1] - TOP), ("edge", NARROWEST, 5)):
+        for look, narrowest, height in (
+            ('class="shade" fill-opacity="0.16"', THINNEST, VOLUMES[1] - TOP),
+            ('class="edge"', NARROWEST, 5),
+        ):
             start, width = plot.figure.axis.band(gap.started_at, gap.ended_at, narrowest * plot.unit)
             place = f'x="{plot.times.place(start):.1f}" width="{width / plot.unit:.1f}" y="{TOP:g}" height="{height:g}"'
-            yield f'<rect class="{name}" {place}/>'
+            yield f"<rect {look} {place}/>"
         yield "</g>"
 
 
 def _toned(kind: str) -> str:
-    return f'class="gap" style="--tone: var(--{_escaped(kind)})"'
+    return f'class="gap" fill="{_COLOURS[kind]}"'
 
 
 def _price_grid(plot: _Plot) -> Iterator[str]:
     right = plot.times.end
     for tick in plot.price_ticks:
         y = plot.prices.place(tick.at)
-        yield f'<path d="M{LEFT:g},{y:.1f}H{right:.1f}"/><text x="{right + 8:.1f}" y="{y:.1f}">{tick.label}</text>'
+        yield f'<path d="M{LEFT:g},{y:.1f}H{right:.1f}" {_LINE}/>'
+        yield f'<text x="{right + 8:.1f}" y="{y:.1f}" {_CENTRED}>{tick.label}</text>'
     most = compact(round(plot.volumes.high))
-    yield f'<path d="M{LEFT:g},{VOLUMES[1]:g}H{right:.1f}"/>'
-    yield f'<text class="volume-label" x="{right + 8:.1f}" y="{VOLUMES[0] + 8:.1f}">{most}</text>'
+    yield f'<path d="M{LEFT:g},{VOLUMES[1]:g}H{right:.1f}" {_LINE}/>'
+    yield f'<text class="volume-label" x="{right + 8:.1f}" y="{VOLUMES[0] + 8:.1f}" {_CENTRED}>{most}</text>'
 
 
 def _time_grid(plot: _Plot) -> Iterator[str]:
     for tick in time_ticks(plot.figure.axis, plot.series.zone, APART * plot.unit):
         x = plot.times.place(tick.at)
-        form = ' class="day"' if tick.major else ""
-        yield f'<path{form} d="M{x:.1f},{TOP:g}V{VOLUMES[1]:g}"/>'
-        first = ' class="first"' if x < LEFT + DIGIT * len(tick.label) / 2 else ""
+        yield f'<path {_DAY if tick.major else _LINE} d="M{x:.1f},{TOP:g}V{VOLUMES[1]:g}"/>'
+        first = ' class="first" text-anchor="start"' if x < LEFT + DIGIT * len(tick.label) / 2 else ""
         yield f'<text{first} x="{LEFT if first else x:.1f}" y="{VOLUMES[1] + 24:g}">{tick.label}</text>'
 
 
@@ -147,7 +168,8 @@ def _volumes(plot: _Plot) -> Iterator[str]:
         x, width = plot.edges(bar, 0.7)
         y = plot.volumes.place(bar.volume)
         place = f'x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{VOLUMES[1] - y:.1f}"'
-        yield f'<rect class="volume {_kind(bar)}" {place}/>'
+        look = f'fill-opacity="0.2" stroke="{_tone(bar)}"' if bar.backfilled else 'fill-opacity="0.6"'
+        yield f'<rect class="volume {_kind(bar)}" fill="{_tone(bar)}" {look} {place}/>'
 
 
 def _bars(plot: _Plot) -> Iterator[str]:
@@ -158,14 +180,24 @@ def _bars(plot: _Plot) -> Iterator[str]:
         low, high = plot.prices.place(bar.low), plot.prices.place(bar.high)
         bottom, top = (plot.prices.place(edge) for edge in sorted((bar.open, bar.close)))
         middle = x + width / 2
-        yield (
-            f'<path class="bar {_kind(bar)}" d="M{middle:.2f},{high:.1f}V{top:.1f}M{middle:.2f},{bottom:.1f}V{low:.1f}'
-            f'M{x:.2f},{top:.1f}h{width:.2f}V{bottom:.1f}h-{width:.2f}z"><title>{_escaped(label(bar))}</title></path>'
+        shape = (
+            f"M{middle:.2f},{high:.1f}V{top:.1f}M{middle:.2f},{bottom:.1f}V{low:.1f}"
+            f"M{x:.2f},{top:.1f}h{width:.2f}V{bottom:.1f}h-{width:.2f}z"
         )
+        look = f'class="bar {_kind(bar)}" {_candle(_tone(bar), hollow=bar.backfilled)}'
+        yield f'<path {look} d="{shape}"><title>{_escaped(label(bar))}</title></path>'
 
 
 def _kind(bar: Bar) -> str:
     return ("up" if bar.rises else "down") + (" backfilled" if bar.backfilled else "")
+
+
+def _tone(bar: Bar) -> str:
+    return _COLOURS["up" if bar.rises else "down"]
+
+
+def _candle(tone: str, *, hollow: bool) -> str:
+    return f'fill="{_COLOURS["paper"] if hollow else tone}" stroke="{tone}"'
 
 
 def _labels(plot: _Plot) -> Callable[[Bar], str]:
@@ -188,10 +220,12 @@ def _keys(plot: _Plot) -> Iterator[str]:
     for name, label in KEYS.items():
         if "backfilled" in name and not plot.series.total.backfilled:
             continue
-        yield f'<rect class="bar {name}" x="{x + 1:.1f}" y="509" width="14" height="14"/>{_key(x + 24, 516, label)}'
+        look = _candle(_COLOURS["down" if "down" in name else "up"], hollow="backfilled" in name)
+        yield f'<rect class="bar {name}" {look} x="{x + 1:.1f}" y="509" width="14" height="14"/>'
+        yield _key(x + 24, 516, label)
         x += 40 + 0.9 * DIGIT * len(label)
     zone = _escaped(plot.series.zone.key)
-    yield f'<text x="{WIDTH - LEFT:g}" y="516" text-anchor="end">{zone}</text>'
+    yield f'<text x="{WIDTH - LEFT:g}" y="516" text-anchor="end" {_CENTRED}>{zone}</text>'
     if plot.series.gaps:
         yield _key(LEFT, 543, "gaps")
     x = LEFT + 70
@@ -202,7 +236,7 @@ def _keys(plot: _Plot) -> Iterator[str]:
 
 
 def _key(x: float, y: float, label: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:g}">{_escaped(label)}</text>'
+    return f'<text x="{x:.1f}" y="{y:g}" {_CENTRED}>{_escaped(label)}</text>'
 
 
 def _escaped(text: str) -> str:

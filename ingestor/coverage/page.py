@@ -9,7 +9,7 @@ from importlib.resources import files
 from zoneinfo import ZoneInfo
 
 from ingestor.chart.geometry import TimeAxis
-from ingestor.chart.palette import palette
+from ingestor.chart.palette import palette, with_fallbacks
 from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
 
 MEANING: dict[Status, str] = {
@@ -30,7 +30,7 @@ NARROWEST = 3
 def as_html(report: Report) -> str:
     """Return the whole page."""
     zone = ZoneInfo(report.timezone)
-    style = palette() + "\n" + files(__package__).joinpath("page.css").read_text(encoding="utf-8")
+    style = palette() + "\n" + with_fallbacks(files(__package__).joinpath("page.css").read_text(encoding="utf-8"))
     body = "\n".join(
         (
             _head(report, zone),

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from ingestor.chart import svg, terminal
+from ingestor.chart.palette import colours
 from ingestor.chart.series import Series
+from ingestor.coverage.report import STATUSES
 from tests.charts import EDGES, bar, friday, gap, sample
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -46,8 +50,8 @@ def test_candles_lie_in_their_order() -> None:
 def test_gaps_are_shaded_by_what_became_of_them() -> None:
     """Each in its colour at its place, the shortest as wide as can be seen, with its cause."""
     shades = having(drawn(sample()), "gap")[:4]
-    assert [shade.get("style") for shade in shades] == [
-        f"--tone: var(--{kind})" for kind in ("open", "backfilled", "partial", "excused")
+    assert [shade.get("fill") for shade in shades] == [
+        colours()[kind] for kind in ("open", "backfilled", "partial", "excused")
     ]
     places = [(float(rect.get("x", "")), float(rect.get("width", ""))) for rect in (shade[2] for shade in shades)]
     assert places[0][0] == svg.LEFT
@@ -71,6 +75,38 @@ def test_it_needs_no_network() -> None:
     assert not {element.tag for element in ET.fromstring(text).iter()} & {f"{SVG}script", f"{SVG}image", f"{SVG}use"}
     assert not re.search(r"url\(|@import|href|javascript:|https?://(?!www\.w3\.org/2000/svg\")", text)
     assert "prefers-color-scheme: dark" in text
+
+
+def paints(element: ET.Element, inherited: tuple[str, str] = ("black", "none")) -> Iterator[tuple[str, str, str]]:
+    """Yield the class, fill and stroke of each shape as a renderer sees them that knows attributes only."""
+    fill, stroke = element.get("fill", inherited[0]), element.get("stroke", inherited[1])
+    if element.tag in {f"{SVG}{name}" for name in ("path", "rect", "text")}:
+        yield element.get("class", ""), fill, stroke
+    for child in element:
+        yield from paints(child, (fill, stroke))
+
+
+@pytest.mark.parametrize("kind", STATUSES)
+def test_it_is_whole_without_its_style_sheet(kind: str) -> None:
+    """Each shape has a colour of the light palette as an attribute, and nothing is a variable."""
+    text = svg.draw(replace(sample(), gaps=(gap(0, 10, kind),)))
+    assert "var(" not in text
+    light = colours()
+    found = list(paints(ET.fromstring(text)))
+    assert {fill for name, fill, _ in found if name} >= {light[name] for name in ("up", "down", "ink", "paper", kind)}
+    assert {paint for _, *both in found for paint in both} <= {*light.values(), "none"}
+    lines = [stroke for name, fill, stroke in found if name in {"", "day"} and stroke != "none"]
+    assert set(lines) <= {light["line"], light["faint"]}
+
+
+def test_a_dark_screen_has_colours_of_its_own() -> None:
+    """Each colour that differs on a dark screen is in the style sheet, and only for dark screens."""
+    style = svg.draw(sample()).partition("<style>")[2].partition("</style>")[0]
+    before, _, dark = style.partition("@media (prefers-color-scheme: dark) {")
+    used = ("ink", "paper", "faint", "line", "up", "down")
+    assert {name for name in used if colours(dark=True)[name] not in dark.partition("@media")[0]} == set()
+    assert "#" not in before
+    assert "$" not in style
 
 
 def test_signs_that_markup_is_made_of() -> None:

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingestor.chart.palette import colours
 from ingestor.coverage.page import as_html, duration
 from ingestor.coverage.report import Report, as_csv, as_json
 from tests.reports import CAUSES, MADE_AT, sample
@@ -118,6 +119,15 @@ def test_the_page_needs_no_network() -> None:
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object"}
     assert not {name for _, found in page.tags for name in found} & {"src", "href", "onclick", "onload"}
     assert not re.search(r"url\(|@import|https?://|javascript:", text)
+
+
+def test_the_page_has_colours_without_variables() -> None:
+    """Before each declaration by a variable there is the same by a plain colour, for what turns the page into a PDF."""
+    style = as_html(sample()).partition("<style>")[2].partition("</style>")[0]
+    uses = re.findall(r"([\w-]+): ?([^;{}]*);\s*([\w-]+): ?([^;{}]*var\(--(\w+)\)[^;{}]*)", style)
+    assert len(uses) == len(re.findall(r"var\(", style))
+    for name, plain, again, value, colour in uses:
+        assert (name, plain.strip()) == (again, value.replace(f"var(--{colour})", colours()[colour]).strip())
 
 
 def test_the_page_shows_everything() -> None:
