@@ -99,7 +99,7 @@ class Overview:
         day = coverage.day if coverage else None
         now = self._clock.wall()
         return Facts(
-            trading_hours=self._calendar.session_at(now) is not None,
+            exchange_open=self._calendar.session_at(now) is not None,
             buffer_bytes=buffer.size,
             spool_bytes=buffer.spooled_bytes,
             spool_max_bytes=buffer.spool_max_bytes,

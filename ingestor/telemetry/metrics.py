@@ -19,6 +19,9 @@ from ingestor.telemetry.events import STREAM_STATES, Telemetry
 from ingestor.telemetry.readiness import CHECKS
 from ingestor.telemetry.standard_streams import lines_dropped
 
+DAY = 86_400
+"""Seconds."""
+
 _CAUSES = set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED}
 """Ends of a session after which the stream is opened again by the same process."""
 
@@ -27,7 +30,7 @@ _CAUSES = set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRA
 class Facts:
     """What the metrics say of the moment, beside what `Telemetry` knows. None: not known yet."""
 
-    trading_hours: bool
+    exchange_open: bool
     buffer_bytes: int
     spool_bytes: int
     spool_max_bytes: int
@@ -107,9 +110,9 @@ class _Moment(Collector):
         counts, difference = self._telemetry.counts, self._telemetry.clock_difference
         for name, text, value in (
             (
-                "trading_hours",
+                "exchange_open",
                 "Whether the exchange trades now: 1 from a session's opening to its close.",
-                facts.trading_hours,
+                facts.exchange_open,
             ),
             ("buffer_bytes", "Bytes that wait to be committed, in memory and on disk.", facts.buffer_bytes),
             ("spool_bytes", "Bytes that wait on disk to be committed.", facts.spool_bytes),
@@ -120,7 +123,11 @@ class _Moment(Collector):
                 "How much one transaction may hold now: it is halved after one that was too much.",
                 counts.transaction_max_bytes,
             ),
-            ("calendar_days_left", "For how many days the trading calendar is known.", counts.calendar_days_left),
+            (
+                "calendar_remaining_seconds",
+                "For how long the trading calendar is known, in whole days of 86,400 seconds.",
+                None if counts.calendar_days_left is None else counts.calendar_days_left * DAY,
+            ),
             ("open_gaps", "Gaps that nothing has settled yet, of all days.", facts.open_gaps),
             (
                 "oldest_open_gap_seconds",

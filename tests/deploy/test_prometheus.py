@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 import yaml
 
 from tests.deploy.promql import unknown
+from tests.integration.test_operations import seen
+from tests.recording import recording
 from tests.servers import execute_all
 from tests.tools import need
+from tests.unit.test_metrics import KNOWN, scraped
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/ingestor.rules.yaml"
@@ -31,11 +35,17 @@ def rules(kind: str) -> list[dict[str, Any]]:
 ALERTS = {rule["alert"]: rule for rule in rules("alert")}
 
 
-def promtool(*arguments: str) -> None:
+def promtool(*arguments: str, text: str | None = None) -> None:
+    """Run promtool, with this text as its input; it must have nothing to say against it."""
     done = subprocess.run(
-        [need("promtool", package="prometheus"), *arguments], capture_output=True, text=True, check=False, timeout=60
+        [need("promtool", package="prometheus"), *arguments],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
 
 
 def sections() -> dict[str, str]:
@@ -47,6 +57,15 @@ def sections() -> dict[str, str]:
 def test_the_rules_are_valid() -> None:
     """As Prometheus itself judges: the rules, and the configuration that reads them."""
     promtool("check", "config", str(RULES.with_name("prometheus.yml")))
+
+
+async def test_the_metrics_follow_the_conventions(writer_url: str) -> None:
+    """All that there can be, and what a daemon answers: names, units, types and help as Prometheus wants them."""
+    promtool("check", "metrics", text=scraped(KNOWN))
+    async with recording(writer_url) as (market, daemon), seen(daemon) as window:
+        market.trade(1)
+        answer = await window.client.get("/metrics")
+    await asyncio.to_thread(promtool, "check", "metrics", text=answer.text)
 
 
 def test_alerts_fire_and_are_silent() -> None:

@@ -78,7 +78,7 @@ async def test_all_is_well(writer_url: str, database: str) -> None:
         async with asyncio.timeout(10):
             while (days := (await window.get("/status"))[1]["calendar_days_left"]) is None:
                 await asyncio.sleep(0.02)
-        assert await window.metric("ingestor_calendar_days_left") == days
+        assert await window.metric("ingestor_calendar_remaining_seconds") == 86_400 * days
 
 
 async def test_a_database_that_is_away(writer_url: str, database: str, quick: None) -> None:

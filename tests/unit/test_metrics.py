@@ -55,7 +55,7 @@ def test_what_is_not_known_is_absent() -> None:
     """A zero would be a claim."""
     names = {name for name, _ in samples(scraped(UNKNOWN))}
     assert not names & {"ingestor_open_gaps", "ingestor_oldest_open_gap_seconds", "ingestor_coverage_ratio"}
-    assert "ingestor_trading_hours" in names
+    assert "ingestor_exchange_open" in names
 
 
 def test_values_are_those_of_the_moment() -> None:
