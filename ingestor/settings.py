@@ -419,8 +419,14 @@ def load(**overrides: Any) -> Settings:
         raise ConfigurationError(*(_problem(error) for error in exc.errors(include_input=False))) from None
 
 
+def plain_words(message: str) -> str:
+    """Return a message of pydantic, which typer uses too, in the words of our own messages."""
+    message = re.sub(r"^(Value error|Assertion failed), ", "", message)
+    return re.sub(r"^Input should be (.*?)(, unable to .*)?$", r"must be \1", message)
+
+
 def _problem(error: Any) -> str:
-    message = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
+    message = plain_words(error["msg"])
     if not error["loc"]:
         return str(message)
     return f"{variable(str(error['loc'][0]))}: {message[:1].lower()}{message[1:]}"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from ingestor import __version__
 from ingestor import settings as configuration
+from ingestor.cli._group import Command, Group
 from ingestor.cli._output import flush_output, reports_output_errors
 from ingestor.cli.analyst import grant_analyst
 from ingestor.cli.backfill import backfill
@@ -30,32 +29,8 @@ from ingestor.redaction import redact
 from ingestor.telemetry.standard_streams import open_missing
 from ingestor.telemetry.unexpected import redact_tracebacks
 
-
-class _Group(TyperGroup):
-    """The commands, whose errors do not repeat a secret that somebody has typed."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _redacting():
-            return super().make_context(*args, **kwargs)
-
-    def invoke(self, ctx: Any) -> Any:
-        with _redacting():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _redacting() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        usage: Any = error  # the library's own errors have no common name that is public
-        if hasattr(usage, "format_message"):
-            usage.message = redact(usage.message)
-        raise
-
-
 app = typer.Typer(
-    cls=_Group,
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -80,7 +55,7 @@ for command in (
     maintain,
     grant_analyst,
 ):
-    app.command()(reports_output_errors(command))
+    app.command(cls=Command)(reports_output_errors(command))
 
 
 def _show_version(value: bool) -> None:

@@ -25,7 +25,9 @@ def grant_analyst(
     no_password: Annotated[
         bool, typer.Option("--no-password", help="It is let in by another way (certificate, peer, LDAP).")
     ] = False,
-    statement_timeout: Annotated[str, typer.Option(help="A query that takes longer is ended.")] = "1m",
+    statement_timeout: Annotated[
+        str, typer.Option(metavar="<duration>", help="A query that takes longer is ended.")
+    ] = "1m",
 ) -> None:
     """Make a login for an analyst, or renew its password and limits: it reads the schema `market`, and nothing else.
 

@@ -15,13 +15,17 @@ from ingestor.telemetry.standard_streams import never_block
 def backfill(
     since: Since = None,
     until: Until = None,
-    symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol; can be repeated.")] = None,
+    symbol: Annotated[
+        list[str] | None, typer.Option(metavar="<symbol>", help="Only this symbol; can be repeated.")
+    ] = None,
     again: Annotated[
         bool, typer.Option("--again", help="Also what was given up: unknown to the provider, or wrong records.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on for ever, and fill gaps as they appear.")] = False,
-    every: Annotated[str, typer.Option(help="With --watch: how long to wait between two looks.")] = "1m",
+    every: Annotated[
+        str, typer.Option(metavar="<duration>", help="With --watch: how long to wait between two looks.")
+    ] = "1m",
 ) -> None:
     """Ask Financefeast's REST API for the one-minute bars of every open gap, into `market.bars`.
 

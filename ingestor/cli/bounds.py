@@ -13,9 +13,14 @@ from ingestor.store.ledger import Bounds
 
 Since = Annotated[
     str | None,
-    typer.Option(help="From this trading day on (2026-11-20), or this instant with its offset. Inclusive."),
+    typer.Option(
+        metavar="<day|instant>",
+        help="From this trading day on (2026-11-20), or this instant with its offset. Inclusive.",
+    ),
 ]
-Until = Annotated[str | None, typer.Option(help="Until this trading day, or this instant. Exclusive.")]
+Until = Annotated[
+    str | None, typer.Option(metavar="<day|instant>", help="Until this trading day, or this instant. Exclusive.")
+]
 
 
 def bounds(since: str | None, until: str | None) -> Bounds:

@@ -24,11 +24,12 @@ PLAIN_EVERY = 5.0
 
 
 def demo(
-    duration: Annotated[str, typer.Option(help="How long the market trades: 30s, 5m …")] = "30s",
+    duration: Annotated[str, typer.Option(metavar="<duration>", help="How long the market trades: 30s, 5m …")] = "30s",
     rate: Annotated[float, typer.Option(help="Ticks a second in the mean.", min=0.1, max=10_000)] = 200.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
     fault: Annotated[
-        list[str] | None, typer.Option(help="A fault of the simulator, such as drop=5s; can be repeated.")
+        list[str] | None,
+        typer.Option(metavar="<fault>", help="A fault of the simulator, such as drop=5s; can be repeated."),
     ] = None,
     faults: Annotated[
         bool, typer.Option("--faults", help="Cut the stream three times, then report the gaps and fill them.")

@@ -17,7 +17,10 @@ from ingestor.telemetry.standard_streams import never_block
 
 def maintain(
     every: Annotated[
-        str | None, typer.Option(help="Do it again and again, with this pause (12h), until SIGTERM, SIGHUP or Ctrl-C.")
+        str | None,
+        typer.Option(
+            metavar="<duration>", help="Do it again and again, with this pause (12h), until SIGTERM, SIGHUP or Ctrl-C."
+        ),
     ] = None,
 ) -> None:
     """Keep calendar, partitions, bars and retention. Can be repeated; once a day is right.

@@ -13,8 +13,10 @@ from ingestor.cli.bounds import moment
 
 
 def reconcile(
-    day: Annotated[str, typer.Option("--date", help="The trading day, such as 2026-11-20.")],
-    symbol: Annotated[list[str] | None, typer.Option(help="Only this symbol; can be repeated.")] = None,
+    day: Annotated[str, typer.Option("--date", metavar="<day>", help="The trading day, such as 2026-11-20.")],
+    symbol: Annotated[
+        list[str] | None, typer.Option(metavar="<symbol>", help="Only this symbol; can be repeated.")
+    ] = None,
     adopt_label: Annotated[
         bool,
         typer.Option(

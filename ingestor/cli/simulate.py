@@ -26,10 +26,12 @@ def simulate(
     port: Annotated[int, typer.Option(help="Port of both APIs.", min=0, max=65535)] = 5005,
     rate: Annotated[float, typer.Option(help="Ticks a second in the mean.", min=0, max=20_000)] = 50.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
-    session: Annotated[str, typer.Option(help="Length of the market's day, busy at both ends.")] = "10m",
+    session: Annotated[
+        str, typer.Option(metavar="<duration>", help="Length of the market's day, busy at both ends.")
+    ] = "10m",
     max_streams: Annotated[int, typer.Option(help="The plan's limit of streams at once.", min=1)] = 2,
     rate_limit: Annotated[int, typer.Option(help="REST requests a minute.", min=1)] = 600,
-    fault: Annotated[list[str] | None, typer.Option(help=_FAULT_HELP)] = None,
+    fault: Annotated[list[str] | None, typer.Option(metavar="<fault>", help=_FAULT_HELP)] = None,
 ) -> None:
     """Stand in for Financefeast: Stream API and REST API for a made-up market of NZX symbols.
 

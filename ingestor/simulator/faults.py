@@ -79,6 +79,8 @@ class Faults:
 def _parse(text: str) -> tuple[Fault, float]:
     name, given, every = text.partition("=")
     try:
+        if name not in set(Fault):
+            raise ValueError(f"there is no fault {name!r}")
         fault = Fault(name)
         seconds = parse_duration(every) if given else DEFAULTS.get(fault, 1.0)
         if seconds <= 0 or (given and fault not in DEFAULTS):

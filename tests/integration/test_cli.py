@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from ingestor.cli import app
 from ingestor.simulator.server import TOKEN, Simulator
-from tests.commands import ingestor, start
+from tests.commands import ingestor, ingestor_here, start
 from tests.processes import children, is_alive
 from tests.recording import until
 from tests.servers import TestServer, query, with_parts
@@ -62,6 +63,41 @@ async def test_help() -> None:
         assert command in listing
         assert found.exit_code == 0
         assert "Usage" in found.output
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_for_people(command: str) -> None:
+    """It shows a type only where a value is to be written, and no type of Python."""
+    found = CliRunner().invoke(app, [*filter(None, [command]), "--help"], env={"COLUMNS": "300"})
+    assert not re.search(r"<bool>|list\[|<str>.*(duration|day)", found.output)
+    flag = re.search(r"^│ *--help +-h +(.*?) *│$", found.output, flags=re.MULTILINE)
+    assert flag is not None
+    assert flag[1] == "Show this message and exit."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("chart AIR.NZ --width 2m", "--width.*'2m' is not one of '1m', '5m', '15m', '1h', '1d'"),
+        ("gaps --format png", "--format.*'png' is not one of"),
+        ("demo --rate x", "--rate.* must be a valid number"),
+        ("demo --rate 0", "--rate.* must be greater than or equal to 0.1"),
+        ("simulate --port 99999", "--port.* must be less than or equal to 65535"),
+        ("simulate --seed 1.5", "--seed.* must be a valid integer"),
+        ("simulate --session x", "--session.* not a duration; write seconds"),
+        ("simulate --fault x", "--fault x: there is no fault 'x'"),
+        ("reconcile --date x", "--date.* neither a day .2026-11-20. nor an instant"),
+        ("replay /nonexistent", "'file'.* does not exist"),
+        ("chart AIR.NZ --output /", "--output.* is a directory"),
+        ("wrong", "No such command 'wrong'"),
+    ],
+)
+def test_wrong_arguments(arguments: str, words: str) -> None:
+    """Each is told in our words, and none in those of a library."""
+    status, _, errors = ingestor_here(*arguments.split(), COLUMNS="300", TERMINAL_WIDTH="300")
+    assert status in {2, 78}
+    assert re.search(words, errors), errors
+    assert not re.search(r"Value error|Assertion failed|Input should|unable to parse|pydantic|Traceback", errors)
 
 
 async def test_version_and_wrong_option() -> None:
