@@ -7,14 +7,16 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ingestor.address import parse_database_address
 from ingestor.errors import StoreError
 from ingestor.redaction import register_secret
 from ingestor.store.judge import MIGRATE
+from ingestor.store.target import target_of
 from ingestor.store.upkeep import as_owner
 
 READER = "market_read"
@@ -23,6 +25,9 @@ ITERATIONS = 4096
 
 MOST_BYTES = 63
 """PostgreSQL cuts longer names."""
+
+CARRIED = ("sslmode", "sslnegotiation", "hostaddr")
+"""The parameters of a connection that an analyst needs too."""
 
 _ROLE = """
 SELECT r.rolcanlogin AND pg_has_role(r.oid, g.oid, 'MEMBER') AS is_analyst,
@@ -84,7 +89,28 @@ async def grant_analyst(
             await connection.exec_driver_sql(f"GRANT CONNECT ON DATABASE {database} TO {role}")
     report(f"{name} was {'made' if is_new else 'there already'}, and may read the schema market of {plain}.")
     report(f"Its sessions are read-only, and a query ends after {statement_timeout:g} s.")
-    report(f"psql 'postgresql://{quote(name, safe='')}@HOST/{quote(plain, safe='')}'")
+    report(f"psql '{analyst_url(url, name, plain)}'")
+
+
+def analyst_url(url: str, name: str, database: str) -> str:
+    """Return the address by which a login reaches a database on the server of `url`, without a password.
+
+    Everything that says where the server is counts, as for a connection of our own: the URL, a service file and the
+    PG… variables. Of the rest, what the server may insist on for everybody. Files of certificates are
+    each machine's own.
+    """
+    target = target_of(parse_database_address(url))
+    hosts = ",".join(f"{_authority(host.name)}:{host.port}" for host in target.hosts)
+    kept = {key: value for key in CARRIED if (value := target.parameters.get(key))}
+    if target.parameters.get("sslrootcert") == "system":
+        kept["sslrootcert"] = "system"
+    query = f"?{urlencode(kept, safe=',:')}" if kept else ""
+    return f"postgresql://{quote(name, safe='')}@{hosts}/{quote(database, safe='')}{query}"
+
+
+def _authority(host: str) -> str:
+    """Return a host as it stands in a URL: a name, an address, or the directory of a Unix socket."""
+    return f"[{quote(host, safe=':')}]" if ":" in host else quote(host, safe="")
 
 
 async def _check(connection: AsyncConnection, name: str) -> bool:

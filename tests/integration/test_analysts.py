@@ -8,9 +8,11 @@ from urllib.parse import quote
 
 import asyncpg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from ingestor.address import parse_database_address
 from ingestor.errors import StoreError
-from ingestor.store.analysts import grant_analyst
+from ingestor.store.analysts import analyst_url, grant_analyst
 from ingestor.store.connect import connect
 from tests.commands import ingestor
 from tests.servers import TestServer, query, with_parts
@@ -43,6 +45,12 @@ async def test_an_analyst_reads(database: str, name: str) -> None:
     assert lines[0].startswith(f"{name} was made")
     assert not any(PASSWORD in line for line in lines)
     assert await query(as_analyst(database, name), "SELECT count(*) FROM market.bars_1m") == [(0,)]
+    printed = lines[-1].removeprefix("psql '").removesuffix("'")
+    assert parse_database_address(printed).password is None
+    reached = printed.replace("@", f":{quote(PASSWORD, safe='')}@", 1)
+    assert await query(reached, "SELECT current_user::text, current_database()::text") == [
+        (name, database.rpartition("/")[2].partition("?")[0])
+    ]
     connection = await connect(as_analyst(database, name))
     for forbidden, error in (
         ("CREATE TEMPORARY TABLE x ()", asyncpg.ReadOnlySQLTransactionError),
@@ -53,6 +61,49 @@ async def test_an_analyst_reads(database: str, name: str) -> None:
             await connection.execute(forbidden)
     assert await connection.fetchval("SHOW jit") == "off"
     await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "variables", "expected"),
+    [
+        ("postgresql://o:geheim@db.example.org/x", {}, "postgresql://a%20b@db.example.org:5432/m%2Fx"),
+        (
+            "postgresql://o:geheim@db.example.org:6543/x?sslmode=verify-full&sslrootcert=/etc/ca.pem",
+            {},
+            "postgresql://a%20b@db.example.org:6543/m%2Fx?sslmode=verify-full",
+        ),
+        (
+            "postgresql://o@one,two:5433/x?sslrootcert=system&target_session_attrs=read-write&password=geheim",
+            {},
+            "postgresql://a%20b@one:5432,two:5433/m%2Fx?sslmode=verify-full&sslrootcert=system",
+        ),
+        (
+            "postgresql://o@/x?host=/run/postgresql&port=5433",
+            {"PGPASSWORD": "geheim"},
+            "postgresql://a%20b@%2Frun%2Fpostgresql:5433/m%2Fx",
+        ),
+        ("postgresql://o@%2Ftmp,[::1]:7/x", {}, "postgresql://a%20b@%2Ftmp:5432,[::1]:7/m%2Fx"),
+        (
+            "postgresql:///x",
+            {"PGHOST": "db", "PGPORT": "6000", "PGSSLMODE": "require", "PGPASSWORD": "geheim"},
+            "postgresql://a%20b@db:6000/m%2Fx?sslmode=require",
+        ),
+        ("postgresql:///x?host=db&ssl=true", {}, "postgresql://a%20b@db:5432/m%2Fx?sslmode=require"),
+        ("postgresql:///x", {"PGPORT": "5444"}, "postgresql://a%20b@:5444/m%2Fx"),
+        ("postgresql://o@db/x?hostaddr=10.0.0.9", {}, "postgresql://a%20b@db:5432/m%2Fx?hostaddr=10.0.0.9"),
+    ],
+)
+def test_the_address_of_an_analyst(
+    monkeypatch: pytest.MonkeyPatch, url: str, variables: dict[str, str], expected: str
+) -> None:
+    """It names the server wherever that is said, with what its TLS needs, and nobody's password."""
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    found = analyst_url(url, "a b", "m/x")
+    assert found == expected
+    read = conninfo_to_dict(found)  # as psql reads it
+    assert (read["user"], read["dbname"], "password" in read) == ("a b", "m/x", False)
+    assert analyst_url(found, "a b", "m/x") == expected
 
 
 async def test_again(database: str, name: str, server: TestServer) -> None:
