@@ -10,6 +10,7 @@ import typer
 
 from ingestor import __version__
 from ingestor import settings as configuration
+from ingestor.cli._completion import PROGRAM, Shell, prepare_completion, show_completion
 from ingestor.cli._group import Command, Group
 from ingestor.cli._output import flush_output, reports_output_errors
 from ingestor.cli.analyst import grant_analyst
@@ -69,6 +70,14 @@ def _common(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    completion: Annotated[
+        Shell | None,
+        typer.Option(
+            callback=show_completion,
+            is_eager=True,
+            help="Print the script that completes commands and options in this shell.",
+        ),
+    ] = None,
 ) -> None:
     """Keep a Financefeast stream alive and put every tick into PostgreSQL, exactly once.
 
@@ -100,8 +109,9 @@ def main() -> None:
 
 def _run() -> str | int | None:
     """Return the status of the command that the arguments name, once its output is written."""
+    prepare_completion()
     try:
-        typer.main.get_command(app)()  # not `app()`, which would print a traceback in its own way
+        typer.main.get_command(app)(prog_name=PROGRAM)  # not `app()`, which would print a traceback in its own way
     except SystemExit as end:
         flush_output()
         return end.code
