@@ -110,7 +110,9 @@ function calendar(days) {
 function clock(difference) {
   if (difference == null) return ["Clock", NONE, "not compared with the database's yet"];
   const { ahead_seconds: ahead, is_wrong: care } = difference;
-  return ["Clock", duration(Math.abs(ahead)), `${ahead < 0 ? "behind" : "ahead of"} the database's`, { care }];
+  const apart = duration(Math.abs(ahead));
+  const side = ahead < 0 ? "behind" : "ahead of";
+  return ["Clock", apart, `${apart === "0 ms" ? "apart from" : side} the database's`, { care }];
 }
 
 export function showSpool({ buffer, ready }) {

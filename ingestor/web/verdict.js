@@ -21,6 +21,8 @@ export const TONES = {
   unknown: { sign: "?", shape: "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22ZM12 4.5a7.5 7.5 0 1 1 0 15a7.5 7.5 0 0 1 0-15Z" },
 };
 
+const NEITHER = " The database takes nothing either.";
+
 /**
  * @param {object} status what `/status` says
  * @param {number} now by the daemon's clock
@@ -34,7 +36,7 @@ export function judge(status, now, zone) {
   if (state === "stopped") return still("unknown", "Stopped", "The daemon has stopped its work.");
   if (state === "blocked" || status.buffer.blocked_by) return blocked(status);
   if (isStarting(status, now)) return still("busy", "Starting", "Starting: it is connecting for the first time.");
-  if (problems.stream) return disconnected(status, problems, now, zone);
+  if (problems.stream) return state === "streaming" ? unreadable(status, problems, now) : disconnected(status, problems, now, zone);
   if (problems.database) return unwritten(status, problems.database, now);
   if (problems.spool) return spoolTrouble(problems.spool);
   if (status.buffer.spool_batches > 0) return catchingUp(status);
@@ -68,12 +70,23 @@ function blocked(status) {
 function disconnected(status, { stream, database }, now, zone) {
   const why = clause(status.stream.detail || stream.detail);
   const since = `Not connected since ${zone.moment(instant(stream.since), now)}`;
-  const also = database ? " The database takes nothing either." : "";
+  const also = database ? NEITHER : "";
   return {
     tone: status.market.open || database ? "bad" : "care",
     short: "Not connected",
     sentence: `${since}: ${why}; ${nextTry(status.stream, now)}.${also}`,
     said: `${since}: ${why}.${also}`,
+  };
+}
+
+/** The connection stands, and only messages come that are no ticks. */
+function unreadable(status, { stream, database }, now) {
+  const also = database ? NEITHER : "";
+  return {
+    tone: status.market.open || database ? "bad" : "care",
+    short: "No ticks",
+    sentence: `Connected, but nothing that came in the last ${lasting(now - instant(stream.since))} is a tick.${also}`,
+    said: `Connected, but nothing that comes is a tick.${also}`,
   };
 }
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ SILENT = """async () => {  // what the live region says while numbers change
     await new Promise(resolve => setTimeout(resolve, 2200));
     observer.disconnect();
     return changes;
+}"""
+
+
+SENTENCE = """async (status) => {
+    const { judge } = await import("/verdict.js");
+    const { Zone } = await import("/words.js");
+    return judge(status, Date.parse(status.now), new Zone(status.timezone)).sentence;
 }"""
 
 
@@ -317,11 +325,45 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await shown.says("this machine's clock is 3 min 0 s behind the database's: coverage lacks as much")
         await shown.card("Clock", "! 3 min 0 s")
         assert await page.evaluate(TOO_WIDE) == []
+        await _sentences_agree_with_what_is_below(page, _a_day_with_gaps(status))
         assert shown.faults == []
     finally:
         closing.set()
         server.stop()
         await task
+
+
+async def _sentences_agree_with_what_is_below(page: Page, status: dict[str, Any]) -> None:
+    """A stream that stands is never called away, and a database that does not write never said to be written to."""
+    since = (datetime.fromisoformat(status["now"]) - timedelta(seconds=20)).isoformat()
+    problems = [
+        {"check": check, "since": since, "detail": detail}
+        for check, detail in (
+            ("stream", "No tick, and 5 messages that are none, most of them not_json."),
+            ("database", "Connection refused."),
+            ("spool", "No space left on device."),
+        )
+    ]
+    found = {}
+    for state in ("streaming", "waiting"):
+        for chosen in (each for size in range(4) for each in combinations(problems, size)):
+            names = [problem["check"] for problem in chosen]
+            if state == "waiting" and "stream" not in names:
+                continue  # of a stream that waits this is always a problem
+            made_up = {
+                **status,
+                "stream": {**status["stream"], "state": state, "detail": None},
+                "ready": {"ready": not chosen, "problems": chosen},
+                "clock": None,
+            }
+            found[state, *names] = await page.evaluate(SENTENCE, made_up)
+    for (state, *names), sentence in found.items():
+        assert ("Not connected" in sentence) == (state == "waiting"), sentence
+        assert ("Connected, but nothing that came in the last 20 s is a tick" in sentence) == (
+            state == "streaming" and "stream" in names
+        ), sentence
+        assert ("database" in sentence) == ("database" in names), sentence
+        assert ("Every tick is being written" in sentence) == (not names), sentence
 
 
 async def test_it_says_when_the_daemon_is_gone(writer_url: str, browser: Browser, tmp_path: Path) -> None:
