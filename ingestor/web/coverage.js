@@ -83,17 +83,20 @@ function drawDay({ started_at, ended_at, gaps, trading_day, percent: share }, [s
     element.style.width = `${(place(to) - place(from)).toFixed(3)}%`;
   });
   setAttribute(line, "aria-label", `${tradingDay(trading_day)}: ${percent(share)} heard or backfilled, ${counted(gaps.length, "gap")}`);
-  keep(document.querySelector(".hours"), hoursBetween(start, end), () => make("span"), (element, at) => {
+  keep(document.querySelector(".hours"), hoursBetween(start, end, zone), () => make("span"), (element, at) => {
     setText(element, zone.minute(at));
     element.style.left = `${place(at).toFixed(3)}%`;
   });
 }
 
-/** Both ends, and round hours between that leave room to each other on a phone. */
-function hoursBetween(start, end) {
-  const every = HOUR * ([1, 2, 3, 6].find((hours) => (end - start) / (hours * HOUR) <= 5) ?? 12);
+/** Both ends, and round hours of the exchange between that leave room to each other on a phone. */
+function hoursBetween(start, end, zone) {
+  const every = [1, 2, 3, 6].find((hours) => (end - start) / (hours * HOUR) <= 5) ?? 12;
+  const room = 0.75 * every * HOUR;
   const found = [start];
-  for (let at = Math.ceil((start + 0.75 * every) / HOUR) * HOUR; at <= end - 0.75 * every; at += every) found.push(at);
+  for (let at = Math.ceil((start + room) / HOUR) * HOUR; at <= end - room; at += HOUR) {
+    if (parseInt(zone.minute(at), 10) % every === 0) found.push(at);
+  }
   return [...found, end];
 }
 
