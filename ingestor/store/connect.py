@@ -18,6 +18,7 @@ from ingestor.dial import addresses_of, first_that_works
 from ingestor.errors import DatabaseAccessError, PoolerError, StoreError
 from ingestor.libpq import ParameterError
 from ingestor.redaction import outside_text, register_url, system_words
+from ingestor.store.driver_loop import driver_loop
 from ingestor.store.queries import QUERIES
 from ingestor.store.refusal import DRIVER_ERRORS, RUNS, WRITE, refusal, unsuited
 from ingestor.store.target import Host, password_of, target_of
@@ -215,6 +216,7 @@ class _Attempt:
             target_session_attrs=SessionAttribute.any,  # the driver would ask by a prepared statement with a name
             statement_cache_size=0 if pooled else STATEMENTS,
             connection_class=PooledConnection if pooled else asyncpg.Connection,
+            loop=driver_loop(),
             **options,
         )
         return connection
