@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 
 import asyncpg
@@ -17,15 +18,20 @@ async def copy_rows(
 ) -> int:
     """Send runs of packed rows to a table; return how many rows there were. Each piece that leaves calls `on_piece`."""
     status = await connection.copy_to_table(
-        table, schema_name=schema, columns=COLUMNS, source=_body(rows, on_piece), format="binary"
+        table, schema_name=schema, columns=COLUMNS, source=_body(connection, rows, on_piece), format="binary"
     )
     return count_of(status)
 
 
-async def _body(rows: Iterable[bytes], on_piece: Callable[[], None]) -> AsyncIterator[bytes]:
+async def _body(
+    connection: asyncpg.Connection, rows: Iterable[bytes], on_piece: Callable[[], None]
+) -> AsyncIterator[bytes]:
     yield COPY_HEADER
     for run in rows:
         for start in range(0, len(run), PIECE):
+            await asyncio.sleep(0)  # otherwise nobody notices that the connection is lost until all pieces are sent,
+            if connection.is_closed():  # and asyncio logs each of them
+                return
             on_piece()
             yield run[start : start + PIECE]
     on_piece()

@@ -48,6 +48,8 @@ class Guarded:
         self._given_up = False
         self._left = asyncio.Event()
         self._left.set()
+        self._is_lost = False
+        connection.add_termination_listener(self._lose)
 
     @property
     def is_pooled(self) -> bool:
@@ -79,6 +81,12 @@ class Guarded:
         self.connection.terminate()
         self._deadline.reschedule(asyncio.get_running_loop().time() + GRACE)
 
+    def _lose(self, _: object) -> None:
+        """Give the user of a lost connection a moment to notice: a COPY that waits for the server to read does not."""
+        if not self._given_up and not self._left.is_set() and not self._deadline.expired():
+            self._is_lost = True
+            self._deadline.reschedule(asyncio.get_running_loop().time() + GRACE)
+
     async def __aenter__(self) -> asyncpg.Connection:
         """Begin to count."""
         self._deadline = asyncio.timeout(None)
@@ -100,7 +108,7 @@ class Guarded:
         try:
             await self._deadline.__aexit__(kind, error, traceback)
         except TimeoutError as late:
-            error = late
+            error = asyncpg.ConnectionDoesNotExistError() if self._is_lost else late
         finally:
             self._left.set()
         match error:

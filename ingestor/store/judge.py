@@ -38,8 +38,13 @@ _HINTS = {
     "25006": "Name the primary in the database URL too.",
     "58P01": f"A library of the server is missing. After an upgrade of TimescaleDB's package: {UPDATE}.",
     "53100": "The server's disk is full: make room on it.",
+    "57P01": "The server was shut down or restarted, or an administrator ended this session: its log says which.",
+    "57P02": "Another process of the server crashed or was killed: the server's log says why.",
     "53300": "The server has no connection left: raise max_connections, or end other clients.",
 }
+
+ENDS_SESSION = frozenset({"25P03", "25P04", "57P01", "57P02", "57P05"})
+"""With these the server ends the session: limits of time, a shutdown, an administrator, another process's crash."""
 
 ROW_FAULTS = frozenset(
     {

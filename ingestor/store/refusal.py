@@ -12,7 +12,7 @@ from asyncpg.connect_utils import SessionAttribute
 from ingestor.address import FORM
 from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.redaction import outside_text, system_words
-from ingestor.store.judge import hint, needs_operator
+from ingestor.store.judge import ENDS_SESSION, hint, needs_operator
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""
@@ -36,9 +36,12 @@ def unsuited(wanted: SessionAttribute, shown: str) -> StoreError:
 
 def refusal(exc: Exception, shown: str) -> StoreError:  # noqa: PLR0911 - a table
     """Return the error of ours for one of the driver's, in words of ours where it is about the address."""
+    exc = _said(exc)
     match exc:
         case StoreError():
             return exc
+        case asyncpg.ConnectionDoesNotExistError() | asyncpg.InternalClientError():
+            why = "it closed the connection before it was ready"
         case asyncpg.PostgresError():
             refused = translated(exc)
             kind = DatabaseAccessError if needs_operator(refused.sqlstate, _message(exc)) else StoreError
@@ -74,7 +77,8 @@ def refusal(exc: Exception, shown: str) -> StoreError:  # noqa: PLR0911 - a tabl
 
 
 def translated(exc: Exception) -> StoreError:
-    """Return the error of ours that says what the driver's says."""
+    """Return the error of ours that says what the server said, or else what the driver's says."""
+    exc = _said(exc)
     if isinstance(exc, asyncpg.InternalClientError | asyncpg.ConnectionDoesNotExistError):
         # The driver's words are about its own states, whatever the server said before it closed the connection.
         return StoreError(
@@ -83,13 +87,22 @@ def translated(exc: Exception) -> StoreError:
         )
     if isinstance(exc, asyncpg.PostgresError):
         sqlstate = exc.sqlstate if re.fullmatch("[0-9A-Z]{5}", exc.sqlstate or "") else None
+        ends = sqlstate is not None and sqlstate in ENDS_SESSION
+        begin = "The database closed the connection" if ends else "The database answered"
         return StoreError(
-            f"The database answered: {_message(exc)} ({sqlstate}).",
+            f"{begin}: {_message(exc)} ({sqlstate}).",
             sqlstate=sqlstate,
             constraint=getattr(exc, "constraint_name", None),
             hint=hint(sqlstate),
         )
     return StoreError(f"The connection to the database broke: {outside_text(exc) or type(exc).__name__}")
+
+
+def _said(exc: Exception) -> Exception:
+    """Return the server's own last words, where the driver puts its own about the closed connection before them."""
+    cause = exc.__cause__
+    is_closed = isinstance(exc, asyncpg.ConnectionDoesNotExistError)
+    return cause if is_closed and isinstance(cause, asyncpg.PostgresError) else exc
 
 
 def _message(exc: asyncpg.PostgresError) -> str:

@@ -13,12 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ingestor.coverage.calendar import TradingSession, sessions
 from ingestor.errors import PoolerError, StoreError
 from ingestor.model import SECOND
-from ingestor.redaction import outside_text
 from ingestor.store import schema
 from ingestor.store.connect import is_pooled
 from ingestor.store.engine import create_engine
-from ingestor.store.judge import hint
 from ingestor.store.postgres import months_ahead
+from ingestor.store.refusal import DRIVER_ERRORS, translated
 from ingestor.store.waiting import LockWatch
 
 YEARS_BACK = 10
@@ -45,10 +44,13 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         with LockWatch(url).watching():
             yield engine
     except sa.exc.DBAPIError as error:
-        sqlstate = getattr(error.orig, "sqlstate", None)
+        behind = error.orig.__cause__ if error.orig is not None else None
+        told = translated(behind if isinstance(behind, Exception) else error)
         owner = f"{verb} as a role that owns the database, or has CREATE on it and owns what was made before."
-        advice = owner if sqlstate == "42501" else hint(sqlstate)
-        raise StoreError(f"{failure}: {outside_text(error.orig)}.", sqlstate=sqlstate, hint=advice) from error
+        advice = owner if told.sqlstate == "42501" else told.hint
+        raise StoreError(f"{failure}: {told.message}", sqlstate=told.sqlstate, hint=advice) from error
+    except DRIVER_ERRORS as error:  # those that SQLAlchemy does not know
+        raise StoreError(f"{failure}: {translated(error)}") from error
     finally:
         await engine.dispose()
 

@@ -1,0 +1,134 @@
+"""The cause of a failure is named in words, also where the driver reports a state of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+import structlog
+
+from ingestor.errors import StoreError
+from ingestor.store.connect import connect
+from ingestor.store.copy_in import PIECE, copy_rows
+from ingestor.store.guarded import Guarded
+from ingestor.store.upkeep import as_owner
+from tests.processes import ServerProcess
+from tests.recording import recording, stored
+
+SHUT_DOWN = "The database closed the connection: terminating connection due to administrator command (57P01)."
+CLOSED = "The connection to the database broke: the server closed it in the middle of an operation."
+PRIVATE = re.compile("cannot switch|middle of operation|asyncpg|<class|Error\\b")
+"""Words of the driver and of libraries."""
+
+
+async def _failure(url: str, what: str, ends: asyncio.Event) -> str:
+    """Return what the daemon would say of a connection that is lost while it is used, or while nobody uses it."""
+    guarded = Guarded(await connect(url), 60)
+    try:
+        async with guarded as connection:
+            if what == "query":
+                await connection.execute("SELECT pg_sleep(60)")
+            await ends.wait()
+            await connection.execute("SELECT 1")
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(signal.SIGINT, SHUT_DOWN), (signal.SIGQUIT, CLOSED)], ids=["fast", "immediate"]
+)
+async def test_a_server_that_shuts_down(
+    writer_url: str, database: str, process: ServerProcess, number: signal.Signals, words: str
+) -> None:
+    """A query hears why the server ends it, and what follows says that the connection is gone."""
+    ends = asyncio.Event()
+    observer = await connect(database)
+    uses = [asyncio.create_task(_failure(writer_url, what, ends)) for what in ("query", "idle")]
+    while await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 0:
+        await asyncio.sleep(0.02)
+    observer.terminate()
+    os.kill(process.pid, number)
+    while process.is_running:
+        await asyncio.sleep(0.02)
+    ends.set()
+    query, idle = await asyncio.gather(*uses)
+    assert query.startswith(words)
+    assert not PRIVATE.search(query + idle)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_session_that_ends_in_copy(
+    database: str,
+    process: ServerProcess,
+    caplog: pytest.LogCaptureFixture,
+    number: signal.Signals,
+) -> None:
+    """A COPY whose session is ended says so, stops sending, and makes asyncio log nothing."""
+    guarded = Guarded(await connect(database), 60)
+
+    def rows() -> Iterator[bytes]:
+        os.kill(guarded.connection.get_server_pid(), number)
+        yield bytes(200 * PIECE)
+
+    with pytest.raises(StoreError) as raised:
+        async with guarded as connection:
+            await copy_rows(connection, "market", "ticks", rows(), lambda: None)
+    assert str(raised.value).startswith((SHUT_DOWN, CLOSED))  # a reset may overtake the server's last words
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+    assert process.is_running
+    async with asyncio.timeout(30):
+        while True:  # a killed session makes the server end all others, and recover
+            with contextlib.suppress(StoreError):
+                await (await connect(database)).close()
+                break
+            await asyncio.sleep(0.02)
+
+
+async def test_an_owner_whose_session_ends(database: str) -> None:
+    """Migration and maintenance say the same, and no class of a library."""
+    with pytest.raises(StoreError) as raised:
+        async with as_owner(database, failure="It failed", verb="") as engine, engine.connect() as connection:
+            await connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+    assert str(raised.value).startswith(f"It failed: {SHUT_DOWN}")
+    assert not PRIVATE.search(str(raised.value))
+
+
+async def test_a_daemon_whose_server_goes(writer_url: str, database: str, process: ServerProcess) -> None:
+    """Whatever the daemon logs of a server that is restarted again and again is in words."""
+    with structlog.testing.capture_logs() as lines:
+        async with recording(writer_url) as (market, daemon):
+            for number in (signal.SIGINT, signal.SIGQUIT):
+                market.trade()
+                await stored(database, market)
+                failures = daemon.telemetry.counts.write_failures
+                os.kill(process.pid, number)
+                async with asyncio.timeout(30):
+                    while process.is_running or daemon.telemetry.counts.write_failures < failures + 2:
+                        market.trade(1)
+                        await asyncio.sleep(0.02)
+                await process.start()
+            await stored(database, market)
+    details = [str(line["detail"]) for line in lines if line["event"] == "database_trouble"]
+    assert details
+    assert [detail for detail in details if PRIVATE.search(detail)] == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+    ],
+)
+async def test_a_closed_connection_of_an_owner(error: Exception, database: str) -> None:
+    """An error that SQLAlchemy does not know is no traceback either."""
+    with pytest.raises(StoreError, match="It failed: The connection to the database broke: the server closed it"):
+        async with as_owner(database, failure="It failed", verb=""):
+            raise error
