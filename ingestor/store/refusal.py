@@ -17,6 +17,7 @@ from ingestor.store.judge import ENDS_SESSION, hint, needs_operator
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""
 
+ANSWERED = "The database answered: "
 WRITE = f"Write {FORM}?sslmode=verify-full."
 RUNS = "See that host and port are right, and that the server runs and lets this machine in."
 _CLOCK = frozenset({9, 11})
@@ -88,9 +89,9 @@ def translated(exc: Exception) -> StoreError:
     if isinstance(exc, asyncpg.PostgresError):
         sqlstate = exc.sqlstate if re.fullmatch("[0-9A-Z]{5}", exc.sqlstate or "") else None
         ends = sqlstate is not None and sqlstate in ENDS_SESSION
-        begin = "The database closed the connection" if ends else "The database answered"
+        begin = "The database closed the connection: " if ends else ANSWERED
         return StoreError(
-            f"{begin}: {_message(exc)} ({sqlstate}).",
+            f"{begin}{_message(exc)} ({sqlstate}).",
             sqlstate=sqlstate,
             constraint=getattr(exc, "constraint_name", None),
             hint=hint(sqlstate),

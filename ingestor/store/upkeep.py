@@ -17,7 +17,7 @@ from ingestor.store import schema
 from ingestor.store.connect import is_pooled
 from ingestor.store.engine import create_engine
 from ingestor.store.postgres import months_ahead
-from ingestor.store.refusal import DRIVER_ERRORS, translated
+from ingestor.store.refusal import ANSWERED, DRIVER_ERRORS, translated
 from ingestor.store.waiting import LockWatch
 
 YEARS_BACK = 10
@@ -48,7 +48,8 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         told = translated(behind if isinstance(behind, Exception) else error)
         owner = f"{verb} as a role that owns the database, or has CREATE on it and owns what was made before."
         advice = owner if told.sqlstate == "42501" else told.hint
-        raise StoreError(f"{failure}: {told.message}", sqlstate=told.sqlstate, hint=advice) from error
+        message = f"{failure}: {told.message.removeprefix(ANSWERED)}"
+        raise StoreError(message, sqlstate=told.sqlstate, hint=advice) from error
     except DRIVER_ERRORS as error:  # those that SQLAlchemy does not know
         raise StoreError(f"{failure}: {translated(error)}") from error
     finally:

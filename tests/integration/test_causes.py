@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import asyncpg
 import pytest
 import structlog
 
 from ingestor.errors import StoreError
+from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.copy_in import PIECE, copy_rows
 from ingestor.store.guarded import Guarded
 from ingestor.store.upkeep import as_owner
-from tests.processes import ServerProcess
+from tests.commands import ingestor_here
+from tests.processes import DaemonProcess, ServerProcess
 from tests.recording import recording, stored
+from tests.servers import TestServer
+from tests.sessions import execute
 
 SHUT_DOWN = "The database closed the connection: terminating connection due to administrator command (57P01)."
 CLOSED = "The connection to the database broke: the server closed it in the middle of an operation."
 PRIVATE = re.compile("cannot switch|middle of operation|asyncpg|<class|Error\\b")
 """Words of the driver and of libraries."""
+
+
+BAR = """
+INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
+VALUES ('SUM020.NZ', '2026-11-19 21:30+00', '1 minute', 6.5, 6.6, 6.4, 6.45, 70, 'financefeast')
+"""
 
 
 async def _failure(url: str, what: str, ends: asyncio.Event) -> str:
@@ -132,3 +144,54 @@ async def test_a_closed_connection_of_an_owner(error: Exception, database: str) 
     with pytest.raises(StoreError, match="It failed: The connection to the database broke: the server closed it"):
         async with as_owner(database, failure="It failed", verb=""):
             raise error
+
+
+@pytest.mark.usefixtures("bundled_calendar")
+async def test_commands_that_end_well(server: TestServer, database: str, tmp_path: Path) -> None:
+    """Each command says nothing on standard error when it ends well, but for a log without warnings."""
+    recorded = tmp_path / "recorded.jsonl"
+    price = {"date": "2021-09-29T09:33:30", "price": 2.61, "volume": 5000, "symbol": "SUM020.NZ"}
+    recorded.write_text(json.dumps({"type": "price", "data": price}) + "\n", encoding="utf-8")
+    analyst = server.new_name()
+    await execute(database, BAR)
+    async with Simulator(port=0, rate=0) as simulator:
+        settings = {
+            "stream_url": simulator.stream_url,
+            "rest_url": simulator.rest_url,
+            "token": TOKEN,
+            "database_url": database,
+            "log_format": "json",
+            "spool_dir": str(tmp_path / "spool"),
+        }
+        environment = {f"INGESTOR_{name.upper()}": value for name, value in settings.items()}
+        said = {}
+        for arguments in (
+            ["migrate"],
+            ["maintain"],
+            ["grant-analyst", analyst, "--no-password"],
+            ["replay", str(recorded)],
+            ["check"],
+            ["gaps"],
+            ["gaps", "--format=json"],
+            ["chart", "SUM020.NZ"],
+            ["backfill", "--dry-run"],
+        ):
+            status, _, errors = await asyncio.to_thread(ingestor_here, *arguments, **environment)
+            said[" ".join(arguments)] = (status, _alarms(errors))
+        daemon = DaemonProcess(tmp_path / "log", **settings)
+        daemon.start()
+        try:
+            await simulator.wait_connected()
+            status = await asyncio.to_thread(daemon.stop)
+        finally:
+            daemon.end()
+        said["run"] = (status, _alarms(daemon.log.read_text(encoding="utf-8")))
+    assert said == dict.fromkeys(said, (0, []))
+    await server.run(f"DROP OWNED BY {analyst}", database.rpartition("/")[2])
+    await server.run(f"DROP ROLE {analyst}")
+
+
+def _alarms(text: str) -> list[str]:
+    """Return what is said beside the ordinary lines of a log."""
+    levels = [(json.loads(line)["level"] if line.startswith("{") else "", line) for line in text.splitlines()]
+    return [line for level, line in levels if level not in {"info", "debug"}]
