@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ingestor.errors import EmbeddedServerError
+from ingestor.errors import ConfigurationError, EmbeddedServerError
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 20.0
@@ -92,8 +92,11 @@ class EmbeddedServer:
         return f"postgresql://{USER}:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def __enter__(self) -> Self:
-        # Short, because the path of a socket may have 107 bytes at most.
-        self.directory = Path(tempfile.mkdtemp(prefix="ingestor-", dir="/tmp"))
+        _check_user()
+        try:  # short, because the path of a socket may have 107 bytes at most
+            self.directory = Path(tempfile.mkdtemp(prefix="ingestor-", dir="/tmp"))
+        except OSError as error:
+            raise ConfigurationError(f"PostgreSQL needs a directory in /tmp: {error.strerror}.") from None
         try:
             self._own(self.directory)
             self._make_accessible()
@@ -223,6 +226,17 @@ class EmbeddedServer:
             time.sleep(0.02)
         tail = self.log.read_text(encoding="utf-8", errors="replace").strip()[-1000:]
         raise EmbeddedServerError(f"PostgreSQL did not start: {tail or 'its log is empty'}")
+
+
+def _check_user() -> None:
+    """Raise ConfigurationError for a user without a name: PostgreSQL's programs refuse to run for one."""
+    with contextlib.suppress(KeyError):
+        pwd.getpwuid(os.geteuid())
+        return
+    raise ConfigurationError(
+        f"PostgreSQL does not start for the user id {os.geteuid()}, which has no name. Start this as another user, or "
+        "add the user to /etc/passwd."
+    )
 
 
 def _free_port() -> int:

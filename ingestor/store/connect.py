@@ -22,7 +22,7 @@ from ingestor.store.driver_loop import driver_loop
 from ingestor.store.queries import QUERIES
 from ingestor.store.refusal import DRIVER_ERRORS, RUNS, WRITE, refusal, unsuited
 from ingestor.store.target import Host, password_of, target_of
-from ingestor.store.tls import VERIFYING, context_for
+from ingestor.store.tls import VERIFYING, check_readable, context_for
 
 CONNECT_TIMEOUT = 10.0
 
@@ -229,8 +229,10 @@ class _Attempt:
             if password := password_of(self.host, self.parameters):
                 options["password"] = password
         name = self.host.name or self.host.pinned
-        if name and not name.startswith("/") and self.parameters.get("sslmode") in VERIFYING:
-            options["ssl"] = context_for(name, self.parameters)
+        if name and not name.startswith("/"):
+            check_readable(self.parameters)
+            if self.parameters.get("sslmode") in VERIFYING:
+                options["ssl"] = context_for(name, self.parameters)
         return options
 
 

@@ -6,6 +6,7 @@ that knows the name. The rules are those of PostgreSQL's client.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,13 +27,29 @@ class NamedContext(ssl.SSLContext):
         return super().wrap_bio(*args, **kwargs)
 
 
+def check_readable(parameters: Mapping[str, str]) -> None:
+    """Open the files that a mode of TLS will use. Raises PermissionError, which names one: OpenSSL's does not."""
+    mode = parameters.get("sslmode") or "prefer"
+    if mode == "disable":
+        return
+    files = [("sslcert", "postgresql.crt"), ("sslkey", "postgresql.key")]
+    if mode in VERIFYING:
+        files += [("sslrootcert", "root.crt"), ("sslcrl", "root.crl")]
+    paths = {name: parameters.get(name) or str(_directory() / default) for name, default in files}
+    if not Path(paths["sslcert"]).exists():
+        del paths["sslkey"]  # which is a key to nothing
+    for path in paths.values():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), Path(path).open("rb"):
+            pass
+
+
 def context_for(name: str, parameters: Mapping[str, str]) -> NamedContext:
     """Return the context of a mode of `VERIFYING` for a server's name. Raises OSError and ValueError for bad files."""
     context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.name = name
     mode, root = parameters["sslmode"], parameters.get("sslrootcert")
     context.check_hostname = mode == "verify-full"
-    home = Path.home() / ".postgresql"
+    home = _directory()
     if root == "system":
         context.load_default_certs()
     elif root or (home / "root.crt").exists() or mode != "require":
@@ -56,6 +73,14 @@ def _load_own(context: ssl.SSLContext, home: Path, parameters: Mapping[str, str]
     if own:
         key = parameters.get("sslkey") or next((each for each in [home / "postgresql.key"] if each.exists()), None)
         context.load_cert_chain(own, keyfile=key, password=lambda: parameters.get("sslpassword", ""))
+
+
+def _directory() -> Path:
+    """Return where a user's certificates are. A user without a home has none."""
+    try:
+        return Path.home() / ".postgresql"
+    except RuntimeError:
+        return Path("/nonexistent")
 
 
 def _version(text: str) -> ssl.TLSVersion:

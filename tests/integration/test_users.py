@@ -20,15 +20,22 @@ NAMELESS = 54321
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
 
 
-def run_as(user: int, *arguments: str, cwd: Path, **settings: str) -> tuple[int, list[str]]:
-    """Run a command as a user; return its status and the lines of its error output."""
+def run_as(user: int, *arguments: str, cwd: Path, home: Path | None = None, **settings: str) -> tuple[int, list[str]]:
+    """Run a command as a user; return its status and the lines of its error output.
+
+    With a `home` the user reads only what everybody may; the test is skipped where that is not the interpreter.
+    """
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "PG"))}
     for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
         variables.pop(name, None)
     variables |= {f"INGESTOR_{name}": value for name, value in settings.items()}
     # It may read what the tests' interpreter consists of, wherever that is installed.
     capabilities = [f"--{kind}-caps=+dac_read_search" for kind in ("inh", "ambient")]
+    if home is not None:
+        variables["HOME"], capabilities = str(home), []
     become = ["setpriv", f"--reuid={user}", "--clear-groups", *capabilities]
+    if home is not None and subprocess.run([*become, sys.executable, "-c", "import ingestor"], check=False).returncode:
+        pytest.skip("the interpreter is installed where only its owner may read it")
     command = [*become, sys.executable, "-m", "ingestor", *arguments]
     done = subprocess.run(command, env=variables, cwd=cwd, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr.splitlines()
@@ -72,6 +79,50 @@ def test_a_user_without_a_home(tmp_path: Path) -> None:
     status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, DATABASE_URL="postgresql://u@127.0.0.1:1/d")
     assert (status, len(lines)) == (69, 1)
     assert "Connection refused" in lines[0]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("mode", "unreadable", "named"),
+    [
+        ("disable", "postgresql.crt", False),
+        ("prefer", "root.crt", False),
+        ("prefer", "postgresql.crt", True),
+        ("prefer", "postgresql.key", True),
+        ("require", "root.crl", True),
+        ("verify-full", "root.crt", True),
+    ],
+)
+def test_certificates_that_it_may_not_read(mode: str, unreadable: str, named: bool, tmp_path: Path) -> None:
+    """A file that the mode uses is named, with 78; one that it does not use is left alone."""
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    home = tmp_path / "home"
+    (home / ".postgresql").mkdir(parents=True)
+    if unreadable == "postgresql.key":
+        (home / ".postgresql/postgresql.crt").write_text("", encoding="ascii")
+    file = home / ".postgresql" / unreadable
+    file.touch(mode=0)
+    url = f"postgresql://u@127.0.0.1:1/d?sslmode={mode}"
+    status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, home=home, DATABASE_URL=url)
+    assert (status, len(lines)) == ((78 if named else 69), 1), lines
+    assert (str(file) if named else "Connection refused") in lines[0]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["gaps"], 69, "Connection refused"),
+        (["demo", "--duration=1s"], 78, f"the user id {NAMELESS}, which has no name"),
+    ],
+)
+def test_nobody_at_home(arguments: list[str], status: int, words: str, tmp_path: Path) -> None:
+    """A user without name and home encrypts without certificates of its own; PostgreSQL itself needs a name."""
+    url = "postgresql://u@127.0.0.1:1/d?sslmode=require"
+    ended, lines = run_as(NAMELESS, *arguments, cwd=tmp_path, DATABASE_URL=url)
+    assert (ended, len(lines)) == (status, 1), lines
+    assert words in lines[0]
 
 
 @pytest.mark.parametrize(
