@@ -12,7 +12,7 @@ from ingestor import __version__
 from ingestor import settings as configuration
 from ingestor.cli._completion import PROGRAM, Shell, prepare_completion, show_completion
 from ingestor.cli._group import Command, Group
-from ingestor.cli._output import flush_output, reports_output_errors
+from ingestor.cli._output import escape_unknown_characters, flush_output, reports_output_errors
 from ingestor.cli.analyst import grant_analyst
 from ingestor.cli.backfill import backfill
 from ingestor.cli.chart import chart
@@ -92,6 +92,7 @@ def main() -> None:
     keeps a command from its work has a status of its own, a bug included.
     """
     open_missing()
+    escape_unknown_characters()
     redact_tracebacks()
     with contextlib.suppress(ConfigurationError):  # every secret is known before anything is said, whatever the command
         configuration.load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,21 @@ _R = TypeVar("_R")
 def say(line: str) -> None:
     """Print a line at once, without the secrets in it."""
     print(redact(line), flush=True)
+
+
+def escape_unknown_characters() -> None:
+    """Let no text fail because the encoding of the locale, such as ASCII, lacks a character of it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def write_document(text: str) -> None:
+    """Write JSON, CSV, HTML or SVG to standard output: in UTF-8, whatever the encoding of the locale is."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+    else:
+        sys.stdout.write(text)
 
 
 class Console(rich.console.Console):

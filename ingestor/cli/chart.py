@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import sys
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -19,7 +18,7 @@ from rich.text import Text
 from ingestor import settings as configuration
 from ingestor.chart import svg, terminal
 from ingestor.chart.series import Band, Series, Width, midnight
-from ingestor.cli._output import Console
+from ingestor.cli._output import Console, write_document
 from ingestor.cli.bounds import Since, Until, bounds
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
@@ -80,7 +79,7 @@ def chart(
     elif output_format is Format.TERMINAL:
         show(Console(highlight=False), series, report)
     else:
-        sys.stdout.write(svg.draw(series))
+        write_document(svg.draw(series))
 
 
 def _rendered(series: Series, report: Report, output_format: Format) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import sys
 from collections.abc import Sequence
 from datetime import date, datetime, time
 from enum import StrEnum
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ingestor import settings as configuration
-from ingestor.cli._output import Console
+from ingestor.cli._output import Console, write_document
 from ingestor.cli.bounds import Since, Until, bounds, moment
 from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
@@ -72,7 +71,7 @@ def gaps(
     elif output_format is Format.TABLE:
         show(Console(highlight=False), report)
     else:
-        sys.stdout.write(_rendered(report, output_format))
+        write_document(_rendered(report, output_format))
     if report.open_gaps:
         raise typer.Exit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import os
@@ -15,8 +16,13 @@ import pytest
 from ingestor.buffer.lock import DirectoryLock
 from ingestor.errors import ConfigurationError
 from ingestor.store.refusal import translated
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
 
 NAMELESS = 54321
+BAR = """
+INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
+VALUES ('AIR.NZ', $1, '1 minute', 6.5, 6.6, 6.4, 6.45, 70, 'financefeast')
+"""
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
 
 
@@ -154,3 +160,21 @@ def test_locks(number: int, words: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_server_that_closes(error: Exception) -> None:
     """The cause is in words, and not a state of the driver."""
     assert str(translated(error)).startswith("The connection to the database broke: the server closed it ")
+
+
+async def test_a_locale_of_ascii(database: str) -> None:
+    """Text for people escapes what the locale lacks; a document is UTF-8, as it says of itself."""
+    await heard(database, BEGINS - MINUTE, at(180), "closed")
+    await heard(database, at(210), ENDS + MINUTE, "stopped")
+    await execute(database, BAR, at(190))
+    variables = {**os.environ, "INGESTOR_DATABASE_URL": database, "PYTHONIOENCODING": "ascii"}
+
+    async def output(*arguments: str) -> bytes:
+        command = [sys.executable, "-m", "ingestor", *arguments]
+        done = await asyncio.to_thread(subprocess.run, command, env=variables, capture_output=True, check=False)
+        assert done.stderr == b""
+        return done.stdout
+
+    chart, page = await asyncio.gather(output("chart", "AIR.NZ"), output("gaps", "--format=html"))
+    assert b"\\u2502" in chart
+    assert "≥" in page.decode()
