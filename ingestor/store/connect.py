@@ -279,6 +279,6 @@ async def _try_transaction(connection: asyncpg.Connection, timeout: float) -> No
         async with asyncio.timeout(timeout), connection.transaction():
             pass
     except asyncpg.PostgresError as exc:
-        if "statement pooling" not in str(exc.args[0]):
+        if "statement pooling" not in outside_text(exc):
             raise
         raise PoolerError(POOL_MODE, hint="Set pool_mode=transaction (or session) for this database.") from None
