@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, date, datetime
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -17,7 +18,7 @@ from ingestor.store import schema
 from ingestor.store.connect import is_pooled
 from ingestor.store.engine import create_engine
 from ingestor.store.postgres import months_ahead
-from ingestor.store.refusal import ANSWERED, DRIVER_ERRORS, translated
+from ingestor.store.refusal import ANSWERED, translated
 from ingestor.store.waiting import LockWatch
 
 YEARS_BACK = 10
@@ -50,7 +51,11 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         advice = owner if told.sqlstate == "42501" else told.hint
         message = f"{failure}: {told.message.removeprefix(ANSWERED)}"
         raise StoreError(message, sqlstate=told.sqlstate, hint=advice) from error
-    except DRIVER_ERRORS as error:  # those that SQLAlchemy does not know
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    ) as error:
         raise StoreError(f"{failure}: {translated(error)}") from error
     finally:
         await engine.dispose()
