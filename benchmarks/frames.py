@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from ingestor.model import Micros, Tick
-from ingestor.stream.protocol import Decoder
+from ingestor.stream.decoder import Decoder
 
 TIMEZONE = "Pacific/Auckland"
 TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any

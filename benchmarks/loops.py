@@ -18,7 +18,7 @@ from ingestor.clock import SessionClock, SystemClock
 from ingestor.service.recorder import new_recorder
 from ingestor.settings import load
 from ingestor.stream.connection import FeedConnection, Handler, open_connection, send
-from ingestor.stream.protocol import Decoder, authenticate
+from ingestor.stream.decoder import Decoder, authenticate
 from ingestor.telemetry.events import Telemetry
 
 

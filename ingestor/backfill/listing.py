@@ -19,7 +19,7 @@ from ingestor.backfill.answers import (
 )
 from ingestor.backfill.bars import EXCHANGE
 from ingestor.store.ledger import Listing
-from ingestor.stream.protocol import MAX_SYMBOL_LENGTH
+from ingestor.stream.decoder import MAX_SYMBOL_LENGTH
 
 MAX_TEXT = 500
 """Characters of a name or an industry that are kept."""

@@ -20,9 +20,9 @@ from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_int
 from ingestor.settings import Settings
 from ingestor.stream.backoff import Backoff
 from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, keep_alive, open_connection, send
+from ingestor.stream.decoder import Decoder, authenticate
 from ingestor.stream.judge import Judgement, Pace, cause_of, check_token, judge
 from ingestor.stream.marker import Marker
-from ingestor.stream.protocol import Decoder, authenticate
 from ingestor.telemetry.events import Telemetry
 
 AUTHENTICATION_TIMEOUT = 10.0

@@ -15,8 +15,8 @@ from ingestor.clock import Clock, SessionClock
 from ingestor.errors import StreamError
 from ingestor.model import SECOND, EndReason, Micros, Session, SessionEnd, Tick
 from ingestor.settings import Settings
+from ingestor.stream.decoder import Authenticated, Decoder, Refused, ServerError
 from ingestor.stream.judge import server_error
-from ingestor.stream.protocol import Authenticated, Decoder, Refused, ServerError
 from ingestor.telemetry.events import Telemetry
 
 WATCH_INTERVAL = 1.0

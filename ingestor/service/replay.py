@@ -18,7 +18,7 @@ from ingestor.service.recorder import new_recorder
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings
 from ingestor.store.postgres import Store
-from ingestor.stream.protocol import MAX_MESSAGE_BYTES, Decoder
+from ingestor.stream.decoder import MAX_MESSAGE_BYTES, Decoder
 from ingestor.telemetry.events import Counts, Telemetry
 
 LINES_AT_A_TIME = 1000

@@ -24,8 +24,8 @@ from ingestor.errors import StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
 from ingestor.network import proxy_for, tls_context
 from ingestor.redaction import outside_text, system_words
+from ingestor.stream.decoder import MAX_MESSAGE_BYTES
 from ingestor.stream.frames import frame_size, is_control, newest_pings, other_frames, whole_texts
-from ingestor.stream.protocol import MAX_MESSAGE_BYTES
 
 OPEN_TIMEOUT = 10.0
 """Seconds for DNS, and for TCP, TLS and the opening handshake together with each address."""

@@ -26,7 +26,7 @@ from ingestor.model import EndReason, Micros
 from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_hint
 from ingestor.redaction import outside_text, system_words
 from ingestor.retry_after import retry_after
-from ingestor.stream.protocol import ServerError
+from ingestor.stream.decoder import ServerError
 
 
 class Pace(Enum):

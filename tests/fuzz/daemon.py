@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo
 
 from ingestor.model import RAW_LIMIT, SECOND, Micros, Tick
 from ingestor.simulator.wire import AUTHENTICATED, price_message
-from ingestor.stream.protocol import Decoder, Refused
+from ingestor.stream.decoder import Decoder, Refused
 from tests.fuzz import decoder
 from tests.fuzz.frames import FIN, PING, TEXT, Deflater, ending, frame, message
 from tests.fuzz.server import Client, serving

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ingestor.model import SECOND, Micros, Reason, Tick
 from ingestor.simulator.faults import GARBAGE
-from ingestor.stream.protocol import Decoder, Message, Refused
+from ingestor.stream.decoder import Decoder, Message, Refused
 from tests.fuzz.target import Case, Counts, mutate
 from tests.oracle import read
 

@@ -7,7 +7,7 @@ import zlib
 from dataclasses import dataclass
 
 from ingestor.model import EndReason
-from ingestor.stream.protocol import MAX_MESSAGE_BYTES
+from ingestor.stream.decoder import MAX_MESSAGE_BYTES
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 FIN, RSV1, RSV2, RSV3 = 0x80, 0x40, 0x20, 0x10

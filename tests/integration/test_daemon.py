@@ -20,7 +20,7 @@ from ingestor.store.migrate import migrate
 from tests.disks import fill, small_disk
 from tests.recording import NOW, heard, running, settings, until
 from tests.servers import TestServer, query
-from tests.unit.test_protocol import DOCUMENTED
+from tests.unit.test_decoder import DOCUMENTED
 
 TICKS = "SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.stream_sessions"
 

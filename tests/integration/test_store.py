@@ -18,7 +18,7 @@ from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.migrate import head_revision
 from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
-from ingestor.stream.protocol import Decoder
+from ingestor.stream.decoder import Decoder
 from tests.proxy import Proxy
 from tests.servers import TestServer, query
 

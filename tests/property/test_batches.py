@@ -16,7 +16,7 @@ from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Session, Tick
 from ingestor.store.connect import connect
 from ingestor.store.postgres import Store
-from ingestor.stream.protocol import EARLIEST
+from ingestor.stream.decoder import EARLIEST
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
 LIMIT = """

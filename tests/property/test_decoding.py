@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.model import SECOND, Micros, Reason, Tick
-from ingestor.stream.protocol import Authenticated, Decoder, Refused, ServerError
+from ingestor.stream.decoder import Authenticated, Decoder, Refused, ServerError
 
 NOW: Micros = 1_772_409_600 * SECOND
 DECODER = Decoder("Pacific/Auckland")

@@ -16,8 +16,8 @@ from websockets.uri import parse_uri
 from websockets.utils import accept_key
 
 from ingestor.stream.connection import FeedConnection
+from ingestor.stream.decoder import MAX_MESSAGE_BYTES
 from ingestor.stream.frames import frame_size, whole_texts
-from ingestor.stream.protocol import MAX_MESSAGE_BYTES
 
 
 class Plodding(FeedConnection):

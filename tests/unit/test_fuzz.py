@@ -18,7 +18,7 @@ from ingestor.backfill.client import RestClient
 from ingestor.buffer.spool import Spool
 from ingestor.model import Reason
 from ingestor.stream.connection import FeedConnection
-from ingestor.stream.protocol import Decoder, Refused
+from ingestor.stream.decoder import Decoder, Refused
 from tests.fuzz import decoder, page, rest, spool, wire
 from tests.fuzz.__main__ import Run, Watchdog, fuzz
 from tests.fuzz.target import Case, Counts, Target, dice

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from ingestor.model import SECOND, Micros, Reason, Tick
-from ingestor.stream.protocol import Decoder, Message, Refused
+from ingestor.stream.decoder import Decoder, Message, Refused
 from tests.oracle import read
 
 NOW: Micros = 1_772_409_600 * SECOND

@@ -10,7 +10,7 @@ from ingestor.errors import StreamError
 from ingestor.model import Batch, EndReason
 from ingestor.service.recorder import Recorder, new_recorder
 from ingestor.settings import load
-from ingestor.stream.protocol import Decoder
+from ingestor.stream.decoder import Decoder
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
 

@@ -16,7 +16,7 @@ from ingestor.simulator.faults import DEFAULTS, GARBAGE, Fault, Faults
 from ingestor.simulator.market import Market, listing, price_step
 from ingestor.simulator.rest import RestApi
 from ingestor.simulator.wire import price_message, wall_time
-from ingestor.stream.protocol import Decoder, Refused
+from ingestor.stream.decoder import Decoder, Refused
 
 ZONE = ZoneInfo("Pacific/Auckland")
 NOW: Micros = int(datetime(2026, 3, 2, 1, 0, tzinfo=UTC).timestamp()) * SECOND  # 14:00 in Auckland

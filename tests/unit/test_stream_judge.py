@@ -11,8 +11,8 @@ from websockets.http11 import Response
 
 from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import EndReason
+from ingestor.stream.decoder import ServerError
 from ingestor.stream.judge import Pace, check_token, judge, server_error
-from ingestor.stream.protocol import ServerError
 
 
 def status(code: int, *headers: tuple[str, str]) -> InvalidStatus:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ingestor.model import DAY, SECOND, Micros, Reason, Tick
-from ingestor.stream.protocol import (
+from ingestor.stream.decoder import (
     EARLIEST,
     MAX_VOLUME,
     Authenticated,
