@@ -23,7 +23,7 @@ from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, i
 from ingestor.store.judge import MIGRATE, UPDATE
 from ingestor.store.postgres import check_revision, no_schema
 from ingestor.stream.connection import open_connection
-from ingestor.stream.judge import check_token, judge
+from ingestor.stream.retry import check_token, classify
 
 REFRESHED_WITHIN = timedelta(days=2)
 """Of maintenance that runs once a day, late ticks are in the bars by then."""
@@ -96,8 +96,8 @@ async def _endpoint(settings: Settings) -> Finding:
     try:
         async with open_connection(settings.stream_url):
             return Finding("endpoint", Verdict.OK, f"{settings.stream_url} answers as a WebSocket")
-    except Exception as error:  # noqa: BLE001 - whatever it is, `judge` has a line on it
-        text = judge(error, accepted_before=False, now=SystemClock().wall()).message
+    except Exception as error:  # noqa: BLE001 - whatever it is, `classify` has a line on it
+        text = classify(error, accepted_before=False, now=SystemClock().wall()).message
         return Finding("endpoint", Verdict.PROBLEM, f"{settings.stream_url}: {text}")
 
 

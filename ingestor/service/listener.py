@@ -18,11 +18,10 @@ from ingestor.redaction import outside_text
 from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
-from ingestor.stream.backoff import Backoff
 from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, keep_alive, open_connection, send
 from ingestor.stream.decoder import Decoder, authenticate
-from ingestor.stream.judge import Judgement, Pace, cause_of, check_token, judge
 from ingestor.stream.marker import Marker
+from ingestor.stream.retry import Backoff, RetryDecision, RetryPolicy, cause_of, check_token, classify
 from ingestor.telemetry.events import Telemetry
 
 AUTHENTICATION_TIMEOUT = 10.0
@@ -49,9 +48,9 @@ class Listener:
         self._pulse = pulse or Pulse(clock)
         self._decoder = Decoder(settings.exchange_timezone)
         self._marker = Marker(settings.state_path("accepted"))
-        self._backoff = Backoff(self._judge, max_delay=settings.reconnect_max_delay)
+        self._backoff = Backoff(self._classify, max_delay=settings.reconnect_max_delay)
         self._token = ""
-        self._judged: tuple[BaseException, Judgement] | None = None
+        self._decided: tuple[BaseException, RetryDecision] | None = None
 
     async def run(self) -> None:
         """Listen for ever. Raises ConfigurationError when a person must act; ends by being cancelled."""
@@ -65,30 +64,30 @@ class Listener:
         try:
             await retrying(self._session)
         except Exception as error:
-            raise ConfigurationError(self._judge(error).message) from error
+            raise ConfigurationError(self._classify(error).message) from error
         finally:
             self._pulse.rest()
 
-    def _judge(self, error: BaseException) -> Judgement:
+    def _classify(self, error: BaseException) -> RetryDecision:
         """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
-        if self._judged is None or self._judged[0] is not error:
+        if self._decided is None or self._decided[0] is not error:
             accepted = self._marker.matches(self._settings.stream_url, self._token)
-            self._judged = error, judge(error, accepted_before=accepted, now=self._clock.wall())
-        return self._judged[1]
+            self._decided = error, classify(error, accepted_before=accepted, now=self._clock.wall())
+        return self._decided[1]
 
     def _is_worth_another_try(self, error: BaseException) -> bool:
         # tenacity asks about cancellation too.
-        return isinstance(error, Exception) and self._judge(error).pace is not Pace.NEVER
+        return isinstance(error, Exception) and self._classify(error).policy is not RetryPolicy.FATAL
 
     def _say(self, state: RetryCallState) -> None:
         assert state.outcome is not None
         assert state.next_action is not None
         error = state.outcome.exception()
         assert error is not None
-        judgement, seconds = self._judge(error), state.next_action.sleep
+        decision, seconds = self._classify(error), state.next_action.sleep
         self._pulse.within(seconds)
         self._telemetry.reconnecting(
-            judgement.message, seconds, cause=cause_of(error), loud=judgement.pace is Pace.LOUD
+            decision.message, seconds, cause=cause_of(error), loud=decision.policy is RetryPolicy.ALERT
         )
 
     async def _session(self) -> None:

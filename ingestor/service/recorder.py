@@ -16,7 +16,7 @@ from ingestor.errors import StreamError
 from ingestor.model import SECOND, EndReason, Micros, Session, SessionEnd, Tick
 from ingestor.settings import Settings
 from ingestor.stream.decoder import Authenticated, Decoder, Refused, ServerError
-from ingestor.stream.judge import server_error
+from ingestor.stream.retry import server_error
 from ingestor.telemetry.events import Telemetry
 
 WATCH_INTERVAL = 1.0

@@ -247,7 +247,7 @@ async def open_connection(url: str) -> AsyncIterator[FeedConnection]:
     """Open a connection and close it at the end, at once if it was cut.
 
     Raises what the library and the operating system raise, and ConfigurationError for a proxy that can't be one;
-    `ingestor.stream.judge` knows them.
+    `ingestor.stream.retry` knows them.
     """
     proxy = proxy_for(url)
     name, port = _first_stop(url, proxy)

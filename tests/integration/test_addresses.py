@@ -23,7 +23,7 @@ from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
-from ingestor.stream.judge import Pace, judge
+from ingestor.stream.retry import RetryPolicy, classify
 from tests.addresses import resolve, swallowing
 from tests.clocks import ManualClock
 from tests.integration.test_connect import SSL_REQUEST
@@ -191,9 +191,9 @@ async def test_every_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Exception, match="none of the 2 addresses") as stream:
         async with open_connection("ws://localhost:1/ws"):
             pass
-    judgement = judge(stream.value, accepted_before=False, now=0)
-    assert judgement.pace is Pace.BACKOFF
-    assert f"{LIVE} Connection refused; {OTHER} Connection refused" in judgement.message
+    decision = classify(stream.value, accepted_before=False, now=0)
+    assert decision.policy is RetryPolicy.BACKOFF
+    assert f"{LIVE} Connection refused; {OTHER} Connection refused" in decision.message
 
 
 async def test_a_connection_too_many_is_closed() -> None:

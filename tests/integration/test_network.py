@@ -21,7 +21,7 @@ from ingestor.network import is_excepted, proxy_for
 from ingestor.settings import load
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.stream.connection import open_connection
-from ingestor.stream.judge import Pace, judge
+from ingestor.stream.retry import RetryPolicy, classify
 from tests.commands import ingestor
 from tests.proxy import Proxy, pump
 
@@ -124,12 +124,14 @@ async def test_a_proxy_that_refuses(
         load()
         with pytest.raises((WebSocketException, ConfigurationError, SourceError)) as caught:
             await way(443)
-    judged = judge(caught.value, accepted_before=False, now=0)
-    message = judged.message if way is stream else str(caught.value)
+    decided = classify(caught.value, accepted_before=False, now=0)
+    message = decided.message if way is stream else str(caught.value)
     assert "roxy of the environment" in message
     assert words in message
     assert "Qz" not in message
-    assert fatal is (judged.pace is Pace.NEVER if way is stream else isinstance(caught.value, ConfigurationError))
+    assert fatal is (
+        decided.policy is RetryPolicy.FATAL if way is stream else isinstance(caught.value, ConfigurationError)
+    )
 
 
 @BOTH
@@ -138,7 +140,7 @@ async def test_who_is_trusted(way: Way, tmp_path: Path, monkeypatch: pytest.Monk
     async with encrypted(tmp_path) as port:
         with pytest.raises((ssl.SSLCertVerificationError, ConfigurationError)) as caught:
             await way(port, "localhost")
-        assert "certificate is not valid" in judge(caught.value, accepted_before=False, now=0).message
+        assert "certificate is not valid" in classify(caught.value, accepted_before=False, now=0).message
         (tmp_path / "no.pem").write_text("x")
         for name in ("no.pem", "missing.pem"):
             monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))

@@ -28,7 +28,7 @@ from ingestor.settings import load
 from ingestor.simulator.server import TOKEN
 from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
-from ingestor.stream.judge import judge
+from ingestor.stream.retry import classify
 from ingestor.telemetry.log import configure
 from tests.commands import ingestor, ingestor_here, start
 from tests.recording import running
@@ -227,7 +227,7 @@ async def test_the_password_of_a_proxy(answer: str, kind: str, monkeypatch: pyte
                 pass
     (header,) = re.findall(rb"Proxy-Authorization: Basic (\S+)", asked[0])
     assert base64.b64decode(header).decode() == f"user@corp:{password}"
-    shown = judge(caught.value, accepted_before=False, now=0).message
+    shown = classify(caught.value, accepted_before=False, now=0).message
     assert "qz" not in shown.lower()
     assert header.decode()[-8:] not in shown
 
@@ -250,7 +250,7 @@ async def test_a_proxy_that_cannot_be_one(address: str, monkeypatch: pytest.Monk
     with pytest.raises((ConfigurationError, OSError)) as caught:
         async with open_connection("wss://stream.invalid/ws"):
             pass
-    assert "qz" not in judge(caught.value, accepted_before=False, now=0).message.lower()
+    assert "qz" not in classify(caught.value, accepted_before=False, now=0).message.lower()
     if isinstance(caught.value, ConfigurationError):
         assert str(caught.value).startswith("HTTPS_PROXY: ")
 

@@ -10,8 +10,7 @@ from websockets.http11 import Response
 
 from ingestor.errors import StreamError
 from ingestor.model import EndReason
-from ingestor.stream.backoff import Backoff
-from ingestor.stream.judge import judge
+from ingestor.stream.retry import Backoff, classify
 
 
 async def waits(
@@ -20,7 +19,7 @@ async def waits(
     """Fail `attempts` times in the same way; return the waits between, without waiting."""
     failure = StreamError("x", reason=reason) if isinstance(reason, EndReason) else reason
     slept: list[float] = []
-    backoff = Backoff(lambda error: judge(error, accepted_before=accepted_before, now=0), max_delay=60)
+    backoff = Backoff(lambda error: classify(error, accepted_before=accepted_before, now=0), max_delay=60)
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)

@@ -7,10 +7,12 @@ same signs are the other side's fault, and are retried every minute: a hiccup mu
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 
+from tenacity import RetryCallState, wait_fixed, wait_random, wait_random_exponential
 from websockets.exceptions import (
     InvalidHandshake,
     InvalidMessage,
@@ -25,27 +27,27 @@ from ingestor.errors import ConfigurationError, StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
 from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_hint
 from ingestor.redaction import outside_text, system_words
-from ingestor.retry_after import retry_after
+from ingestor.retry_after import MAX_RETRY_AFTER, retry_after
 from ingestor.stream.decoder import ServerError
 
 
-class Pace(Enum):
+class RetryPolicy(Enum):
     """How soon to try again."""
 
     BACKOFF = "backoff"  # exponential with full jitter, the first within a second
     SLOW = "slow"  # from 15 s: our own dead session may still be counted
-    LOUD = "loud"  # every minute, with an error in the log: it should work, and a person should know
-    NEVER = "never"  # exit 78
+    ALERT = "alert"  # every minute, with an error in the log: it should work, and a person should know
+    FATAL = "fatal"  # exit 78
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class RetryDecision:
     """What to do, and one line on what happened and what helps.
 
     `retry_after` is for how many seconds at least the server asks not to be tried again.
     """
 
-    pace: Pace
+    policy: RetryPolicy
     message: str
     retry_after: float = 0.0
 
@@ -56,15 +58,15 @@ _FATAL_REASONS = {
 }
 
 
-def judge(error: BaseException, *, accepted_before: bool, now: Micros) -> Judgement:
+def classify(error: BaseException, *, accepted_before: bool, now: Micros) -> RetryDecision:
     """Return what to do about the end of a session, or about one that could not begin, at the time `now`."""
-    pace, message = _judge(error)
-    if pace is Pace.NEVER and accepted_before:
-        pace, message = Pace.LOUD, f"{message} It was accepted before, so it is tried again every minute."
+    policy, message = _classify(error)
+    if policy is RetryPolicy.FATAL and accepted_before:
+        policy, message = RetryPolicy.ALERT, f"{message} It was accepted before, so it is tried again every minute."
     seconds = _retry_after(error, now)
-    if seconds is None or pace is Pace.NEVER:
-        return Judgement(pace, message)
-    return Judgement(pace, f"{message} It asks to wait for {seconds:g} s.", seconds)
+    if seconds is None or policy is RetryPolicy.FATAL:
+        return RetryDecision(policy, message)
+    return RetryDecision(policy, f"{message} It asks to wait for {seconds:g} s.", seconds)
 
 
 def _retry_after(error: BaseException, now: Micros) -> float | None:
@@ -75,42 +77,45 @@ def _retry_after(error: BaseException, now: Micros) -> float | None:
     return retry_after(headers.get_all("Retry-After"), date=next(iter(headers.get_all("Date")), None), now=now)
 
 
-def _judge(error: BaseException) -> tuple[Pace, str]:  # noqa: C901, PLR0911, PLR0912 - a table, one line a sign
+def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, PLR0911, PLR0912 - a table, one line a sign
     match error:
         case StreamError(reason=EndReason.STREAM_LIMIT):
-            return Pace.SLOW, f"{error} Another stream may use this token, or ours is still counted."
+            return RetryPolicy.SLOW, f"{error} Another stream may use this token, or ours is still counted."
         case StreamError(reason=reason) if reason in _FATAL_REASONS:
-            return Pace.NEVER, f"{error} {_FATAL_REASONS[reason]}"
+            return RetryPolicy.FATAL, f"{error} {_FATAL_REASONS[reason]}"
         case StreamError():
-            return Pace.BACKOFF, str(error)
+            return RetryPolicy.BACKOFF, str(error)
         case ConfigurationError():
-            return Pace.NEVER, str(error)
+            return RetryPolicy.FATAL, str(error)
         case InvalidURI() | InvalidProxy():
-            return Pace.NEVER, "INGESTOR_STREAM_URL or the proxy of the environment is no address that can be used."
+            return (
+                RetryPolicy.FATAL,
+                "INGESTOR_STREAM_URL or the proxy of the environment is no address that can be used.",
+            )
         case InvalidStatus():
-            return _judge_status(error.response.status_code)
+            return _classify_status(error.response.status_code)
         case ssl.SSLCertVerificationError() if error.verify_code != CERTIFICATE_NOT_YET_VALID:
-            return Pace.NEVER, f"The server's certificate is not valid: {outside_text(error.verify_message)}."
+            return RetryPolicy.FATAL, f"The server's certificate is not valid: {outside_text(error.verify_message)}."
         case InvalidProxyStatus():
             return _judge_proxy(error.response.status_code)
         case ProxyError():
-            return Pace.BACKOFF, f"The proxy of the environment failed: {outside_text(error)}."
+            return RetryPolicy.BACKOFF, f"The proxy of the environment failed: {outside_text(error)}."
         case InvalidMessage():
-            return Pace.BACKOFF, f"The connection was cut during the handshake: {outside_text(error)}."
+            return RetryPolicy.BACKOFF, f"The connection was cut during the handshake: {outside_text(error)}."
         case InvalidHandshake():
-            return Pace.NEVER, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {outside_text(error)}."
+            return RetryPolicy.FATAL, f"INGESTOR_STREAM_URL is not a WebSocket endpoint: {outside_text(error)}."
         case UnreachableError():
-            return Pace.BACKOFF, f"The server cannot be reached: {error}."
+            return RetryPolicy.BACKOFF, f"The server cannot be reached: {error}."
         case TimeoutError():
-            return Pace.BACKOFF, "The server did not answer in time."
+            return RetryPolicy.BACKOFF, "The server did not answer in time."
         case OSError():
-            return Pace.BACKOFF, f"The server cannot be reached: {system_words(error)}."
+            return RetryPolicy.BACKOFF, f"The server cannot be reached: {system_words(error)}."
         case _:
-            return Pace.BACKOFF, f"The session failed: {type(error).__name__}: {outside_text(error)}"
+            return RetryPolicy.BACKOFF, f"The session failed: {type(error).__name__}: {outside_text(error)}"
 
 
 def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line a sign
-    """Return a name for what `judge` judges, for metrics: the reason of a session's end, or why none began."""
+    """Return a name for what `classify` judges, for metrics: the reason of a session's end, or why none began."""
     match error:
         case StreamError():
             return str(error.reason)
@@ -134,23 +139,23 @@ def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line 
             return str(EndReason.INTERNAL_ERROR)
 
 
-def _judge_status(status: int) -> tuple[Pace, str]:
+def _classify_status(status: int) -> tuple[RetryPolicy, str]:
     """Judge the HTTP status of a refused handshake."""
     answer = f"The server answered the handshake with HTTP {status}."
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        return Pace.NEVER, f"{answer} {_FATAL_REASONS[EndReason.NOT_AUTHORISED]}"
+        return RetryPolicy.FATAL, f"{answer} {_FATAL_REASONS[EndReason.NOT_AUTHORISED]}"
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        return Pace.BACKOFF, answer
+        return RetryPolicy.BACKOFF, answer
     if 300 <= status < 400:
-        return Pace.NEVER, f"{answer} Redirects are refused: set INGESTOR_STREAM_URL to the real endpoint."
-    return Pace.NEVER, f"{answer} INGESTOR_STREAM_URL is not a WebSocket endpoint."
+        return RetryPolicy.FATAL, f"{answer} Redirects are refused: set INGESTOR_STREAM_URL to the real endpoint."
+    return RetryPolicy.FATAL, f"{answer} INGESTOR_STREAM_URL is not a WebSocket endpoint."
 
 
-def _judge_proxy(status: int) -> tuple[Pace, str]:
+def _judge_proxy(status: int) -> tuple[RetryPolicy, str]:
     """Judge the HTTP status with which a proxy refused to connect."""
     hint = proxy_hint(status)
     return (
-        Pace.NEVER if hint else Pace.BACKOFF
+        RetryPolicy.FATAL if hint else RetryPolicy.BACKOFF
     ), f"The proxy of the environment answered HTTP {status}. {hint}".strip()
 
 
@@ -175,3 +180,40 @@ def check_token(endpoint_host: str, token: str) -> None:
         raise ConfigurationError(
             f"INGESTOR_TOKEN: a token for {endpoint_host} begins with {expected}, and this one does not."
         )
+
+
+ALERT_WAIT = 60.0
+SLOW_WAIT = 15.0
+
+RETRY_AFTER_SPREAD = 0.1
+"""Share of a server's `Retry-After` by which we come later, at random, so that its clients do not return together."""
+
+
+class Backoff:
+    """A wait strategy for tenacity.
+
+    Full jitter, so that many clients of a server that comes back do not come at once. It starts anew only
+    after a session that lived for `max_delay`: a server that accepts and then closes is not hammered.
+    """
+
+    def __init__(self, decided: Callable[[BaseException], RetryDecision], *, max_delay: float) -> None:
+        self._decided = decided
+        self._healthy_after = max_delay
+        self._waits = {
+            RetryPolicy.BACKOFF: wait_random_exponential(multiplier=1, max=max_delay),
+            RetryPolicy.SLOW: wait_fixed(SLOW_WAIT) + wait_random_exponential(multiplier=5, max=45),
+            RetryPolicy.ALERT: wait_fixed(ALERT_WAIT) + wait_random(0, 5),
+        }
+        self.lived = 0.0
+        """Seconds that the last session was authenticated; the service keeps it."""
+
+    def __call__(self, state: RetryCallState) -> float:
+        """Return seconds to wait after a failed attempt."""
+        assert state.outcome is not None
+        error = state.outcome.exception()
+        assert error is not None
+        if self.lived >= self._healthy_after:
+            state.attempt_number = 1
+        decided = self._decided(error)
+        asked = decided.retry_after + wait_random(0, decided.retry_after * RETRY_AFTER_SPREAD)(state)
+        return max(self._waits[decided.policy](state), min(asked, MAX_RETRY_AFTER))
