@@ -18,9 +18,9 @@ from ingestor.redaction import outside_text
 from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
+from ingestor.stream.accepted_token import AcceptedToken
 from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, keep_alive, open_connection, send
 from ingestor.stream.decoder import Decoder, authenticate
-from ingestor.stream.marker import Marker
 from ingestor.stream.retry import Backoff, RetryDecision, RetryPolicy, cause_of, check_token, classify
 from ingestor.telemetry.events import Telemetry
 
@@ -47,7 +47,7 @@ class Listener:
         self._telemetry = telemetry
         self._pulse = pulse or Pulse(clock)
         self._decoder = Decoder(settings.exchange_timezone)
-        self._marker = Marker(settings.state_path("accepted"))
+        self._accepted_token = AcceptedToken(settings.state_path("accepted"))
         self._backoff = Backoff(self._classify, max_delay=settings.reconnect_max_delay)
         self._token = ""
         self._decided: tuple[BaseException, RetryDecision] | None = None
@@ -71,7 +71,7 @@ class Listener:
     def _classify(self, error: BaseException) -> RetryDecision:
         """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
         if self._decided is None or self._decided[0] is not error:
-            accepted = self._marker.matches(self._settings.stream_url, self._token)
+            accepted = self._accepted_token.matches(self._settings.stream_url, self._token)
             self._decided = error, classify(error, accepted_before=accepted, now=self._clock.wall())
         return self._decided[1]
 
@@ -173,9 +173,9 @@ class Listener:
 
     def _remember(self) -> None:
         try:
-            self._marker.write(self._settings.stream_url, self._token)
+            self._accepted_token.write(self._settings.stream_url, self._token)
         except OSError as error:
-            self._telemetry.warned("marker_not_written", detail=outside_text(error))
+            self._telemetry.warned("accepted_token_not_saved", detail=outside_text(error))
 
     async def _beat(self, recorder: Recorder) -> None:
         while True:

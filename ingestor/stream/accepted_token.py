@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 
 
-class Marker:
+class AcceptedToken:
     """A small file beside the spool: a random key, and the hash of endpoint and token under it.
 
     Raises OSError where the file can't be written. A file that can't be read, or is damaged, means no.
