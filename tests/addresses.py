@@ -15,10 +15,10 @@ def swallowing(host: str, port: int) -> Iterator[None]:
     """Let an address swallow packets: its queue of connections is full, so that the system answers to none."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket(family))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(0)
+        reader = stack.enter_context(socket.socket(family))
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reader.bind((host, port))
+        reader.listen(0)
         for _ in range(4):
             client = stack.enter_context(socket.socket(family))
             client.setblocking(False)

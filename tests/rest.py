@@ -78,12 +78,12 @@ async def scripted(script: Callable[[Asked], Reply]) -> AsyncIterator[ScriptedSe
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.create_task(server.serve(reader, writer)))
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    reader = await asyncio.start_server(accept, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{reader.sockets[0].getsockname()[1]}"
     try:
         yield server
     finally:
-        listener.close()
+        reader.close()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -12,11 +12,11 @@ from ingestor.buffer.spool import Spool
 from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
-from ingestor.service.listener import Listener
 from ingestor.service.lookout import Lookout
 from ingestor.service.notify import Notifier
 from ingestor.service.overview import Overview
 from ingestor.service.pulse import PATIENCE, Pulse
+from ingestor.service.reader import StreamReader
 from ingestor.service.signals import StopRequest
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
@@ -68,7 +68,7 @@ class Daemon:
             pulse=writer,
         )
         calendar = load(settings.exchange_calendar, settings.exchange_timezone)
-        self._listener = Listener(
+        self._reader = StreamReader(
             settings,
             buffer=self.buffer,
             calendar=calendar,
@@ -119,7 +119,7 @@ class Daemon:
 
     async def _record(self, request: StopRequest, beside: set[asyncio.Task[None]]) -> None:
         """Do the daemon's work, until a stop is requested or a task ends, one of those `beside` included."""
-        listening = asyncio.create_task(self._listener.run(), name="listener")
+        listening = asyncio.create_task(self._reader.run(), name="reader")
         spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
         looking = asyncio.create_task(self._lookout.run(self._writes), name="lookout")

@@ -49,9 +49,9 @@ async def relay(url: str, context: ssl.SSLContext | None = None, host: str = LIV
         far_reader, far_writer = await asyncio.open_connection(target.hostname, target.port)
         tasks.update((asyncio.create_task(pump(far_reader, writer)), asyncio.create_task(pump(reader, far_writer))))
 
-    listener = await asyncio.start_server(serve, host, 0)
-    yield listener.sockets[0].getsockname()[1]
-    listener.close()
+    reader = await asyncio.start_server(serve, host, 0)
+    yield reader.sockets[0].getsockname()[1]
+    reader.close()
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

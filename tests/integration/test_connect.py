@@ -168,8 +168,8 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
             await never.wait()
 
     with EmbeddedServer() as refusing:
-        listener = await asyncio.start_server(hang, "127.0.0.1", 0)
-        hanging = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        reader = await asyncio.start_server(hang, "127.0.0.1", 0)
+        hanging = f"127.0.0.1:{reader.sockets[0].getsockname()[1]}"
         hosts = f"{hanging},127.0.0.1:{refusing.port},{host}"
         connection = await connect(f"postgresql://{userinfo}@{hosts}{parts.path}", timeout=1)
         assert await connection.fetchval("SELECT current_database()") == parts.path.strip("/")
@@ -179,7 +179,7 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
                 f"postgresql://nobody:known@127.0.0.1:{refusing.port},{hanging}/postgres", timeout=0.2, read_write=True
             )
         never.set()
-        listener.close()
+        reader.close()
 
 
 async def test_the_host_that_takes_writes() -> None:

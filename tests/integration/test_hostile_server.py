@@ -17,7 +17,7 @@ from ingestor.clock import SystemClock
 from ingestor.coverage.calendar import load as load_calendar
 from ingestor.errors import StreamError
 from ingestor.model import SECOND, EndReason
-from ingestor.service import listener
+from ingestor.service import reader
 from ingestor.settings import load
 from ingestor.simulator.server import TOKEN
 from ingestor.stream import connection as wire
@@ -321,7 +321,7 @@ async def test_messages_before_anybody_asked() -> None:
 
 async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever comes before it is authenticated does not make a session that waits for ever."""
-    monkeypatch.setattr(listener, "AUTHENTICATION_TIMEOUT", 0.3)
+    monkeypatch.setattr(reader, "AUTHENTICATION_TIMEOUT", 0.3)
 
     async def script(talk: Talk) -> None:
         await talk.shake_hands()
@@ -335,7 +335,7 @@ async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatc
         buffer = Buffer(memory_max_bytes=2**24, clock=SystemClock(), telemetry=telemetry)
         calendar = load_calendar("always", "Pacific/Auckland")
         task = asyncio.create_task(
-            listener.Listener(
+            reader.StreamReader(
                 configuration, buffer=buffer, calendar=calendar, clock=SystemClock(), telemetry=telemetry
             ).run()
         )

@@ -52,11 +52,11 @@ async def tunnel(port: int, status: str = "200 OK") -> AsyncIterator[tuple[str, 
         with contextlib.closing(writer), contextlib.closing(far_writer):
             await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
 
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+    reader = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
-        yield f"http://user:{PASSWORD}@127.0.0.1:{listener.sockets[0].getsockname()[1]}", asked
+        yield f"http://user:{PASSWORD}@127.0.0.1:{reader.sockets[0].getsockname()[1]}", asked
     finally:
-        listener.close()
+        reader.close()
 
 
 @contextlib.asynccontextmanager

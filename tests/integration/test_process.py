@@ -25,8 +25,8 @@ from tests.recording import Market, stored
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as reader:
+        return int(reader.getsockname()[1])
 
 
 Start = Callable[..., DaemonProcess]

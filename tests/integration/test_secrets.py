@@ -116,8 +116,8 @@ async def repeating(talk: Talk) -> AsyncIterator[str]:
         token = json.loads(await connection.recv())["data"]["token"]
         await talk(connection, token)
 
-    async with serve(handle, "127.0.0.1", 0) as listener:
-        yield f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/ws"
+    async with serve(handle, "127.0.0.1", 0) as reader:
+        yield f"ws://127.0.0.1:{reader.sockets[0].getsockname()[1]}/ws"
 
 
 def error(text: str) -> str:
@@ -197,11 +197,11 @@ async def proxy(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
             writer.write(answer)
             await writer.drain()
 
-    listener = await asyncio.start_server(handle, "127.0.0.1", 0)
+    reader = await asyncio.start_server(handle, "127.0.0.1", 0)
     try:
-        yield listener.sockets[0].getsockname()[1], asked
+        yield reader.sockets[0].getsockname()[1], asked
     finally:
-        listener.close()
+        reader.close()
 
 
 ANSWERS = {

@@ -9,7 +9,7 @@ import pytest
 
 from ingestor.coverage.calendar import TradingSession, load, sessions, xnze
 from ingestor.model import SECOND, Micros
-from ingestor.service.listener import is_stalled
+from ingestor.service.reader import is_stalled
 
 AUCKLAND = "Pacific/Auckland"
 

@@ -29,8 +29,8 @@ class CountedClock(ManualClock):
 
 async def test_a_database_that_is_not_there_is_tried_for_ever() -> None:
     """The first retry comes within a second, later ones every five seconds at most, and none is the last."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as reader:
+        port = reader.getsockname()[1]
     firsts: list[float] = []
     longest = 0.0
     for _ in range(5):

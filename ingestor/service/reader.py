@@ -27,7 +27,7 @@ from ingestor.telemetry.events import Telemetry
 AUTHENTICATION_TIMEOUT = 10.0
 
 
-class Listener:
+class StreamReader:
     """Runs sessions, one after the other, and judges how each of them ended."""
 
     def __init__(
