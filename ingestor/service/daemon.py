@@ -14,10 +14,10 @@ from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
 from ingestor.service.lookout import Lookout
 from ingestor.service.notify import Notifier
-from ingestor.service.overview import Overview
 from ingestor.service.pulse import PATIENCE, Pulse
 from ingestor.service.reader import StreamReader
 from ingestor.service.signals import StopRequest
+from ingestor.service.status import Status
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
 from ingestor.store.postgres import Store
@@ -77,7 +77,7 @@ class Daemon:
             pulse=reader,
         )
         self._lookout = Lookout(settings, clock=self._clock, telemetry=self.telemetry)
-        self.overview = Overview(
+        self.status = Status(
             settings,
             clock=self._clock,
             telemetry=self.telemetry,
@@ -158,9 +158,9 @@ class Daemon:
         await self._writer.run()
 
     async def _serve(self) -> None:
-        registry = new_registry(self.telemetry, self.overview.facts)
+        registry = new_registry(self.telemetry, self.status.facts)
         hosts = Hosts([self._settings.http_host, *self._settings.http_hosts])
-        await self.http.serve(make_app(self.overview, registry, self._closing, hosts))
+        await self.http.serve(make_app(self.status, registry, self._closing, hosts))
 
     async def _stop_serving(self, serving: asyncio.Task[None]) -> None:
         self._closing.set()
@@ -175,13 +175,13 @@ class Daemon:
         interval = min(WATCH, (self._notifier.watchdog_seconds or math.inf) / 2)
         while True:
             self._notifier.ready()
-            stuck = [name for name, advances in self.overview.loops().items() if not advances]
+            stuck = [name for name, advances in self.status.loops().items() if not advances]
             if stuck:
                 self.telemetry.stuck(stuck)
             else:
                 self._notifier.alive()
-            self.overview.assess()
-            self._notifier.status(self.overview.line())
+            self.status.assess()
+            self._notifier.status(self.status.line())
             await self._clock.sleep(interval)
 
     async def _wait_for_the_start(self) -> None:

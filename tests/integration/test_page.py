@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from ingestor.chart.palette import palette
 from ingestor.coverage.report import STATUSES
 from ingestor.model import Tick
-from ingestor.service import overview
+from ingestor.service import status
 from ingestor.service.daemon import Daemon
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry import history
@@ -127,7 +127,7 @@ async def address(daemon: Daemon) -> str:
 def fast_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The charts have points after a moment, instead of ten seconds."""
     monkeypatch.setattr(history, "STEP", 0.1)
-    monkeypatch.setattr(overview, "STEP", 0.1)
+    monkeypatch.setattr(status, "STEP", 0.1)
 
 
 @pytest.mark.usefixtures("fast_steps")

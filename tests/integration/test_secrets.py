@@ -168,7 +168,7 @@ async def test_a_server_that_repeats_the_token(
         async with running(settings) as daemon:
             await something_happened(daemon, database)
             pages = "".join([text async for text in all_pages(daemon.http.url)])
-            line = daemon.overview.line()
+            line = daemon.status.line()
     log = "".join(capfd.readouterr())
     assert "session_ended" in log
     for shown in (pages, log, line, str(await query(database, "SELECT s::text FROM ingest.stream_sessions s"))):

@@ -271,4 +271,4 @@ async def _what_a_daemon_shows(url: str, directory: Path) -> str:
     request()
     request()
     await running
-    return "".join([*pages, daemon.overview.line()])
+    return "".join([*pages, daemon.status.line()])

@@ -29,7 +29,7 @@ MISSED_HEARTBEATS = 3
 """Of a stream that is alive, so many heartbeats without a commit are trouble."""
 
 
-class Overview:
+class Status:
     """Knows where to look. Nothing here waits, so it can be asked at any time."""
 
     def __init__(
