@@ -12,7 +12,7 @@ from ingestor.buffer.spool import Spool
 from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
-from ingestor.service.lookout import Lookout
+from ingestor.service.coverage_monitor import CoverageMonitor
 from ingestor.service.notify import Notifier
 from ingestor.service.pulse import PATIENCE, Pulse
 from ingestor.service.reader import StreamReader
@@ -76,14 +76,14 @@ class Daemon:
             telemetry=self.telemetry,
             pulse=reader,
         )
-        self._lookout = Lookout(settings, clock=self._clock, telemetry=self.telemetry)
+        self._coverage_monitor = CoverageMonitor(settings, clock=self._clock, telemetry=self.telemetry)
         self.status = Status(
             settings,
             clock=self._clock,
             telemetry=self.telemetry,
             buffer=self.buffer,
             calendar=calendar,
-            lookout=self._lookout,
+            coverage_monitor=self._coverage_monitor,
             pulses={"reader": reader, "writer": writer},
         )
         self.http = HttpServer(settings.http_host, settings.http_port)
@@ -122,7 +122,7 @@ class Daemon:
         listening = asyncio.create_task(self._reader.run(), name="reader")
         spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
-        looking = asyncio.create_task(self._lookout.run(self._writes), name="lookout")
+        looking = asyncio.create_task(self._coverage_monitor.run(self._writes), name="coverage_monitor")
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
             working = {listening, spooling, writing, looking}

@@ -14,7 +14,7 @@ from ingestor.clock import UNCOMPARED, Clock, ClockDifference
 from ingestor.coverage.calendar import Calendar
 from ingestor.coverage.report import Day, as_record
 from ingestor.model import SECOND, EndReason, Micros
-from ingestor.service.lookout import Coverage, Lookout
+from ingestor.service.coverage_monitor import Coverage, CoverageMonitor
 from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED
 from ingestor.settings import Settings
@@ -40,7 +40,7 @@ class Status:
         telemetry: Telemetry,
         buffer: Buffer,
         calendar: Calendar,
-        lookout: Lookout,
+        coverage_monitor: CoverageMonitor,
         pulses: Mapping[str, Pulse],
     ) -> None:
         self._settings = settings
@@ -48,7 +48,7 @@ class Status:
         self._telemetry = telemetry
         self._buffer = buffer
         self._calendar = calendar
-        self._lookout = lookout
+        self._coverage_monitor = coverage_monitor
         self._pulses = pulses
         self._was_blocked = False
 
@@ -94,7 +94,7 @@ class Status:
     def facts(self) -> Facts:
         """Return what the metrics say of the moment."""
         self.assess()
-        buffer, coverage = self._buffer, self._lookout.coverage
+        buffer, coverage = self._buffer, self._coverage_monitor.coverage
         oldest = coverage.open.oldest if coverage else None
         day = coverage.day if coverage else None
         now = self._clock.wall()
@@ -173,7 +173,7 @@ class Status:
         }
 
     def _coverage(self) -> dict[str, Any] | None:
-        coverage = self._lookout.coverage
+        coverage = self._coverage_monitor.coverage
         if coverage is None or coverage.day is None:
             return None
         return _coverage(coverage, coverage.day, max(0.0, self._age(coverage.as_of)))

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ingestor.service import lookout, pulse
+from ingestor.service import coverage_monitor, pulse
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.settings import variable
@@ -111,8 +111,8 @@ async def test_a_database_that_answers_the_writer_alone(
     writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gaps that can't be asked for are not shown for ever as they once were; and the recorder goes on."""
-    monkeypatch.setattr(lookout, "MINUTE", 0.05)
-    monkeypatch.setattr(lookout, "FORGET", 0.1)
+    monkeypatch.setattr(coverage_monitor, "MINUTE", 0.05)
+    monkeypatch.setattr(coverage_monitor, "FORGET", 0.1)
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
         async with asyncio.timeout(10):
             while await window.metric("ingestor_open_gaps") is None:
@@ -133,18 +133,18 @@ async def test_a_file_that_is_gone_for_a_moment(
     writer_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A secret that is being replaced while somebody looks ends no recorder: the address is read when it starts."""
-    monkeypatch.setattr(lookout, "MINUTE", 0.05)
+    monkeypatch.setattr(coverage_monitor, "MINUTE", 0.05)
     file = tmp_path / "url"
     file.write_text(writer_url)
     async with recording("", database_url=None, database_url_file=file) as (_, daemon), seen(daemon) as window:
         await eventually(window, "/readyz", ready=True)
         async with asyncio.timeout(10):
-            while daemon._lookout.coverage is None:
+            while daemon._coverage_monitor.coverage is None:
                 await asyncio.sleep(0.01)
         file.unlink()
-        before = daemon._lookout.coverage
+        before = daemon._coverage_monitor.coverage
         async with asyncio.timeout(10):
-            while daemon._lookout.coverage is before:
+            while daemon._coverage_monitor.coverage is before:
                 await asyncio.sleep(0.01)
         assert (await window.get("/readyz"))[0] == 200
 

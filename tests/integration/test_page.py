@@ -245,7 +245,7 @@ async def test_it_says_what_is_wrong_and_when_it_is_over(writer_url: str, databa
 async def _read_after(daemon: Daemon, before: datetime | None) -> datetime:
     """Return when coverage was read, once that is another moment than `before`: sooner than the next minute."""
     async with asyncio.timeout(20):
-        while (found := daemon._lookout.coverage) is None or found.as_of == before:
+        while (found := daemon._coverage_monitor.coverage) is None or found.as_of == before:
             await asyncio.sleep(0.02)
     return found.as_of
 

@@ -41,7 +41,7 @@ class Coverage:
     open: OpenGaps
 
 
-class Lookout:
+class CoverageMonitor:
     """Asks the database, on connections of its own, so that the writer never waits for it.
 
     `coverage` is what was found last; None before the first answer, and when the last one is too old.
