@@ -13,11 +13,11 @@ from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
 from ingestor.service.coverage_monitor import CoverageMonitor
-from ingestor.service.notify import Notifier
 from ingestor.service.pulse import PATIENCE, Pulse
 from ingestor.service.reader import StreamReader
 from ingestor.service.signals import StopRequest
 from ingestor.service.status import Status
+from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
 from ingestor.store.postgres import Store
@@ -87,7 +87,7 @@ class Daemon:
             pulses={"reader": reader, "writer": writer},
         )
         self.http = HttpServer(settings.http_host, settings.http_port)
-        self._notifier = Notifier()
+        self._notifier = SystemdNotifier()
 
     async def run(self, request: StopRequest) -> None:
         """Record until a stop is requested; then close the stream, write or spool what is left, and return.

@@ -13,7 +13,7 @@ MOST_STATUS = 2000
 """Characters of the line that is sent: a datagram has room for more."""
 
 
-class Notifier:
+class SystemdNotifier:
     """The service manager's ear. `environment` is the process's, as the manager has set it.
 
     A manager that does not listen must not hold up the recorder: what can't be sent at once is not sent.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.service.notify import Notifier
+from ingestor.service.systemd import SystemdNotifier
 
 
 def listening(address: str) -> socket.socket:
@@ -31,7 +31,7 @@ def test_the_manager_is_told(tmp_path: Path, is_abstract: bool) -> None:
     """By a path or by a name of the abstract namespace; a status only where it is a new one, and in one line."""
     name = f"@ingestor-test-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
     with listening(name.replace("@", "\0")) as manager:
-        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
         notifier.starting(60)
         notifier.ready()
         notifier.status("all\nwell")
@@ -51,7 +51,7 @@ def test_the_manager_is_told(tmp_path: Path, is_abstract: bool) -> None:
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
 def test_without_a_manager_nothing_is_said(environment: dict[str, str]) -> None:
-    notifier = Notifier(environment)
+    notifier = SystemdNotifier(environment)
     notifier.ready()
     notifier.close()
 
@@ -60,7 +60,7 @@ def test_a_status_that_utf8_lacks_is_escaped(tmp_path: Path) -> None:
     """A server's text may be in it, and must not end what watches the daemon."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
-        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
         notifier.status("stream: \ud800")
         assert said(manager) == ["STATUS=stream: \\ud800"]
         notifier.close()
@@ -70,7 +70,7 @@ def test_what_a_full_queue_did_not_take_is_said_again(tmp_path: Path) -> None:
     """Or a manager that was busy for a moment would wait for a start that is over, and end it."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
-        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
         for _ in range(10_000):
             notifier.alive()
         notifier.ready()
@@ -87,7 +87,7 @@ def test_a_stop_while_starting(tmp_path: Path) -> None:
     """Who stops asks for no more time to start, and is not ready any more."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
-        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
         notifier.stopping()
         notifier.starting(60)
         notifier.ready()
@@ -99,7 +99,7 @@ def test_a_manager_that_is_gone_or_does_not_listen_holds_nothing_up(tmp_path: Pa
     """Neither a socket that nobody reads nor one that nobody holds can stop the recorder."""
     name = str(tmp_path / "notify")
     with listening(name):
-        notifier = Notifier({"NOTIFY_SOCKET": name})
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
         for _ in range(10_000):
             notifier.alive()
     notifier.alive()
@@ -117,4 +117,4 @@ def test_a_manager_that_is_gone_or_does_not_listen_holds_nothing_up(tmp_path: Pa
     ],
 )
 def test_the_watchdog_is_for_the_process_that_it_names(environment: dict[str, str], expected: float | None) -> None:
-    assert Notifier(environment).watchdog_seconds == expected
+    assert SystemdNotifier(environment).watchdog_seconds == expected
