@@ -26,15 +26,15 @@ async def _check(settings: configuration.Settings) -> bool:
     from rich.text import Text
 
     from ingestor.cli._output import Console
-    from ingestor.service.check import Verdict, check
+    from ingestor.service.checks import Severity, check
 
-    styles = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.PROBLEM: "bold red"}
+    styles = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.PROBLEM: "bold red"}
     console = Console(soft_wrap=True, highlight=False)
     fine = True
     async for finding in check(settings):
-        fine = fine and finding.verdict is not Verdict.PROBLEM
+        fine = fine and finding.severity is not Severity.PROBLEM
         console.print(
-            Text(f"{finding.verdict.value:8}", styles[finding.verdict]),
+            Text(f"{finding.severity.value:8}", styles[finding.severity]),
             Text(f"{finding.check:10} {redact(finding.text)}"),
         )
     return fine

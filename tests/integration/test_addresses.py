@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidProxyStatus
 from ingestor import dial
 from ingestor.backfill.client import RestClient
 from ingestor.errors import ConfigurationError, DatabaseAccessError, StoreError
-from ingestor.service.check import check
+from ingestor.service.checks import check
 from ingestor.service.daemon import Daemon
 from ingestor.service.signals import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator

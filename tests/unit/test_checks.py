@@ -10,7 +10,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from ingestor.errors import StoreError
-from ingestor.service.check import Verdict, _bars, _database
+from ingestor.service.checks import Severity, _bars, _database
 from ingestor.store.inspect import DatabaseFacts, SchemaFacts
 from ingestor.store.migrate import configuration
 
@@ -32,19 +32,19 @@ FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Commu
 
 
 @pytest.mark.parametrize(
-    ("changes", "verdict", "words"),
+    ("changes", "severity", "words"),
     [
-        ({}, Verdict.OK, "PostgreSQL 17.5 with TimescaleDB 2.23.0"),
-        ({"major": 14}, Verdict.PROBLEM, "15 or newer"),
-        ({"encoding": "LATIN1"}, Verdict.PROBLEM, "UTF8 is needed"),
-        ({"standby": True}, Verdict.PROBLEM, "primary"),
-        ({"update": "2.24.0"}, Verdict.WARNING, "2.24.0 too: psql -X, and as its first command ALTER EXTENSION"),
+        ({}, Severity.OK, "PostgreSQL 17.5 with TimescaleDB 2.23.0"),
+        ({"major": 14}, Severity.PROBLEM, "15 or newer"),
+        ({"encoding": "LATIN1"}, Severity.PROBLEM, "UTF8 is needed"),
+        ({"standby": True}, Severity.PROBLEM, "primary"),
+        ({"update": "2.24.0"}, Severity.WARNING, "2.24.0 too: psql -X, and as its first command ALTER EXTENSION"),
     ],
 )
-def test_the_server(changes: dict[str, Any], verdict: Verdict, words: str) -> None:
+def test_the_server(changes: dict[str, Any], severity: Severity, words: str) -> None:
     """What can't be used is a problem; what should be upgraded, a warning with the command."""
     finding = _database(replace(FACTS, **changes))
-    assert finding.verdict is verdict
+    assert finding.severity is severity
     assert words in finding.text
 
 
@@ -64,7 +64,7 @@ def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: time
     oldest = None if age is None else datetime.now(UTC) - age
     facts = replace(FACTS, edition=edition, has_aggregates=aggregates)
     finding = _bars(facts, replace(SCHEMA, oldest_refresh=oldest))
-    assert finding.verdict is (Verdict.WARNING if words else Verdict.OK)
+    assert finding.severity is (Severity.WARNING if words else Severity.OK)
     assert words in finding.text
 
 

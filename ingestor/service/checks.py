@@ -1,4 +1,4 @@
-"""The checks behind `ingestor check`: each is a name, a verdict, and what was found or what to do."""
+"""The checks behind `ingestor check`: each is a name, a severity, and what was found or what to do."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REST_TIMEOUT = 5.0
 """Seconds without a sign of the REST API, after which it counts as unavailable."""
 
 
-class Verdict(Enum):
+class Severity(Enum):
     """How a check came out. A warning does not fail the command."""
 
     OK = "ok"
@@ -42,15 +42,15 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One line of the report."""
 
     check: str
-    verdict: Verdict
+    severity: Severity
     text: str
 
 
-async def check(settings: Settings) -> AsyncIterator[Finding]:
+async def check(settings: Settings) -> AsyncIterator[CheckResult]:
     """Yield the findings, one after the other; later checks run even where earlier ones failed."""
     yield _variables()
     yield _token(settings)
@@ -60,7 +60,7 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
     try:
         facts = await inspect(settings.read_database_url())
     except IngestorError as error:
-        yield Finding("database", Verdict.PROBLEM, str(error))
+        yield CheckResult("database", Severity.PROBLEM, str(error))
         return
     yield _database(facts)
     yield _clock(facts.clock)
@@ -71,121 +71,125 @@ async def check(settings: Settings) -> AsyncIterator[Finding]:
         yield _bars(facts, facts.schema)
 
 
-def _variables() -> Finding:
+def _variables() -> CheckResult:
     unknown = configuration.unknown_variables()
     if unknown:
         text = f"No setting has this name, so it does nothing: {', '.join(unknown)}."
-        return Finding("settings", Verdict.WARNING, text)
-    return Finding("settings", Verdict.OK, "every variable is known and well formed")
+        return CheckResult("settings", Severity.WARNING, text)
+    return CheckResult("settings", Severity.OK, "every variable is known and well formed")
 
 
-def _token(settings: Settings) -> Finding:
+def _token(settings: Settings) -> CheckResult:
     try:
         token = settings.read_token()
         check_token(urlsplit(settings.stream_url).hostname or "", token)
     except ConfigurationError as error:
-        return Finding("token", Verdict.PROBLEM, str(error))
+        return CheckResult("token", Severity.PROBLEM, str(error))
     if not re.fullmatch(r"(pk|tk)_.{17}", token):
         text = "does not look like a Financefeast token: 20 characters that begin with pk_ or tk_"
-        return Finding("token", Verdict.WARNING, text)
-    return Finding("token", Verdict.OK, f"{token[:3]}… of the right shape (only a connection can tell if it is valid)")
+        return CheckResult("token", Severity.WARNING, text)
+    return CheckResult(
+        "token", Severity.OK, f"{token[:3]}… of the right shape (only a connection can tell if it is valid)"
+    )
 
 
-async def _endpoint(settings: Settings) -> Finding:
+async def _endpoint(settings: Settings) -> CheckResult:
     """Open a connection without sending the token, so that no stream of the plan is used up."""
     try:
         async with open_connection(settings.stream_url):
-            return Finding("endpoint", Verdict.OK, f"{settings.stream_url} answers as a WebSocket")
+            return CheckResult("endpoint", Severity.OK, f"{settings.stream_url} answers as a WebSocket")
     except Exception as error:  # noqa: BLE001 - whatever it is, `classify` has a line on it
         text = classify(error, accepted_before=False, now=SystemClock().wall()).message
-        return Finding("endpoint", Verdict.PROBLEM, f"{settings.stream_url}: {text}")
+        return CheckResult("endpoint", Severity.PROBLEM, f"{settings.stream_url}: {text}")
 
 
-async def _rest(settings: Settings) -> Finding:
+async def _rest(settings: Settings) -> CheckResult:
     """Ask the REST API about the token. The daemon runs without it: a failure that passes is a warning."""
     zone, clock, url = settings.exchange_timezone, SystemClock(), settings.rest_url
     try:
         async with RestClient(url, settings.read_token(), timezone=zone, clock=clock, timeout=REST_TIMEOUT) as client:
             await client.validate()
     except ConfigurationError as error:
-        return Finding("rest", Verdict.PROBLEM, f"{url}: {error}")
+        return CheckResult("rest", Severity.PROBLEM, f"{url}: {error}")
     except IngestorError as error:
-        return Finding("rest", Verdict.WARNING, f"{url}: {error} Gaps can't be filled until it answers.")
-    return Finding("rest", Verdict.OK, f"{url} accepts the token")
+        return CheckResult("rest", Severity.WARNING, f"{url}: {error} Gaps can't be filled until it answers.")
+    return CheckResult("rest", Severity.OK, f"{url} accepts the token")
 
 
-def _disk(settings: Settings) -> Finding:
+def _disk(settings: Settings) -> CheckResult:
     try:
         prepare_state_directory(settings)
     except ConfigurationError as error:
-        return Finding("disk", Verdict.PROBLEM, str(error))
+        return CheckResult("disk", Severity.PROBLEM, str(error))
     directory = settings.state_path("")
     free = shutil.disk_usage(directory).free
     needed = settings.spool_max_bytes + BALLAST
     text = f"{directory} has {free / 2**30:.1f} GiB free for a spool of {settings.spool_max_bytes / 2**30:.1f} GiB"
-    return Finding("disk", Verdict.OK if free >= needed else Verdict.WARNING, text)
+    return CheckResult("disk", Severity.OK if free >= needed else Severity.WARNING, text)
 
 
-def _database(facts: DatabaseFacts) -> Finding:
+def _database(facts: DatabaseFacts) -> CheckResult:
     text = f"PostgreSQL {facts.version} {facts.edition}"
     if facts.major < MINIMUM_SERVER:
-        return Finding("database", Verdict.PROBLEM, f"{text}; PostgreSQL {MINIMUM_SERVER} or newer is needed")
+        return CheckResult("database", Severity.PROBLEM, f"{text}; PostgreSQL {MINIMUM_SERVER} or newer is needed")
     if facts.encoding != "UTF8":
-        return Finding("database", Verdict.PROBLEM, f"{text} has the encoding {facts.encoding}; UTF8 is needed")
+        return CheckResult("database", Severity.PROBLEM, f"{text} has the encoding {facts.encoding}; UTF8 is needed")
     if facts.standby:
-        return Finding("database", Verdict.PROBLEM, f"{text} is a standby: name the primary in the URL too")
+        return CheckResult("database", Severity.PROBLEM, f"{text} is a standby: name the primary in the URL too")
     if facts.update:
         advice = f"the server has {facts.update} too: {UPDATE}"
-        return Finding("database", Verdict.WARNING, f"{text}; {advice}")
-    return Finding("database", Verdict.OK, text)
+        return CheckResult("database", Severity.WARNING, f"{text}; {advice}")
+    return CheckResult("database", Severity.OK, text)
 
 
-def _clock(difference: ClockDifference) -> Finding:
+def _clock(difference: ClockDifference) -> CheckResult:
     if difference.is_large:
         advice = "one of the two is wrong, and coverage lacks as much: let both machines keep their time by NTP"
-        return Finding("clock", Verdict.WARNING, f"{difference}; {advice}")
-    return Finding("clock", Verdict.OK, str(difference))
+        return CheckResult("clock", Severity.WARNING, f"{difference}; {advice}")
+    return CheckResult("clock", Severity.OK, str(difference))
 
 
-def _schema(facts: SchemaFacts | None) -> Finding:
+def _schema(facts: SchemaFacts | None) -> CheckResult:
     if facts is None:
-        return Finding("schema", Verdict.PROBLEM, str(no_schema()))
+        return CheckResult("schema", Severity.PROBLEM, str(no_schema()))
     try:
         check_revision(facts.revision, facts.minimum_version)
     except SchemaError as error:
-        return Finding("schema", Verdict.PROBLEM, str(error))
+        return CheckResult("schema", Severity.PROBLEM, str(error))
     if facts.missing_privileges:
         missing = ", ".join(facts.missing_privileges)
-        return Finding("schema", Verdict.PROBLEM, f"this role lacks {missing}: GRANT market_write TO it")
-    return Finding("schema", Verdict.OK, f"revision {facts.revision}, and this role may write")
+        return CheckResult("schema", Severity.PROBLEM, f"this role lacks {missing}: GRANT market_write TO it")
+    return CheckResult("schema", Severity.OK, f"revision {facts.revision}, and this role may write")
 
 
-def _agreement(settings: Settings, facts: SchemaFacts) -> Finding:
+def _agreement(settings: Settings, facts: SchemaFacts) -> CheckResult:
     differing = differences(settings, facts)
     if differing:
-        return Finding("agreement", Verdict.WARNING, "; ".join(differing))
-    return Finding("agreement", Verdict.OK, "environment and database agree on calendar, time zone and coverage")
+        return CheckResult("agreement", Severity.WARNING, "; ".join(differing))
+    return CheckResult("agreement", Severity.OK, "environment and database agree on calendar, time zone and coverage")
 
 
-def _calendar(facts: SchemaFacts, today: date) -> Finding:
+def _calendar(facts: SchemaFacts, today: date) -> CheckResult:
     if facts.last_trading_day is None:
-        return Finding("calendar", Verdict.PROBLEM, f"no trading sessions of {facts.calendar}. {MIGRATE}")
+        return CheckResult("calendar", Severity.PROBLEM, f"no trading sessions of {facts.calendar}. {MIGRATE}")
     left = facts.days_left(today)
     text = f"{facts.calendar} is known until {facts.last_trading_day}, {left} days ahead"
     if left < DAYS_AHEAD:
-        return Finding("calendar", Verdict.WARNING, f"{text}. {RENEW}")
-    return Finding("calendar", Verdict.OK, text)
+        return CheckResult("calendar", Severity.WARNING, f"{text}. {RENEW}")
+    return CheckResult("calendar", Severity.OK, text)
 
 
-def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> Finding:
+def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
     if not facts.has_aggregates:
         text = "computed from the ticks for whoever asks"
         if "Community" in facts.edition:
             advice = "this server could compute them ahead: run `ingestor migrate --adopt-timescale`"
-            return Finding("bars", Verdict.WARNING, f"{text}; {advice}")
-        return Finding("bars", Verdict.OK, text)
+            return CheckResult("bars", Severity.WARNING, f"{text}; {advice}")
+        return CheckResult("bars", Severity.OK, text)
     since = schema.oldest_refresh
     if since is not None and facts.now - since > REFRESHED_WITHIN:
         text = f"ticks that came late on {since:%Y-%m-%d} may not be in the bars yet"
-        return Finding("bars", Verdict.WARNING, f"{text}. Run `ingestor maintain` once a day.")
-    return Finding("bars", Verdict.OK, "computed ahead; late ticks are in them, or will be with `ingestor maintain`")
+        return CheckResult("bars", Severity.WARNING, f"{text}. Run `ingestor maintain` once a day.")
+    return CheckResult(
+        "bars", Severity.OK, "computed ahead; late ticks are in them, or will be with `ingestor maintain`"
+    )
