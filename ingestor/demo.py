@@ -21,7 +21,7 @@ from ingestor import settings as configuration
 from ingestor.embedded import EmbeddedServer
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.settings import Settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect

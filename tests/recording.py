@@ -10,7 +10,7 @@ from typing import Any
 
 from ingestor.model import SECOND, Tick
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.settings import Settings, load
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect

@@ -15,7 +15,7 @@ from rich.text import Text
 from ingestor.cli._output import Console
 from ingestor.cli.bounds import in_seconds
 from ingestor.demo import QUERIES, Demo, State, running
-from ingestor.service.signals import StopRequest, handled
+from ingestor.service.process import StopRequest, stop_on_signals
 from ingestor.telemetry.log import configure
 from ingestor.telemetry.standard_streams import never_block
 
@@ -54,7 +54,7 @@ def demo(
 
 async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cuts: bool) -> bool:
     console = Console(highlight=False)
-    with handled(lambda name: console.print(f"{name} is ignored.")) as request:
+    with stop_on_signals(lambda name: console.print(f"{name} is ignored.")) as request:
         console.print("Starting PostgreSQL, the simulator and the daemon …")
         async with running(rate=rate, seed=seed, seconds=seconds, faults=faults) as demo:
             await _watch(console, demo, seconds, request, outages(seconds) if cuts else {})

@@ -18,7 +18,7 @@ from ingestor.clock import SystemClock
 from ingestor.coverage.page import duration
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.redaction import outside_text, redact
-from ingestor.service.signals import StopRequest, handled
+from ingestor.service.process import StopRequest, stop_on_signals
 from ingestor.settings import Settings
 from ingestor.store.ledger import Bounds, Ledger
 
@@ -48,7 +48,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
     """Look again and again; whatever fails is tried again, but for settings that never worked."""
     console = Console(highlight=False)
     watcher = _Watcher(console, settings, span, only)
-    with handled(lambda name: console.print(f"{name} is ignored.")) as request:
+    with stop_on_signals(lambda name: console.print(f"{name} is ignored.")) as request:
         while not request.stop.is_set():
             pause = interval
             try:

@@ -11,7 +11,7 @@ from ingestor import settings as configuration
 from ingestor.cli._output import say
 from ingestor.cli.bounds import in_seconds
 from ingestor.errors import StoreError
-from ingestor.service.signals import handled
+from ingestor.service.process import stop_on_signals
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -45,7 +45,7 @@ async def _maintain(settings: configuration.Settings, interval: float | None) ->
     if interval is None:
         await maintain_once(settings, say)
         return
-    with handled(lambda name: say(f"{name} is ignored.")) as request:
+    with stop_on_signals(lambda name: say(f"{name} is ignored.")) as request:
         while not request.stop.is_set():
             try:
                 await maintain_once(settings, say)

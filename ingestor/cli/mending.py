@@ -15,7 +15,7 @@ from ingestor.cli.gaps import show, write
 from ingestor.coverage.page import as_html
 from ingestor.coverage.report import Report
 from ingestor.demo import Demo
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.store.ledger import Bounds, Ledger, Piece, minute_of
 
 PAGE = "gaps.html"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from ingestor import settings as configuration
-from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import handled
+from ingestor.service.process import return_large_blocks, stop_on_signals
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import configure, report_dropped
 from ingestor.telemetry.standard_streams import never_block
@@ -37,7 +36,7 @@ def run() -> None:
 
 async def _run(settings: configuration.Settings) -> None:
     telemetry = Telemetry()
-    with handled(telemetry.signal_ignored) as request:
+    with stop_on_signals(telemetry.signal_ignored) as request:
         daemon = Daemon(settings, telemetry=telemetry)
         for name in configuration.unknown_variables():
             daemon.telemetry.warned("unknown_variable", variable=name, note="no setting has this name")

@@ -10,7 +10,7 @@ import typer
 from ingestor import settings as configuration
 from ingestor.errors import ConfigurationError
 from ingestor.redaction import outside_text
-from ingestor.service.signals import handled
+from ingestor.service.process import stop_on_signals
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry.standard_streams import never_block
 
@@ -69,7 +69,7 @@ def simulate(
 
 
 async def _simulate(simulator: Simulator) -> None:
-    with handled(lambda name: print(f"{name} is ignored.", flush=True)) as request:
+    with stop_on_signals(lambda name: print(f"{name} is ignored.", flush=True)) as request:
         async with simulator:
             print(f"Stream API  {simulator.stream_url}\nREST API    {simulator.rest_url}\nToken       {TOKEN}\n")
             print("To point a daemon at it:")

@@ -13,9 +13,9 @@ from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
 from ingestor.service.coverage_monitor import CoverageMonitor
+from ingestor.service.process import StopRequest
 from ingestor.service.pulse import PATIENCE, Pulse
 from ingestor.service.reader import StreamReader
-from ingestor.service.signals import StopRequest
 from ingestor.service.status import Status
 from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer

@@ -59,7 +59,7 @@ class Limits:
 class _Uvicorn(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `ingestor.service.signals`."""
+        """Leave the signals to `ingestor.service.process`."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

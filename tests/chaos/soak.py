@@ -20,9 +20,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingestor.service.allocator import return_large_blocks
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest, return_large_blocks
 from ingestor.settings import load
 from ingestor.simulator.server import TOKEN
 from ingestor.telemetry.log import configure

@@ -19,7 +19,7 @@ from ingestor.backfill.client import RestClient
 from ingestor.errors import ConfigurationError, DatabaseAccessError, StoreError
 from ingestor.service.checks import check
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection

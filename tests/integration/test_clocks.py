@@ -17,7 +17,7 @@ import structlog
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.model import SECOND, EndReason, SessionEnd
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.postgres import Store
 from tests.clocks import SkewedClock

@@ -13,7 +13,7 @@ import structlog
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND, EndReason, Tick
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate

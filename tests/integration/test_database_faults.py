@@ -12,7 +12,7 @@ import structlog
 
 from ingestor.errors import StoreError
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect

@@ -17,7 +17,7 @@ import pytest
 
 from ingestor.service import coverage_monitor, pulse
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.web import app

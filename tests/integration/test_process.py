@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ingestor.service.signals import MEANINGLESS
+from ingestor.service.process import MEANINGLESS
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from tests.http import Window, mute

@@ -11,7 +11,7 @@ from ingestor.backfill.instruments import Refresh, refresh_instruments
 from ingestor.clock import UNCOMPARED, ClockDifference
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.settings import Settings
 from ingestor.simulator.market import Market
 from ingestor.simulator.server import Simulator

@@ -16,7 +16,7 @@ import structlog
 
 from ingestor.errors import ConfigurationError, StoreError
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.settings import load
 from ingestor.simulator.server import TOKEN
 from ingestor.simulator.wire import error_message

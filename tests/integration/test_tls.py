@@ -10,7 +10,7 @@ import trustme
 from ingestor.errors import ConfigurationError
 from ingestor.model import Tick
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.simulator.server import Simulator
 from tests.proxy import Proxy
 from tests.recording import NOW, running, settings, until

@@ -23,7 +23,7 @@ from ingestor import redaction
 from ingestor.address import AddressError, parse_database_address, redact_url
 from ingestor.redaction import outside_text, redact, register_secret
 from ingestor.service.daemon import Daemon
-from ingestor.service.signals import StopRequest
+from ingestor.service.process import StopRequest
 from ingestor.settings import load
 from ingestor.telemetry.log import configure
 from tests.commands import ingestor_here

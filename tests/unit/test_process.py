@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from ingestor.service.signals import MEANINGLESS, STOP, handled
+from ingestor.service.process import MEANINGLESS, STOP, stop_on_signals
 
 
 async def arrived(*signals: int) -> None:
@@ -25,7 +25,7 @@ def untouched(_: str) -> None:
 async def test_the_first_signal_asks_for_a_stop_and_the_second_one_for_haste(number: int) -> None:
     """Also SIGHUP of a terminal that was closed, and SIGQUIT: their default action would end the process at once."""
     before = signal.getsignal(number)
-    with handled(untouched) as request:
+    with stop_on_signals(untouched) as request:
         await arrived(number)
         async with asyncio.timeout(30):
             await request.stop.wait()
@@ -41,7 +41,7 @@ async def test_signals_without_a_meaning_end_nothing() -> None:
     """They are told by their names: those of users, of timers, and of real time."""
     names: list[str] = []
     taken = {number for number in MEANINGLESS if signal.getsignal(number) is signal.SIG_DFL}
-    with handled(names.append) as request:
+    with stop_on_signals(names.append) as request:
         await arrived(*taken)
         async with asyncio.timeout(30):
             while len(names) < len(taken):
@@ -54,7 +54,7 @@ async def test_what_nohup_ignores_stays_ignored() -> None:
     """And is ignored after the block too."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with handled(untouched) as request:
+        with stop_on_signals(untouched) as request:
             await arrived(signal.SIGHUP)
             assert not request.stop.is_set()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

@@ -1,9 +1,10 @@
-"""Signals of a process that runs until it is told to stop: none of them ends it in the middle of its work."""
+"""The signals of the daemon's process, and how its C library returns memory."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 from collections.abc import Callable, Iterator
 
@@ -51,7 +52,7 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def handled(ignored: Callable[[str], None]) -> Iterator[StopRequest]:
+def stop_on_signals(ignored: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn signals into a `StopRequest` while the block runs.
 
     The first one of `STOP` asks for an orderly stop, the second for an immediate one. `ignored` is called with the name
@@ -76,3 +77,19 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+_M_MMAP_THRESHOLD = -3
+_LARGE = 2**20
+
+
+def return_large_blocks() -> None:
+    """Let the C library give blocks of 1 MiB or more back to the system when they are freed.
+
+    The counter of occurrences is a table of some 20 MB that Python makes anew now and then. By default glibc keeps the
+    freed one, small blocks settle in it, and the next table needs new memory (mallopt(3): the threshold is moved by the
+    first such block that is freed, unless it is set). Other C libraries have no such setting, and need none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
