@@ -14,7 +14,6 @@ from ingestor.coverage.calendar import load
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
 from ingestor.service.coverage_monitor import CoverageMonitor
 from ingestor.service.process import StopRequest
-from ingestor.service.pulse import PATIENCE, Pulse
 from ingestor.service.reader import StreamReader
 from ingestor.service.status import Status
 from ingestor.service.systemd import SystemdNotifier
@@ -22,6 +21,7 @@ from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
 from ingestor.store.postgres import Store
 from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.liveness import PATIENCE, LivenessDeadline
 from ingestor.telemetry.log import tell_left_out
 from ingestor.telemetry.metrics import new_registry
 from ingestor.web.app import make_app
@@ -49,13 +49,13 @@ class Daemon:
             spool_max_bytes=settings.spool_max_bytes,
             spool_after=settings.spool_after,
         )
-        reader = Pulse(self._clock)
-        writer = Pulse(self._clock, PATIENCE + 2 * settings.write_timeout)
+        reader = LivenessDeadline(self._clock)
+        writer = LivenessDeadline(self._clock, PATIENCE + 2 * settings.write_timeout)
         self._store = Store(
             settings.read_database_url(),
             write_timeout=settings.write_timeout,
             clock=self._clock,
-            on_progress=writer.beat,
+            on_progress=writer.extend,
             on_comparison=self.telemetry.clocks_compared,
             on_lock_wait=self.telemetry.lock_waited,
         )
@@ -65,7 +65,7 @@ class Daemon:
             clock=self._clock,
             telemetry=self.telemetry,
             instance=settings.instance,
-            pulse=writer,
+            liveness=writer,
         )
         calendar = load(settings.exchange_calendar, settings.exchange_timezone)
         self._reader = StreamReader(
@@ -74,7 +74,7 @@ class Daemon:
             calendar=calendar,
             clock=self._clock,
             telemetry=self.telemetry,
-            pulse=reader,
+            liveness=reader,
         )
         self._coverage_monitor = CoverageMonitor(settings, clock=self._clock, telemetry=self.telemetry)
         self.status = Status(
@@ -84,7 +84,7 @@ class Daemon:
             buffer=self.buffer,
             calendar=calendar,
             coverage_monitor=self._coverage_monitor,
-            pulses={"reader": reader, "writer": writer},
+            liveness_deadlines={"reader": reader, "writer": writer},
         )
         self.http = HttpServer(settings.http_host, settings.http_port)
         self._notifier = SystemdNotifier()

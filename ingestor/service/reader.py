@@ -15,7 +15,6 @@ from ingestor.coverage.calendar import Calendar
 from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import SECOND, EndReason, Micros
 from ingestor.redaction import outside_text
-from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
 from ingestor.stream.accepted_token import AcceptedToken
@@ -23,6 +22,7 @@ from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, kee
 from ingestor.stream.decoder import Decoder, authenticate
 from ingestor.stream.retry import Backoff, RetryDecision, RetryPolicy, cause_of, check_token, classify
 from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.liveness import LivenessDeadline
 
 AUTHENTICATION_TIMEOUT = 10.0
 
@@ -38,14 +38,14 @@ class StreamReader:
         calendar: Calendar,
         clock: Clock,
         telemetry: Telemetry,
-        pulse: Pulse | None = None,
+        liveness: LivenessDeadline | None = None,
     ) -> None:
         self._settings = settings
         self._buffer = buffer
         self._calendar = calendar
         self._clock = clock
         self._telemetry = telemetry
-        self._pulse = pulse or Pulse(clock)
+        self._liveness = liveness or LivenessDeadline(clock)
         self._decoder = Decoder(settings.exchange_timezone)
         self._accepted_token = AcceptedToken(settings.state_path("accepted"))
         self._backoff = Backoff(self._classify, max_delay=settings.reconnect_max_delay)
@@ -66,7 +66,7 @@ class StreamReader:
         except Exception as error:
             raise ConfigurationError(self._classify(error).message) from error
         finally:
-            self._pulse.rest()
+            self._liveness.clear()
 
     def _classify(self, error: BaseException) -> RetryDecision:
         """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
@@ -85,7 +85,7 @@ class StreamReader:
         error = state.outcome.exception()
         assert error is not None
         decision, seconds = self._classify(error), state.next_action.sleep
-        self._pulse.within(seconds)
+        self._liveness.expect_within(seconds)
         self._telemetry.reconnecting(
             decision.message, seconds, cause=cause_of(error), loud=decision.policy is RetryPolicy.ALERT
         )
@@ -94,7 +94,7 @@ class StreamReader:
         """Run one session to its end, which is always an error."""
         self._backoff.lived = 0.0
         await self._wait_for_room()
-        self._pulse.within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
+        self._liveness.expect_within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
         self._telemetry.connecting()
         url = self._settings.stream_url
         self._token = self._settings.read_token()
@@ -115,7 +115,7 @@ class StreamReader:
         """Wait while what is heard could be kept nowhere."""
         if self._buffer.blocked_by is not None:
             self._telemetry.waiting_for_room(BLOCKED[self._buffer.blocked_by])
-        self._pulse.rest()
+        self._liveness.clear()
         await self._buffer.wait_for_room()
 
     def _record(self, url: str) -> Recorder:
@@ -186,7 +186,7 @@ class StreamReader:
         """End the session when time went wrong, or when no tick comes in trading hours."""
         timeout = round(self._settings.stall_timeout * SECOND)
         while True:
-            self._pulse.within(watch_interval(self._settings))
+            self._liveness.expect_within(watch_interval(self._settings))
             await self._clock.sleep(watch_interval(self._settings))
             recorder.check_time()
             if not recorder.authenticated.done() or recorder.failed.done():

@@ -15,11 +15,11 @@ from ingestor.coverage.calendar import Calendar
 from ingestor.coverage.report import Day, as_record
 from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.coverage_monitor import Coverage, CoverageMonitor
-from ingestor.service.pulse import Pulse
 from ingestor.service.recorder import BLOCKED
 from ingestor.settings import Settings
 from ingestor.telemetry.events import LATEST_TICKS, Connection, Telemetry
 from ingestor.telemetry.history import STEP, STEPS
+from ingestor.telemetry.liveness import LivenessDeadline
 from ingestor.telemetry.metrics import Facts
 
 VERSION = 1
@@ -41,7 +41,7 @@ class Status:
         buffer: Buffer,
         calendar: Calendar,
         coverage_monitor: CoverageMonitor,
-        pulses: Mapping[str, Pulse],
+        liveness_deadlines: Mapping[str, LivenessDeadline],
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -49,7 +49,7 @@ class Status:
         self._buffer = buffer
         self._calendar = calendar
         self._coverage_monitor = coverage_monitor
-        self._pulses = pulses
+        self._liveness_deadlines = liveness_deadlines
         self._was_blocked = False
 
     def assess(self) -> None:
@@ -74,7 +74,7 @@ class Status:
 
     def loops(self) -> dict[str, bool]:
         """Return whether each loop advances, by its name."""
-        return {name: not pulse.is_stuck for name, pulse in self._pulses.items()}
+        return {name: not liveness.is_stuck for name, liveness in self._liveness_deadlines.items()}
 
     def readiness(self) -> dict[str, Any]:
         """Return whether ticks are heard and written now, and what is not well since when."""

@@ -18,10 +18,10 @@ from ingestor.buffer.fifo import MAX_BYTES, Buffer
 from ingestor.clock import Clock
 from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.model import SECOND, Batch
-from ingestor.service.pulse import Pulse
 from ingestor.store.judge import Remedy, judge
 from ingestor.store.postgres import Store, Written
 from ingestor.telemetry.events import Telemetry
+from ingestor.telemetry.liveness import LivenessDeadline
 
 MAX_WAIT = 5.0
 """Seconds between two tries at most, and between two looks at a schema that is not there."""
@@ -38,14 +38,14 @@ class Writer:
         clock: Clock,
         telemetry: Telemetry,
         instance: str,
-        pulse: Pulse | None = None,
+        liveness: LivenessDeadline | None = None,
     ) -> None:
         self._store = store
         self._buffer = buffer
         self._clock = clock
         self._telemetry = telemetry
         self._instance = instance
-        self._pulse = pulse or Pulse(clock)
+        self._liveness = liveness or LivenessDeadline(clock)
         self._own: set[UUID] = set()  # of this process, and written before what an earlier one left was done with
         self._soon = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
         self._slowly = wait_fixed(MAX_WAIT)
@@ -84,15 +84,15 @@ class Writer:
                     began = self._clock.monotonic()
                     written = await write(batches)
                     self._count(batches, written, self._clock.monotonic() - began)
-        self._pulse.beat()
+        self._liveness.extend()
         await self._buffer.done()
         return set() if inherited else {batch.session.id for batch in batches}
 
     async def _take(self) -> tuple[Batch, ...]:
         """Wait for batches, and take as many as one transaction may hold now."""
-        self._pulse.rest()
+        self._liveness.clear()
         batches = await self._buffer.take(max_bytes=min(MAX_BYTES, self._store.size.max_bytes))
-        self._pulse.beat()
+        self._liveness.extend()
         return batches
 
     def _retrying(self) -> AsyncRetrying:
@@ -123,10 +123,10 @@ class Writer:
                 return self._soon(state)
 
     def _begin(self, _: RetryCallState) -> None:
-        self._pulse.beat()
+        self._liveness.extend()
 
     def _say(self, state: RetryCallState) -> None:
-        self._pulse.beat()
+        self._liveness.extend()
         self._buffer.write_failed()
         error = _error(state)
         loud = isinstance(error, DatabaseAccessError)

@@ -13,8 +13,8 @@ from typer.main import get_command
 from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
 from ingestor.service.daemon import WATCH
-from ingestor.service.pulse import GRACE
 from ingestor.settings import Settings, parse_duration, parse_size, variable, written_default
+from ingestor.telemetry.liveness import GRACE
 from tests.tools import need
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"

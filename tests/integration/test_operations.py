@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 import pytest
 
-from ingestor.service import coverage_monitor, pulse
+from ingestor.service import coverage_monitor
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.telemetry import liveness
 from ingestor.web import app
 from tests.http import Window, mute
 from tests.processes import DaemonProcess
@@ -223,7 +224,7 @@ async def test_a_writer_that_does_not_advance(writer_url: str, monkeypatch: pyte
         async with recording(writer_url, stop_timeout="1s") as (market, daemon), seen(daemon) as window:
             await notice(notified, "WATCHDOG=1")
             monkeypatch.setattr(daemon._store, "write", lambda _: asyncio.Event().wait())
-            daemon._writer._pulse._patience = 0.1 - pulse.GRACE  # of the writer alone
+            daemon._writer._liveness._patience = 0.1 - liveness.GRACE  # of the writer alone
             market.trade()
             stuck = await eventually(window, "/healthz", alive=False)
             assert stuck["loops"] == {"reader": "ok", "writer": "stuck"}

@@ -13,7 +13,7 @@ PATIENCE = 60.0
 """Seconds that a step of work takes at most, unless something says otherwise. Beyond it, it hangs."""
 
 
-class Pulse:
+class LivenessDeadline:
     """One loop's promise to be heard of again. A loop that waits for others, by right and for ever, promises nothing.
 
     `patience` is the time in seconds that a step of its work may take.
@@ -24,15 +24,15 @@ class Pulse:
         self._patience = patience
         self._due = math.inf
 
-    def within(self, seconds: float) -> None:
+    def expect_within(self, seconds: float) -> None:
         """Promise to be back within so many seconds."""
         self._due = self._clock.monotonic() + seconds
 
-    def beat(self) -> None:
+    def extend(self) -> None:
         """Promise to be done with the next step of work in time."""
-        self.within(self._patience)
+        self.expect_within(self._patience)
 
-    def rest(self) -> None:
+    def clear(self) -> None:
         """Promise nothing: others must act first."""
         self._due = math.inf
 

@@ -1,28 +1,28 @@
 from __future__ import annotations
 
-from ingestor.service.pulse import GRACE, PATIENCE, Pulse
+from ingestor.telemetry.liveness import GRACE, PATIENCE, LivenessDeadline
 from tests.clocks import ManualClock
 
 
 def test_a_promise_is_kept_or_not() -> None:
     """A loop is stuck when it is late by more than the grace; when it is back, it is not stuck any more."""
     clock = ManualClock()
-    pulse = Pulse(clock)
-    pulse.within(10)
+    liveness = LivenessDeadline(clock)
+    liveness.expect_within(10)
     found = []
     for seconds in (10 + GRACE, 1):
         clock.advance(seconds)
-        found.append(pulse.is_stuck)
-    pulse.beat()
+        found.append(liveness.is_stuck)
+    liveness.extend()
     clock.advance(PATIENCE + GRACE)
-    assert [*found, pulse.is_stuck] == [False, True, False]
+    assert [*found, liveness.is_stuck] == [False, True, False]
 
 
 def test_who_waits_for_others_is_not_stuck() -> None:
     """Without a database there is nothing to do, for as long as it takes."""
     clock = ManualClock()
-    pulse = Pulse(clock)
-    pulse.beat()
-    pulse.rest()
+    liveness = LivenessDeadline(clock)
+    liveness.extend()
+    liveness.clear()
     clock.advance(1e9)
-    assert not pulse.is_stuck
+    assert not liveness.is_stuck
