@@ -16,10 +16,9 @@ from ingestor.buffer.reserve import BALLAST
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
-from ingestor.service.agreement import differences
 from ingestor.service.daemon import prepare_state_directory
 from ingestor.settings import Settings
-from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect
+from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect, settings_drift
 from ingestor.store.judge import MIGRATE, UPDATE
 from ingestor.store.postgres import check_revision, no_schema
 from ingestor.stream.connection import open_connection
@@ -163,7 +162,7 @@ def _schema(facts: SchemaFacts | None) -> CheckResult:
 
 
 def _agreement(settings: Settings, facts: SchemaFacts) -> CheckResult:
-    differing = differences(settings, facts)
+    differing = settings_drift(settings, facts)
     if differing:
         return CheckResult("agreement", Severity.WARNING, "; ".join(differing))
     return CheckResult("agreement", Severity.OK, "environment and database agree on calendar, time zone and coverage")

@@ -13,9 +13,8 @@ from ingestor.clock import Clock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.coverage.report import Day, Gap
 from ingestor.redaction import outside_text
-from ingestor.service.agreement import differences
 from ingestor.settings import Settings
-from ingestor.store.inspect import SchemaFacts, inspect
+from ingestor.store.inspect import SchemaFacts, inspect, settings_drift
 from ingestor.store.ledger import Bounds, Ledger, OpenGaps
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import tell_left_out
@@ -101,7 +100,7 @@ class CoverageMonitor:
 
     def _judge(self, facts: SchemaFacts, today: date) -> None:
         """Say where the database's views were told something else than the environment says, and what runs out."""
-        for difference in differences(self._settings, facts):
+        for difference in settings_drift(self._settings, facts):
             self._telemetry.warned("settings_differ", detail=difference)
         self._telemetry.calendar_known(days=facts.days_left(today), warn_below=DAYS_AHEAD, remedy=RENEW)
 

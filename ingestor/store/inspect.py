@@ -9,6 +9,7 @@ import asyncpg
 
 from ingestor.clock import UNCOMPARED, ClockDifference, SystemClock
 from ingestor.model import SECOND
+from ingestor.settings import SHARED, Settings, variable
 from ingestor.store.clocks import compare_clocks
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
@@ -134,3 +135,15 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         oldest_refresh=await connection.fetchval(_OLDEST_REFRESH) if may_look else None,
         missing_privileges=tuple(record["missing"] for record in missing),
     )
+
+
+def settings_drift(settings: Settings, facts: SchemaFacts) -> list[str]:
+    """Return a sentence for each setting that the database has otherwise. Durations are in seconds."""
+    found: list[str] = []
+    for column, name in SHARED.items():
+        ours, theirs = getattr(settings, name), getattr(facts, column)
+        if isinstance(theirs, timedelta):
+            theirs = theirs.total_seconds()
+        if ours != theirs:
+            found.append(f"{variable(name)} is {ours} here and {theirs} in the database")
+    return found
