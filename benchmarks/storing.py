@@ -19,7 +19,7 @@ from ingestor.model import Batch, Session
 from ingestor.service.recorder import new_session_id
 from ingestor.service.writer import Writer
 from ingestor.settings import load
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 
 
@@ -45,7 +45,7 @@ def by_store(database: Database, made: Sequence[Batch]) -> float:
         buffer = Buffer(memory_max_bytes=2**40, clock=SystemClock(), telemetry=Telemetry())
         for batch in made:
             buffer.put(batch)
-        store = Store(database.url, write_timeout=60)
+        store = TickStore(database.url, write_timeout=60)
         await store.open()
         began = time.perf_counter()
         while buffer.size:
@@ -85,7 +85,7 @@ def by_spool(database: Database, made: Sequence[Batch]) -> float:
         buffer = _buffer(directory)
         buffer.claim()
         await buffer.open()
-        store = Store(database.url, write_timeout=60)
+        store = TickStore(database.url, write_timeout=60)
         await store.open()
         writer = Writer(store, buffer=buffer, clock=SystemClock(), telemetry=Telemetry(), instance="bench")
         began = time.perf_counter()

@@ -19,7 +19,7 @@ from ingestor.service.status import Status
 from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, variable
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import PATIENCE, LivenessDeadline
 from ingestor.telemetry.log import tell_left_out
@@ -51,7 +51,7 @@ class Daemon:
         )
         reader = LivenessDeadline(self._clock)
         writer = LivenessDeadline(self._clock, PATIENCE + 2 * settings.write_timeout)
-        self._store = Store(
+        self._store = TickStore(
             settings.read_database_url(),
             write_timeout=settings.write_timeout,
             clock=self._clock,

@@ -17,7 +17,7 @@ from ingestor.redaction import outside_text
 from ingestor.service.recorder import new_recorder
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.stream.decoder import MAX_MESSAGE_BYTES, Decoder
 from ingestor.telemetry.events import Counts, Telemetry
 
@@ -36,7 +36,7 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
     clock = clock or SystemClock()
     telemetry = Telemetry()
     buffer = Buffer(memory_max_bytes=settings.memory_max_bytes, clock=clock, telemetry=telemetry)
-    store = Store(
+    store = TickStore(
         settings.read_database_url(),
         write_timeout=settings.write_timeout,
         clock=clock,

@@ -19,7 +19,7 @@ from ingestor.clock import Clock
 from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.model import SECOND, Batch
 from ingestor.store.judge import Remedy, judge
-from ingestor.store.postgres import Store, Written
+from ingestor.store.ticks import TickStore, WriteResult
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LivenessDeadline
 
@@ -32,7 +32,7 @@ class Writer:
 
     def __init__(
         self,
-        store: Store,
+        store: TickStore,
         *,
         buffer: Buffer,
         clock: Clock,
@@ -137,7 +137,7 @@ class Writer:
         size = self._store.size
         self._telemetry.transactions_sized(size.max_bytes, is_normal=size.is_normal)
 
-    def _count(self, batches: tuple[Batch, ...], written: Written, seconds: float) -> None:
+    def _count(self, batches: tuple[Batch, ...], written: WriteResult, seconds: float) -> None:
         newest = batches[-1].last_message_at
         self._telemetry.committed(
             batches,

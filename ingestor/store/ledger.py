@@ -21,8 +21,8 @@ from ingestor.store.connect import connect
 from ingestor.store.copy_in import count_of
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
-from ingestor.store.postgres import check_schema
 from ingestor.store.queries import QUERIES
+from ingestor.store.ticks import check_schema
 from ingestor.store.waiting import LockWatch
 
 PATIENCE = 120.0

@@ -17,8 +17,8 @@ from ingestor.model import SECOND
 from ingestor.store import schema
 from ingestor.store.connect import is_pooled
 from ingestor.store.engine import create_engine
-from ingestor.store.postgres import months_ahead
 from ingestor.store.refusal import ANSWERED, translated
+from ingestor.store.ticks import months_ahead
 from ingestor.store.waiting import LockWatch
 
 YEARS_BACK = 10

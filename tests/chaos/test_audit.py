@@ -13,7 +13,7 @@ from ingestor.batch import Batcher
 from ingestor.model import SECOND, Micros, Session, Tick
 from ingestor.simulator.server import Account
 from ingestor.store.connect import connect
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from tests.chaos.__main__ import shortcomings
 from tests.chaos.audit import Skew, Verdict, audit
 from tests.chaos.backup import Backup
@@ -40,7 +40,7 @@ async def record(url: str, ticks: list[Tick], until: float, *, begin: int = 0) -
     for tick in ticks:
         batcher.add(tick, T0 + begin * SECOND)
     batcher.cover(T0 + round(until * SECOND))
-    store = Store(url, write_timeout=10)
+    store = TickStore(url, write_timeout=10)
     await store.write([batcher.close()])
     await store.close()
     return batcher.session.id

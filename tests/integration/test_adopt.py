@@ -17,7 +17,7 @@ from ingestor.store.adopt import adopt, tell_of_adoption
 from ingestor.store.aggregates import mend_aggregates
 from ingestor.store.connect import connect
 from ingestor.store.migrate import migrate
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.store.upkeep import as_owner, without_transactions
 from tests.bars import assert_bars, insert, some_ticks
 from tests.commands import ingestor, start
@@ -143,7 +143,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
 
 async def test_a_daemon_goes_on(partitioned: str, timescale: TestServer) -> None:
     """One connection writes before, during and after, old ticks too: none fails, and each is there once."""
-    store, instance, written = Store(timescale.writer_url(partitioned), write_timeout=10), batcher(), 0
+    store, instance, written = TickStore(timescale.writer_url(partitioned), write_timeout=10), batcher(), 0
     before = await query(partitioned, "SELECT count(*) FROM market.ticks")
 
     async def write() -> None:
@@ -195,7 +195,7 @@ async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> 
     found = await asyncio.to_thread(alembic, partitioned, "check")
     assert found.returncode == 0, found.stdout + found.stderr
     assert await query(partitioned, "SELECT obj_description('market.ticks_adopted'::regclass) IS NULL") == [(False,)]
-    store = Store(timescale.writer_url(partitioned), write_timeout=10)
+    store = TickStore(timescale.writer_url(partitioned), write_timeout=10)
     old = round((MARCH - timedelta(days=50)).timestamp()) * SECOND
     await store.write([filled(batcher(), tick("LATE.NZ", old))])
     await store.close()

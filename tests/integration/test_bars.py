@@ -15,7 +15,7 @@ from ingestor.store import retention
 from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect
 from ingestor.store.ledger import Ledger
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from tests.bars import assert_bars, insert, maintained, some_ticks
 from tests.clocks import SkewedClock
 from tests.integration.test_store import batcher, filled, tick
@@ -94,7 +94,7 @@ async def test_the_last_ticks(database: str) -> None:
 
 async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> None:
     """In the transaction of their batch, by the hour; what is on time (by the database's clock), or no tick, is not."""
-    store = Store(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
+    store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
     instance = batcher()
     now = round(datetime.now(UTC).timestamp()) * SECOND
     await store.write([filled(instance, tick(time=now - 3000 * SECOND)), filled(instance)])

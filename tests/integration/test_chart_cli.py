@@ -83,7 +83,7 @@ async def test_a_part_of_a_day(writer_url: str, traded: None) -> None:
 
 
 async def test_a_chart_as_svg(writer_url: str, traded: None, tmp_path: Path) -> None:
-    """Written to standard output, or to a file, with a candle for each bar."""
+    """WriteResult to standard output, or to a file, with a candle for each bar."""
     days = ("--since=2026-11-16", "--until=2026-11-21")
     (status, output, _), (written, nothing, _) = await asyncio.gather(
         ingestor("chart", "AIR.NZ", "--format=svg", DATABASE_URL=writer_url),

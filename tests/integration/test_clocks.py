@@ -19,7 +19,7 @@ from ingestor.model import SECOND, EndReason, SessionEnd
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from tests.clocks import SkewedClock
 from tests.http import Window
 from tests.integration.test_store import batcher, filled, session, tick
@@ -124,7 +124,7 @@ def test_a_slow_answer_is_no_wrong_clock(ahead: float, error: float, is_large: b
 async def test_what_is_covered_is_so_by_both_clocks(writer_url: str, database: str, skew: int) -> None:
     """Also what waited in a spool; and a clock that is set meanwhile is compared once more."""
     clock = SkewedClock(0)
-    store = Store(writer_url, write_timeout=10, clock=clock)
+    store = TickStore(writer_url, write_timeout=10, clock=clock)
     await store.write([filled(batcher())])
     clock.skew = skew * SECOND
     begins = SystemClock().wall() - 3600 * SECOND
@@ -143,7 +143,7 @@ async def test_what_is_covered_is_so_by_both_clocks(writer_url: str, database: s
 
 async def test_no_proof_is_of_the_future(writer_url: str, database: str) -> None:
     """Even one that a batch brings from a clock which was right again when it was written."""
-    store = Store(writer_url, write_timeout=10)
+    store = TickStore(writer_url, write_timeout=10)
     now = SystemClock().wall()
     instance = batcher(session(connected_at=now))
     instance.authenticated(now)
@@ -156,7 +156,7 @@ async def test_no_proof_is_of_the_future(writer_url: str, database: str) -> None
 
 async def test_a_clock_that_was_set_between_two_starts(writer_url: str, database: str) -> None:
     """A session that seems to have begun after its successor was started is ended all the same."""
-    store = Store(writer_url, write_timeout=10)
+    store = TickStore(writer_url, write_timeout=10)
     later = SystemClock().wall() + 3600 * SECOND
     earlier = batcher(session(instance="one", connected_at=later))
     earlier.authenticated(later)
@@ -170,7 +170,7 @@ async def test_a_clock_that_was_set_between_two_starts(writer_url: str, database
 
 async def test_ticks_of_a_clock_that_is_years_ahead_are_written(writer_url: str, database: str) -> None:
     """Partitions are made ahead of the database's month, not of ours; and what is late is so by its clock."""
-    store = Store(writer_url, write_timeout=10, clock=SkewedClock(3 * 365 * 86_400))
+    store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(3 * 365 * 86_400))
     now = SystemClock().wall() // SECOND * SECOND
     assert (await store.write([filled(batcher(), tick(time=now))])).ticks == 1
     await store.close()
@@ -210,7 +210,7 @@ async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, 
 
 async def test_what_is_inherited_is_no_sign_of_life(writer_url: str, database: str) -> None:
     """Not even of a session that has been seen before; what the session's own process writes is one."""
-    store = Store(writer_url, write_timeout=10)
+    store = TickStore(writer_url, write_timeout=10)
     instance, seen = batcher(), "SELECT last_seen_at FROM ingest.stream_sessions"
     await store.write_inherited([filled(instance, tick())])
     assert await query(database, seen) == [(None,)]

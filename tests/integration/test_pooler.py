@@ -15,7 +15,7 @@ from ingestor.store.connect import connect, is_pooled
 from ingestor.store.inspect import inspect
 from ingestor.store.ledger import Bounds, Ledger
 from ingestor.store.migrate import migrate
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from tests.commands import ingestor_here
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler
@@ -65,7 +65,7 @@ async def test_all_that_asks_the_database(
     async with asyncio.timeout(60):
         for _ in range(2):  # the second one finds no lock of the first
             await migrate(owner, settings, said.append)
-        one, other = Store(writer, write_timeout=30), Store(writer, write_timeout=30)
+        one, other = TickStore(writer, write_timeout=30), TickStore(writer, write_timeout=30)
         ticks = [tick(volume=volume) for volume in range(50)]
         again = batcher()
         first = await one.write([filled(batcher(), *ticks)])
@@ -96,7 +96,7 @@ async def test_nothing_is_left_on_a_connection_for_others(started: Started, data
     """After our writes, the session that others get has no setting, lock, table or prepared statement of ours."""
     pooler = started("transaction", 1)
     writer = pooler.url(server.writer_url(database))
-    store = Store(writer, write_timeout=7)
+    store = TickStore(writer, write_timeout=7)
     for _ in range(2):
         await store.write([filled(batcher(), tick())])
     async with Ledger(writer) as ledger:
@@ -123,7 +123,7 @@ async def test_two_writers_share_one_connection(started: Started, database: str,
     """They take turns, with readers between them, and nobody waits for ever."""
     pooler = started("transaction", 1)
     writer = pooler.url(server.writer_url(database))
-    stores = [Store(writer, write_timeout=30) for _ in range(2)]
+    stores = [TickStore(writer, write_timeout=30) for _ in range(2)]
     up, down = batcher(), batcher()
 
     async with asyncio.timeout(60), Ledger(writer) as ledger:

@@ -17,7 +17,7 @@ from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, Se
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.migrate import head_revision
-from ingestor.store.postgres import SCHEMA_REVISION, Store, Written
+from ingestor.store.ticks import SCHEMA_REVISION, TickStore, WriteResult
 from ingestor.stream.decoder import Decoder
 from tests.proxy import Proxy
 from tests.servers import TestServer, query
@@ -48,17 +48,17 @@ def tick(symbol: str = "AIR.NZ", time: Micros = T0, price: float = 1.5, volume: 
 @pytest.fixture
 async def store(writer_url: str) -> Any:
     """A store as the daemon's login."""
-    store = Store(writer_url, write_timeout=10)
+    store = TickStore(writer_url, write_timeout=10)
     yield store
     await store.close()
 
 
-async def test_a_batch_arrives_whole(store: Store, database: str) -> None:
+async def test_a_batch_arrives_whole(store: TickStore, database: str) -> None:
     """Ticks, rejections, coverage and counts are committed together."""
     instance = batcher()
     instance.authenticated(T0)
     batch = filled(instance, tick(), tick(), tick("Ω.NZ", T0 + 1, 1e300, 2**63 - 1), rejected=2)
-    assert await store.write([batch]) == Written(batches=1, ticks=3, duplicates=0, rejected=2)
+    assert await store.write([batch]) == WriteResult(batches=1, ticks=3, duplicates=0, rejected=2)
     rows = await query(database, "SELECT symbol, price, volume, occurrence FROM market.ticks ORDER BY received_at")
     assert rows == [
         ("AIR.NZ", 1.5, 10, 1),
@@ -79,31 +79,31 @@ async def test_a_batch_arrives_whole(store: Store, database: str) -> None:
     ]
 
 
-async def test_the_same_batch_again_changes_nothing(store: Store, database: str) -> None:
+async def test_the_same_batch_again_changes_nothing(store: TickStore, database: str) -> None:
     """An unknown outcome of a commit is resolved by writing again."""
     instance = batcher()
     batches = [filled(instance, tick(), rejected=1), filled(instance, tick("SPK.NZ"))]
     await store.write(batches[:1])
     before = await query(database, "SELECT s.*, s.xmin::text FROM ingest.stream_sessions s")
-    assert await store.write(batches[:1]) == Written()
+    assert await store.write(batches[:1]) == WriteResult()
     assert await query(database, "SELECT s.*, s.xmin::text FROM ingest.stream_sessions s") == before
-    assert await store.write(batches) == Written(1, 1, 0, 0)
-    assert await store.write(batches) == Written()
+    assert await store.write(batches) == WriteResult(1, 1, 0, 0)
+    assert await store.write(batches) == WriteResult()
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(2,)]
     assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(1,)]
     assert await query(database, "SELECT ticks, rejected FROM ingest.stream_sessions") == [(2, 1)]
 
 
-async def test_another_session_adds_no_copies(store: Store, database: str) -> None:
+async def test_another_session_adds_no_copies(store: TickStore, database: str) -> None:
     """The union of two recordings holds each tick the larger number of times that either heard it."""
     await store.write([filled(batcher(), tick(), tick(), tick("SPK.NZ"))])
     written = await store.write([filled(batcher(), tick(), tick(), tick(), tick("NEW.NZ"))])
-    assert written == Written(1, 4, 2, 0)
+    assert written == WriteResult(1, 4, 2, 0)
     rows = await query(database, "SELECT symbol, count(*) FROM market.ticks GROUP BY symbol ORDER BY symbol")
     assert rows == [("AIR.NZ", 3), ("NEW.NZ", 1), ("SPK.NZ", 1)]
 
 
-async def test_sessions_are_joined_in_one_transaction(store: Store, database: str) -> None:
+async def test_sessions_are_joined_in_one_transaction(store: TickStore, database: str) -> None:
     """Batches of several sessions are written in order; counts stay with their session."""
     one, two = batcher(), batcher()
     batches = [
@@ -112,12 +112,12 @@ async def test_sessions_are_joined_in_one_transaction(store: Store, database: st
         filled(two, tick()),
         filled(two, tick("C"), rejected=1),
     ]
-    assert await store.write(batches) == Written(4, 4, 1, 1)
+    assert await store.write(batches) == WriteResult(4, 4, 1, 1)
     rows = await query(database, "SELECT ticks, duplicates, rejected FROM ingest.stream_sessions ORDER BY rejected")
     assert rows == [(2, 0, 0), (2, 1, 1)]
 
 
-async def test_months_are_made_on_demand(store: Store, database: str) -> None:
+async def test_months_are_made_on_demand(store: TickStore, database: str) -> None:
     """A tick of any month since 1990 finds its place, as a role that owns nothing."""
     times = [datetime(1990, 1, 1, tzinfo=UTC), datetime(2001, 12, 31, 23, 59, 59, tzinfo=UTC), datetime.now(UTC)]
     ticks = [tick(time=int(time.timestamp()) * SECOND) for time in times]
@@ -126,7 +126,7 @@ async def test_months_are_made_on_demand(store: Store, database: str) -> None:
     assert [row[0] for row in rows] == [time.replace(microsecond=0) for time in times]
 
 
-async def test_a_partition_that_went_away_is_made_again(store: Store, database: str, server: Any) -> None:
+async def test_a_partition_that_went_away_is_made_again(store: TickStore, database: str, server: Any) -> None:
     """Retention may drop a month while the daemon runs; the next write fails once and then makes it."""
     if server.edition != "plain":
         assert server.edition == "timescale"  # chunks come by themselves
@@ -143,7 +143,7 @@ async def test_a_partition_that_went_away_is_made_again(store: Store, database: 
     assert (await store.write([batch])).ticks == 1
 
 
-async def test_the_end_of_a_session(store: Store, database: str) -> None:
+async def test_the_end_of_a_session(store: TickStore, database: str) -> None:
     """The last batch closes the session with its reason; a session that writes again is open again."""
     instance = batcher()
     await store.write([filled(instance, tick())])
@@ -154,7 +154,7 @@ async def test_the_end_of_a_session(store: Store, database: str) -> None:
     assert await query(database, sql) == [(None, None, True)]
 
 
-async def test_crashed_sessions(store: Store, database: str) -> None:
+async def test_crashed_sessions(store: TickStore, database: str) -> None:
     """A successor ends its instance's sessions but its own, with their last sign of life, whatever the clock says."""
     old, mine, other = batcher(), batcher(session(connected_at=T0 - 10)), batcher(session(instance="other"))
     old.authenticated(T0)
@@ -171,7 +171,7 @@ async def test_crashed_sessions(store: Store, database: str) -> None:
 
 async def test_no_schema(empty_database: str) -> None:
     """A database without our schema is said to need `ingestor migrate`."""
-    store = Store(empty_database, write_timeout=10)
+    store = TickStore(empty_database, write_timeout=10)
     with pytest.raises(SchemaError, match="ingestor migrate"):
         await store.write([filled(batcher(), tick())])
     await store.close()
@@ -191,7 +191,7 @@ async def test_unfit_schema(database: str, writer_url: str, change: str, words: 
     await connection.execute(change)
     await connection.close()
     with pytest.raises(SchemaError, match=words):
-        await Store(writer_url, write_timeout=10).open()
+        await TickStore(writer_url, write_timeout=10).open()
 
 
 async def test_a_newer_schema_is_accepted(database: str, writer_url: str) -> None:
@@ -199,14 +199,14 @@ async def test_a_newer_schema_is_accepted(database: str, writer_url: str) -> Non
     connection = await connect(database)
     await connection.execute("UPDATE ingest.alembic_version SET version_num = '9999'")
     await connection.close()
-    store = Store(writer_url, write_timeout=10)
+    store = TickStore(writer_url, write_timeout=10)
     await store.write([filled(batcher(), tick())])
     await store.close()
 
 
 async def test_a_server_that_hangs_is_given_up(writer_url: str, database: str) -> None:
     """A write that waits for a lock longer than the timeout fails, and the next one connects anew."""
-    store = Store(writer_url, write_timeout=0.3)
+    store = TickStore(writer_url, write_timeout=0.3)
     instance = batcher()
     batch = filled(instance, tick())
     await store.write([batch])
@@ -227,7 +227,7 @@ async def test_a_server_that_stops_reading(writer_url: str, database: str, how: 
     instance = batcher()
     batches = [filled(instance, *(tick("X" * 30, T0 + n, 1.0, v) for v in range(20_000))) for n in range(4)]
     async with Proxy(writer_url) as proxy:
-        store = Store(proxy.url, write_timeout=1)
+        store = TickStore(proxy.url, write_timeout=1)
         await store.write([filled(batcher(), tick("FIRST"))])  # so that nothing but the body is left to send
         proxy.hold_after = 500_000
         if how == "reset":
@@ -242,7 +242,7 @@ async def test_a_server_that_stops_reading(writer_url: str, database: str, how: 
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(80_001,)]
 
 
-async def test_a_terminated_connection_is_made_again(store: Store, database: str) -> None:
+async def test_a_terminated_connection_is_made_again(store: TickStore, database: str) -> None:
     """The server's restart costs one failed write, and no tick."""
     instance = batcher()
     await store.write([filled(instance, tick())])
@@ -268,7 +268,7 @@ async def constrain(database: str, condition: str) -> None:
     await connection.close()
 
 
-async def test_a_row_that_the_database_refuses(store: Store, database: str) -> None:
+async def test_a_row_that_the_database_refuses(store: TickStore, database: str) -> None:
     """The good rows of the batch are committed, the bad one is kept as a rejection, with the batch's own between."""
     await constrain(database, "price > 0")
     instance = batcher()
@@ -280,7 +280,7 @@ async def test_a_row_that_the_database_refuses(store: Store, database: str) -> N
     instance.add(tick(volume=4), T0 + 5)
     bad, good = instance.close(), filled(instance, tick("B"))
     written = await store.write([bad, good])
-    assert written == Written(2, 4, 0, 2, ("database:23514",))
+    assert written == WriteResult(2, 4, 0, 2, ("database:23514",))
     assert await query(database, "SELECT symbol, volume FROM market.ticks ORDER BY received_at, symbol") == [
         ("B", 10), ("AIR.NZ", 1), ("AIR.NZ", 2), ("AIR.NZ", 4)
     ]  # fmt: skip
@@ -300,11 +300,11 @@ async def test_a_row_that_the_database_refuses(store: Store, database: str) -> N
     sql = "SELECT ticks, duplicates, rejected, last_batch, covered_until FROM ingest.stream_sessions"
     (session,) = await query(database, sql)
     assert session == (4, 0, 2, 2, start.replace(microsecond=5))
-    assert await store.write([bad, good]) == Written()
+    assert await store.write([bad, good]) == WriteResult()
     assert await query(database, sql) == [session]
 
 
-async def test_many_rows_that_the_database_refuses(store: Store, database: str) -> None:
+async def test_many_rows_that_the_database_refuses(store: TickStore, database: str) -> None:
     """Ten rows, or one in a hundred of a large batch, are refused one by one; of 2,000 rows 20."""
     await constrain(database, "volume % 100 <> 7")
     written = await store.write([filled(batcher(), *(tick(volume=number) for number in range(2000)))])
@@ -313,7 +313,7 @@ async def test_many_rows_that_the_database_refuses(store: Store, database: str) 
 
 
 @pytest.mark.parametrize(("count", "most"), [(20, 10), (1999, 19)])
-async def test_too_many_rows_that_the_database_refuses(store: Store, database: str, count: int, most: int) -> None:
+async def test_too_many_rows_that_the_database_refuses(store: TickStore, database: str, count: int, most: int) -> None:
     """More than that is no fault of single rows: nothing is rejected and nothing committed, until somebody acts."""
     await constrain(database, "price > 2")
     batch = filled(batcher(), *(tick(volume=number) for number in range(count)))
@@ -327,7 +327,7 @@ async def test_too_many_rows_that_the_database_refuses(store: Store, database: s
     assert (await store.write([batch])).ticks == count
 
 
-async def test_small_batches_do_not_lose_all_their_rows(store: Store, database: str) -> None:
+async def test_small_batches_do_not_lose_all_their_rows(store: TickStore, database: str) -> None:
     """Ten rows are refused one by one, in however many batches; then one in a hundred, and no more."""
     await constrain(database, "price > 2")
     instance = batcher()
@@ -342,7 +342,7 @@ async def test_small_batches_do_not_lose_all_their_rows(store: Store, database: 
         await store.write([filled(instance, tick(volume=11))])
 
 
-async def test_a_session_that_outlives_its_other_end(store: Store) -> None:
+async def test_a_session_that_outlives_its_other_end(store: TickStore) -> None:
     """The server notices a connection whose other end is gone within a minute, not by the defaults of TCP."""
     async with store._turn(await store.open()) as connection:
         assert await connection.fetchval("SHOW tcp_keepalives_idle") == "30"
@@ -373,7 +373,7 @@ async def test_a_connection_that_is_given_up_at_any_moment(writer_url: str) -> N
     assert ended["StoreError"] > 10
 
 
-async def test_a_detached_partition(store: Store, database: str, server: TestServer) -> None:
+async def test_a_detached_partition(store: TickStore, database: str, server: TestServer) -> None:
     """A month whose table stands apart can't be written to; the error says what to do, and then it can."""
     if server.edition != "plain":
         pytest.skip("a hypertable has chunks")
@@ -388,16 +388,16 @@ async def test_a_detached_partition(store: Store, database: str, server: TestSer
     await admin.close()
 
 
-async def test_a_refused_row_beside_one_that_is_there(store: Store, database: str) -> None:
+async def test_a_refused_row_beside_one_that_is_there(store: TickStore, database: str) -> None:
     """Duplicates are counted as such while a batch is sifted."""
     await store.write([filled(batcher(), tick(), tick("B"))])
     await constrain(database, "symbol <> 'BAD'")
     written = await store.write([filled(batcher(), tick(), tick("BAD"), tick("B"), tick("C"))])
-    assert written == Written(1, 3, 2, 1, ("database:23514",))
+    assert written == WriteResult(1, 3, 2, 1, ("database:23514",))
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(3,)]
 
 
-async def test_a_trouble_that_is_no_rows_fault_is_never_sifted(store: Store, database: str) -> None:
+async def test_a_trouble_that_is_no_rows_fault_is_never_sifted(store: TickStore, database: str) -> None:
     """An error that nobody knows is tried again with the whole batch; nothing is rejected."""
     connection = await connect(database)
     await connection.execute(

@@ -13,7 +13,7 @@ from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, EndReason, Reason, Session, SessionEnd, Tick
 from ingestor.service.recorder import new_session_id
 from ingestor.service.writer import Writer
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
 from tests.proxy import Proxy
@@ -64,7 +64,7 @@ async def written(url: str, batches: list[Batch], **changes: Any) -> tuple[Telem
     for batch in batches:
         telemetry.batch_closed(batch, None)
         buffer.put(batch)
-    store = Store(url, **{"write_timeout": 30, **changes})
+    store = TickStore(url, **{"write_timeout": 30, **changes})
     writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test")
     task = asyncio.create_task(writer.run())
     async with asyncio.timeout(60):
@@ -128,7 +128,7 @@ async def test_a_link_that_carries_little(writer_url: str, database: str, cuts: 
 async def test_bytes_that_leave_are_progress(writer_url: str) -> None:
     """While a large batch is sent, each piece that the link takes begins the time anew."""
     steps: list[None] = []
-    store = Store(writer_url, write_timeout=30, on_progress=lambda: steps.append(None))
+    store = TickStore(writer_url, write_timeout=30, on_progress=lambda: steps.append(None))
     instance = batcher()
     await store.write([filled(instance, 0, 1)])
     steps.clear()
@@ -143,7 +143,7 @@ async def test_a_crash_between_two_parts(writer_url: str, database: str, staged:
     """A part is no coverage; the next process goes on behind it, and counts each tick once."""
     await execute_all(database, BROKEN, TRIGGER)
     batches = [filled(batcher(), 0, 1000, rejected=10)]
-    store = Store(writer_url, write_timeout=30)
+    store = TickStore(writer_url, write_timeout=30)
     store.size.max_bytes = 5000
     store._staged_until = 1e9 if staged else 0.0
     with pytest.raises(StoreError, match="no"):
@@ -153,7 +153,7 @@ async def test_a_crash_between_two_parts(writer_url: str, database: str, staged:
     assert 0 < ticks < 700
     assert (duplicates, number, messages, covered) == (0, 1, ticks + rejected, None)
     await execute_all(database, "DROP TRIGGER limit_rows ON market.ticks")
-    after = Store(writer_url, write_timeout=30)
+    after = TickStore(writer_url, write_timeout=30)
     assert (await after.write_inherited(batches)).ticks == 1000 - ticks
     await after.close()
     await is_complete(database, batches)
@@ -164,7 +164,7 @@ async def test_the_rest_of_a_batch_that_is_lost(writer_url: str, database: str) 
     await execute_all(database, BROKEN, TRIGGER)
     instance = batcher()
     first, lost, later = (filled(instance, start, count) for start, count in ((0, 10), (10, 800), (810, 20)))
-    store = Store(writer_url, write_timeout=30)
+    store = TickStore(writer_url, write_timeout=30)
     store.size.max_bytes = 5000
     with pytest.raises(StoreError):
         await store.write([first, lost])
@@ -178,7 +178,7 @@ async def test_the_rest_of_a_batch_that_is_lost(writer_url: str, database: str) 
 async def test_a_part_with_a_row_that_is_refused(writer_url: str, database: str) -> None:
     """It has the position that it has in the whole batch."""
     await execute_all(database, "ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK (volume <> 700)")
-    store = Store(writer_url, write_timeout=30)
+    store = TickStore(writer_url, write_timeout=30)
     store.size.max_bytes = 5000
     result = await store.write([filled(batcher(), 0, 1000, rejected=10)])
     await store.close()

@@ -15,7 +15,7 @@ from ingestor.store import waiting
 from ingestor.store.connect import connect
 from ingestor.store.ledger import Ledger
 from ingestor.store.migrate import migrate
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler
 from tests.servers import TestServer
@@ -43,7 +43,7 @@ async def work(what: str, owner: str, writer: str) -> None:
         case "maintain":
             await maintain(load(database_url=owner), lambda _: None)
         case "write":
-            store = Store(writer, write_timeout=60)
+            store = TickStore(writer, write_timeout=60)
             await store.write([filled(batcher(), tick())])
             await store.close()
         case "backfill":

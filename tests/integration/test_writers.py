@@ -15,7 +15,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.model import DAY, SECOND, Tick
 from ingestor.service.writer import Writer
 from ingestor.store.ledger import Difference, Ledger, Listing, MinuteBar, Outcome, Piece
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
 from tests.integration.test_store import T0, batcher, filled, session, tick
@@ -39,9 +39,9 @@ class HastyClock(ManualClock):
 
 
 @asynccontextmanager
-async def two_stores(url: str) -> AsyncIterator[tuple[Store, Store]]:
+async def two_stores(url: str) -> AsyncIterator[tuple[TickStore, TickStore]]:
     """The writers of two instances."""
-    stores = Store(url, write_timeout=60, clock=HastyClock()), Store(url, write_timeout=60, clock=HastyClock())
+    stores = TickStore(url, write_timeout=60, clock=HastyClock()), TickStore(url, write_timeout=60, clock=HastyClock())
     yield stores
     for store in stores:
         await store.close()
@@ -129,7 +129,7 @@ async def test_a_transaction_that_was_chosen_to_fail(writer_url: str, database: 
     clock, telemetry = ManualClock(), Telemetry()
     began = clock.monotonic()
     buffer = Buffer(memory_max_bytes=2**20, clock=clock, telemetry=telemetry)
-    store = Store(writer_url, write_timeout=60, clock=clock)
+    store = TickStore(writer_url, write_timeout=60, clock=clock)
     buffer.put(filled(batcher(), *(tick(volume=volume) for volume in range(100))))
     writing = asyncio.create_task(Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test").run())
     async with asyncio.timeout(30):

@@ -18,7 +18,7 @@ from ingestor.settings import load
 from ingestor.store.connect import connect
 from ingestor.store.ledger import Bounds, Ledger
 from ingestor.store.migrate import migrate
-from ingestor.store.postgres import Store, Written
+from ingestor.store.ticks import TickStore, WriteResult
 from tests.integration.test_store import batcher, filled, tick
 from tests.servers import TestServer, with_parts
 
@@ -258,10 +258,10 @@ async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
         await connection.execute("SET ROLE owner; CREATE TABLE market.later (); RESET ROLE")
         assert await connection.fetchval("SELECT has_table_privilege('market_read', 'market.later', 'SELECT')")
         await connection.close()
-        store = Store(
+        store = TickStore(
             with_parts(server.url("market"), database="market", user="daemon", password="daemon"), write_timeout=10
         )
-        assert await store.write([filled(batcher(), tick())]) == Written(1, 1, 0, 0)
+        assert await store.write([filled(batcher(), tick())]) == WriteResult(1, 1, 0, 0)
         await store.close()
         async with Ledger(with_parts(server.url("market"), database="market", user="daemon", password="daemon")) as one:
             assert await one.fillable(Bounds()) == []

@@ -15,7 +15,7 @@ from ingestor.batch import Batcher
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Session, Tick
 from ingestor.store.connect import connect
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.stream.decoder import EARLIEST
 
 T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
@@ -60,13 +60,13 @@ def batches(of: list[Tick], cuts: list[int]) -> list[Batch]:
     return [*closed, instance.close()]
 
 
-def in_database(url: str, work: Callable[[Store], Any]) -> list[tuple[Any, ...]]:
+def in_database(url: str, work: Callable[[TickStore], Any]) -> list[tuple[Any, ...]]:
     """Run work against an emptied database; return all ticks and the sessions' counts."""
 
     async def run() -> list[tuple[Any, ...]]:
         connection = await connect(url)
         await connection.execute("TRUNCATE market.ticks, ingest.stream_sessions")
-        store = Store(url, write_timeout=10)
+        store = TickStore(url, write_timeout=10)
         await work(store)
         await store.close()
         rows = await connection.fetch(
@@ -119,11 +119,11 @@ def test_writing_twice_equals_writing_once(
     """Any sequence of batches, of two sessions, written again in any pieces, changes nothing."""
     all_batches = batches(one, cuts) + batches(two, cuts)
 
-    async def once(store: Store) -> None:
+    async def once(store: TickStore) -> None:
         for batch in all_batches:
             await store.write([batch])
 
-    async def again(store: Store) -> None:
+    async def again(store: TickStore) -> None:
         await once(store)
         for size in joins:
             for start in range(0, len(all_batches), size):
@@ -148,18 +148,18 @@ def test_any_limits_change_nothing(
     """Whatever the server accepts at each try, and whenever the process crashes, all is there and counted once."""
     all_batches = batches(one, cuts) + batches(two, cuts)
 
-    async def once(store: Store) -> None:
+    async def once(store: TickStore) -> None:
         for batch in all_batches:
             await store.write([batch])
 
-    async def limited(store: Store) -> None:
-        connection, writing = await connect(database), Store(database, write_timeout=10)
+    async def limited(store: TickStore) -> None:
+        connection, writing = await connect(database), TickStore(database, write_timeout=10)
         await connection.execute(LIMIT)
         for most, crashes in limits:
             await connection.execute("UPDATE public.most SET rows = $1", most)
             if crashes:
                 await writing.close()
-                writing = Store(database, write_timeout=10)
+                writing = TickStore(database, write_timeout=10)
             with contextlib.suppress(StoreError):
                 await writing.write(all_batches)
         await writing.close()

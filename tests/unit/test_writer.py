@@ -7,7 +7,7 @@ from uuid import UUID
 from ingestor.buffer.fifo import Buffer
 from ingestor.model import Batch, Session
 from ingestor.service.writer import Writer
-from ingestor.store.postgres import Store
+from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
 
@@ -37,7 +37,7 @@ async def test_a_database_that_is_not_there_is_tried_for_ever() -> None:
         clock, telemetry = CountedClock(), Telemetry()
         buffer = Buffer(memory_max_bytes=2**20, clock=clock, telemetry=telemetry)
         buffer.put(Batch(SESSION, 1))
-        store = Store(f"postgresql://nobody@127.0.0.1:{port}/none", write_timeout=5, clock=clock)
+        store = TickStore(f"postgresql://nobody@127.0.0.1:{port}/none", write_timeout=5, clock=clock)
         writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test")
         task = asyncio.create_task(writer.run())
         async with asyncio.timeout(30):

@@ -55,7 +55,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """What was committed, in counts: `duplicates` of the `ticks` were there already.
 
     `refused` are the reasons of those rejections that were ticks until the database refused them. `tallies` are what
@@ -71,8 +71,8 @@ class Written:
     tallies: Mapping[UUID, Tally] = field(default_factory=dict, compare=False)
     is_partial: bool = False
 
-    def __add__(self, other: Written) -> Written:
-        return Written(
+    def __add__(self, other: WriteResult) -> WriteResult:
+        return WriteResult(
             self.batches + other.batches,
             self.ticks + other.ticks,
             self.duplicates + other.duplicates,
@@ -91,7 +91,7 @@ class _Terms:
     clocks: ClockDifference = UNCOMPARED
 
 
-class Store:
+class TickStore:
     """The daemon's one connection for writing. Not for concurrent use.
 
     `on_progress` hears of every step of a write, `on_comparison` how far the clocks of the two machines are apart: at
@@ -126,7 +126,7 @@ class Store:
         self._tolerance = Tolerance()
         self.size = TransactionSize()
         """How much one transaction may hold now."""
-        self._unreported = Written()  # committed by a call that failed later on
+        self._unreported = WriteResult()  # committed by a call that failed later on
         self._terms = _Terms()
         self._database_clock = DatabaseClock(self._clock, on_comparison)
 
@@ -171,7 +171,7 @@ class Store:
             status = await connection.execute(QUERIES["end_crashed_sessions"], instance, list(own))
         return count_of(status)
 
-    async def write(self, batches: Sequence[Batch]) -> Written:
+    async def write(self, batches: Sequence[Batch]) -> WriteResult:
         """Commit batches, oldest first, in one transaction, or in several of the `size` that the server accepts now.
 
         To write them again changes nothing, and goes on behind what was committed. Where a row is at fault, each batch
@@ -179,11 +179,11 @@ class Store:
         """
         return await self._write_as(batches, is_own=True)
 
-    async def write_inherited(self, batches: Sequence[Batch]) -> Written:
+    async def write_inherited(self, batches: Sequence[Batch]) -> WriteResult:
         """Commit what an earlier process left, in the same way: that is no sign of life of its sessions."""
         return await self._write_as(batches, is_own=False)
 
-    async def _write_as(self, batches: Sequence[Batch], *, is_own: bool) -> Written:
+    async def _write_as(self, batches: Sequence[Batch], *, is_own: bool) -> WriteResult:
         guarded = await self.open()
         if self._database_clock.is_due:
             async with guarded as connection, connection.transaction(isolation="read_committed"):
@@ -197,17 +197,17 @@ class Store:
                 self._months.clear()
                 error.hint = NO_PARTITION
             raise
-        written, self._unreported = self._unreported, Written()
+        written, self._unreported = self._unreported, WriteResult()
         return written
 
     async def _write_all(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
         while batches:
             chosen = self.size.choose(batches)
-            written = await self._write_or_sift(guarded, chosen)
+            written = await self._write_or_quarantine(guarded, chosen)
             if not written.is_partial:
                 batches = batches[len(chosen) :]
 
-    async def _write_or_sift(self, guarded: Guarded, batches: Sequence[Batch]) -> Written:
+    async def _write_or_quarantine(self, guarded: Guarded, batches: Sequence[Batch]) -> WriteResult:
         try:
             written = await self._write(guarded, batches)
         except StoreError as error:
@@ -217,13 +217,13 @@ class Store:
             self._tolerance.note(written.ticks)
             return written
         await self._make_staging(guarded)
-        written = Written()
+        written = WriteResult()
         for batch in batches:
             written = await self._transaction(guarded, [batch], partial(self._sift, guarded))
             self._tolerance.note(written.ticks + len(written.refused), len(written.refused))
         return written
 
-    async def _write(self, guarded: Guarded, batches: Sequence[Batch]) -> Written:
+    async def _write(self, guarded: Guarded, batches: Sequence[Batch]) -> WriteResult:
         """Write by the fast way, or for a while by the staged one, where rows are there already."""
         if self._clock.monotonic() >= self._staged_until:
             try:
@@ -243,7 +243,7 @@ class Store:
 
     async def _transaction(
         self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool = True
-    ) -> Written:
+    ) -> WriteResult:
         """Commit batches together, or the next part of one. After a failure the next transaction may be smaller."""
         try:
             written = await self._commit(guarded, batches, insert, staged=staged)
@@ -254,8 +254,10 @@ class Store:
         self._unreported += written
         return written
 
-    async def _commit(self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool) -> Written:
-        written = Written()
+    async def _commit(
+        self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool
+    ) -> WriteResult:
+        written = WriteResult()
         async with self._turn(guarded) as connection:
             if guarded.is_pooled and staged:
                 await connection.execute(QUERIES["make_staging_for_now"])
@@ -306,7 +308,7 @@ class Store:
 
 async def _write_session(
     connection: asyncpg.Connection, batches: list[Batch], insert: _Insert, terms: _Terms, max_bytes: int
-) -> Written:
+) -> WriteResult:
     """Write what of one session's batches is not committed yet, inside the caller's transaction.
 
     Of a batch that is larger than `max_bytes`, it is the next part.
@@ -328,7 +330,7 @@ async def _write_session(
     complete = last_batch if last_messages is None else last_batch - 1
     batches = [batch for batch in batches if batch.number > complete]
     if not batches:
-        return Written(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
+        return WriteResult(tallies={session.id: Tally(ticks_before, duplicates_before, 0)})
     after = last_messages or 0 if batches[0].number == last_batch else 0
     batches[0], until = part_of(batches[0], after, max_bytes)
     if until is not None:  # nothing may be committed before the rest of it
@@ -354,7 +356,9 @@ async def _write_session(
     tally = Tally(ticks_before + ticks, duplicates_before + duplicates, ticks, missing)
     is_partial = until is not None
     complete_batches = len(batches) - is_partial
-    written = Written(complete_batches, ticks, duplicates, len(rejections), reasons, {session.id: tally}, is_partial)
+    written = WriteResult(
+        complete_batches, ticks, duplicates, len(rejections), reasons, {session.id: tally}, is_partial
+    )
     await _advance(connection, batches[-1], until, written, covered_until, terms)
     return written
 
@@ -382,7 +386,7 @@ async def _advance(
     connection: asyncpg.Connection,
     last: Batch,
     messages: int | None,
-    written: Written,
+    written: WriteResult,
     covered_until: Micros | None,
     terms: _Terms,
 ) -> None:
