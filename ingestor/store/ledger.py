@@ -22,7 +22,7 @@ from ingestor.store.copy_in import count_of
 from ingestor.store.guarded import Guarded
 from ingestor.store.judge import MIGRATE
 from ingestor.store.queries import QUERIES
-from ingestor.store.ticks import check_schema
+from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch
 
 PATIENCE = 120.0

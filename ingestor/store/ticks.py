@@ -13,23 +13,20 @@ from uuid import UUID
 
 import asyncpg
 
-from ingestor import __version__
 from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock
-from ingestor.errors import SchemaError, StoreError
+from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
 from ingestor.store.copy_in import copy_rows, count_of
 from ingestor.store.guarded import Guarded
-from ingestor.store.judge import MIGRATE, Remedy, judge, may_be_too_large
+from ingestor.store.judge import Remedy, judge, may_be_too_large
 from ingestor.store.portion import TransactionSize, part_of
 from ingestor.store.proof import proof
 from ingestor.store.queries import QUERIES
 from ingestor.store.sift import Tolerance, sift
+from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch, Tell, warn
-
-SCHEMA_REVISION = "0003"
-"""The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
 
 STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
@@ -415,49 +412,12 @@ async def _advance(
     )
 
 
-async def check_schema(connection: asyncpg.Connection) -> None:
-    """Raise SchemaError where this version can't work with what `ingestor migrate` has left in the database."""
-    try:
-        revision = await connection.fetchval(QUERIES["schema_revision"])
-        minimum = await connection.fetchval(QUERIES["minimum_version"]) if revision else None
-    except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as exc:
-        raise no_schema() from exc
-    check_revision(revision, minimum)
-
-
-def no_schema() -> SchemaError:
-    """Return the error that says so."""
-    return SchemaError("The database has no schema of ingestor yet.", hint=MIGRATE)
-
-
-def check_revision(revision: str | None, minimum_version: str | None) -> None:
-    """Raise SchemaError where this version of the daemon can't write to that revision of the schema.
-
-    A newer schema is accepted, unless it names a higher minimum version of the daemon.
-    """
-    if revision is None:
-        raise no_schema()
-    if revision < SCHEMA_REVISION:
-        raise SchemaError(
-            f"The database's schema is at {revision}, and this version needs {SCHEMA_REVISION}.", hint=MIGRATE
-        )
-    if minimum_version is not None and _version(minimum_version) > _version(__version__):
-        raise SchemaError(
-            f"The database's schema needs ingestor {minimum_version} or newer; this is {__version__}.",
-            hint="Upgrade ingestor.",
-        )
-
-
 def months_ahead(today: date) -> Iterator[date]:
     """Yield the first days of this month and of the next `MONTHS_AHEAD`."""
     first = today.replace(day=1)
     for _ in range(MONTHS_AHEAD + 1):
         yield first
         first = (first + timedelta(days=31)).replace(day=1)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
 def _timestamp(instant: Micros | None, shift: Micros = 0) -> datetime | None:

@@ -16,7 +16,7 @@ from ingestor.service.process import StopRequest
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect
-from ingestor.store.ticks import SCHEMA_REVISION
+from ingestor.store.version import SCHEMA_REVISION
 from tests.disks import fill, small_disk
 from tests.processes import ServerProcess
 from tests.proxy import Proxy

@@ -17,7 +17,8 @@ from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, Se
 from ingestor.store.connect import connect
 from ingestor.store.guarded import Guarded
 from ingestor.store.migrate import head_revision
-from ingestor.store.ticks import SCHEMA_REVISION, TickStore, WriteResult
+from ingestor.store.ticks import TickStore, WriteResult
+from ingestor.store.version import SCHEMA_REVISION
 from ingestor.stream.decoder import Decoder
 from tests.proxy import Proxy
 from tests.servers import TestServer, query

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestor.store.ticks import SCHEMA_REVISION
+from ingestor.store.version import SCHEMA_REVISION
 from tests.servers import query
 
 ROOT = Path(__file__).parents[2]
