@@ -19,7 +19,7 @@ class Remedy(Enum):
     RECONNECT = "reconnect"  # again, on another connection: this server is a standby
     STAGED = "staged"  # again, through the temporary table: a row is there already
     MAKE_PARTITION = "make_partition"  # again, once the month has its partition
-    SIFT = "sift"  # again, without the row that is at fault
+    SIFT = "insert_without_bad_rows"  # again, without the row that is at fault
 
 
 MIGRATE = "Run `ingestor migrate`."

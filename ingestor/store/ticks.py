@@ -23,8 +23,8 @@ from ingestor.store.guarded import Guarded
 from ingestor.store.judge import Remedy, judge, may_be_too_large
 from ingestor.store.portion import TransactionSize, part_of
 from ingestor.store.proof import proof
+from ingestor.store.quarantine import RejectionBudget, insert_without_bad_rows
 from ingestor.store.queries import QUERIES
-from ingestor.store.sift import Tolerance, sift
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch, Tell, warn
 
@@ -120,7 +120,7 @@ class TickStore:
         self._guarded: Guarded | None = None
         self.has_connected = False
         """Whether the database has let this process in, so that a refusal is its fault and may pass."""
-        self._tolerance = Tolerance()
+        self._rejection_budget = RejectionBudget()
         self.size = TransactionSize()
         """How much one transaction may hold now."""
         self._unreported = WriteResult()  # committed by a call that failed later on
@@ -211,13 +211,13 @@ class TickStore:
             if judge(error) is not Remedy.SIFT:
                 raise
         else:
-            self._tolerance.note(written.ticks)
+            self._rejection_budget.note(written.ticks)
             return written
         await self._make_staging(guarded)
         written = WriteResult()
         for batch in batches:
-            written = await self._transaction(guarded, [batch], partial(self._sift, guarded))
-            self._tolerance.note(written.ticks + len(written.refused), len(written.refused))
+            written = await self._transaction(guarded, [batch], partial(self._quarantine, guarded))
+            self._rejection_budget.note(written.ticks + len(written.refused), len(written.refused))
         return written
 
     async def _write(self, guarded: Guarded, batches: Sequence[Batch]) -> WriteResult:
@@ -288,7 +288,7 @@ class TickStore:
                 await connection.execute(QUERIES["ensure_partition"], month)
             self._months.add(month)
 
-    async def _sift(
+    async def _quarantine(
         self, guarded: Guarded, connection: asyncpg.Connection, batches: Sequence[Batch], after: int
     ) -> _Inserted:
         """Send one batch's rows through the temporary table, without those that the database refuses."""
@@ -299,8 +299,8 @@ class TickStore:
             await connection.execute(QUERIES["empty_staging"])
             return await _stage_rows(connection, rows, guarded.renew)
 
-        most = self._tolerance.of(batch.count)
-        return await sift(batch, insert, connection.transaction, most=most, after=after)
+        most = self._rejection_budget.of(batch.count)
+        return await insert_without_bad_rows(batch, insert, connection.transaction, most=most, after=after)
 
 
 async def _write_session(

@@ -23,7 +23,7 @@ MOST_SHARE = 0.01
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Tolerance:
+class RejectionBudget:
     """How many rows may be refused: of a batch by the rule above, and in the long run by its share alone.
 
     Without the second bound, small batches could lose all their rows, one batch after the other.
@@ -41,7 +41,7 @@ class Tolerance:
         self._left = min(MOST_ROWS, self._left + rows * MOST_SHARE - refused)
 
 
-async def sift(
+async def insert_without_bad_rows(
     batch: Batch,
     insert: Callable[[Sequence[bytes]], Awaitable[int]],
     savepoint: Callable[[], AbstractAsyncContextManager[object]],
