@@ -1,7 +1,7 @@
 """The tree of errors. Facts are attributes; `hint` says what a person can do about it.
 
 Errors of drivers and libraries are translated where they appear, with ``raise … from exc``. Which of them
-are worth another try is decided in two places only: `ingestor.stream.retry` and `ingestor.store.judge`.
+are worth another try is decided in two places only: `ingestor.stream.retry` and `ingestor.store.retry`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.daemon import prepare_state_directory
 from ingestor.settings import Settings
 from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect, settings_drift
-from ingestor.store.judge import MIGRATE, UPDATE
+from ingestor.store.retry import MIGRATE, UPDATE
 from ingestor.store.version import check_revision, no_schema
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import check_token, classify

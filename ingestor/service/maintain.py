@@ -13,9 +13,9 @@ from ingestor.errors import SchemaError
 from ingestor.settings import Settings
 from ingestor.store import schema
 from ingestor.store.aggregates import has_aggregates, keep_aggregates, mend_aggregates
-from ingestor.store.judge import MIGRATE
 from ingestor.store.migrate import columnstore_after
 from ingestor.store.retention import drop_old
+from ingestor.store.retry import MIGRATE
 from ingestor.store.upkeep import (
     as_owner,
     database_now,

@@ -18,7 +18,7 @@ from ingestor.buffer.fifo import MAX_BYTES, Buffer
 from ingestor.clock import Clock
 from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.model import SECOND, Batch
-from ingestor.store.judge import Remedy, judge
+from ingestor.store.retry import RetryAction, classify
 from ingestor.store.ticks import TickStore, WriteResult
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LivenessDeadline
@@ -114,10 +114,10 @@ class Writer:
     def _wait(self, state: RetryCallState) -> float:
         if _error(state).is_smaller_next:
             return 0.0  # each try is half as large, so this ends soon
-        match judge(_error(state)):
-            case Remedy.RETRY_SLOWLY:
+        match classify(_error(state)):
+            case RetryAction.RETRY_SLOWLY:
                 return self._slowly(state)
-            case Remedy.MAKE_PARTITION | Remedy.RETRY_AT_ONCE if state.attempt_number == 1:
+            case RetryAction.MAKE_PARTITION | RetryAction.RETRY_AT_ONCE if state.attempt_number == 1:
                 return 0.0
             case _:
                 return self._soon(state)

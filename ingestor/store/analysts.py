@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ingestor.address import parse_database_address
 from ingestor.errors import StoreError
 from ingestor.redaction import register_secret
-from ingestor.store.judge import MIGRATE
+from ingestor.store.retry import MIGRATE
 from ingestor.store.target import target_of
 from ingestor.store.upkeep import as_owner
 

@@ -10,8 +10,8 @@ from types import TracebackType
 import asyncpg
 
 from ingestor.store.connect import is_pooled
-from ingestor.store.judge import Remedy, judge
 from ingestor.store.refusal import DRIVER_ERRORS, translated
+from ingestor.store.retry import RetryAction, classify
 from ingestor.store.waiting import LockWatch
 
 GRACE = 0.5
@@ -118,7 +118,7 @@ class Guarded:
                 raise translated(TimeoutError("the server was given up")) from error
             case asyncpg.PostgresError():
                 refusal = translated(error)
-                if judge(refusal) is Remedy.RECONNECT:
+                if classify(refusal) is RetryAction.RECONNECT:
                     self.connection.terminate()
                 raise refusal from error
             case Exception() if isinstance(error, DRIVER_ERRORS):

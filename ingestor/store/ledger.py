@@ -20,8 +20,8 @@ from ingestor.redaction import outside_text
 from ingestor.store.connect import connect
 from ingestor.store.copy_in import count_of
 from ingestor.store.guarded import Guarded
-from ingestor.store.judge import MIGRATE
 from ingestor.store.queries import QUERIES
+from ingestor.store.retry import MIGRATE
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch
 

@@ -13,8 +13,8 @@ import asyncpg
 from ingestor.batch import unpack
 from ingestor.errors import StoreError
 from ingestor.model import Batch, Rejection, Tick
-from ingestor.store.judge import Remedy, judge
 from ingestor.store.refusal import translated
+from ingestor.store.retry import RetryAction, classify
 
 MOST_ROWS = 10
 MOST_SHARE = 0.01
@@ -64,7 +64,7 @@ async def insert_without_bad_rows(
                 return await insert([row for row, _, _ in rows[first:last]])
         except asyncpg.PostgresError as exc:
             error = translated(exc)
-            if judge(error) is not Remedy.SIFT:
+            if classify(error) is not RetryAction.QUARANTINE:
                 raise
             if last - first == 1:
                 _, tick, received_at = rows[first]

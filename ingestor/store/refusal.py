@@ -12,7 +12,7 @@ from asyncpg.connect_utils import SessionAttribute
 from ingestor.address import FORM
 from ingestor.errors import DatabaseAccessError, StoreError
 from ingestor.redaction import outside_text, system_words
-from ingestor.store.judge import ENDS_SESSION, hint, needs_operator
+from ingestor.store.retry import ENDS_SESSION, hint, needs_operator
 
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""

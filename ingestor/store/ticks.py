@@ -20,11 +20,11 @@ from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
 from ingestor.store.copy_in import copy_rows, count_of
 from ingestor.store.guarded import Guarded
-from ingestor.store.judge import Remedy, judge, may_be_too_large
 from ingestor.store.portion import TransactionSize, part_of
 from ingestor.store.proof import proof
 from ingestor.store.quarantine import RejectionBudget, insert_without_bad_rows
 from ingestor.store.queries import QUERIES
+from ingestor.store.retry import RetryAction, classify, may_be_too_large
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch, Tell, warn
 
@@ -190,7 +190,7 @@ class TickStore:
         try:
             await self._write_all(guarded, batches)
         except StoreError as error:
-            if judge(error) is Remedy.MAKE_PARTITION:
+            if classify(error) is RetryAction.MAKE_PARTITION:
                 self._months.clear()
                 error.hint = NO_PARTITION
             raise
@@ -208,7 +208,7 @@ class TickStore:
         try:
             written = await self._write(guarded, batches)
         except StoreError as error:
-            if judge(error) is not Remedy.SIFT:
+            if classify(error) is not RetryAction.QUARANTINE:
                 raise
         else:
             self._rejection_budget.note(written.ticks)
@@ -226,7 +226,7 @@ class TickStore:
             try:
                 return await self._transaction(guarded, batches, partial(_copy, guarded.renew), staged=False)
             except StoreError as error:
-                if judge(error) is not Remedy.STAGED:
+                if classify(error) is not RetryAction.USE_STAGING:
                     raise
                 self._staged_until = self._clock.monotonic() + STAY_STAGED
         await self._make_staging(guarded)

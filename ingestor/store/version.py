@@ -6,8 +6,8 @@ import asyncpg
 
 from ingestor import __version__
 from ingestor.errors import SchemaError
-from ingestor.store.judge import MIGRATE
 from ingestor.store.queries import QUERIES
+from ingestor.store.retry import MIGRATE
 
 SCHEMA_REVISION = "0003"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""

@@ -66,7 +66,7 @@ SILENT = """async () => {  // what the live region says while numbers change
 SENTENCE = """async (status) => {
     const { judge } = await import("/verdict.js");
     const { Zone } = await import("/words.js");
-    return judge(status, Date.parse(status.now), new Zone(status.timezone)).sentence;
+    return classify(status, Date.parse(status.now), new Zone(status.timezone)).sentence;
 }"""
 
 

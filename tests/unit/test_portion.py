@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ingestor.batch import Batcher
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, EndReason, Reason, Session, SessionEnd, Tick
-from ingestor.store.judge import may_be_too_large
 from ingestor.store.portion import NORMAL_BYTES, SMALLEST_BYTES, TransactionSize, part_of
+from ingestor.store.retry import may_be_too_large
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
 T0 = 1_790_000_000 * SECOND

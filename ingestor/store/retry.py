@@ -10,16 +10,16 @@ from enum import Enum
 from ingestor.errors import DatabaseAccessError, SchemaError, StoreError
 
 
-class Remedy(Enum):
+class RetryAction(Enum):
     """What the store or its caller does next."""
 
     RETRY = "retry"  # again, soon: the server restarts, the network failed, or nobody knows
     RETRY_AT_ONCE = "retry_at_once"  # again, now: another transaction was in the way, and nothing is wrong
     RETRY_SLOWLY = "retry_slowly"  # again, every few seconds: a person must act first
     RECONNECT = "reconnect"  # again, on another connection: this server is a standby
-    STAGED = "staged"  # again, through the temporary table: a row is there already
+    USE_STAGING = "use_staging"  # again, through the temporary table: a row is there already
     MAKE_PARTITION = "make_partition"  # again, once the month has its partition
-    SIFT = "insert_without_bad_rows"  # again, without the row that is at fault
+    QUARANTINE = "quarantine"  # again, without the row that is at fault
 
 
 MIGRATE = "Run `ingestor migrate`."
@@ -117,25 +117,25 @@ def _slow_hint(sqlstate: str | None) -> str:
     return _SLOW_HINTS.get(sqlstate) or _SLOW_HINTS.get(sqlstate[:2], "")
 
 
-def judge(error: StoreError) -> Remedy:  # noqa: PLR0911 - a table
+def classify(error: StoreError) -> RetryAction:  # noqa: PLR0911 - a table
     """Return the remedy for what a write, or an attempt to connect, failed with.
 
     SQLSTATEs are listed at https://www.postgresql.org/docs/current/errcodes-appendix.html.
     """
     if isinstance(error, SchemaError | DatabaseAccessError):
-        return Remedy.RETRY_SLOWLY
+        return RetryAction.RETRY_SLOWLY
     match error.sqlstate:
         case "40001" | "40P01":  # serialization failure, deadlock
-            return Remedy.RETRY_AT_ONCE
+            return RetryAction.RETRY_AT_ONCE
         case "23505":
-            return Remedy.STAGED
+            return RetryAction.USE_STAGING
         case "23514" if error.constraint is None:  # "no partition of relation found for row" names none
-            return Remedy.MAKE_PARTITION
+            return RetryAction.MAKE_PARTITION
         case "25006":
-            return Remedy.RECONNECT
+            return RetryAction.RECONNECT
         case state if state in ROW_FAULTS:
-            return Remedy.SIFT
+            return RetryAction.QUARANTINE
         case state if _slow_hint(state):
-            return Remedy.RETRY_SLOWLY
+            return RetryAction.RETRY_SLOWLY
         case _:
-            return Remedy.RETRY
+            return RetryAction.RETRY
