@@ -12,7 +12,7 @@ from ingestor.model import SECOND
 from ingestor.settings import SHARED, Settings, variable
 from ingestor.store.clocks import compare_clocks
 from ingestor.store.connect import connect
-from ingestor.store.guarded import Guarded
+from ingestor.store.connection import GuardedConnection
 
 MINIMUM_SERVER = 15
 
@@ -87,7 +87,7 @@ class DatabaseFacts:
 
 async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:
     """Look at a database, for at most so many seconds. Raises StoreError where that can't be done."""
-    guarded = Guarded(await connect(url, timeout=timeout, application_name="ingestor check"), timeout)
+    guarded = GuardedConnection(await connect(url, timeout=timeout, application_name="ingestor check"), timeout)
     try:
         async with guarded as connection, connection.transaction(isolation="read_committed"):
             clock = await compare_clocks(connection, SystemClock())

@@ -18,8 +18,8 @@ from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
 from ingestor.redaction import outside_text
 from ingestor.store.connect import connect
+from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import count_of
-from ingestor.store.guarded import Guarded
 from ingestor.store.queries import QUERIES
 from ingestor.store.retry import MIGRATE
 from ingestor.store.version import check_schema
@@ -135,7 +135,7 @@ class Ledger:
         self._timeout = timeout
         self._patience = patience
         self._lock = asyncio.Lock()
-        self._open: Guarded | None = None
+        self._open: GuardedConnection | None = None
         self.timezone = "UTC"
         """The exchange's time zone."""
         self.margin = timedelta()
@@ -146,7 +146,7 @@ class Ledger:
 
     async def __aenter__(self) -> Self:
         connection = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
-        self._open = Guarded(connection, self._patience, watch=LockWatch(self._url))
+        self._open = GuardedConnection(connection, self._patience, watch=LockWatch(self._url))
         try:
             async with self._connection() as connection:
                 await check_schema(connection)

@@ -18,8 +18,8 @@ from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
+from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import copy_rows, count_of
-from ingestor.store.guarded import Guarded
 from ingestor.store.portion import TransactionSize, part_of
 from ingestor.store.proof import proof
 from ingestor.store.quarantine import RejectionBudget, insert_without_bad_rows
@@ -117,7 +117,7 @@ class TickStore:
         self._has_staging = False
         self._staged_until = 0.0
         self._months: set[date] = set()
-        self._guarded: Guarded | None = None
+        self._guarded: GuardedConnection | None = None
         self.has_connected = False
         """Whether the database has let this process in, so that a refusal is its fault and may pass."""
         self._rejection_budget = RejectionBudget()
@@ -127,12 +127,12 @@ class TickStore:
         self._terms = _Terms()
         self._database_clock = DatabaseClock(self._clock, on_comparison)
 
-    async def open(self) -> Guarded:
+    async def open(self) -> GuardedConnection:
         """Connect and look at the schema, if that is not done yet."""
         if self._guarded is None or self._guarded.connection.is_closed():
             self._has_staging = False
             self._months.clear()
-            self._guarded = guarded = Guarded(
+            self._guarded = guarded = GuardedConnection(
                 await connect(self._url, timeout=self._write_timeout, application_name="ingestor", read_write=True),
                 self._write_timeout,
                 self._on_progress,
@@ -197,14 +197,14 @@ class TickStore:
         written, self._unreported = self._unreported, WriteResult()
         return written
 
-    async def _write_all(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
+    async def _write_all(self, guarded: GuardedConnection, batches: Sequence[Batch]) -> None:
         while batches:
             chosen = self.size.choose(batches)
             written = await self._write_or_quarantine(guarded, chosen)
             if not written.is_partial:
                 batches = batches[len(chosen) :]
 
-    async def _write_or_quarantine(self, guarded: Guarded, batches: Sequence[Batch]) -> WriteResult:
+    async def _write_or_quarantine(self, guarded: GuardedConnection, batches: Sequence[Batch]) -> WriteResult:
         try:
             written = await self._write(guarded, batches)
         except StoreError as error:
@@ -220,7 +220,7 @@ class TickStore:
             self._rejection_budget.note(written.ticks + len(written.refused), len(written.refused))
         return written
 
-    async def _write(self, guarded: Guarded, batches: Sequence[Batch]) -> WriteResult:
+    async def _write(self, guarded: GuardedConnection, batches: Sequence[Batch]) -> WriteResult:
         """Write by the fast way, or for a while by the staged one, where rows are there already."""
         if self._clock.monotonic() >= self._staged_until:
             try:
@@ -232,14 +232,14 @@ class TickStore:
         await self._make_staging(guarded)
         return await self._transaction(guarded, batches, partial(_stage, guarded.renew))
 
-    async def _make_staging(self, guarded: Guarded) -> None:
+    async def _make_staging(self, guarded: GuardedConnection) -> None:
         if not self._has_staging and not guarded.is_pooled:
             async with guarded as connection:
                 await connection.execute(QUERIES["make_staging"])
             self._has_staging = True
 
     async def _transaction(
-        self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool = True
+        self, guarded: GuardedConnection, batches: Sequence[Batch], insert: _Insert, *, staged: bool = True
     ) -> WriteResult:
         """Commit batches together, or the next part of one. After a failure the next transaction may be smaller."""
         try:
@@ -252,7 +252,7 @@ class TickStore:
         return written
 
     async def _commit(
-        self, guarded: Guarded, batches: Sequence[Batch], insert: _Insert, *, staged: bool
+        self, guarded: GuardedConnection, batches: Sequence[Batch], insert: _Insert, *, staged: bool
     ) -> WriteResult:
         written = WriteResult()
         async with self._turn(guarded) as connection:
@@ -264,7 +264,7 @@ class TickStore:
         return written
 
     @contextlib.asynccontextmanager
-    async def _turn(self, guarded: Guarded) -> AsyncIterator[asyncpg.Connection]:
+    async def _turn(self, guarded: GuardedConnection) -> AsyncIterator[asyncpg.Connection]:
         """Begin a transaction that no other writer of the database is in at the same time."""
         async with guarded as connection, connection.transaction(isolation="read_committed"):
             limits = self._limits.replace("$2", "LOCAL") if guarded.is_pooled else ""
@@ -279,7 +279,7 @@ class TickStore:
             oldest, newest = min(span[0] for span in late), max(span[1] for span in late)
             await connection.execute(QUERIES["note_late"], _timestamp(oldest), _timestamp(newest))
 
-    async def _make_partitions(self, guarded: Guarded, batches: Sequence[Batch]) -> None:
+    async def _make_partitions(self, guarded: GuardedConnection, batches: Sequence[Batch]) -> None:
         """Make the partitions of the ticks' months and of the months ahead, in transactions of their own."""
         today = (_EPOCH + timedelta(microseconds=self._database_clock.now())).date()
         needed = {month for batch in batches for month in batch.months} | set(months_ahead(today))
@@ -289,7 +289,7 @@ class TickStore:
             self._months.add(month)
 
     async def _quarantine(
-        self, guarded: Guarded, connection: asyncpg.Connection, batches: Sequence[Batch], after: int
+        self, guarded: GuardedConnection, connection: asyncpg.Connection, batches: Sequence[Batch], after: int
     ) -> _Inserted:
         """Send one batch's rows through the temporary table, without those that the database refuses."""
         (batch,) = batches

@@ -18,8 +18,8 @@ import structlog
 from ingestor.errors import StoreError
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
+from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import PIECE, copy_rows
-from ingestor.store.guarded import Guarded
 from ingestor.store.upkeep import as_owner
 from tests.commands import ingestor_here
 from tests.processes import DaemonProcess, ServerProcess
@@ -41,7 +41,7 @@ VALUES ('SUM020.NZ', '2026-11-19 21:30+00', '1 minute', 6.5, 6.6, 6.4, 6.45, 70,
 
 async def _failure(url: str, what: str, ends: asyncio.Event) -> str:
     """Return what the daemon would say of a connection that is lost while it is used, or while nobody uses it."""
-    guarded = Guarded(await connect(url), 60)
+    guarded = GuardedConnection(await connect(url), 60)
     try:
         async with guarded as connection:
             if what == "query":
@@ -83,7 +83,7 @@ async def test_a_session_that_ends_in_copy(
     number: signal.Signals,
 ) -> None:
     """A COPY whose session is ended says so, stops sending, and makes asyncio log nothing."""
-    guarded = Guarded(await connect(database), 60)
+    guarded = GuardedConnection(await connect(database), 60)
 
     def rows() -> Iterator[bytes]:
         os.kill(guarded.connection.get_server_pid(), number)

@@ -15,7 +15,7 @@ from ingestor.batch import Batcher
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, SessionEnd, Tick
 from ingestor.store.connect import connect
-from ingestor.store.guarded import Guarded
+from ingestor.store.connection import GuardedConnection
 from ingestor.store.migrate import head_revision
 from ingestor.store.ticks import TickStore, WriteResult
 from ingestor.store.version import SCHEMA_REVISION
@@ -356,9 +356,9 @@ async def test_a_connection_that_is_given_up_at_any_moment(writer_url: str) -> N
     chance = random.Random(5)
     ended = Counter[str]()
     for _ in range(60):
-        guarded = Guarded(await connect(writer_url), 10)
+        guarded = GuardedConnection(await connect(writer_url), 10)
 
-        async def use(guarded: Guarded = guarded) -> None:
+        async def use(guarded: GuardedConnection = guarded) -> None:
             async with guarded as connection:
                 for number in range(50):
                     await connection.fetchval(f"SELECT {number}, $1::int", number)

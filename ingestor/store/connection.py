@@ -21,7 +21,7 @@ CLOSE_TIMEOUT = 1.0
 """Seconds for the server to say goodbye."""
 
 
-class Guarded:
+class GuardedConnection:
     """A connection to be used within `async with`, each time for `seconds` from the beginning or the last `renew`.
 
     `terminate` is the only way out of a connection whose peer is gone: cancelling would first ask the server to
