@@ -22,7 +22,7 @@ from ingestor.backfill.answers import (
     records_of,
     shown,
 )
-from ingestor.store.ledger import Label, MinuteBar
+from ingestor.store.gaps import Label, MinuteBar
 
 EXCHANGE = "nzx"
 INTERVAL = "1m"

@@ -18,7 +18,7 @@ from ingestor.clock import Clock
 from ingestor.errors import IngestorError
 from ingestor.model import SECOND
 from ingestor.redaction import outside_text, redact
-from ingestor.store.ledger import Begun, Bounds, Ledger, MinuteBar, Outcome, Piece, minute_of
+from ingestor.store.gaps import Bounds, GapSpan, GapStore, MinuteBar, Outcome, PendingBackfill, minute_of
 
 KEPT = timedelta(days=365)
 """How long the source keeps one-minute bars: 1 year, by its documentation."""
@@ -35,14 +35,14 @@ MOST_FAILURES = 10
 """So many requests that fail one after the other, each after several tries, end a run: the source is away."""
 
 
-def asked_for(piece: Piece, margin: timedelta) -> tuple[datetime, datetime]:
+def asked_for(piece: GapSpan, margin: timedelta) -> tuple[datetime, datetime]:
     """Return the whole minutes that a piece touches, with the margin at both ends: from, and up to."""
     last = piece.ended_at + margin
     until = minute_of(last)
     return minute_of(piece.started_at - margin), until if until == last else until + MINUTE
 
 
-def cut(piece: Piece, now: datetime, margin: timedelta) -> Piece | None:
+def cut(piece: GapSpan, now: datetime, margin: timedelta) -> GapSpan | None:
     """Return the part of a piece that may be asked for now; None where there is none yet.
 
     A minute is asked for when it has been over for the margin and a minute: the source needs its time as well.
@@ -51,7 +51,7 @@ def cut(piece: Piece, now: datetime, margin: timedelta) -> Piece | None:
     if asked_for(piece, margin)[1] <= newest:
         return piece
     ended_at = newest - margin
-    return Piece(piece.started_at, ended_at) if ended_at > piece.started_at else None
+    return GapSpan(piece.started_at, ended_at) if ended_at > piece.started_at else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Request:
     """One question to the source: a symbol on one day, with all the pieces that its answer settles."""
 
     symbol: str
-    begun: tuple[Begun, ...]
+    begun: tuple[PendingBackfill, ...]
     since: datetime
     until: datetime
 
@@ -68,10 +68,10 @@ class Request:
 class Plan:
     """What there is to do: new pieces and their symbols, what is too old, and what has to wait until it is over."""
 
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[GapSpan, ...] = ()
     symbols: tuple[tuple[str, ...], ...] = ()
-    too_old: tuple[Piece, ...] = ()
-    too_young: tuple[Piece, ...] = ()
+    too_old: tuple[GapSpan, ...] = ()
+    too_young: tuple[GapSpan, ...] = ()
     begun: int = 0
 
     @property
@@ -133,21 +133,21 @@ class Summary:
 
 
 class Backfill:
-    """Fills what the ledger says is open from the REST API.
+    """Fills what the gap store says is open from the REST API.
 
     A `patient` one asks again for what has failed only when its time has come; any other asks at once.
     """
 
     def __init__(
         self,
-        ledger: Ledger,
+        gap_store: GapStore,
         client: RestClient,
         *,
         clock: Clock,
         concurrency: int = CONCURRENCY,
         patient: bool = False,
     ) -> None:
-        self._ledger = ledger
+        self._gap_store = gap_store
         self._client = client
         self._clock = clock
         self._concurrency = concurrency
@@ -160,7 +160,7 @@ class Backfill:
 
     async def check(self, only: Collection[str]) -> None:
         """Raise IngestorError where nobody knows one of these symbols."""
-        if strange := await self._ledger.unknown_symbols(only):
+        if strange := await self._gap_store.unknown_symbols(only):
             raise IngestorError(
                 f"Nobody knows {', '.join(strange)}: neither the provider lists it, nor was it ever heard.",
                 hint="Write symbols with their suffix (AIR.NZ); market.instruments has all of them.",
@@ -169,26 +169,26 @@ class Backfill:
     async def ask_again(self, bounds: Bounds) -> None:
         """Let what was given up within the bounds be asked for once more, where the source may still have it."""
         first, last, since, until = bounds.parameters()
-        for piece in await self._ledger.given_up(since, until):
+        for piece in await self._gap_store.given_up(since, until):
             if self._lies_within(piece, first, last):
-                await self._ledger.ask_again(piece)
+                await self._gap_store.ask_again(piece)
 
     async def plan(self, bounds: Bounds) -> Plan:
         """Look at what there is to do. Nothing is asked for, and nothing put on record."""
         now = self._now()
-        earlier = min(now, await self._ledger.now())  # a minute is over when it is so by both clocks
-        pieces: list[Piece] = []
-        too_old: list[Piece] = []
-        too_young: list[Piece] = []
-        for each in await self._ledger.fillable(bounds):
-            part = cut(each, earlier, self._ledger.margin)
+        earlier = min(now, await self._gap_store.now())  # a minute is over when it is so by both clocks
+        pieces: list[GapSpan] = []
+        too_old: list[GapSpan] = []
+        too_young: list[GapSpan] = []
+        for each in await self._gap_store.fillable(bounds):
+            part = cut(each, earlier, self._gap_store.margin)
             if each.started_at < now - KEPT:
                 too_old.append(each)
             elif part is None:
                 too_young.append(each)
             else:
                 pieces.append(part)
-        symbols = [tuple(await self._ledger.active_symbols(piece.started_at)) for piece in pieces]
+        symbols = [tuple(await self._gap_store.active_symbols(piece.started_at)) for piece in pieces]
         if pieces and not all(symbols):
             raise IngestorError("No instrument is known yet, so there is nothing to ask for.")
         begun = len(await self._pending(bounds))
@@ -196,11 +196,11 @@ class Backfill:
 
     async def begin(self, plan: Plan) -> None:
         """Put the plan on record: from here on it can be taken up again after whatever happens."""
-        await self._ledger.forget_needless()
+        await self._gap_store.forget_needless()
         for piece in plan.too_old:
-            await self._ledger.give_up(piece, TOO_OLD)
+            await self._gap_store.give_up(piece, TOO_OLD)
         for piece, symbols in zip(plan.pieces, plan.symbols, strict=True):
-            await self._ledger.begin(piece, symbols)
+            await self._gap_store.begin(piece, symbols)
 
     async def requests(self, bounds: Bounds, only: Collection[str] = ()) -> list[Request]:
         """Return what is to be asked of all that was begun within the bounds: the symbols `only`, or every one."""
@@ -210,7 +210,7 @@ class Backfill:
             if only and symbol not in only:
                 continue
             begun = tuple(group)
-            ranges = [asked_for(each.piece, self._ledger.margin) for each in begun]
+            ranges = [asked_for(each.piece, self._gap_store.margin) for each in begun]
             since, until = min(start for start, _ in ranges), max(end for _, end in ranges)
             found.append(Request(symbol, begun, since, until))
         # By day, so that a gap is settled as a whole before the next one is begun.
@@ -249,13 +249,13 @@ class Backfill:
             outcomes = [Outcome(each.piece, "unfillable", error=TOO_OLD) for each in request.begun]
         else:
             try:
-                found = await self._client.minutes(request.symbol, request.since, request.until, self._ledger.label)
+                found = await self._client.minutes(request.symbol, request.since, request.until, self._gap_store.label)
             except (UnknownTickerError, SourceError) as error:
                 outcomes = [_failed(each, error) for each in request.begun]
             else:
                 outcomes, bars = self._part(request, found)
                 faults = found.faults
-        await self._ledger.settle(request.symbol, outcomes, bars)
+        await self._gap_store.settle(request.symbol, outcomes, bars)
         return Settled(outcomes, faults)
 
     def _part(self, request: Request, found: Bars) -> tuple[list[Outcome], list[MinuteBar]]:
@@ -263,36 +263,36 @@ class Backfill:
         outcomes: list[Outcome] = []
         wanted: dict[datetime, MinuteBar] = {}
         for each in request.begun:
-            since, until = asked_for(each.piece, self._ledger.margin)
+            since, until = asked_for(each.piece, self._gap_store.margin)
             its = {bar.time: bar for bar in found.bars if since <= bar.time < until}
             wrong = [fault for fault in found.faults if fault.may_lie_within(since, until)]
             outcomes.append(_doubtful(each, len(its), found, wrong) if wrong else _complete(each, len(its)))
             wanted |= its
         return outcomes, list(wanted.values())
 
-    async def _pending(self, bounds: Bounds) -> list[Begun]:
+    async def _pending(self, bounds: Bounds) -> list[PendingBackfill]:
         """Return what was begun and is not settled, by symbol and time."""
         first, last, since, until = bounds.parameters()
-        pending = await self._ledger.pending(since, until, due=self._patient)
+        pending = await self._gap_store.pending(since, until, due=self._patient)
         return [each for each in pending if self._lies_within(each.piece, first, last)]
 
-    def _lies_within(self, piece: Piece, first: date | None, last: date | None) -> bool:
+    def _lies_within(self, piece: GapSpan, first: date | None, last: date | None) -> bool:
         day = self._day(piece)
         return (first is None or day >= first) and (last is None or day < last)
 
-    def _day(self, piece: Piece) -> date:
-        return piece.started_at.astimezone(ZoneInfo(self._ledger.timezone)).date()
+    def _day(self, piece: GapSpan) -> date:
+        return piece.started_at.astimezone(ZoneInfo(self._gap_store.timezone)).date()
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
 
 
-def _complete(each: Begun, bars: int) -> Outcome:
+def _complete(each: PendingBackfill, bars: int) -> Outcome:
     """Return what an answer without wrong records means."""
     return Outcome(each.piece, "filled" if bars else "no trades", bars)
 
 
-def _doubtful(each: Begun, bars: int, found: Bars, wrong: Sequence[Fault]) -> Outcome:
+def _doubtful(each: PendingBackfill, bars: int, found: Bars, wrong: Sequence[Fault]) -> Outcome:
     """Return what wrong records mean: what is right is kept, and the rest is asked for again, a few times."""
     status: Literal["pending", "partial", "unfillable"] = "pending"
     if each.attempts + 1 >= MAX_TRIES:
@@ -300,7 +300,7 @@ def _doubtful(each: Begun, bars: int, found: Bars, wrong: Sequence[Fault]) -> Ou
     return Outcome(each.piece, status, bars, redact(summarize(wrong, found.records)))
 
 
-def _failed(each: Begun, error: IngestorError) -> Outcome:
+def _failed(each: PendingBackfill, error: IngestorError) -> Outcome:
     """Return what a failure means: a symbol that is not listed, or is unknown again and again, is given up."""
     is_believed = not each.is_listed or each.attempts + 1 >= MAX_TRIES
     is_final = isinstance(error, UnknownTickerError) and is_believed

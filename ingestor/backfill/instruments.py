@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ingestor.backfill.answers import summarize
 from ingestor.backfill.bars import EXCHANGE
 from ingestor.backfill.client import RestClient
-from ingestor.store.ledger import Ledger
+from ingestor.store.gaps import GapStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,8 @@ class Refresh:
     wrong: str = ""
 
 
-async def refresh_instruments(ledger: Ledger, client: RestClient) -> Refresh:
+async def refresh_instruments(gap_store: GapStore, client: RestClient) -> Refresh:
     """Ask what is listed, and note it beside what was heard. Raises SourceError."""
     found = await client.instruments()
-    kept = await ledger.store_instruments(EXCHANGE, found.listed, is_complete=not found.faults)
+    kept = await gap_store.store_instruments(EXCHANGE, found.listed, is_complete=not found.faults)
     return Refresh(len(found.listed), kept, summarize(found.faults, found.records))

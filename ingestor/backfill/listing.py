@@ -18,7 +18,7 @@ from ingestor.backfill.answers import (
     shown,
 )
 from ingestor.backfill.bars import EXCHANGE
-from ingestor.store.ledger import Listing
+from ingestor.store.gaps import Instrument
 from ingestor.stream.decoder import MAX_SYMBOL_LENGTH
 
 MAX_TEXT = 500
@@ -29,7 +29,7 @@ MAX_TEXT = 500
 class Instruments:
     """What an answer lists, the number of its `records`, and those that are wrong."""
 
-    listed: tuple[Listing, ...]
+    listed: tuple[Instrument, ...]
     records: int
     faults: tuple[Fault, ...] = ()
 
@@ -45,11 +45,11 @@ def parse_instruments(body: bytes) -> Instruments:
     exchange = read_field(fields, "exchange", str)
     if exchange is not None and exchange.lower() != EXCHANGE:
         raise MalformedAnswerError(f"the exchange '{shown(exchange)}'")
-    listed: dict[str, Listing] = {}
+    listed: dict[str, Instrument] = {}
     faults: list[Fault] = []
     for position, record in enumerate(records, 1):
         each = _listing(record_fields(record) or {}, f"record {position}")
-        if isinstance(each, Listing) and listed.setdefault(each.symbol, each) != each:
+        if isinstance(each, Instrument) and listed.setdefault(each.symbol, each) != each:
             each = Fault("listed twice, and differently", each.symbol)
         if isinstance(each, Fault):
             faults.append(each)
@@ -58,7 +58,7 @@ def parse_instruments(body: bytes) -> Instruments:
     return Instruments(tuple(listed.values()), len(records), tuple(faults))
 
 
-def _listing(fields: dict[str, Any], name: str) -> Listing | Fault:
+def _listing(fields: dict[str, Any], name: str) -> Instrument | Fault:
     """Return an instrument, or why it is none. Only the symbol is needed: another field that can't be read is empty."""
     symbol = _text(fields.get("symbol"))
     if not symbol:
@@ -70,7 +70,7 @@ def _listing(fields: dict[str, Any], name: str) -> Listing | Fault:
     if exchange is not None and exchange.lower() != EXCHANGE:
         return Fault("another exchange", shown(symbol))
     company_name, industry = (_shortened(_text(fields.get(each))) for each in ("company_name", "industry"))
-    return Listing(symbol, company_name, industry, _uuid(fields.get("uuid4")), _is_active(fields.get("active")))
+    return Instrument(symbol, company_name, industry, _uuid(fields.get("uuid4")), _is_active(fields.get("active")))
 
 
 def _text(value: Any) -> str | None:

@@ -14,7 +14,7 @@ from ingestor.backfill.fill import KEPT, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
 from ingestor.redaction import outside_text
-from ingestor.store.ledger import Difference, Label, Ledger, MinuteBar, minute_of
+from ingestor.store.gaps import Difference, GapStore, Label, MinuteBar, minute_of
 
 ENOUGH = 10
 """Bars that must fit one label, and ten times as many as fit the other, before it is believed."""
@@ -83,7 +83,7 @@ def _equal(our: MinuteBar, their: MinuteBar) -> bool:
 
 
 async def reconcile(
-    ledger: Ledger,
+    gap_store: GapStore,
     client: RestClient,
     day: date,
     now: datetime,
@@ -97,9 +97,9 @@ async def reconcile(
     Whether the source labels a bar by its start or its end is not documented: both are tried. Raises IngestorError
     where that day can't be compared.
     """
-    first, last, minutes = await _whole_minutes(ledger, day, now)
-    await refresh_instruments(ledger, client)
-    symbols = [symbol for symbol in await ledger.active_symbols(first) if not only or symbol in only]
+    first, last, minutes = await _whole_minutes(gap_store, day, now)
+    await refresh_instruments(gap_store, client)
+    symbols = [symbol for symbol in await gap_store.active_symbols(first) if not only or symbol in only]
     if strange := set(only) - set(symbols):
         raise IngestorError(f"No symbol of that day: {', '.join(sorted(strange))}.")
     on_symbols(len(symbols))
@@ -117,7 +117,7 @@ async def reconcile(
         else:
             if answer.faults:
                 doubtful.append((symbol, summarize(answer.faults, answer.records)))
-            ours = {bar.time: bar for bar in await ledger.own_bars(symbol, first, last + MINUTE)}
+            ours = {bar.time: bar for bar in await gap_store.own_bars(symbol, first, last + MINUTE)}
             for label, shift in SHIFTS.items():
                 sure = _sure_minutes(minutes, answer, shift * MINUTE)
                 theirs = {bar.time - shift * MINUTE: bar for bar in answer.bars}
@@ -125,11 +125,11 @@ async def reconcile(
                 counts[label] = (counts[label][0] + same, counts[label][1] + found)
         on_done(symbol)
     fits = {label: Fit(label, same, tuple(found)) for label, (same, found) in counts.items()}
-    best, other = fits[ledger.label], fits["end" if ledger.label == "start" else "start"]
+    best, other = fits[gap_store.label], fits["end" if gap_store.label == "start" else "start"]
     if other.same > best.same:
         best, other = other, best
     compared = [symbol for symbol in symbols if symbol not in {*unknown, *(name for name, _ in failed)}]
-    await ledger.store_differences(day, compared, best.differences)
+    await gap_store.store_differences(day, compared, best.differences)
     return Reconciliation(
         day, len(minutes), tuple(compared), tuple(unknown), tuple(failed), tuple(doubtful), best, other
     )
@@ -149,17 +149,17 @@ def _sure_minutes(minutes: Sequence[datetime], answer: Bars, shift: timedelta) -
     return [each for each in minutes if each not in doubtful and (each in told or not is_incomplete)]
 
 
-async def _whole_minutes(ledger: Ledger, day: date, now: datetime) -> tuple[datetime, datetime, list[datetime]]:
+async def _whole_minutes(gap_store: GapStore, day: date, now: datetime) -> tuple[datetime, datetime, list[datetime]]:
     """Return a day's span, as far as the source should have it by now, and its wholly covered minutes."""
-    span = await ledger.trading_day(day)
+    span = await gap_store.trading_day(day)
     if span is None:
         raise IngestorError(f"{day} is no trading day of which anything was recorded.")
     if span[0] < now - KEPT:
         raise IngestorError(f"{day} is {TOO_OLD}.")
-    if ledger.ticks_since is not None and span[0] < ledger.ticks_since:
+    if gap_store.ticks_since is not None and span[0] < gap_store.ticks_since:
         raise IngestorError(f"The ticks of {day} were dropped, as INGESTOR_RETENTION says.")
-    first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - ledger.margin - 2 * MINUTE))
-    minutes = await ledger.whole_minutes(first, last)
+    first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - gap_store.margin - 2 * MINUTE))
+    minutes = await gap_store.whole_minutes(first, last)
     if not minutes:
         raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")
     return first, last, minutes

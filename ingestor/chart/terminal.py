@@ -17,10 +17,10 @@ from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widene
 from ingestor.chart.series import Bar, Figure, Series, merged
 from ingestor.chart.words import KEYS, VOLUME_DIGITS, caption, compact
 
-Piece: TypeAlias = tuple[str, str]
+GapSpan: TypeAlias = tuple[str, str]
 """A text and its role: `title`, `faint`, `up`, `down`, `plain`, or the kind of a gap."""
 
-Line: TypeAlias = list[Piece]
+Line: TypeAlias = list[GapSpan]
 
 Half: TypeAlias = Literal[" ", "-", "#"]
 """What of a candle lies in the half of a cell: nothing, its wick, or its body."""
@@ -52,7 +52,7 @@ class _Canvas:
 
     columns: int
     rows: int
-    cells: list[list[Piece]] = field(init=False)
+    cells: list[list[GapSpan]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.cells = [[(" ", "plain")] * self.columns for _ in range(self.rows)]

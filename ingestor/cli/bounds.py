@@ -9,7 +9,7 @@ import typer
 
 from ingestor.redaction import outside_text
 from ingestor.settings import parse_duration
-from ingestor.store.ledger import Bounds
+from ingestor.store.gaps import Bounds
 
 Since = Annotated[
     str | None,

@@ -23,7 +23,7 @@ from ingestor.cli.bounds import Since, Until, bounds
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError
-from ingestor.store.ledger import Bounds, Ledger
+from ingestor.store.gaps import Bounds, GapStore
 
 MOST_GAPS = 20
 
@@ -109,26 +109,26 @@ def show(console: Console, series: Series, report: Report) -> None:
 
 async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tuple[Series, Report]:
     """Return what there is to draw. Raises NoDataError where there is nothing."""
-    async with Ledger(url) as ledger:
-        latest = await ledger.now() + timedelta(days=1)
-        zone = ZoneInfo(ledger.timezone)
-        symbol = await _known(ledger, symbol, latest)
-        since, until = await _bounded(ledger, symbol, span, latest)
+    async with GapStore(url) as gap_store:
+        latest = await gap_store.now() + timedelta(days=1)
+        zone = ZoneInfo(gap_store.timezone)
+        symbol = await _known(gap_store, symbol, latest)
+        since, until = await _bounded(gap_store, symbol, span, latest)
         start, end = (_instant(bound, zone) for bound in (since, until))
-        minutes = await ledger.bars(symbol, start, end)
+        minutes = await gap_store.bars(symbol, start, end)
         if not minutes:
-            raise await _nothing(ledger, symbol, latest)
-        report = await ledger.report(Bounds(since, until))
+            raise await _nothing(gap_store, symbol, latest)
+        report = await gap_store.report(Bounds(since, until))
     days = ((max(day.started_at, start), min(day.ended_at, end)) for day in report.days)
     gaps = (Band(gap.started_at, gap.ended_at, gap.status, gap.cause) for gap in report.gaps)
     return Series(symbol, zone, tuple(minutes), tuple(days), tuple(gaps), width), report
 
 
-async def _known(ledger: Ledger, symbol: str, latest: datetime) -> str:
+async def _known(gap_store: GapStore, symbol: str, latest: datetime) -> str:
     """Return the symbol as it is on record: as it was given, else in capitals. Raises NoDataError."""
-    listed = await ledger.listed_symbols()
+    listed = await gap_store.listed_symbols()
     for name in (symbol, symbol.upper()):
-        if name in listed or await ledger.last_trade(name, EARLIEST, latest) is not None:
+        if name in listed or await gap_store.last_trade(name, EARLIEST, latest) is not None:
             return name
     near = get_close_matches(symbol.upper(), listed, n=3)
     raise NoDataError(
@@ -138,22 +138,22 @@ async def _known(ledger: Ledger, symbol: str, latest: datetime) -> str:
 
 
 async def _bounded(
-    ledger: Ledger, symbol: str, span: Bounds, latest: datetime
+    gap_store: GapStore, symbol: str, span: Bounds, latest: datetime
 ) -> tuple[date | datetime, date | datetime]:
     """Return from when until when to draw: without a beginning, the last day that has bars."""
     if span.since is not None:
         return span.since, span.until or latest
-    zone = ZoneInfo(ledger.timezone)
-    last = await ledger.last_bar(symbol, EARLIEST, latest if span.until is None else _instant(span.until, zone))
+    zone = ZoneInfo(gap_store.timezone)
+    last = await gap_store.last_bar(symbol, EARLIEST, latest if span.until is None else _instant(span.until, zone))
     if last is None:
-        raise await _nothing(ledger, symbol, latest)
+        raise await _nothing(gap_store, symbol, latest)
     day = last.astimezone(zone).date()
     return day, span.until or day + timedelta(days=1)
 
 
-async def _nothing(ledger: Ledger, symbol: str, latest: datetime) -> NoDataError:
+async def _nothing(gap_store: GapStore, symbol: str, latest: datetime) -> NoDataError:
     """Return the error that says where the bars are instead."""
-    last = await ledger.last_bar(symbol, EARLIEST, latest)
+    last = await gap_store.last_bar(symbol, EARLIEST, latest)
     if last is None:
         return NoDataError(
             f"{symbol} has no bars yet.",
@@ -161,7 +161,7 @@ async def _nothing(ledger: Ledger, symbol: str, latest: datetime) -> NoDataError
             "`ingestor gaps` shows what was missed.",
         )
     return NoDataError(
-        f"{symbol} has no bars in that time; its last are of {last.astimezone(ZoneInfo(ledger.timezone)):%Y-%m-%d}.",
+        f"{symbol} has no bars in that time; its last are of {last.astimezone(ZoneInfo(gap_store.timezone)):%Y-%m-%d}.",
         hint="Choose other days with --since and --until; `ingestor gaps` shows what was missed.",
     )
 

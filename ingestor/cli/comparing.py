@@ -15,7 +15,7 @@ from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
-from ingestor.store.ledger import Ledger, MinuteBar
+from ingestor.store.gaps import GapStore, MinuteBar
 
 MOST_ROWS = 40
 
@@ -25,28 +25,29 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
     console = Console(highlight=False)
     clock = SystemClock()
     columns = (TextColumn("[bold]compare[/bold]"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    async with Ledger(settings.read_database_url()) as ledger:
+    async with GapStore(settings.read_database_url()) as gap_store:
         async with RestClient(
-            settings.rest_url, settings.read_token(), timezone=ledger.timezone, clock=clock
+            settings.rest_url, settings.read_token(), timezone=gap_store.timezone, clock=clock
         ) as client:
             with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
                 task = bar.add_task("", total=None)
                 found = await reconcile(
-                    ledger,
+                    gap_store,
                     client,
                     day,
-                    await ledger.now(),
+                    await gap_store.now(),
                     only=only,
                     on_symbols=lambda count: bar.update(task, total=count),
                     on_done=lambda _: bar.update(task, advance=1),
                 )
-        show(console, found, ZoneInfo(ledger.timezone))
-        if adopt and found.is_decided and found.best.label != ledger.label:
-            await ledger.adopt(found.best.label)
+        show(console, found, ZoneInfo(gap_store.timezone))
+        if adopt and found.is_decided and found.best.label != gap_store.label:
+            await gap_store.adopt(found.best.label)
             console.print(f"From now on bars are taken by their {found.best.label}. Run `ingestor backfill`.")
-        elif found.is_decided and found.best.label != ledger.label:
+        elif found.is_decided and found.best.label != gap_store.label:
             console.print(
-                f"Until now they are taken by their {ledger.label}: run this again with --adopt-label.", style="yellow"
+                f"Until now they are taken by their {gap_store.label}: run this again with --adopt-label.",
+                style="yellow",
             )
     return bool(found.symbols) and not (found.best.differences or found.failed or found.doubtful)
 

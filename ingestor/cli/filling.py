@@ -20,7 +20,7 @@ from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.redaction import outside_text, redact
 from ingestor.service.process import StopRequest, stop_on_signals
 from ingestor.settings import Settings
-from ingestor.store.ledger import Bounds, Ledger
+from ingestor.store.gaps import Bounds, GapStore
 
 LISTING = 3600.0
 """Seconds after which `--watch` asks anew what is listed."""
@@ -111,16 +111,16 @@ async def filling(
         console.print(f"The rate limit is reached: waiting {seconds:.0f} s.", style="dim")
 
     async with (
-        Ledger(settings.read_database_url()) as ledger,
+        GapStore(settings.read_database_url()) as gap_store,
         RestClient(
             settings.rest_url,
             settings.read_token(),
-            timezone=ledger.timezone,
+            timezone=gap_store.timezone,
             clock=clock,
             on_wait=waiting,
         ) as client,
     ):
-        found = await refresh_instruments(ledger, client) if listing else Refresh()
+        found = await refresh_instruments(gap_store, client) if listing else Refresh()
         if found.wrong:
             console.print(f"The list of instruments: {found.wrong}.", style="yellow", soft_wrap=True, markup=False)
         if found.kept:
@@ -130,7 +130,7 @@ async def filling(
                 style="yellow",
                 soft_wrap=True,
             )
-        yield Backfill(ledger, client, clock=clock, patient=patient), found.listed
+        yield Backfill(gap_store, client, clock=clock, patient=patient), found.listed
 
 
 def describe(console: Console, plan: Plan, only: Collection[str]) -> None:

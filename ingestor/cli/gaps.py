@@ -22,7 +22,7 @@ from ingestor.cli.bounds import Since, Until, bounds, moment
 from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
 from ingestor.errors import IngestorError
-from ingestor.store.ledger import Bounds, Ledger
+from ingestor.store.gaps import Bounds, GapStore
 
 MOST_DAYS = 20
 STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excused": "dim"}
@@ -110,13 +110,13 @@ def write(path: Path, text: str) -> None:
 async def _report(
     settings: configuration.Settings, span: Bounds, excused: tuple[date | datetime, date | datetime, str] | None
 ) -> Report:
-    async with Ledger(settings.read_database_url()) as ledger:
+    async with GapStore(settings.read_database_url()) as gap_store:
         if excused is not None:
-            first, last = (_instant(bound, ledger.timezone) for bound in excused[:2])
+            first, last = (_instant(bound, gap_store.timezone) for bound in excused[:2])
             if first >= last:
                 raise typer.BadParameter("FROM must be before TO", param_hint="--excuse")
-            await ledger.excuse(first, last, excused[2])
-        return await ledger.report(span)
+            await gap_store.excuse(first, last, excused[2])
+        return await gap_store.report(span)
 
 
 def _instant(bound: date | datetime, timezone: str) -> datetime:

@@ -16,7 +16,7 @@ from ingestor.coverage.page import as_html
 from ingestor.coverage.report import Report
 from ingestor.demo import Demo
 from ingestor.service.process import StopRequest
-from ingestor.store.ledger import Bounds, Ledger, Piece, minute_of
+from ingestor.store.gaps import Bounds, GapSpan, GapStore, minute_of
 
 PAGE = "gaps.html"
 
@@ -62,10 +62,10 @@ async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
 
 async def _look(demo: Demo) -> tuple[Report, datetime]:
     """Return the report, and from when on all of its gaps can be filled."""
-    async with Ledger(demo.settings.read_database_url()) as ledger:
-        report = await ledger.report(Bounds())
-        ends = [asked_for(Piece(gap.started_at, gap.ended_at), ledger.margin)[1] for gap in report.gaps]
-        return report, max(ends, default=report.made_at) + ledger.margin + MINUTE + timedelta(seconds=1)
+    async with GapStore(demo.settings.read_database_url()) as gap_store:
+        report = await gap_store.report(Bounds())
+        ends = [asked_for(GapSpan(gap.started_at, gap.ended_at), gap_store.margin)[1] for gap in report.gaps]
+        return report, max(ends, default=report.made_at) + gap_store.margin + MINUTE + timedelta(seconds=1)
 
 
 async def _pause(console: Console, why: str, seconds: float, request: StopRequest) -> None:

@@ -14,8 +14,8 @@ from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.coverage.report import Day, Gap
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
+from ingestor.store.gaps import Bounds, GapStore, OpenGaps
 from ingestor.store.inspect import SchemaFacts, inspect, settings_drift
-from ingestor.store.ledger import Bounds, Ledger, OpenGaps
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import tell_left_out
 
@@ -106,10 +106,10 @@ class CoverageMonitor:
 
     async def _look_at_coverage(self) -> None:
         seconds = self._settings.write_timeout
-        async with Ledger(self._url, timeout=seconds, patience=seconds) as ledger:
-            today = (await ledger.now()).astimezone(ZoneInfo(self._settings.exchange_timezone)).date()
-            report = await ledger.report(Bounds(since=today - LONGEST_BREAK))
-            found = await ledger.open_gaps()
+        async with GapStore(self._url, timeout=seconds, patience=seconds) as gap_store:
+            today = (await gap_store.now()).astimezone(ZoneInfo(self._settings.exchange_timezone)).date()
+            report = await gap_store.report(Bounds(since=today - LONGEST_BREAK))
+            found = await gap_store.open_gaps()
         day = report.days[-1] if report.days else None  # the report has none that is still to come
         gaps = tuple(gap for gap in report.gaps if day is not None and gap.trading_day == day.trading_day)
         self.coverage = Coverage(report.made_at, day, gaps, found)

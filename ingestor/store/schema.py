@@ -272,7 +272,7 @@ settings = Table(
     column("coverage_tail", INTERVAL, "Time after the close that counts as trading time."),
     column("coverage_margin", INTERVAL, "Doubt between the exchange's clock and ours."),
     column("stall_timeout", INTERVAL, "Silence in trading hours after which a stream counts as dead."),
-    column("coverage_since", TIME, "Where the ledger begins; null: with the first session.", null=True),
+    column("coverage_since", TIME, "Where coverage begins; null: with the first session.", null=True),
     column("minimum_version", TEXT, "Oldest ingestor that may write here; null: any.", null=True),
     column(
         "bar_label",

@@ -18,7 +18,7 @@ from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND
 from ingestor.redaction import register_secret
 from ingestor.simulator.server import TOKEN
-from ingestor.store.ledger import Bounds, Ledger, Listing, MinuteBar, Outcome, Piece
+from ingestor.store.gaps import Bounds, GapSpan, GapStore, Instrument, MinuteBar, Outcome
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
@@ -32,11 +32,11 @@ GAPS = f"SELECT started_at, ended_at, status FROM market.gaps WHERE started_at <
 @contextlib.asynccontextmanager
 async def job(
     writer_url: str, rest_url: str, clock: Any = None, *, patient: bool = False
-) -> AsyncIterator[tuple[Backfill, Ledger]]:
+) -> AsyncIterator[tuple[Backfill, GapStore]]:
     clock = clock or ManualClock(LATER)
-    async with Ledger(writer_url) as ledger:
-        async with RestClient(rest_url, TOKEN, timezone=ledger.timezone, clock=clock, timeout=2) as client:
-            yield Backfill(ledger, client, clock=clock, patient=patient), ledger
+    async with GapStore(writer_url) as gap_store:
+        async with RestClient(rest_url, TOKEN, timezone=gap_store.timezone, clock=clock, timeout=2) as client:
+            yield Backfill(gap_store, client, clock=clock, patient=patient), gap_store
 
 
 async def fill(writer_url: str, rest_url: str, clock: Any = None, bounds: Bounds | None = None) -> Summary:
@@ -48,8 +48,8 @@ async def fill(writer_url: str, rest_url: str, clock: Any = None, bounds: Bounds
 
 
 async def known(url: str, *symbols: str) -> None:
-    async with Ledger(url) as ledger:
-        await ledger.store_instruments(EXCHANGE, [Listing(symbol, None, None, None, True) for symbol in symbols])
+    async with GapStore(url) as gap_store:
+        await gap_store.store_instruments(EXCHANGE, [Instrument(symbol, None, None, None, True) for symbol in symbols])
 
 
 def bars(*starts: datetime) -> bytes:
@@ -240,8 +240,8 @@ async def test_a_listing_with_wrong_records(writer_url: str, database: str) -> N
     await known(writer_url, "A.NZ", "B.NZ")
     body = {"data": [{"symbol": "A.NZ"}, {"symbol": None}, {"symbol": "x" * 4000}]}
     async with scripted(lambda _: answer(body)) as server:
-        async with job(writer_url, server.url) as (backfill, ledger):
-            found = await refresh_instruments(ledger, backfill._client)
+        async with job(writer_url, server.url) as (backfill, gap_store):
+            found = await refresh_instruments(gap_store, backfill._client)
     assert (found.listed, found.kept) == (1, 1)
     assert found.wrong.startswith("2 of 3 records are wrong: no symbol (record 2); a symbol that can't be one (xxx")
     assert await query(database, "SELECT symbol FROM market.instruments WHERE active") == [("A.NZ",), ("B.NZ",)]
@@ -364,8 +364,8 @@ async def test_two_at_once(writer_url: str, database: str) -> None:
 
 async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> None:
     """Two processes that settle them in the same moment don't take each other's symbol for pending."""
-    pieces = [Piece(at(minute), at(minute + 1)) for minute in range(60)]
-    async with Ledger(writer_url) as one, Ledger(writer_url) as other:
+    pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(60)]
+    async with GapStore(writer_url) as one, GapStore(writer_url) as other:
         for piece in pieces:
             await one.begin(piece, ["A.NZ", "B.NZ"])
             await asyncio.gather(
@@ -377,14 +377,14 @@ async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> N
 
 async def test_what_is_settled_stays(writer_url: str, database: str) -> None:
     """A slower run that fails, or finds nothing, does not undo what another has settled, nor store its bars."""
-    piece = Piece(at(100), at(102))
+    piece = GapSpan(at(100), at(102))
     bar = MinuteBar(at(100), 1.0, 1.0, 1.0, 1.0, 5)
-    async with Ledger(writer_url) as ledger:
-        await ledger.begin(piece, ["A.NZ", "B.NZ"])
-        await ledger.settle("A.NZ", [Outcome(piece, "filled", 1)], [bar])
-        await ledger.settle("B.NZ", [Outcome(piece, "no trades")], ())
+    async with GapStore(writer_url) as gap_store:
+        await gap_store.begin(piece, ["A.NZ", "B.NZ"])
+        await gap_store.settle("A.NZ", [Outcome(piece, "filled", 1)], [bar])
+        await gap_store.settle("B.NZ", [Outcome(piece, "no trades")], ())
         for late in (Outcome(piece, "pending", error="away"), Outcome(piece, "unfillable", error="404")):
-            await ledger.settle("A.NZ", [late], [MinuteBar(at(101), 2.0, 2.0, 2.0, 2.0, 5)])
+            await gap_store.settle("A.NZ", [late], [MinuteBar(at(101), 2.0, 2.0, 2.0, 2.0, 5)])
     assert await query(database, STATES) == [("*", "backfilled", 1), ("A.NZ", "filled", 1), ("B.NZ", "no trades", 0)]
     assert await query(database, "SELECT time FROM market.bars") == [(at(100),)]
 
@@ -404,19 +404,19 @@ async def test_pending_for_more_than_a_year(writer_url: str, database: str) -> N
 
 async def test_another_label(writer_url: str, database: str) -> None:
     """When the label is changed, bars are moved, the gap is asked for again, and a run of before stores nothing."""
-    piece = Piece(at(100), at(102))
-    async with Ledger(writer_url) as ledger, Ledger(writer_url) as older:
-        await ledger.begin(piece, ["A.NZ"])
+    piece = GapSpan(at(100), at(102))
+    async with GapStore(writer_url) as gap_store, GapStore(writer_url) as older:
+        await gap_store.begin(piece, ["A.NZ"])
         found = [MinuteBar(at(minute), 1.0, 1.0, 1.0, 1.0, minute) for minute in (99, 100, 101)]
-        await ledger.settle("A.NZ", [Outcome(piece, "filled", 3)], found)
-        await ledger.adopt("end")
+        await gap_store.settle("A.NZ", [Outcome(piece, "filled", 3)], found)
+        await gap_store.adopt("end")
         times = "SELECT time, volume FROM market.bars ORDER BY time"
         assert await query(database, times) == [(at(98), 99), (at(99), 100), (at(100), 101)]
         assert await query(database, STATES) == []
-        await ledger.begin(piece, ["A.NZ"])
+        await gap_store.begin(piece, ["A.NZ"])
         with pytest.raises(IngestorError, match="label of the bars was changed"):
             await older.settle("A.NZ", [Outcome(piece, "filled", 1)], [MinuteBar(at(101), 9.0, 9.0, 9.0, 9.0, 9)])
-        await ledger.adopt("start")
+        await gap_store.adopt("start")
         assert await query(database, times) == [(at(99), 99), (at(100), 100), (at(101), 101)]
 
 
@@ -534,34 +534,36 @@ async def test_instruments(writer_url: str, database: str) -> None:
     for minute, symbol in ((1, "A.NZ"), (5, "A.NZ"), (3, "BOND.NZ")):
         await execute(database, tick, at(minute), symbol)
     rows = "SELECT symbol, company_name, active, first_seen, last_seen FROM market.instruments ORDER BY symbol"
-    async with Ledger(writer_url) as ledger:
-        listed = [Listing("A.NZ", "A", "Things", None, True), Listing("B.NZ", "B", None, None, True)]
-        await ledger.store_instruments(EXCHANGE, listed)
+    async with GapStore(writer_url) as gap_store:
+        listed = [Instrument("A.NZ", "A", "Things", None, True), Instrument("B.NZ", "B", None, None, True)]
+        await gap_store.store_instruments(EXCHANGE, listed)
         assert await query(database, rows) == [
             ("A.NZ", "A", True, at(1), at(5)),
             ("B.NZ", "B", True, None, None),
             ("BOND.NZ", None, None, at(3), at(3)),
         ]
-        await ledger.store_instruments(EXCHANGE, listed[:1])
-        assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
-        await ledger.store_instruments(EXCHANGE, [])
-        assert await ledger.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
-        await ledger.store_instruments(EXCHANGE, listed[1:])  # a symbol that was heard shortly before may have traded
-        assert await ledger.active_symbols(at(100)) == ["A.NZ", "B.NZ", "BOND.NZ"]
-        assert await ledger.active_symbols(at(100) + timedelta(days=31)) == ["B.NZ", "BOND.NZ"]
+        await gap_store.store_instruments(EXCHANGE, listed[:1])
+        assert await gap_store.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
+        await gap_store.store_instruments(EXCHANGE, [])
+        assert await gap_store.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
+        await gap_store.store_instruments(
+            EXCHANGE, listed[1:]
+        )  # a symbol that was heard shortly before may have traded
+        assert await gap_store.active_symbols(at(100)) == ["A.NZ", "B.NZ", "BOND.NZ"]
+        assert await gap_store.active_symbols(at(100) + timedelta(days=31)) == ["B.NZ", "BOND.NZ"]
     assert [row[2] for row in await query(database, rows)] == [False, True, None]
 
 
 async def test_a_short_listing_retires_nobody(writer_url: str, database: str) -> None:
     """That a part of the exchange is gone from one day to the next is not believed."""
-    listed = [Listing(f"{number}.NZ", None, None, None, True) for number in range(120)]
+    listed = [Instrument(f"{number}.NZ", None, None, None, True) for number in range(120)]
     active = "SELECT count(*) FROM market.instruments WHERE active"
-    async with Ledger(writer_url) as ledger:
-        assert await ledger.store_instruments(EXCHANGE, listed) == 0
-        assert await ledger.store_instruments(EXCHANGE, listed[:100]) == 20
-        assert await ledger.store_instruments(EXCHANGE, []) == 120
+    async with GapStore(writer_url) as gap_store:
+        assert await gap_store.store_instruments(EXCHANGE, listed) == 0
+        assert await gap_store.store_instruments(EXCHANGE, listed[:100]) == 20
+        assert await gap_store.store_instruments(EXCHANGE, []) == 120
         assert await query(database, active) == [(120,)]
-        assert await ledger.store_instruments(EXCHANGE, listed[:110]) == 0
+        assert await gap_store.store_instruments(EXCHANGE, listed[:110]) == 0
         assert await query(database, active) == [(110,)]
 
 
@@ -575,7 +577,7 @@ MARGIN = timedelta(seconds=5)
 )  # fmt: skip
 def test_whole_minutes_are_asked_for(start: float, end: float, first: int, last: int) -> None:
     """From the minute of the start less the margin to the minute after the end and the margin."""
-    piece = Piece(rounded(start), rounded(end))
+    piece = GapSpan(rounded(start), rounded(end))
     assert asked_for(piece, MARGIN) == (at(first), at(last))
 
 
@@ -584,9 +586,9 @@ def test_whole_minutes_are_asked_for(start: float, end: float, first: int, last:
 )
 def test_minutes_that_are_too_young(now: float, until: float | None) -> None:
     """A minute is asked for when it has been over for the margin and a minute."""
-    piece = Piece(at(100), at(102))
+    piece = GapSpan(at(100), at(102))
     part = cut(piece, rounded(now), MARGIN)
-    assert part == (None if until is None else Piece(at(100), rounded(until)))
+    assert part == (None if until is None else GapSpan(at(100), rounded(until)))
     if part is not None:
         assert asked_for(part, MARGIN)[1] + MARGIN + MINUTE <= rounded(now)
 

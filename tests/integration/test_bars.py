@@ -14,7 +14,7 @@ from ingestor.settings import LEAST_RETENTION
 from ingestor.store import retention
 from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect
-from ingestor.store.ledger import Ledger
+from ingestor.store.gaps import GapStore
 from ingestor.store.ticks import TickStore
 from tests.bars import assert_bars, insert, maintained, some_ticks
 from tests.clocks import SkewedClock
@@ -152,20 +152,20 @@ async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.Mon
     now = datetime.now(UTC).replace(microsecond=0)
     old = now - timedelta(days=100)
     await insert(database, [(moment, now, 1.5, 10, 1, "A.NZ") for moment in (old, now)])
-    async with Ledger(database) as ledger:
-        await ledger.store_instruments("nzx", [])
+    async with GapStore(database) as gap_store:
+        await gap_store.store_instruments("nzx", [])
     reader = await connect(database)
     async with reader.transaction():
         await reader.fetch("SELECT * FROM market.ticks")
         assert [line for line in await maintained(database, retention="60d") if "next run tries again" in line]
     await reader.close()
     assert [line for line in await maintained(database, retention="60d") if "dropped" in line]
-    async with Ledger(database) as ledger:
-        await ledger.store_instruments("nzx", [])
+    async with GapStore(database) as gap_store:
+        await gap_store.store_instruments("nzx", [])
     assert await query(database, "SELECT first_seen, last_seen FROM market.instruments") == [(old, now)]
-    async with Ledger(database) as ledger:
-        assert ledger.ticks_since is not None
-        assert old < ledger.ticks_since < now
+    async with GapStore(database) as gap_store:
+        assert gap_store.ticks_since is not None
+        assert old < gap_store.ticks_since < now
 
 
 def test_retention_spares_what_is_computed_again() -> None:

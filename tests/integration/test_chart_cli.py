@@ -15,7 +15,7 @@ from ingestor.chart.series import Width
 from ingestor.cli._output import Console
 from ingestor.cli.chart import EARLIEST, read, show
 from ingestor.errors import IngestorError
-from ingestor.store.ledger import Bounds, Ledger
+from ingestor.store.gaps import Bounds, GapStore
 from tests.commands import ingestor
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
 
@@ -122,7 +122,7 @@ async def test_the_last_bar_is_found_behind_days_without_any(writer_url: str, da
     """Later ticks that are no bars do not hide the last day that has some."""
     for days in (2, 5, 9):
         await execute(database, TICKS, ENDS + timedelta(days=days), ENDS + timedelta(days=days), "AIR.NZ")
-    async with Ledger(writer_url) as ledger:
-        assert await ledger.last_bar("AIR.NZ", EARLIEST, ENDS + timedelta(days=20)) == at(420)
-        assert await ledger.last_bar("AIR.NZ", EARLIEST, at(300)) == at(298)
-        assert await ledger.last_bar("AIR.NZ", EARLIEST, at(50)) is None
+    async with GapStore(writer_url) as gap_store:
+        assert await gap_store.last_bar("AIR.NZ", EARLIEST, ENDS + timedelta(days=20)) == at(420)
+        assert await gap_store.last_bar("AIR.NZ", EARLIEST, at(300)) == at(298)
+        assert await gap_store.last_bar("AIR.NZ", EARLIEST, at(50)) is None

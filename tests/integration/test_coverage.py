@@ -35,7 +35,7 @@ async def friday(url: str) -> tuple[float, ...]:
 
 
 async def test_nothing_was_ever_recorded(database: str) -> None:
-    """Without a session there is no ledger: neither gaps nor trading time."""
+    """Without a session there is no coverage: neither gaps nor trading time."""
     assert await query(database, GAPS) == []
     assert await query(database, DAYS) == []
 
@@ -83,7 +83,7 @@ async def test_from_the_opening_on(database: str) -> None:
 
 
 async def test_the_ledger_begins_with_the_first_session(database: str) -> None:
-    """What was before is no gap, unless it is said that the ledger begins earlier."""
+    """What was before is no gap, unless it is said that the gap store begins earlier."""
     await heard(database, at(60), ENDS)
     assert await gaps(database) == []
     await execute(database, "UPDATE ingest.settings SET coverage_since = $1", BEGINS + 10 * MINUTE)
@@ -126,7 +126,7 @@ async def test_messages_that_are_no_ticks_cover_nothing(database: str, reason: s
 
 @pytest.mark.parametrize(("reason", "missed"), [(None, 16), ("crashed", 16), ("closed", 10)])
 async def test_a_crash_while_it_was_mute(database: str, reason: str | None, missed: float) -> None:
-    """A process that died can't have said that the stream was mute for too long; the ledger finds it."""
+    """A process that died can't have said that the stream was mute for too long; the gap store finds it."""
     await heard(database, BEGINS, at(200), reason, last=at(194))
     await heard(database, at(210), ENDS)
     assert (await friday(database))[:3] == (495, 495 - missed, missed)

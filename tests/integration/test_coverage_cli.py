@@ -15,7 +15,7 @@ from ingestor import settings as configuration
 from ingestor.cli import filling
 from ingestor.model import SECOND, Tick
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.store.ledger import Bounds
+from ingestor.store.gaps import Bounds
 from tests.commands import ingestor, start
 from tests.recording import until
 from tests.rest import HANG, Asked, answer, scripted

@@ -135,7 +135,7 @@ async def test_a_stop_while_the_database_is_looked_at(writer_url: str, database:
     request = StopRequest()
     looking = (
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
-        "AND application_name IN ('ingestor check', 'ingestor ledger')"
+        "AND application_name IN ('ingestor check', 'ingestor gaps')"
     )
     async with locked(database, "ingest.trading_sessions"), Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, writer_url, write_timeout="60s", stop_timeout="60s"))

@@ -12,8 +12,8 @@ from ingestor.service.maintain import maintain
 from ingestor.settings import load
 from ingestor.store.analysts import grant_analyst
 from ingestor.store.connect import connect, is_pooled
+from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.inspect import inspect
-from ingestor.store.ledger import Bounds, Ledger
 from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore
 from tests.commands import ingestor_here
@@ -57,7 +57,7 @@ def started(server: TestServer) -> Iterator[Started]:
 async def test_all_that_asks_the_database(
     started: Started, empty_database: str, server: TestServer, mode: str, size: int
 ) -> None:
-    """The schema, the daemon's writes, the ledger and the owner's commands do the same as on a direct connection."""
+    """The schema, the daemon's writes, the gap store and the owner's commands do the same as on a direct connection."""
     pooler = started(mode, size)
     owner, writer = pooler.url(empty_database), pooler.url(server.writer_url(empty_database))
     settings = load(database_url=owner, retention="3650d")
@@ -76,10 +76,10 @@ async def test_all_that_asks_the_database(
         assert [(each.ticks, each.duplicates) for each in (first, second, third)] == [(50, 0), (50, 50), (51, 0)]
         await one.close()
         await other.close()
-        async with Ledger(writer) as ledger:
-            report = await ledger.report(Bounds())
+        async with GapStore(writer) as gap_store:
+            report = await gap_store.report(Bounds())
             assert report.timezone == settings.exchange_timezone
-            assert await ledger.active_symbols(report.made_at) == []
+            assert await gap_store.active_symbols(report.made_at) == []
         await maintain(settings, said.append)
         facts = await inspect(writer)
         assert facts.schema is not None
@@ -99,8 +99,8 @@ async def test_nothing_is_left_on_a_connection_for_others(started: Started, data
     store = TickStore(writer, write_timeout=7)
     for _ in range(2):
         await store.write([filled(batcher(), tick())])
-    async with Ledger(writer) as ledger:
-        await ledger.report(Bounds())
+    async with GapStore(writer) as gap_store:
+        await gap_store.report(Bounds())
     found = await query(writer, SETTINGS)
     assert found == await query(server.writer_url(database), SETTINGS)
     assert await query(writer, LEFT) == [(0, 0, 0)]
@@ -126,13 +126,13 @@ async def test_two_writers_share_one_connection(started: Started, database: str,
     stores = [TickStore(writer, write_timeout=30) for _ in range(2)]
     up, down = batcher(), batcher()
 
-    async with asyncio.timeout(60), Ledger(writer) as ledger:
+    async with asyncio.timeout(60), GapStore(writer) as gap_store:
         for number in range(5):
             ticks = [tick(volume=number * 100 + each) for each in range(50)]
             await asyncio.gather(
                 stores[0].write([filled(up, *ticks)]),
                 stores[1].write([filled(down, *ticks[::-1])]),
-                ledger.report(Bounds()),
+                gap_store.report(Bounds()),
                 inspect(writer),
             )
     for store in stores:

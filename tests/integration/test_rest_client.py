@@ -21,7 +21,7 @@ from ingestor.clock import SystemClock
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Tick
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.store.ledger import MinuteBar
+from ingestor.store.gaps import MinuteBar
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 

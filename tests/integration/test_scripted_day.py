@@ -16,7 +16,7 @@ from ingestor.settings import Settings
 from ingestor.simulator.market import Market
 from ingestor.simulator.server import Simulator
 from ingestor.store import clocks
-from ingestor.store.ledger import Bounds
+from ingestor.store.gaps import Bounds
 from tests.clocks import SteppedClock
 from tests.integration.test_backfill import job
 from tests.recording import settings
@@ -159,8 +159,8 @@ async def test_a_scripted_day(
             "the connection was closed or cut",
         ]
         assert {status for _, status in open_gaps} == {"open"}
-        async with job(writer_url, simulator.rest_url, clock) as (backfill, ledger):
-            assert await refresh_instruments(ledger, backfill._client) == Refresh(36)
+        async with job(writer_url, simulator.rest_url, clock) as (backfill, gap_store):
+            assert await refresh_instruments(gap_store, backfill._client) == Refresh(36)
             await backfill.begin(await backfill.plan(Bounds()))
             summary = await backfill.run(await backfill.requests(Bounds()))
         assert (summary.pending, summary.unfillable) == (0, 0)

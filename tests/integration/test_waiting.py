@@ -13,7 +13,7 @@ from ingestor.service.maintain import maintain
 from ingestor.settings import load
 from ingestor.store import waiting
 from ingestor.store.connect import connect
-from ingestor.store.ledger import Ledger
+from ingestor.store.gaps import GapStore
 from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore
 from tests.integration.test_store import batcher, filled, tick
@@ -47,8 +47,8 @@ async def work(what: str, owner: str, writer: str) -> None:
             await store.write([filled(batcher(), tick())])
             await store.close()
         case "backfill":
-            async with Ledger(writer) as ledger:
-                await ledger.forget_needless()
+            async with GapStore(writer) as gap_store:
+                await gap_store.forget_needless()
 
 
 async def said(

@@ -37,7 +37,7 @@ def test_what_the_wheel_holds(unpacked: Path) -> None:
         "ingestor/migrations/versions/0002_coverage.sql",
         "ingestor/migrations/versions/0002_coverage_views.sql",
         "ingestor/store/queries.sql",
-        "ingestor/store/ledger.sql",
+        "ingestor/store/gaps.sql",
         "ingestor/chart/palette.css",
         "ingestor/chart/svg.css",
         "ingestor/coverage/page.css",

@@ -14,7 +14,7 @@ import pytest
 from ingestor.buffer.fifo import Buffer
 from ingestor.model import DAY, SECOND, Tick
 from ingestor.service.writer import Writer
-from ingestor.store.ledger import Difference, Ledger, Listing, MinuteBar, Outcome, Piece
+from ingestor.store.gaps import Difference, GapSpan, GapStore, Instrument, MinuteBar, Outcome
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
@@ -147,28 +147,28 @@ async def test_a_transaction_that_was_chosen_to_fail(writer_url: str, database: 
 async def test_ledgers_in_opposite_orders(writer_url: str, database: str, server: TestServer, level: str) -> None:
     """Backfills and reconciliations that do the same at the same time, in any order, don't fail."""
     await isolate(server, database, level)
-    pieces = [Piece(at(minute), at(minute + 1)) for minute in range(0, 40, 2)]
+    pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(0, 40, 2)]
     symbols = [f"{number}.NZ" for number in range(20)]
-    listed = [Listing(symbol, f"Company {symbol}", None, None, active=True) for symbol in symbols]
+    listed = [Instrument(symbol, f"Company {symbol}", None, None, active=True) for symbol in symbols]
     bars = [MinuteBar(at(minute), 1.0, 1.0, 1.0, 1.0, 5) for minute in range(100)]
 
-    async def work(ledger: Ledger, turn: int) -> None:
-        """Do all that a ledger writes; every other one from behind."""
+    async def work(gap_store: GapStore, turn: int) -> None:
+        """Do all that a gap store writes; every other one from behind."""
         way = slice(None, None, 1 if turn % 2 else -1)
         for _ in range(3):
-            await ledger.store_instruments("nzx", listed[way])
+            await gap_store.store_instruments("nzx", listed[way])
             for piece in pieces[way]:
-                await ledger.begin(piece, symbols[way])
+                await gap_store.begin(piece, symbols[way])
             for symbol in symbols[:4][way]:
                 outcomes = [Outcome(piece, "unfillable") for piece in pieces[way]]
-                await ledger.settle(symbol, outcomes, bars[way])
-            for piece in await ledger.given_up(at(0), at(40)):
-                await ledger.ask_again(piece)
-            await ledger.forget_needless()
+                await gap_store.settle(symbol, outcomes, bars[way])
+            for piece in await gap_store.given_up(at(0), at(40)):
+                await gap_store.ask_again(piece)
+            await gap_store.forget_needless()
             found = [Difference(symbol, at(0), bars[0], None) for symbol in symbols[way]]
-            await ledger.store_differences(at(0).date(), symbols[way], found)
-            await ledger.adopt("start")
+            await gap_store.store_differences(at(0).date(), symbols[way], found)
+            await gap_store.adopt("start")
 
-    async with Ledger(writer_url) as one, Ledger(writer_url) as other, Ledger(writer_url) as third:
-        await asyncio.gather(*(work(ledger, turn) for turn, ledger in enumerate((one, other, third))))
+    async with GapStore(writer_url) as one, GapStore(writer_url) as other, GapStore(writer_url) as third:
+        await asyncio.gather(*(work(gap_store, turn) for turn, gap_store in enumerate((one, other, third))))
     assert await query(database, "SELECT count(*) FROM market.instruments") == [(20,)]

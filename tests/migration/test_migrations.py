@@ -16,7 +16,7 @@ import pytest
 from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect
-from ingestor.store.ledger import Bounds, Ledger
+from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore, WriteResult
 from tests.integration.test_store import batcher, filled, tick
@@ -263,7 +263,9 @@ async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
         )
         assert await store.write([filled(batcher(), tick())]) == WriteResult(1, 1, 0, 0)
         await store.close()
-        async with Ledger(with_parts(server.url("market"), database="market", user="daemon", password="daemon")) as one:
+        async with GapStore(
+            with_parts(server.url("market"), database="market", user="daemon", password="daemon")
+        ) as one:
             assert await one.fillable(Bounds()) == []
 
 

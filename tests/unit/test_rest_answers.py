@@ -19,7 +19,7 @@ from ingestor.backfill.answers import (
 from ingestor.backfill.bars import Bars, Question, parse_bars
 from ingestor.backfill.listing import Instruments, parse_instruments
 from ingestor.redaction import register_secret
-from ingestor.store.ledger import Listing, MinuteBar
+from ingestor.store.gaps import Instrument, MinuteBar
 
 ZONE = ZoneInfo("Pacific/Auckland")
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)  # 10:00 in Auckland
@@ -333,7 +333,9 @@ def listing(*records: Any, **fields: Any) -> Instruments:
 )  # fmt: skip
 def test_a_wrong_instrument(record: Any, fault: Fault) -> None:
     """It costs itself, and is named."""
-    assert listing({"symbol": "A.NZ"}, record) == Instruments((Listing("A.NZ", None, None, None, True),), 2, (fault,))
+    assert listing({"symbol": "A.NZ"}, record) == Instruments(
+        (Instrument("A.NZ", None, None, None, True),), 2, (fault,)
+    )
 
 
 def test_odd_fields_of_an_instrument() -> None:

@@ -52,7 +52,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class GapSpan:
     """A span of one trading day that is filled as one."""
 
     started_at: datetime
@@ -60,10 +60,10 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class PendingBackfill:
     """A symbol of a piece that is not settled yet: how often it was asked for, and whether the provider lists it."""
 
-    piece: Piece
+    piece: GapSpan
     symbol: str
     attempts: int = 0
     is_listed: bool = True
@@ -82,7 +82,7 @@ class MinuteBar:
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class Instrument:
     """An instrument as the provider lists it."""
 
     symbol: str
@@ -96,7 +96,7 @@ class Listing:
 class Outcome:
     """What came of asking for a piece and a symbol."""
 
-    piece: Piece
+    piece: GapSpan
     status: Literal["filled", "no trades", "partial", "unfillable", "pending"]
     bars: int = 0
     error: str | None = None
@@ -127,7 +127,7 @@ class OpenGaps:
     oldest: datetime | None
 
 
-class Ledger:
+class GapStore:
     """One connection, used while entered; calls wait for each other. Every method raises StoreError."""
 
     def __init__(self, url: str, *, timeout: float = 10.0, patience: float = PATIENCE) -> None:
@@ -145,7 +145,7 @@ class Ledger:
         """Ticks older than this may have been dropped."""
 
     async def __aenter__(self) -> Self:
-        connection = await connect(self._url, timeout=self._timeout, application_name="ingestor ledger")
+        connection = await connect(self._url, timeout=self._timeout, application_name="ingestor gaps")
         self._open = GuardedConnection(connection, self._patience, watch=LockWatch(self._url))
         try:
             async with self._connection() as connection:
@@ -198,7 +198,7 @@ class Ledger:
         async with self._turn() as connection:
             await connection.execute(QUERIES["excuse"], since, until, reason)
 
-    async def store_instruments(self, exchange: str, listed: Sequence[Listing], *, is_complete: bool = True) -> int:
+    async def store_instruments(self, exchange: str, listed: Sequence[Instrument], *, is_complete: bool = True) -> int:
         """Note what the provider lists, and when each symbol was first and last heard.
 
         Instruments that it lists no longer are retired, unless they are many at once, or the list is not `is_complete`:
@@ -224,28 +224,30 @@ class Ledger:
         async with self._connection() as connection:
             return [row["symbol"] for row in await connection.fetch(QUERIES["unknown_symbols"], list(symbols))]
 
-    async def fillable(self, bounds: Bounds) -> list[Piece]:
+    async def fillable(self, bounds: Bounds) -> list[GapSpan]:
         """Return what is open and not begun yet, in the order of time."""
         async with self._connection() as connection:
             rows = await connection.fetch(QUERIES["fillable"], *bounds.parameters())
-        return [Piece(row["gap_from"], row["gap_until"]) for row in rows]
+        return [GapSpan(row["gap_from"], row["gap_until"]) for row in rows]
 
     async def forget_needless(self) -> None:
         """Forget what was begun, is not settled, and has been heard after all."""
         async with self._turn() as connection:
             await connection.execute(QUERIES["forget_needless"])
 
-    async def begin(self, piece: Piece, symbols: Sequence[str]) -> None:
+    async def begin(self, piece: GapSpan, symbols: Sequence[str]) -> None:
         """Put on record that a piece is to be filled, for all of these symbols."""
         async with self._turn() as connection:
             await connection.execute(QUERIES["begin_backfill"], piece.started_at, piece.ended_at, list(symbols))
 
-    async def give_up(self, piece: Piece, why: str) -> None:
+    async def give_up(self, piece: GapSpan, why: str) -> None:
         """Put on record that nothing can fill a piece."""
         async with self._turn() as connection:
             await connection.execute(QUERIES["give_up_backfill"], piece.started_at, piece.ended_at, why)
 
-    async def pending(self, since: datetime | None, until: datetime | None, *, due: bool = False) -> list[Begun]:
+    async def pending(
+        self, since: datetime | None, until: datetime | None, *, due: bool = False
+    ) -> list[PendingBackfill]:
         """Return what was begun and is not settled, in the order of symbols and time.
 
         With `due` only what it is time to ask for again: each failure is waited for four times as long as the one
@@ -253,15 +255,15 @@ class Ledger:
         """
         async with self._connection() as connection:
             rows = await connection.fetch(QUERIES["pending_backfills"], since, until, due)
-        return [Begun(Piece(*row[:2]), *row[2:]) for row in rows]
+        return [PendingBackfill(GapSpan(*row[:2]), *row[2:]) for row in rows]
 
-    async def given_up(self, since: datetime | None, until: datetime | None) -> list[Piece]:
+    async def given_up(self, since: datetime | None, until: datetime | None) -> list[GapSpan]:
         """Return the pieces with a symbol that was given up, though the source may still have its bars."""
         async with self._connection() as connection:
             rows = await connection.fetch(QUERIES["given_up_backfills"], since, until)
-        return [Piece(*row) for row in rows]
+        return [GapSpan(*row) for row in rows]
 
-    async def ask_again(self, piece: Piece) -> None:
+    async def ask_again(self, piece: GapSpan) -> None:
         """Let the symbols of a piece that were given up be asked for once more."""
         async with self._turn() as connection:
             await connection.execute(QUERIES["ask_again"], piece.started_at, piece.ended_at)
@@ -353,9 +355,9 @@ class Ledger:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[asyncpg.Connection]:
-        """Begin a transaction that no other ledger of the database writes in at the same time."""
+        """Begin a transaction that no other gap store of the database writes in at the same time."""
         async with self._transaction() as connection:
-            await connection.execute(QUERIES["lock_ledger"])
+            await connection.execute(QUERIES["lock_gaps"])
             yield connection
 
     @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ SELECT clock_timestamp()
 -- name: report_made_at
 SELECT now()
 
--- name: lock_ledger
+-- name: lock_gaps
 -- Backfills and reconciliations take turns: each holds this lock until its transaction ends, and takes it before every
 -- other lock. So they never wait in a circle, and of two that settle the last two symbols of a gap one sees the other.
 SELECT pg_advisory_xact_lock(hashtext('ingest.backfills'))
