@@ -20,8 +20,8 @@ import psycopg
 
 from benchmarks.frames import TOKEN, Load
 from ingestor import settings as configuration
+from ingestor.admin.migrate import migrate
 from ingestor.embedded import EmbeddedServer
-from ingestor.store.migrate import migrate
 from tests.processes import DaemonProcess
 
 ROOT = Path(__file__).parents[1]

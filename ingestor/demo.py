@@ -159,7 +159,7 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
 
     The market's day is as long as the demonstration: it begins and ends with a burst.
     """
-    from ingestor.store.migrate import migrate  # noqa: PLC0415 - it brings SQLAlchemy, which the daemon has no use for
+    from ingestor.admin.migrate import migrate  # noqa: PLC0415 - it brings SQLAlchemy, which the daemon has no use for
 
     with EmbeddedServer() as server, tempfile.TemporaryDirectory(prefix="ingestor-demo-") as directory:
         admin = await connect(server.url())

@@ -10,8 +10,8 @@ from alembic import context
 from sqlalchemy import Connection, text
 
 from ingestor import settings
-from ingestor.store.engine import create_engine
-from ingestor.store.schema import SCHEMAS, metadata
+from ingestor.admin.engine import create_engine
+from ingestor.admin.schema import SCHEMAS, metadata
 from ingestor.store.waiting import LockWatch
 from ingestor.telemetry.unexpected import redact_tracebacks
 

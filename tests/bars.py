@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from ingestor.service.maintain import maintain
+from ingestor.admin.maintenance import maintain
 from ingestor.settings import load
 from ingestor.store.connect import connect
 

@@ -14,11 +14,12 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 from ingestor import redaction
+from ingestor.admin import maintenance
+from ingestor.admin.migrate import migrate
 from ingestor.coverage.calendar import xnze
-from ingestor.service import maintain, writer
+from ingestor.service import writer
 from ingestor.settings import load
 from ingestor.store.connect import connect
-from ingestor.store.migrate import migrate
 from tests.locks import ServerLock
 from tests.processes import ServerProcess
 from tests.servers import TestServer, plain_server
@@ -166,7 +167,7 @@ def writer_url(server: TestServer, database: str) -> str:
 @pytest.fixture
 def bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maintenance without the library of calendars, which takes seconds to be imported."""
-    monkeypatch.setattr(maintain, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
+    monkeypatch.setattr(maintenance, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
 
 
 @pytest.fixture(scope="module")

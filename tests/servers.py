@@ -16,10 +16,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
+from ingestor.admin.migrate import migrate
 from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect, driver_url
-from ingestor.store.migrate import migrate
 
 MINIMUM = 15
 IS_COMMUNITY = "SELECT coalesce(current_setting('timescaledb.license', true) = 'timescale', false)"

@@ -41,7 +41,7 @@ def grant_analyst(
     if password_file is not None and no_password:
         raise typer.BadParameter("one of --password-file and --no-password, not both", param_hint="--password-file")
     settings = configuration.load()
-    from ingestor.store.analysts import grant_analyst as grant
+    from ingestor.admin.roles import grant_analyst as grant
 
     password = None if no_password else _password(password_file)
     asyncio.run(

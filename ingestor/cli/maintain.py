@@ -40,7 +40,7 @@ def maintain(
 
 
 async def _maintain(settings: configuration.Settings, interval: float | None) -> None:
-    from ingestor.service.maintain import maintain as maintain_once
+    from ingestor.admin.maintenance import maintain as maintain_once
 
     if interval is None:
         await maintain_once(settings, say)

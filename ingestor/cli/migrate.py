@@ -12,10 +12,10 @@ from ingestor.cli._output import say
 
 
 def migrate(
-    adopt_timescale: Annotated[
+    to_hypertable: Annotated[
         bool,
         typer.Option(
-            "--adopt-timescale",
+            "--convert-to-hypertable",
             help="Then move market.ticks from monthly partitions into a hypertable, where TimescaleDB came to the "
             "server later. The daemon goes on, and waits for the last step only. Needs room for a second copy of the "
             "ticks. After an interruption, run it again: it goes on.",
@@ -32,16 +32,16 @@ def migrate(
     and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the
     role `market_read`, and `ingestor grant-analyst`.
     """
-    asyncio.run(_migrate(configuration.load(), adopt_timescale=adopt_timescale))
+    asyncio.run(_migrate(configuration.load(), to_hypertable=to_hypertable))
 
 
-async def _migrate(settings: configuration.Settings, *, adopt_timescale: bool) -> None:
-    from ingestor.store.adopt import adopt, tell_of_adoption
-    from ingestor.store.migrate import migrate as migrate_database
+async def _migrate(settings: configuration.Settings, *, to_hypertable: bool) -> None:
+    from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
+    from ingestor.admin.migrate import migrate as migrate_database
 
     url = settings.read_database_url()
     await migrate_database(url, settings, say)
-    if adopt_timescale:
-        await adopt(url, settings, say)
+    if to_hypertable:
+        await convert_to_hypertable(url, settings, say)
     else:
         await tell_of_adoption(url, say)

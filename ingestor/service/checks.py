@@ -182,7 +182,7 @@ def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
     if not facts.has_aggregates:
         text = "computed from the ticks for whoever asks"
         if "Community" in facts.edition:
-            advice = "this server could compute them ahead: run `ingestor migrate --adopt-timescale`"
+            advice = "this server could compute them ahead: run `ingestor migrate --convert-to-hypertable`"
             return CheckResult("bars", Severity.WARNING, f"{text}; {advice}")
         return CheckResult("bars", Severity.OK, text)
     since = schema.oldest_refresh

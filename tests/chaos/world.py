@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ingestor.admin.migrate import migrate
 from ingestor.buffer.spool import Spool
 from ingestor.settings import load
 from ingestor.simulator.faults import GARBAGE
 from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Account, Simulator, now
 from ingestor.store.connect import connect
-from ingestor.store.migrate import migrate
 from tests.chaos.audit import Skew
 from tests.disks import small_disk
 from tests.pooler import Pooler

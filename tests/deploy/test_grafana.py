@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from ingestor.service.maintain import maintain
+from ingestor.admin.maintenance import maintain
+from ingestor.admin.roles import grant_analyst
 from ingestor.settings import load
-from ingestor.store.analysts import grant_analyst
 from ingestor.store.connect import connect
 from tests.deploy.grafana import (
     DASHBOARDS,

@@ -11,8 +11,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from ingestor.address import parse_database_address
+from ingestor.admin.roles import analyst_url, grant_analyst
 from ingestor.errors import StoreError
-from ingestor.store.analysts import analyst_url, grant_analyst
 from ingestor.store.connect import connect
 from tests.commands import ingestor
 from tests.servers import TestServer, query, with_parts

@@ -9,10 +9,10 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from ingestor.admin import retention
+from ingestor.admin.aggregates import LEVELS
 from ingestor.model import SECOND
 from ingestor.settings import LEAST_RETENTION
-from ingestor.store import retention
-from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect
 from ingestor.store.gaps import GapStore
 from ingestor.store.ticks import TickStore

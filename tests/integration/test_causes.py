@@ -15,12 +15,12 @@ import asyncpg
 import pytest
 import structlog
 
+from ingestor.admin.upkeep import as_owner
 from ingestor.errors import StoreError
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import PIECE, copy_rows
-from ingestor.store.upkeep import as_owner
 from tests.commands import ingestor_here
 from tests.processes import DaemonProcess, ServerProcess
 from tests.recording import recording, stored

@@ -14,12 +14,12 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
+from ingestor.admin.aggregates import LEVELS
+from ingestor.admin.engine import create_engine
+from ingestor.admin.hypertable import convert_to_hypertable
+from ingestor.admin.migrate import configuration, migrate
 from ingestor.settings import load
-from ingestor.store.adopt import adopt
-from ingestor.store.aggregates import LEVELS
 from ingestor.store.connect import connect
-from ingestor.store.engine import create_engine
-from ingestor.store.migrate import configuration, migrate
 from ingestor.store.queries import QUERIES
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, maintained, some_ticks
 from tests.servers import execute_all, query
@@ -149,15 +149,15 @@ async def test_a_server_that_was_of_the_other_edition(community: str) -> None:
         await connection.exec_driver_sql("GRANT SELECT ON market.ohlcv_1m TO market_read")
     await engine.dispose()
     lines: list[str] = []
-    await adopt(community, load(), lines.append)
+    await convert_to_hypertable(community, load(), lines.append)
     assert lines[0] == "market.ticks is a hypertable already; its bars are continuous aggregates now."
     assert any(line.startswith("Bars of 1d: computed until") for line in lines)
     await _run_jobs(community)
     assert await assert_bars(community) == whole
     assert await query(community, grants) == before
     lines.clear()
-    await adopt(community, load(), lines.append)
-    assert lines == ["market.ticks is a hypertable already: there is nothing to adopt."]
+    await convert_to_hypertable(community, load(), lines.append)
+    assert lines == ["market.ticks is a hypertable already: there is nothing to convert_to_hypertable."]
 
 
 async def test_down_and_up_with_data(community: str) -> None:

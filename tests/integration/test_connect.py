@@ -12,10 +12,10 @@ import pytest
 import trustme
 from sqlalchemy import text
 
+from ingestor.admin.engine import create_engine
 from ingestor.embedded import EmbeddedServer
 from ingestor.errors import StoreError
 from ingestor.store.connect import connect
-from ingestor.store.engine import create_engine
 from tests.proxy import pump
 from tests.servers import TestServer, with_parts
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import structlog
 
+from ingestor.admin.migrate import migrate
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND, EndReason, Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
-from ingestor.store.migrate import migrate
 from tests.disks import fill, small_disk
 from tests.recording import NOW, heard, running, settings, until
 from tests.servers import TestServer, query

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ingestor.service.maintain import maintain
+from ingestor.admin.maintenance import maintain
+from ingestor.admin.roles import grant_analyst
 from ingestor.settings import load
-from ingestor.store.analysts import grant_analyst
 from tests.examples import PAGE, answers, examples, seed
 from tests.servers import TestServer, with_parts
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ingestor.admin.maintenance import maintain
+from ingestor.admin.migrate import migrate
+from ingestor.admin.roles import grant_analyst
 from ingestor.errors import PoolerError
-from ingestor.service.maintain import maintain
 from ingestor.settings import load
-from ingestor.store.analysts import grant_analyst
 from ingestor.store.connect import connect, is_pooled
 from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.inspect import inspect
-from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore
 from tests.commands import ingestor_here
 from tests.integration.test_store import batcher, filled, tick

@@ -284,7 +284,7 @@ async def test_an_error_that_nobody_foresaw(tmp_path: Path) -> None:
     """Its traceback holds no secret either, though Python prints it by itself."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\nimport ingestor.store.migrate as module\nfrom ingestor.cli import main\n"
+        "import sys\nimport ingestor.admin.migrate as module\nfrom ingestor.cli import main\n"
         "async def migrate(url, *_):\n    raise RuntimeError(f'who knows {url}') from KeyError(url)\n"
         "module.migrate = migrate\nsys.argv[1:] = ['migrate']\nmain()\n"
     )

@@ -11,12 +11,12 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from ingestor.admin.migrate import head_revision
 from ingestor.batch import Batcher
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, SessionEnd, Tick
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
-from ingestor.store.migrate import head_revision
 from ingestor.store.ticks import TickStore, WriteResult
 from ingestor.store.version import SCHEMA_REVISION
 from ingestor.stream.decoder import Decoder

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import asyncpg
 import pytest
 
-from ingestor.service.maintain import maintain
+from ingestor.admin.maintenance import maintain
+from ingestor.admin.migrate import migrate
 from ingestor.settings import load
 from ingestor.store import waiting
 from ingestor.store.connect import connect
 from ingestor.store.gaps import GapStore
-from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler

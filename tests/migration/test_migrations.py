@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from ingestor.admin.migrate import migrate
 from ingestor.embedded import EmbeddedServer
 from ingestor.settings import load
 from ingestor.store.connect import connect
 from ingestor.store.gaps import Bounds, GapStore
-from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore, WriteResult
 from tests.integration.test_store import batcher, filled, tick
 from tests.servers import TestServer, with_parts

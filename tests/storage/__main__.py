@@ -14,13 +14,13 @@ from pathlib import Path
 import asyncpg
 from rich.progress import Progress
 
+from ingestor.admin.aggregates import mend_aggregates
+from ingestor.admin.migrate import migrate
+from ingestor.admin.upkeep import as_owner, without_transactions
 from ingestor.errors import IngestorError
 from ingestor.settings import load
-from ingestor.store.aggregates import mend_aggregates
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect
-from ingestor.store.migrate import migrate
-from ingestor.store.upkeep import as_owner, without_transactions
 from tests.examples import PAGE, examples
 from tests.storage.fill import fill
 

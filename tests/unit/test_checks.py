@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from alembic.script import ScriptDirectory
 
+from ingestor.admin.migrate import configuration
 from ingestor.errors import StoreError
 from ingestor.service.checks import Severity, _bars, _database
 from ingestor.store.inspect import DatabaseFacts, SchemaFacts
-from ingestor.store.migrate import configuration
 
 HOUR = timedelta(hours=1)
 SCHEMA = SchemaFacts(
@@ -54,7 +54,7 @@ def test_the_server(changes: dict[str, Any], severity: Severity, words: str) -> 
         ("with TimescaleDB 2.23.0 (Community)", True, None, ""),
         ("with TimescaleDB 2.23.0 (Community)", True, HOUR, ""),
         ("with TimescaleDB 2.23.0 (Community)", True, 60 * HOUR, "`ingestor maintain` once a day"),
-        ("with TimescaleDB 2.23.0 (Community)", False, None, "--adopt-timescale"),
+        ("with TimescaleDB 2.23.0 (Community)", False, None, "--convert-to-hypertable"),
         ("with TimescaleDB 2.23.0 (Apache-2)", False, 60 * HOUR, ""),
         ("without TimescaleDB", False, 60 * HOUR, ""),
     ],

@@ -18,12 +18,12 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ingestor.admin.aggregates import INSTALLED
+from ingestor.admin.migrate import configuration, keep_bars
+from ingestor.admin.upkeep import as_owner, maintenance
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
-from ingestor.store.aggregates import INSTALLED
-from ingestor.store.migrate import configuration, keep_bars
-from ingestor.store.upkeep import as_owner, maintenance
 
 LOCK_TIMEOUT = "5s"
 """So long may the last step wait for a query, and others for it before it has begun; then it is given up."""
@@ -77,7 +77,7 @@ _MAKE_COPY = (
     )""",
     f"""
     COMMENT ON TABLE {COPY} IS
-    'What ingestor migrate --adopt-timescale has copied of market.ticks so far. To give that up, drop it.'""",
+    'What ingestor migrate --convert-to-hypertable has copied of market.ticks so far. To give that up, drop it.'""",
     f"SELECT create_hypertable('{COPY}', by_range('time', INTERVAL '7 days'), create_default_indexes => false)",
 )
 _PARTITIONS = """
@@ -134,7 +134,7 @@ _TAKE_THE_PLACE = (
 )
 
 
-async def adopt(url: str, settings: Settings, report: Callable[[str], None]) -> None:
+async def convert_to_hypertable(url: str, settings: Settings, report: Callable[[str], None]) -> None:
     """Make a hypertable of a partitioned `market.ticks`, in a database at the newest schema.
 
     `report` is told each step in a sentence. Raises StoreError; what was copied by then is not copied again.
@@ -149,7 +149,7 @@ async def adopt(url: str, settings: Settings, report: Callable[[str], None]) -> 
         elif await _take_the_edition(engine, relations):
             report("market.ticks is a hypertable already; its bars are continuous aggregates now.")
         else:
-            report("market.ticks is a hypertable already: there is nothing to adopt.")
+            report("market.ticks is a hypertable already: there is nothing to convert_to_hypertable.")
         await keep_bars(engine, settings, report)
 
 
@@ -161,7 +161,7 @@ async def tell_of_adoption(url: str, report: Callable[[str], None]) -> None:
                 return
     report(
         "This server has TimescaleDB, and market.ticks has monthly partitions: "
-        "`ingestor migrate --adopt-timescale` makes a hypertable of it."
+        "`ingestor migrate --convert-to-hypertable` makes a hypertable of it."
     )
 
 

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.address import parse_database_address
+from ingestor.admin.upkeep import as_owner
 from ingestor.errors import StoreError
 from ingestor.redaction import register_secret
 from ingestor.store.retry import MIGRATE
 from ingestor.store.target import target_of
-from ingestor.store.upkeep import as_owner
 
 READER = "market_read"
 ITERATIONS = 4096

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from ingestor.admin import maintenance
 from ingestor.coverage.calendar import xnze
-from ingestor.service import maintain
 
 
 @pytest.mark.filterwarnings("ignore::Warning")  # of pandas, about what the library does
 def test_the_library_where_it_is_installed() -> None:
     """Its sessions are those of the snapshot, as far as both know them, and it says which version it is."""
-    source, known = maintain.known_sessions()
+    source, known = maintenance.known_sessions()
     assert source.startswith("exchange-calendars ")
     days = {session.trading_day: session for session in known}
     assert all(days[session.trading_day] == session for session in xnze() if session.trading_day in days)
@@ -18,5 +18,5 @@ def test_the_library_where_it_is_installed() -> None:
 
 def test_the_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra the bundled sessions are taken."""
-    monkeypatch.setattr(maintain, "find_spec", lambda _: None)
-    assert maintain.known_sessions() == ("the bundled snapshot", list(xnze()))
+    monkeypatch.setattr(maintenance, "find_spec", lambda _: None)
+    assert maintenance.known_sessions() == ("the bundled snapshot", list(xnze()))

@@ -16,12 +16,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor import coverage
-from ingestor.coverage.calendar import xnze
-from ingestor.errors import ConfigurationError
-from ingestor.settings import SHARED, Settings
-from ingestor.store import schema
-from ingestor.store.aggregates import has_aggregates, keep_aggregates
-from ingestor.store.upkeep import (
+from ingestor.admin import schema
+from ingestor.admin.aggregates import has_aggregates, keep_aggregates
+from ingestor.admin.upkeep import (
     as_owner,
     database_now,
     keep_calendars,
@@ -29,6 +26,9 @@ from ingestor.store.upkeep import (
     make_partitions,
     without_transactions,
 )
+from ingestor.coverage.calendar import xnze
+from ingestor.errors import ConfigurationError
+from ingestor.settings import SHARED, Settings
 
 
 def configuration() -> Config:

@@ -11,12 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ingestor.admin import schema
+from ingestor.admin.engine import create_engine
 from ingestor.coverage.calendar import TradingSession, sessions
 from ingestor.errors import PoolerError, StoreError
 from ingestor.model import SECOND
-from ingestor.store import schema
 from ingestor.store.connect import is_pooled
-from ingestor.store.engine import create_engine
 from ingestor.store.refusal import ANSWERED, translated
 from ingestor.store.ticks import months_ahead
 from ingestor.store.waiting import LockWatch

@@ -9,16 +9,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from ingestor.admin import hypertable as adopt_module
+from ingestor.admin.aggregates import mend_aggregates
+from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
+from ingestor.admin.migrate import migrate
+from ingestor.admin.upkeep import as_owner, without_transactions
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Micros
 from ingestor.settings import load
-from ingestor.store import adopt as adopt_module
-from ingestor.store.adopt import adopt, tell_of_adoption
-from ingestor.store.aggregates import mend_aggregates
 from ingestor.store.connect import connect
-from ingestor.store.migrate import migrate
 from ingestor.store.ticks import TickStore
-from ingestor.store.upkeep import as_owner, without_transactions
 from tests.bars import assert_bars, insert, some_ticks
 from tests.commands import ingestor, start
 from tests.conftest import EDITIONS
@@ -84,7 +84,7 @@ async def _adopted(url: str, report: Callable[[str], None] = lambda _: None) -> 
         lines.append(line)
         report(line)
 
-    await adopt(url, load(), both)
+    await convert_to_hypertable(url, load(), both)
     return lines
 
 
@@ -113,7 +113,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     hints: list[str] = []
     await tell_of_adoption(partitioned, hints.append)
     assert len(hints) == 1
-    assert "--adopt-timescale" in hints[0]
+    assert "--convert-to-hypertable" in hints[0]
 
     lines = await _adopted(partitioned)
 
@@ -132,7 +132,9 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     assert await query(partitioned, "SELECT ingest.ensure_partition('2026-07-01')") == [(False,)]
     assert await query(partitioned, GRANTS) == grants
 
-    assert await _adopted(partitioned) == ["market.ticks is a hypertable already: there is nothing to adopt."]
+    assert await _adopted(partitioned) == [
+        "market.ticks is a hypertable already: there is nothing to convert_to_hypertable."
+    ]
     await tell_of_adoption(partitioned, hints.append)
     assert len(hints) == 1
     for arguments in (("check",), ("downgrade", "base")):
@@ -216,7 +218,7 @@ async def _kill_where_it_waits_for(url: str, statement: str) -> None:
     transaction = holder.transaction()
     await transaction.start()
     await holder.execute(statement)
-    process = await start("migrate", "--adopt-timescale", DATABASE_URL=url)
+    process = await start("migrate", "--convert-to-hypertable", DATABASE_URL=url)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with asyncio.timeout(20):
         while not await watcher.fetchval(waiting):
@@ -376,7 +378,7 @@ async def test_a_server_without_it(plain: TestServer) -> None:
     lines: list[str] = []
     await tell_of_adoption(url, lines.append)
     assert lines == []
-    status, _, errors = await ingestor("migrate", "--adopt-timescale", DATABASE_URL=url)
+    status, _, errors = await ingestor("migrate", "--convert-to-hypertable", DATABASE_URL=url)
     assert status == 69
     assert errors.count("\n") == 1
     assert "shared_preload_libraries" in errors

@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ingestor.store import schema
+from ingestor.admin import schema
+from ingestor.admin.upkeep import database_now
 from ingestor.store.inspect import AGGREGATES
-from ingestor.store.upkeep import database_now
 
 STEP = timedelta(days=30)
 """So much is computed in one transaction, so that what is interrupted goes on about where it was."""

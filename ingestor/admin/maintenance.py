@@ -8,15 +8,11 @@ from importlib.util import find_spec
 
 import sqlalchemy as sa
 
-from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
-from ingestor.errors import SchemaError
-from ingestor.settings import Settings
-from ingestor.store import schema
-from ingestor.store.aggregates import has_aggregates, keep_aggregates, mend_aggregates
-from ingestor.store.migrate import columnstore_after
-from ingestor.store.retention import drop_old
-from ingestor.store.retry import MIGRATE
-from ingestor.store.upkeep import (
+from ingestor.admin import schema
+from ingestor.admin.aggregates import has_aggregates, keep_aggregates, mend_aggregates
+from ingestor.admin.migrate import columnstore_after
+from ingestor.admin.retention import drop_old
+from ingestor.admin.upkeep import (
     as_owner,
     database_now,
     keep_calendars,
@@ -25,6 +21,10 @@ from ingestor.store.upkeep import (
     make_partitions,
     without_transactions,
 )
+from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
+from ingestor.errors import SchemaError
+from ingestor.settings import Settings
+from ingestor.store.retry import MIGRATE
 
 
 async def maintain(settings: Settings, report: Callable[[str], None]) -> None:

@@ -1,0 +1,1 @@
+"""The tools of the database's owner: schema, migrations, partitions, aggregates, roles, maintenance."""
