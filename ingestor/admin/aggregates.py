@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.admin import schema
-from ingestor.admin.upkeep import database_now
+from ingestor.admin.engine import database_now
+from ingestor.settings import Settings
 from ingestor.store.inspect import AGGREGATES
 
 STEP = timedelta(days=30)
@@ -165,3 +166,8 @@ async def _keep_columnstore(
         add = "CALL add_columnstore_policy('market.ticks', after => CAST(:after AS interval), if_not_exists => true)"
         await connection.execute(sa.text(add), {"after": after})
     report(f"Ticks go to the columnstore {'never' if after is None else f'at an age of {after / _DAY:g} days'}.")
+
+
+def columnstore_after(settings: Settings) -> timedelta | None:
+    """Return the age at which ticks go to the columnstore."""
+    return None if settings.columnstore_after is None else timedelta(seconds=settings.columnstore_after)

@@ -19,8 +19,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.admin.aggregates import INSTALLED
+from ingestor.admin.engine import as_owner, maintenance
 from ingestor.admin.migrate import configuration, keep_bars
-from ingestor.admin.upkeep import as_owner, maintenance
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings

@@ -9,18 +9,11 @@ from importlib.util import find_spec
 import sqlalchemy as sa
 
 from ingestor.admin import schema
-from ingestor.admin.aggregates import has_aggregates, keep_aggregates, mend_aggregates
-from ingestor.admin.migrate import columnstore_after
+from ingestor.admin.aggregates import columnstore_after, has_aggregates, keep_aggregates, mend_aggregates
+from ingestor.admin.calendars import keep_calendars, last_trading_day
+from ingestor.admin.engine import as_owner, database_now, maintenance, without_transactions
+from ingestor.admin.partitions import make_partitions
 from ingestor.admin.retention import drop_old
-from ingestor.admin.upkeep import (
-    as_owner,
-    database_now,
-    keep_calendars,
-    last_trading_day,
-    maintenance,
-    make_partitions,
-    without_transactions,
-)
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
 from ingestor.errors import SchemaError
 from ingestor.settings import Settings

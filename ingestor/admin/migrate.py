@@ -17,15 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor import coverage
 from ingestor.admin import schema
-from ingestor.admin.aggregates import has_aggregates, keep_aggregates
-from ingestor.admin.upkeep import (
-    as_owner,
-    database_now,
-    keep_calendars,
-    last_trading_day,
-    make_partitions,
-    without_transactions,
-)
+from ingestor.admin.aggregates import columnstore_after, has_aggregates, keep_aggregates
+from ingestor.admin.calendars import keep_calendars, last_trading_day
+from ingestor.admin.engine import as_owner, database_now, without_transactions
+from ingestor.admin.partitions import make_partitions
 from ingestor.coverage.calendar import xnze
 from ingestor.errors import ConfigurationError
 from ingestor.settings import SHARED, Settings
@@ -76,11 +71,6 @@ async def keep_bars(engine: AsyncEngine, settings: Settings, report: Callable[[s
             return
     async with without_transactions(engine) as connection:
         await keep_aggregates(connection, columnstore_after(settings), report)
-
-
-def columnstore_after(settings: Settings) -> timedelta | None:
-    """Return the age at which ticks go to the columnstore."""
-    return None if settings.columnstore_after is None else timedelta(seconds=settings.columnstore_after)
 
 
 def _upgrade(connection: sa.Connection) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.admin import schema
-from ingestor.admin.upkeep import database_now, maintenance
+from ingestor.admin.engine import database_now, maintenance
 
 LOCK_TIMEOUT = "5s"
 """So long may a drop wait for queries, and the writer for the drop; then it is tried by the next run."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.address import parse_database_address
-from ingestor.admin.upkeep import as_owner
+from ingestor.admin.engine import as_owner
 from ingestor.errors import StoreError
 from ingestor.redaction import register_secret
 from ingestor.store.retry import MIGRATE

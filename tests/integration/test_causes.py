@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 import structlog
 
-from ingestor.admin.upkeep import as_owner
+from ingestor.admin.engine import as_owner
 from ingestor.errors import StoreError
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect

@@ -11,9 +11,9 @@ import pytest
 
 from ingestor.admin import hypertable as adopt_module
 from ingestor.admin.aggregates import mend_aggregates
+from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
 from ingestor.admin.migrate import migrate
-from ingestor.admin.upkeep import as_owner, without_transactions
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Micros
 from ingestor.settings import load

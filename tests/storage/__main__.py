@@ -15,8 +15,8 @@ import asyncpg
 from rich.progress import Progress
 
 from ingestor.admin.aggregates import mend_aggregates
+from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.migrate import migrate
-from ingestor.admin.upkeep import as_owner, without_transactions
 from ingestor.errors import IngestorError
 from ingestor.settings import load
 from ingestor.store.connect import connect
