@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
+from ingestor.cli._options import in_seconds
 from ingestor.cli._output import say
-from ingestor.cli.bounds import in_seconds
 from ingestor.redaction import register_secret
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
-from ingestor.cli.bounds import Since, Until, bounds, in_seconds
+from ingestor.cli._options import Since, Until, bounds, in_seconds
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -49,10 +49,10 @@ def backfill(
         never_block()
     settings = configuration.load()
     settings.require("token", "database_url")
-    from ingestor.cli import filling
+    from ingestor.cli import _backfill
 
     only = frozenset(each.upper() for each in symbol or ())
     if watch:
-        asyncio.run(filling.watch(settings, span, only, interval))
-    elif not asyncio.run(filling.once(settings, span, only, again=again, dry_run=dry_run)):
+        asyncio.run(_backfill.watch(settings, span, only, interval))
+    elif not asyncio.run(_backfill.once(settings, span, only, again=again, dry_run=dry_run)):
         raise typer.Exit(1)

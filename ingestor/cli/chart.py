@@ -18,8 +18,8 @@ from rich.text import Text
 from ingestor import settings as configuration
 from ingestor.chart import svg, terminal
 from ingestor.chart.series import Band, Series, Width, midnight
+from ingestor.cli._options import Since, Until, bounds
 from ingestor.cli._output import Console, write_document
-from ingestor.cli.bounds import Since, Until, bounds
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError

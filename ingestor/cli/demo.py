@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ingestor.cli._options import in_seconds
 from ingestor.cli._output import Console
-from ingestor.cli.bounds import in_seconds
 from ingestor.demo import QUERIES, Demo, State, running
 from ingestor.service.process import StopRequest, stop_on_signals
 from ingestor.telemetry.log import configure
@@ -61,7 +61,7 @@ async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cu
             await demo.close_market()
             problems: list[str] = []
             if cuts and not request.stop.is_set():
-                from ingestor.cli.mending import mend
+                from ingestor.cli._demo_faults import mend
 
                 problems = await mend(console, demo, request)
             await demo.stop()

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
+from ingestor.cli._options import in_seconds
 from ingestor.cli._output import say
-from ingestor.cli.bounds import in_seconds
 from ingestor.errors import StoreError
 from ingestor.service.process import stop_on_signals
 from ingestor.telemetry.standard_streams import never_block

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ingestor import settings as configuration
-from ingestor.cli.bounds import moment
+from ingestor.cli._options import moment
 
 
 def reconcile(
@@ -39,9 +39,9 @@ def reconcile(
         raise typer.BadParameter("give a day, such as 2026-11-20", param_hint="--date")
     settings = configuration.load()
     settings.require("token", "database_url")
-    from ingestor.cli import comparing
+    from ingestor.cli import _reconcile
 
     if not asyncio.run(
-        comparing.run(settings, trading_day, frozenset(each.upper() for each in symbol or ()), adopt=adopt_label)
+        _reconcile.run(settings, trading_day, frozenset(each.upper() for each in symbol or ()), adopt=adopt_label)
     ):
         raise typer.Exit(1)

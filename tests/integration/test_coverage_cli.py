@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ingestor import settings as configuration
-from ingestor.cli import filling
+from ingestor.cli import _backfill
 from ingestor.model import SECOND, Tick
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.gaps import Bounds
@@ -217,11 +217,11 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
     def script(asked: Asked) -> bytes:
         return LISTED if asked.path == "/info/ticker" else answer({"data": []}, status=status)
 
-    monkeypatch.setattr(filling, "REFUSED_PAUSE", 0.05)
+    monkeypatch.setattr(_backfill, "REFUSED_PAUSE", 0.05)
     filled = "SELECT count(*) FROM ingest.backfills WHERE status = 'backfilled'"
     async with scripted(script) as server:
         settings = configuration.load(database_url=writer_url, rest_url=server.url, token=TOKEN)
-        watching = asyncio.create_task(filling.watch(settings, Bounds(until=ENDS), (), 0.05))
+        watching = asyncio.create_task(_backfill.watch(settings, Bounds(until=ENDS), (), 0.05))
         await until(database, filled, 1)
         status, before = 403, len(server.asked)
         await execute(database, "UPDATE ingest.stream_sessions SET authenticated_at = $2 WHERE id = $1", later, at(104))

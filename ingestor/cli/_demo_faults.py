@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ingestor.backfill.answers import MINUTE
 from ingestor.backfill.fill import asked_for
+from ingestor.cli._backfill import fill, filling
 from ingestor.cli._output import Console
-from ingestor.cli.filling import fill, filling
 from ingestor.cli.gaps import show, write
 from ingestor.coverage.page import as_html
 from ingestor.coverage.report import Report
