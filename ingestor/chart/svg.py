@@ -17,7 +17,7 @@ from string import Template
 from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
 from ingestor.chart.palette import colours
 from ingestor.chart.series import Bar, Figure, Series
-from ingestor.chart.words import KEYS, VOLUME_DIGITS, caption, compact, described, price, span
+from ingestor.chart.text import KEYS, VOLUME_DIGITS, caption, compact, described, price, span
 
 WIDTH, HEIGHT = 960, 560
 """Size in the units of the drawing, which is scaled to the place it is shown in."""

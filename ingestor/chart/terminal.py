@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
 from ingestor.chart.series import Bar, Figure, Series, merged
-from ingestor.chart.words import KEYS, VOLUME_DIGITS, caption, compact
+from ingestor.chart.text import KEYS, VOLUME_DIGITS, caption, compact
 
 GapSpan: TypeAlias = tuple[str, str]
 """A text and its role: `title`, `faint`, `up`, `down`, `plain`, or the kind of a gap."""

@@ -12,7 +12,7 @@ from ingestor.backfill.fill import asked_for
 from ingestor.cli._backfill import fill, filling
 from ingestor.cli._output import Console
 from ingestor.cli.gaps import show, write
-from ingestor.coverage.page import as_html
+from ingestor.coverage.html import as_html
 from ingestor.coverage.report import Report
 from ingestor.demo import Demo
 from ingestor.service.process import StopRequest

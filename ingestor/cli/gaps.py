@@ -19,7 +19,7 @@ from rich.text import Text
 from ingestor import settings as configuration
 from ingestor.cli._options import Since, Until, bounds, moment
 from ingestor.cli._output import Console, write_document
-from ingestor.coverage.page import MEANING, as_html, duration, in_minutes
+from ingestor.coverage.html import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
 from ingestor.errors import IngestorError
 from ingestor.store.gaps import Bounds, GapStore

@@ -1,4 +1,4 @@
-"""The gap report as data, and as JSON and CSV. No I/O; `ingestor.coverage.page` makes a page of it."""
+"""The gap report as data, and as JSON and CSV. No I/O; `ingestor.coverage.html` makes a page of it."""
 
 from __future__ import annotations
 

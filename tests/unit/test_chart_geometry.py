@@ -7,7 +7,7 @@ import pytest
 
 from ingestor.chart.geometry import Scale, TimeAxis, price_ticks, time_ticks, widened
 from ingestor.chart.series import Width, merged, midnight, resample
-from ingestor.chart.words import compact, price
+from ingestor.chart.text import compact, price
 from tests.charts import ZONE, bar, friday, gap, many
 from tests.sessions import BEGINS, ENDS, MINUTE, at
 

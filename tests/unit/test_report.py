@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.chart.palette import colours
-from ingestor.coverage.page import as_html, duration
+from ingestor.coverage.html import as_html, duration
 from ingestor.coverage.report import Report, as_csv, as_json
 from tests.reports import CAUSES, MADE_AT, sample
 from tests.tools import need
