@@ -29,7 +29,9 @@ REFUSED_PAUSE = 60.0
 """Seconds at least between two tries with a token that was accepted, and is refused now."""
 
 
-async def once(settings: Settings, span: Bounds, only: Collection[str], *, again: bool, dry_run: bool) -> bool:
+async def once(
+    settings: Settings, span: Bounds, only: Collection[str], *, retry_unfillable: bool, dry_run: bool
+) -> bool:
     """Fill what there is to fill; return whether nothing has failed."""
     console = Console(highlight=False)
     async with filling(console, settings) as (job, listed):
@@ -38,7 +40,7 @@ async def once(settings: Settings, span: Bounds, only: Collection[str], *, again
         if dry_run:
             describe(console, await job.plan(span), only)
             return True
-        if again:
+        if retry_unfillable:
             await job.ask_again(span)
         summary = await fill(console, job, span, only)
         return not summary.pending

@@ -46,7 +46,7 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
             console.print(f"From now on bars are taken by their {found.best.label}. Run `ingestor backfill`.")
         elif found.is_decided and found.best.label != gap_store.label:
             console.print(
-                f"Until now they are taken by their {gap_store.label}: run this again with --adopt-label.",
+                f"Until now they are taken by their {gap_store.label}: run this again with --set-bar-label.",
                 style="yellow",
             )
     return bool(found.symbols) and not (found.best.differences or found.failed or found.doubtful)

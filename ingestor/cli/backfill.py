@@ -18,8 +18,9 @@ def backfill(
     symbol: Annotated[
         list[str] | None, typer.Option(metavar="<symbol>", help="Only this symbol; can be repeated.")
     ] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Also what was given up: unknown to the provider, or wrong records.")
+    retry_unfillable: Annotated[
+        bool,
+        typer.Option("--retry-unfillable", help="Also what was given up: unknown to the provider, or wrong records."),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Go on for ever, and fill gaps as they appear.")] = False,
@@ -31,7 +32,7 @@ def backfill(
 
     Every symbol that may have traded is asked for, on each day with a gap. The rate limit is honoured, and what was
     interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know (of those
-    that it lists: three times) is `unfillable` until `--again`, one without bars had `no trades`, and gaps older than
+    that it lists: three times) is `unfillable` until `--retry-unfillable`, one without bars had `no trades`, and gaps older than
     a year, which the provider no longer keeps, are `unfillable` as a whole: all of it is on record in
     `ingest.backfills`. Wrong records in an answer are named there; the others are stored, and the symbol is asked for
     again, three times, before it is `partial` or `unfillable`. A minute is asked for when it has been over for a
@@ -54,5 +55,5 @@ def backfill(
     only = frozenset(each.upper() for each in symbol or ())
     if watch:
         asyncio.run(_backfill.watch(settings, span, only, interval))
-    elif not asyncio.run(_backfill.once(settings, span, only, again=again, dry_run=dry_run)):
+    elif not asyncio.run(_backfill.once(settings, span, only, retry_unfillable=retry_unfillable, dry_run=dry_run)):
         raise typer.Exit(1)

@@ -62,7 +62,7 @@ def gaps(
     Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
-    excused = excuse and (moment(excuse[0], "--excuse"), moment(excuse[1], "--excuse"), excuse[2])
+    excused = excuse and (moment(excuse[0], "--exclude"), moment(excuse[1], "--exclude"), excuse[2])
     settings = configuration.load()
     settings.require("database_url")
     report = asyncio.run(_report(settings, span, excused))
@@ -114,7 +114,7 @@ async def _report(
         if excused is not None:
             first, last = (_instant(bound, gap_store.timezone) for bound in excused[:2])
             if first >= last:
-                raise typer.BadParameter("FROM must be before TO", param_hint="--excuse")
+                raise typer.BadParameter("FROM must be before TO", param_hint="--exclude")
             await gap_store.excuse(first, last, excused[2])
         return await gap_store.report(span)
 

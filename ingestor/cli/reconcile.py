@@ -17,10 +17,10 @@ def reconcile(
     symbol: Annotated[
         list[str] | None, typer.Option(metavar="<symbol>", help="Only this symbol; can be repeated.")
     ] = None,
-    adopt_label: Annotated[
+    set_bar_label: Annotated[
         bool,
         typer.Option(
-            "--adopt-label",
+            "--set-bar-label",
             help="From now on go by the label that fits best; what was fetched is moved.",
         ),
     ] = False,
@@ -42,6 +42,6 @@ def reconcile(
     from ingestor.cli import _reconcile
 
     if not asyncio.run(
-        _reconcile.run(settings, trading_day, frozenset(each.upper() for each in symbol or ()), adopt=adopt_label)
+        _reconcile.run(settings, trading_day, frozenset(each.upper() for each in symbol or ()), adopt=set_bar_label)
     ):
         raise typer.Exit(1)

@@ -343,7 +343,7 @@ class GapStore:
         """Take the provider's bars by another label from now on. What was fetched is moved, and asked for again."""
         shift = timedelta(minutes=-1 if label == "end" else 1)
         async with self._turn() as connection:
-            for query, *arguments in (("adopt_label", label), ("shift_bars", shift), ("forget_backfills",)):
+            for query, *arguments in (("set_bar_label", label), ("shift_bars", shift), ("forget_backfills",)):
                 await connection.execute(QUERIES[query], *arguments)
         self.label = label
 

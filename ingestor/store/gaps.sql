@@ -207,7 +207,7 @@ INSERT INTO ingest.reconciliations (trading_day, symbol, time, difference, our_o
     our_volume, their_open, their_high, their_low, their_close, their_volume)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 
--- name: adopt_label
+-- name: set_bar_label
 UPDATE ingest.settings SET bar_label = $1
 
 -- name: current_label

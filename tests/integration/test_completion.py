@@ -16,7 +16,7 @@ from tests.tools import need
 LINES = {
     "re": {"reconcile", "replay"},
     "--ver": {"--version"},
-    "gaps --": {"--since", "--until", "--format", "--output", "--excuse", "--help"},
+    "gaps --": {"--since", "--until", "--format", "--output", "--exclude", "--help"},
     "chart --width ": {"1m", "5m", "15m", "1h", "1d"},
     "run --wrong": set(),
 }

@@ -94,7 +94,7 @@ async def test_an_excuse(writer_url: str, database: str) -> None:
     await with_a_gap(database)
     arguments = (
         "gaps",
-        "--excuse",
+        "--exclude",
         "2026-11-20T10:00:00+13:00",
         "2026-11-20T11:00:00+13:00",
         "trading [/b] halt of [NZX]",
@@ -112,10 +112,10 @@ async def test_an_excuse(writer_url: str, database: str) -> None:
         ("--since", "yesterday"),
         ("--until", "2026-11-20T10:00:00"),
         ("--format", "xml"),
-        ("--excuse", "2026-11-20", "2026-11-20", "nothing"),
-        ("--excuse", "2026-11-20", "soon", "nothing"),
-        ("--excuse", "2026-11-20", "2026-11-21"),
-        ("--excuse", "0001-01-01", "2026-11-21", "long ago"),
+        ("--exclude", "2026-11-20", "2026-11-20", "nothing"),
+        ("--exclude", "2026-11-20", "soon", "nothing"),
+        ("--exclude", "2026-11-20", "2026-11-21"),
+        ("--exclude", "0001-01-01", "2026-11-21", "long ago"),
         ("--since", "2026-11-21", "--until", "2026-11-20"),
         ("--since", "2026-11-21T00:00:00Z", "--until", "2026-11-20T00:00:00Z"),
         ("--until", "9999-12-31T23:59:59-05:00"),
@@ -276,7 +276,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
         assert "495 minutes wholly covered, 2 symbols. Bars compared: 15, the same: 12, different: 3." in output, output
         assert "The provider labels a bar by its end: 12 bars fit, by its start 0." in output
         assert "Unknown to the provider: GONE.NZ" in output
-        assert "run this again with --adopt-label" in output
+        assert "run this again with --set-bar-label" in output
         sql = "SELECT time, difference, our_volume, their_volume FROM ingest.reconciliations ORDER BY time"
         assert await query(database, sql) == [
             (at(15), "differs", 100, 90),
@@ -284,7 +284,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
             (at(30), "missing here", None, 70),
         ]
         labelled[12:] = [ohlcv(16.5, 100, 16), ohlcv(21.5, 100, 21)]
-        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", "--adopt-label", **environment)
+        status, output, _ = await ingestor("reconcile", "--date=2026-11-20", "--set-bar-label", **environment)
         assert status == 0
         assert "From now on bars are taken by their end." in output
         assert await query(database, sql) == []

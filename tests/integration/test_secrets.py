@@ -308,7 +308,7 @@ async def test_a_reason_with_a_secret(database: str, form: str) -> None:
     reason = 'outage,\x1b[31m see tk_Qz1"Qz2'
     settings = {"INGESTOR_DATABASE_URL": database, "INGESTOR_TOKEN": 'tk_Qz1"Qz2'}
     day = ("--since", "2026-11-20", "--until", "2026-11-21")
-    arguments = ("gaps", *day, "--format", form, "--excuse", at(100).isoformat(), at(102).isoformat(), reason)
+    arguments = ("gaps", *day, "--format", form, "--exclude", at(100).isoformat(), at(102).isoformat(), reason)
     _, output, errors = await asyncio.to_thread(ingestor_here, *arguments, COLUMNS="300", **settings)
     assert errors == ""
     assert "[hidden]" in output
