@@ -49,7 +49,7 @@ def sample() -> Series:
         bars.append(
             bar(15 * quarter, price, price + change, high=price + 0.03, volume=50 * (quarter % 5), backfilled=filled)
         )
-    gaps = (gap(0, 10), gap(135, 165, "backfilled"), gap(300, 300.01, "partial"), gap(470, 495, "excused", "a <halt>"))
+    gaps = (gap(0, 10), gap(135, 165, "backfilled"), gap(300, 300.01, "partial"), gap(470, 495, "excluded", "a <halt>"))
     return friday(*bars, gaps=gaps)
 
 

@@ -56,7 +56,7 @@ class World:
     stall: Micros
     calendar: list[tuple[date, Micros, Micros]]
     sessions: list[Recorded]
-    excuses: list[tuple[Micros, Micros, str]]
+    exclusions: list[tuple[Micros, Micros, str]]
     backfills: list[tuple[Micros, Micros, str, str]]
     """From, until, symbol, status."""
     rejections: list[tuple[UUID, Micros]]
@@ -114,7 +114,7 @@ def answer(world: World) -> Answer:
             minutes.heard += end - start
             continue
         status = _status(world, start)
-        if status != "excused":
+        if status != "excluded":
             minutes.trading += end - start
             minutes.missed += end - start
             minutes.backfilled += (end - start) * (status == "backfilled")
@@ -136,7 +136,7 @@ def _events(world: World) -> set[Micros]:
         found |= {opens - world.lead, opens, closes, closes + world.tail}
     for each in _covering(world):
         found |= {_begin(each), _expected_until(world, each)}
-    found |= {at for span in world.excuses for at in span[:2]}
+    found |= {at for span in world.exclusions for at in span[:2]}
     found |= {at for span in world.backfills for at in span[:2]}
     return found
 
@@ -207,8 +207,8 @@ def _expected_until(world: World, each: Recorded) -> Micros:
 
 
 def _status(world: World, at: Micros) -> str:
-    if any(begin <= at < end for begin, end, _ in world.excuses):
-        return "excused"
+    if any(begin <= at < end for begin, end, _ in world.exclusions):
+        return "excluded"
     settled = {status for begin, end, symbol, status in world.backfills if symbol == "*" and begin <= at < end}
     return next((status for status in ("backfilled", "partial", "unfillable") if status in settled), "open")
 
@@ -227,9 +227,9 @@ def _cause(world: World, start: Micros, end: Micros, status: str) -> str:
     ]  # fmt: skip
     if refused and max(refused)[0] > start:
         cause += f"; then {CAUSES[max(refused)[2].end_reason or 'crashed']}"
-    if status == "excused":
-        reasons = [why for begin, until, why in sorted(world.excuses) if begin < end and until > start]
-        cause += f"; excused: {', '.join(reasons)}"
+    if status == "excluded":
+        reasons = [why for begin, until, why in sorted(world.exclusions) if begin < end and until > start]
+        cause += f"; excluded: {', '.join(reasons)}"
     return cause
 
 

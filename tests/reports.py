@@ -14,7 +14,7 @@ CAUSES = (
     "the connection was closed or cut",
     "the process died without a word; then the server refused the token",
     "connected, but mute in trading hours",
-    "the daemon was stopped; excused: outage of <the exchange> & its feed",
+    "the daemon was stopped; excluded: outage of <the exchange> & its feed",
 )
 
 
@@ -36,7 +36,7 @@ def sample(days: int = 400) -> Report:
     rows = []
     for session, (start, end) in zip(sessions, spans, strict=True):
         mine = by_day.get(session.trading_day, [])
-        missed = sum(gap.duration / timedelta(minutes=1) for gap in mine if gap.status != "excused")
+        missed = sum(gap.duration / timedelta(minutes=1) for gap in mine if gap.status != "excluded")
         filled = sum(gap.duration / timedelta(minutes=1) for gap in mine if gap.status == "backfilled")
         percent = int(10_000 * (495 - missed + filled) / 495) / 100
         rows.append(Day(session.trading_day, start, end, 495.0, 495 - missed, missed, filled, percent))

@@ -210,17 +210,17 @@ backfills = Table(
     comment="What was done to fill each gap: a row for each symbol, and one, named *, for the gap as a whole.",
 )
 
-excuses = Table(
-    "excuses",
+exclusions = Table(
+    "exclusions",
     metadata,
-    column("excused_from", TIME, "From when on."),
-    column("excused_until", TIME, "Until when."),
+    column("excluded_from", TIME, "From when on."),
+    column("excluded_until", TIME, "Until when."),
     column("reason", TEXT, "Why, in the words of whoever put it on record."),
     column("noted_at", TIME, "When it was put on record.", default="now()"),
-    PrimaryKeyConstraint("excused_from", "excused_until"),
-    CheckConstraint("excused_from < excused_until", name="order"),
+    PrimaryKeyConstraint("excluded_from", "excluded_until"),
+    CheckConstraint("excluded_from < excluded_until", name="order"),
     schema="ingest",
-    comment="Times in which the exchange itself did not trade or publish: a gap in them is excused.",
+    comment="Times in which the exchange itself did not trade or publish: a gap in them is excluded.",
 )
 
 reconciliations = Table(

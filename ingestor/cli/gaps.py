@@ -25,7 +25,7 @@ from ingestor.errors import IngestorError
 from ingestor.store.gaps import Bounds, GapStore
 
 MOST_DAYS = 20
-STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excused": "dim"}
+STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excluded": "dim"}
 
 
 class Format(StrEnum):
@@ -44,7 +44,7 @@ def gaps(
         Format, typer.Option("--format", help="A table for people, json or csv for programs, html for a page to keep.")
     ] = Format.TABLE,
     output: Annotated[Path | None, typer.Option(help="Write the report to this file.", dir_okay=False)] = None,
-    excuse: Annotated[
+    exclude: Annotated[
         tuple[str, str, str] | None,
         typer.Option(
             metavar="FROM TO REASON",
@@ -62,10 +62,10 @@ def gaps(
     Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
-    excused = excuse and (moment(excuse[0], "--exclude"), moment(excuse[1], "--exclude"), excuse[2])
+    excluded = exclude and (moment(exclude[0], "--exclude"), moment(exclude[1], "--exclude"), exclude[2])
     settings = configuration.load()
     settings.require("database_url")
-    report = asyncio.run(_report(settings, span, excused))
+    report = asyncio.run(_report(settings, span, excluded))
     if output is not None:
         write(output, _rendered(report, output_format))
     elif output_format is Format.TABLE:
@@ -108,14 +108,14 @@ def write(path: Path, text: str) -> None:
 
 
 async def _report(
-    settings: configuration.Settings, span: Bounds, excused: tuple[date | datetime, date | datetime, str] | None
+    settings: configuration.Settings, span: Bounds, excluded: tuple[date | datetime, date | datetime, str] | None
 ) -> Report:
     async with GapStore(settings.read_database_url()) as gap_store:
-        if excused is not None:
-            first, last = (_instant(bound, gap_store.timezone) for bound in excused[:2])
+        if excluded is not None:
+            first, last = (_instant(bound, gap_store.timezone) for bound in excluded[:2])
             if first >= last:
                 raise typer.BadParameter("FROM must be before TO", param_hint="--exclude")
-            await gap_store.excuse(first, last, excused[2])
+            await gap_store.exclude(first, last, excluded[2])
         return await gap_store.report(span)
 
 

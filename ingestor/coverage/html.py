@@ -17,7 +17,7 @@ MEANING: dict[Status, str] = {
     "backfilled": "missed, and filled with the provider's bars",
     "partial": "filled for some symbols only",
     "unfillable": "missed; the provider has nothing for it",
-    "excused": "the exchange itself did not trade",
+    "excluded": "the exchange itself did not trade",
 }
 
 CELL = 13

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, get_args
 VERSION = 1
 """Of the JSON. Fields may be added within a version; none is taken away or changes its meaning."""
 
-Status: TypeAlias = Literal["open", "backfilled", "partial", "unfillable", "excused"]
+Status: TypeAlias = Literal["open", "backfilled", "partial", "unfillable", "excluded"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 

@@ -193,10 +193,10 @@ class GapStore:
             (row,) = await connection.fetch(QUERIES["open_gaps"])
         return OpenGaps(*row)
 
-    async def excuse(self, since: datetime, until: datetime, reason: str) -> None:
+    async def exclude(self, since: datetime, until: datetime, reason: str) -> None:
         """Put on record that the exchange itself did not trade."""
         async with self._turn() as connection:
-            await connection.execute(QUERIES["excuse"], since, until, reason)
+            await connection.execute(QUERIES["exclude"], since, until, reason)
 
     async def store_instruments(self, exchange: str, listed: Sequence[Instrument], *, is_complete: bool = True) -> int:
         """Note what the provider lists, and when each symbol was first and last heard.

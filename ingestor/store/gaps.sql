@@ -33,9 +33,9 @@ ORDER BY started_at
 -- name: open_gaps
 SELECT count(*), min(started_at) FROM market.gaps WHERE status = 'open'
 
--- name: excuse
-INSERT INTO ingest.excuses (excused_from, excused_until, reason) VALUES ($1, $2, $3)
-ON CONFLICT (excused_from, excused_until) DO UPDATE SET reason = excluded.reason, noted_at = now()
+-- name: exclude
+INSERT INTO ingest.exclusions (excluded_from, excluded_until, reason) VALUES ($1, $2, $3)
+ON CONFLICT (excluded_from, excluded_until) DO UPDATE SET reason = excluded.reason, noted_at = now()
 
 -- name: upsert_instrument
 INSERT INTO market.instruments (symbol, exchange, company_name, industry, uuid, active)
@@ -79,10 +79,10 @@ SELECT symbol FROM unnest($1::text[]) AS symbol WHERE symbol NOT IN (SELECT symb
 
 -- name: fillable
 -- What of the trading time is not wholly covered (gaps with the margin around them, the edges of what was heard, doubts),
--- not excused, and neither settled nor begun: by trading day, within the bounds.
+-- not excluded, and neither settled nor begun: by trading day, within the bounds.
 WITH open_time AS MATERIALIZED (
     SELECT unnest((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole)
-                  - coalesce((SELECT range_agg(tstzrange(excused_from, excused_until)) FROM ingest.excuses), '{}')
+                  - coalesce((SELECT range_agg(tstzrange(excluded_from, excluded_until)) FROM ingest.exclusions), '{}')
                   - coalesce((SELECT range_agg(tstzrange(gap_from, gap_until)) FROM ingest.backfills
                               WHERE symbol = '*'), '{}')) AS span
 ), days AS MATERIALIZED (

@@ -9,7 +9,7 @@ const MEANING = {
   backfilled: "backfilled: filled with the provider's bars",
   partial: "partial: filled for some symbols only",
   unfillable: "unfillable: the provider has nothing for it",
-  excused: "excused: the exchange itself did not trade",
+  excluded: "excluded: the exchange itself did not trade",
 };
 
 const MOST = 200; // rows of the list

@@ -1,4 +1,4 @@
-"""Coverage: gaps and coverage in SQL, excuses, reconciliations.
+"""Coverage: gaps and coverage in SQL, exclusions, reconciliations.
 
 Revision 0002, after 0001. Adds only, so a daemon of before goes on.
 """
@@ -33,7 +33,7 @@ VIEWS = (
 
 GRANTS = f"""
 GRANT SELECT ON {", ".join(VIEWS)} TO {WRITER};
-GRANT SELECT, INSERT, UPDATE, DELETE ON market.bars, market.instruments, ingest.backfills, ingest.excuses,
+GRANT SELECT, INSERT, UPDATE, DELETE ON market.bars, market.instruments, ingest.backfills, ingest.exclusions,
     ingest.reconciliations TO {WRITER};
 GRANT UPDATE (bar_label) ON ingest.settings TO {WRITER};
 """
@@ -63,4 +63,4 @@ def downgrade() -> None:
     op.execute("DROP INDEX ingest.backfills_pending_idx, ingest.backfills_whole_idx")
     op.execute("ALTER TABLE ingest.backfills DROP COLUMN next_attempt_at")
     op.execute("ALTER TABLE ingest.settings DROP COLUMN bar_label")
-    op.execute("DROP TABLE ingest.reconciliations, ingest.excuses")
+    op.execute("DROP TABLE ingest.reconciliations, ingest.exclusions")

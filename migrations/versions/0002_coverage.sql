@@ -1,19 +1,19 @@
 -- The tables of revision 0002, frozen here: later revisions change them, this file never.
 
-CREATE TABLE ingest.excuses (
-    excused_from TIMESTAMP WITH TIME ZONE NOT NULL,
-    excused_until TIMESTAMP WITH TIME ZONE NOT NULL,
+CREATE TABLE ingest.exclusions (
+    excluded_from TIMESTAMP WITH TIME ZONE NOT NULL,
+    excluded_until TIMESTAMP WITH TIME ZONE NOT NULL,
     reason TEXT NOT NULL,
     noted_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
-    CONSTRAINT excuses_pkey PRIMARY KEY (excused_from, excused_until),
-    CONSTRAINT excuses_order_check CHECK (excused_from < excused_until)
+    CONSTRAINT exclusions_pkey PRIMARY KEY (excluded_from, excluded_until),
+    CONSTRAINT exclusions_order_check CHECK (excluded_from < excluded_until)
 );
 
-COMMENT ON TABLE ingest.excuses IS 'Times in which the exchange itself did not trade or publish: a gap in them is excused.';
-COMMENT ON COLUMN ingest.excuses.excused_from IS 'From when on.';
-COMMENT ON COLUMN ingest.excuses.excused_until IS 'Until when.';
-COMMENT ON COLUMN ingest.excuses.reason IS 'Why, in the words of whoever put it on record.';
-COMMENT ON COLUMN ingest.excuses.noted_at IS 'When it was put on record.';
+COMMENT ON TABLE ingest.exclusions IS 'Times in which the exchange itself did not trade or publish: a gap in them is excluded.';
+COMMENT ON COLUMN ingest.exclusions.excluded_from IS 'From when on.';
+COMMENT ON COLUMN ingest.exclusions.excluded_until IS 'Until when.';
+COMMENT ON COLUMN ingest.exclusions.reason IS 'Why, in the words of whoever put it on record.';
+COMMENT ON COLUMN ingest.exclusions.noted_at IS 'When it was put on record.';
 
 CREATE TABLE ingest.reconciliations (
     symbol TEXT NOT NULL,

@@ -113,7 +113,7 @@ WITH missed AS MATERIALIZED (
     SELECT (SELECT range_agg(span) FROM ingest.trading_time)
            - coalesce((SELECT range_agg(expected) FROM ingest.covered), '{}') AS gaps
 ), outcomes AS MATERIALIZED (
-    SELECT coalesce((SELECT range_agg(tstzrange(excused_from, excused_until)) FROM ingest.excuses), '{}') AS excused,
+    SELECT coalesce((SELECT range_agg(tstzrange(excluded_from, excluded_until)) FROM ingest.exclusions), '{}') AS excluded,
            coalesce(range_agg(span) FILTER (WHERE status = 'backfilled'), '{}') AS backfilled,
            coalesce(range_agg(span) FILTER (WHERE status = 'partial'), '{}') AS partial,
            coalesce(range_agg(span) FILTER (WHERE status = 'unfillable'), '{}') AS unfillable
@@ -121,11 +121,11 @@ WITH missed AS MATERIALIZED (
 ), parts AS (
     SELECT part.status, unnest(part.spans) AS span
     FROM missed, outcomes, LATERAL (VALUES
-        ('excused', gaps * excused),
-        ('backfilled', (gaps - excused) * backfilled),
-        ('partial', (gaps - excused - backfilled) * partial),
-        ('unfillable', (gaps - excused - backfilled - partial) * unfillable),
-        ('open', gaps - excused - backfilled - partial - unfillable)) AS part (status, spans)
+        ('excluded', gaps * excluded),
+        ('backfilled', (gaps - excluded) * backfilled),
+        ('partial', (gaps - excluded - backfilled) * partial),
+        ('unfillable', (gaps - excluded - backfilled - partial) * unfillable),
+        ('open', gaps - excluded - backfilled - partial - unfillable)) AS part (status, spans)
 ), days AS MATERIALIZED (
     -- A part may reach over midnight, where every day adjoins the next. Joined by the dates (in UTC) that both touch, not
     -- by overlap: that would be every part with every day. Of these dates the one counts on which both have begun.
@@ -145,7 +145,7 @@ WHERE days.span && trading.span
 COMMENT ON VIEW ingest.gap_parts IS 'Trading time that nobody heard, by trading day and by what became of it.';
 COMMENT ON COLUMN ingest.gap_parts.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN ingest.gap_parts.span IS 'From when until when.';
-COMMENT ON COLUMN ingest.gap_parts.status IS 'open, backfilled, partial, unfillable or excused.';
+COMMENT ON COLUMN ingest.gap_parts.status IS 'open, backfilled, partial, unfillable or excluded.';
 
 CREATE VIEW market.gaps AS
 WITH parts AS MATERIALIZED (
@@ -177,9 +177,9 @@ SELECT trading_day, lower(span) AS started_at, upper(span) AS ended_at, upper(sp
        coalesce(before.cause, 'nothing was recording yet')
            || CASE WHEN attempts.at > lower(span) AND attempts.cause IS NOT NULL
                    THEN '; then ' || attempts.cause ELSE '' END
-           || CASE WHEN status = 'excused' THEN coalesce(
-                   (SELECT '; excused: ' || string_agg(reason, ', ' ORDER BY excused_from, excused_until) FROM ingest.excuses
-                    WHERE tstzrange(excused_from, excused_until) && span), '') ELSE '' END AS cause,
+           || CASE WHEN status = 'excluded' THEN coalesce(
+                   (SELECT '; excluded: ' || string_agg(reason, ', ' ORDER BY excluded_from, excluded_until) FROM ingest.exclusions
+                    WHERE tstzrange(excluded_from, excluded_until) && span), '') ELSE '' END AS cause,
        status
 FROM parts LEFT JOIN before USING (number) LEFT JOIN attempts USING (number);
 
@@ -190,18 +190,18 @@ COMMENT ON COLUMN market.gaps.ended_at IS 'When it was heard again, or the tradi
 COMMENT ON COLUMN market.gaps.duration IS 'Its length.';
 COMMENT ON COLUMN market.gaps.seconds IS 'Its length in seconds, for clients that read no intervals.';
 COMMENT ON COLUMN market.gaps.cause IS 'How the session before it ended, and what later tries met, in words.';
-COMMENT ON COLUMN market.gaps.status IS 'open; backfilled (market.bars has every symbol''s minutes); partial (of some symbols); unfillable; excused (the exchange did not trade).';
+COMMENT ON COLUMN market.gaps.status IS 'open; backfilled (market.bars has every symbol''s minutes); partial (of some symbols); unfillable; excluded (the exchange did not trade).';
 
 CREATE VIEW market.coverage AS
 WITH missed AS (
     SELECT trading_day,
-           sum(upper(span) - lower(span)) FILTER (WHERE status = 'excused') AS excused,
-           sum(upper(span) - lower(span)) FILTER (WHERE status <> 'excused') AS missed,
+           sum(upper(span) - lower(span)) FILTER (WHERE status = 'excluded') AS excluded,
+           sum(upper(span) - lower(span)) FILTER (WHERE status <> 'excluded') AS missed,
            sum(upper(span) - lower(span)) FILTER (WHERE status = 'backfilled') AS backfilled
     FROM ingest.gap_parts GROUP BY trading_day
 ), minutes AS (
     SELECT trading_day,
-           extract(epoch FROM upper(span) - lower(span) - coalesce(excused, '0')) / 60 AS trading,
+           extract(epoch FROM upper(span) - lower(span) - coalesce(excluded, '0')) / 60 AS trading,
            extract(epoch FROM coalesce(missed, '0')) / 60 AS missed,
            extract(epoch FROM coalesce(backfilled, '0')) / 60 AS backfilled
     FROM ingest.trading_time LEFT JOIN missed USING (trading_day)
@@ -215,7 +215,7 @@ FROM minutes;
 
 COMMENT ON VIEW market.coverage IS 'How much of each trading day was heard, and how much of the rest was filled.';
 COMMENT ON COLUMN market.coverage.trading_day IS 'The exchange''s day.';
-COMMENT ON COLUMN market.coverage.trading_minutes IS 'Minutes of trading time, with lead and tail, without what is excused; of today, so far.';
+COMMENT ON COLUMN market.coverage.trading_minutes IS 'Minutes of trading time, with lead and tail, without what is excluded; of today, so far.';
 COMMENT ON COLUMN market.coverage.heard_minutes IS 'Minutes that some session vouches for.';
 COMMENT ON COLUMN market.coverage.missed_minutes IS 'Minutes that nobody heard: trading_minutes - heard_minutes.';
 COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed minutes whose bars were fetched, for every symbol.';

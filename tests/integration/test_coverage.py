@@ -222,7 +222,7 @@ async def test_what_people_write_by_hand_is_refused_where_it_means_nothing(datab
         ("UPDATE ingest.trading_sessions SET closes_at = 'infinity'",),
         ("UPDATE ingest.trading_sessions SET opens_at = '-infinity'",),
         ("UPDATE ingest.trading_sessions SET trading_day = trading_day - 9000",),
-        ("INSERT INTO ingest.excuses VALUES ($1, $2, 'halt')", at(2), at(1)),
+        ("INSERT INTO ingest.exclusions VALUES ($1, $2, 'halt')", at(2), at(1)),
         (backfill, at(2), at(1)),
     ):
         with pytest.raises(asyncpg.CheckViolationError):
@@ -251,13 +251,13 @@ async def test_a_replay_covers_nothing(database: str) -> None:
 
 
 async def test_an_excuse(database: str) -> None:
-    """A halt that is on record is excused, only where it was; what is excused does not count as trading time."""
+    """A halt that is on record is excluded, only where it was; what is excluded does not count as trading time."""
     await heard(database, BEGINS, at(100))
     await heard(database, at(200), ENDS)
-    await execute(database, "INSERT INTO ingest.excuses VALUES ($1, $2, 'outage of the exchange')", at(150), at(400))
+    await execute(database, "INSERT INTO ingest.exclusions VALUES ($1, $2, 'outage of the exchange')", at(150), at(400))
     assert await gaps(database) == [
         (at(100), at(150), "the connection was closed or cut", "open"),
-        (at(150), at(200), "the connection was closed or cut; excused: outage of the exchange", "excused"),
+        (at(150), at(200), "the connection was closed or cut; excluded: outage of the exchange", "excluded"),
     ]
     assert await friday(database) == (445, 395, 50, 0, 88.76)
 

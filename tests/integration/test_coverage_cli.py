@@ -102,7 +102,7 @@ async def test_an_excuse(writer_url: str, database: str) -> None:
     )
     status, output, _ = await ingestor(*arguments, DATABASE_URL=writer_url)
     assert status == 0
-    assert "excused: trading [/b] halt of [NZX]" in output
+    assert "excluded: trading [/b] halt of [NZX]" in output
     assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
 
 

@@ -17,7 +17,7 @@ DECLARE
 BEGIN
     DELETE FROM ingest.trading_sessions;
     DELETE FROM ingest.stream_sessions;
-    DELETE FROM ingest.excuses;
+    DELETE FROM ingest.exclusions;
     DELETE FROM ingest.backfills;
     DELETE FROM ingest.rejected_messages;
     DELETE FROM market.ticks;
@@ -33,8 +33,8 @@ BEGIN
             pg_temp.instant((row ->> 3)::bigint), pg_temp.instant((row ->> 4)::bigint),
             pg_temp.instant((row ->> 5)::bigint), pg_temp.instant((row ->> 6)::bigint),
             pg_temp.instant((row ->> 7)::bigint), row ->> 8 FROM jsonb_array_elements(world -> 'sessions') AS row;
-    INSERT INTO ingest.excuses SELECT pg_temp.instant((row ->> 0)::bigint), pg_temp.instant((row ->> 1)::bigint), row ->> 2
-        FROM jsonb_array_elements(world -> 'excuses') AS row;
+    INSERT INTO ingest.exclusions SELECT pg_temp.instant((row ->> 0)::bigint), pg_temp.instant((row ->> 1)::bigint), row ->> 2
+        FROM jsonb_array_elements(world -> 'exclusions') AS row;
     INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status)
         SELECT pg_temp.instant((row ->> 0)::bigint), pg_temp.instant((row ->> 1)::bigint), row ->> 2, row ->> 3
         FROM jsonb_array_elements(world -> 'backfills') AS row;

@@ -27,13 +27,13 @@ STATUSES = ("backfilled", "partial", "unfillable", "pending")
 
 @dataclass(frozen=True)
 class World:
-    """Intervals in minutes from the base: trading days, sessions, excuses, and backfills with their status."""
+    """Intervals in minutes from the base: trading days, sessions, exclusions, and backfills with their status."""
 
     days: list[tuple[int, int]]
     lead: int
     tail: int
     sessions: list[tuple[int, int]]
-    excuses: list[tuple[int, int]]
+    exclusions: list[tuple[int, int]]
     backfills: list[tuple[int, int, str]]
 
 
@@ -108,7 +108,8 @@ async def look(connection: Any, world: World) -> tuple[list[Any], list[Any]]:
             [(uuid4(), at(start), at(end)) for start, end in world.sessions],
         )
         await connection.executemany(
-            "INSERT INTO ingest.excuses VALUES ($1, $2, 'halt')", [(at(start), at(end)) for start, end in world.excuses]
+            "INSERT INTO ingest.exclusions VALUES ($1, $2, 'halt')",
+            [(at(start), at(end)) for start, end in world.exclusions],
         )
         await connection.executemany(
             "INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status) VALUES ($1, $2, '*', $3)",
@@ -121,8 +122,8 @@ async def look(connection: Any, world: World) -> tuple[list[Any], list[Any]]:
 
 
 def expected_status(world: World, minute: int) -> str:
-    if any(start <= minute < end for start, end in world.excuses):
-        return "excused"
+    if any(start <= minute < end for start, end in world.exclusions):
+        return "excluded"
     for status in STATUSES[:3]:
         if any(start <= minute < end for start, end, its in world.backfills if its == status):
             return status
@@ -140,20 +141,20 @@ def check(world: World, gaps: list[Any], days: list[Any]) -> None:
         day = (gap["trading_day"] - BASE.date()).days
         assert set(its) <= trading[day] - covered
         assert {expected_status(world, minute) for minute in its} == {gap["status"]}
-        missed[day] += len(its) * (gap["status"] != "excused")
+        missed[day] += len(its) * (gap["status"] != "excluded")
     assert set(found.values()) <= {1}
     assert set(found) == set().union(*trading.values()) - covered
     rows = {(row["trading_day"] - BASE.date()).days: row for row in days}
     assert set(rows) == {day for day, its in trading.items() if its}
     for day, row in rows.items():
-        excused = sum(expected_status(world, minute) == "excused" for minute in trading[day] - covered)
-        assert row["trading_minutes"] == len(trading[day]) - excused
+        excluded = sum(expected_status(world, minute) == "excluded" for minute in trading[day] - covered)
+        assert row["trading_minutes"] == len(trading[day]) - excluded
         assert row["missed_minutes"] == missed[day]
         assert row["heard_minutes"] == row["trading_minutes"] - missed[day] == len(trading[day] & covered)
 
 
 def test_gaps_and_coverage_tile_the_trading_time(server: TestServer) -> None:
-    """Whatever was heard, excused and filled."""
+    """Whatever was heard, excluded and filled."""
     with asyncio.Runner() as runner:
         name = server.new_name()
         connection = runner.run(connect(runner.run(server.create(name, server.template))))

@@ -63,7 +63,7 @@ def a_world(seed: int, now: Micros) -> World:
         if each.covered_until not in {None, FOREVER} and random.random() < 0.3:
             instants += [each.covered_until] * 4  # another one takes over at that moment
     identities = [each.id for each in sessions] + [_identity(random)]
-    excuses = {span(): random.choice(("halt", "outage")) for _ in range(random.choice((0, 0, 1, 2)))}
+    exclusions = {span(): random.choice(("halt", "outage")) for _ in range(random.choice((0, 0, 1, 2)))}
     statuses = ("backfilled", "partial", "unfillable", "pending", "backfilled")
     symbols = ("*", "*", "*", "A.NZ")
     settled = {(*span(), random.choice(symbols)): random.choice(statuses) for _ in range(random.choice((0, 0, 2, 5)))}
@@ -76,7 +76,7 @@ def a_world(seed: int, now: Micros) -> World:
         stall=random.choice((0, 60, 300)) * SECOND,
         calendar=calendar,
         sessions=sessions,
-        excuses=[(*key, why) for key, why in excuses.items()],
+        exclusions=[(*key, why) for key, why in exclusions.items()],
         backfills=[(*key, status) for key, status in settled.items()],
         rejections=[(random.choice(identities), moment()) for _ in range(random.choice((0, 0, 1, 6)))],
         probes=[],

@@ -51,13 +51,13 @@ def test_gaps_are_shaded_by_what_became_of_them() -> None:
     """Each in its colour at its place, the shortest as wide as can be seen, with its cause."""
     shades = having(drawn(sample()), "gap")[:4]
     assert [shade.get("fill") for shade in shades] == [
-        colours()[kind] for kind in ("open", "backfilled", "partial", "excused")
+        colours()[kind] for kind in ("open", "backfilled", "partial", "excluded")
     ]
     places = [(float(rect.get("x", "")), float(rect.get("width", ""))) for rect in (shade[2] for shade in shades)]
     assert places[0][0] == svg.LEFT
     assert places[2][1] == svg.NARROWEST
     assert all(x + width < other for (x, width), (other, _) in pairwise(places))
-    assert shades[3][0].text == "Fri 20 Nov 2026, 16:50:00 to 17:15:00: a <halt> (excused)"
+    assert shades[3][0].text == "Fri 20 Nov 2026, 16:50:00 to 17:15:00: a <halt> (excluded)"
 
 
 def test_it_tells_those_who_cannot_see_it() -> None:

@@ -49,7 +49,7 @@ def test_roles() -> None:
     """What rises, falls and was missed can be told by colours too."""
     lines = terminal.draw(sample(), 76, 22)
     roles = {role for line in lines for _, role in line}
-    assert roles == {"title", "faint", "plain", "up", "down", "open", "backfilled", "partial", "excused"}
+    assert roles == {"title", "faint", "plain", "up", "down", "open", "backfilled", "partial", "excluded"}
     assert lines[0] == [("AIR.NZ, Friday 20 November 2026", "title")]
 
 

@@ -138,7 +138,7 @@ def test_the_page_shows_everything() -> None:
     assert page.count("svg", class_="year") == 2
     assert page.count("svg", viewbox="0 0 1000 15") == len(report.days)
     assert page.count("tr") == len(report.days) + len(report.gaps) + 1
-    for status in ("open", "backfilled", "partial", "unfillable", "excused"):
+    for status in ("open", "backfilled", "partial", "unfillable", "excluded"):
         assert page.count("rect", class_=status, height="15") == sum(gap.status == status for gap in report.gaps)
     assert all(cause in page.text for cause in CAUSES)
     assert "<the exchange>" not in text
