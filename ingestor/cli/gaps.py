@@ -165,7 +165,7 @@ def _days(days: Sequence[Day]) -> Table:
     for name in ("trading", "heard", "missed", "backfilled", "percent"):
         table.add_column(name, justify="right")
     for day in days:
-        minutes = (day.trading_minutes, day.heard_minutes, day.missed_minutes, day.backfilled_minutes)
+        minutes = (day.trading_minutes, day.covered_minutes, day.missing_minutes, day.backfilled_minutes)
         table.add_row(f"{day.trading_day:%a} {day.trading_day}", *map(in_minutes, minutes), f"{day.percent:.2f} %")
     return table
 

@@ -106,7 +106,7 @@ def _year(year: int, days: list[Day]) -> str:
         f'<rect class="{_shade(day)}" x="{x(day.trading_day)}" y="{16 + day.trading_day.weekday() * CELL}" '
         f'width="{CELL - 2}" height="{CELL - 2}" rx="2">'
         f"<title>{day.trading_day:%a %-d %b %Y}: {_percent(day.percent)}, "
-        f"{in_minutes(day.missed_minutes)} missed</title></rect>"
+        f"{in_minutes(day.missing_minutes)} missed</title></rect>"
         for day in days
     )
     months = "".join(
@@ -124,7 +124,7 @@ def _year(year: int, days: list[Day]) -> str:
 def _shade(day: Day) -> str:
     percent = 100.0 if day.percent is None else day.percent
     if percent >= 100:
-        return "heard" if day.missed_minutes == 0 else "backfilled"
+        return "heard" if day.missing_minutes == 0 else "backfilled"
     for name, least in (("step1", 99), ("step2", 90), ("step3", 50)):
         if percent >= least:
             return name

@@ -41,15 +41,15 @@ class Day:
     started_at: datetime
     ended_at: datetime
     trading_minutes: float
-    heard_minutes: float
-    missed_minutes: float
+    covered_minutes: float
+    missing_minutes: float
     backfilled_minutes: float
     percent: float | None
 
     @property
-    def heard_percent(self) -> float:
+    def covered_percent(self) -> float:
         """Share of the trading time that was heard, without what was filled afterwards; 100 where there was none."""
-        return 100 * self.heard_minutes / self.trading_minutes if self.trading_minutes else 100.0
+        return 100 * self.covered_minutes / self.trading_minutes if self.trading_minutes else 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,8 @@ class Report:
         """Sums over the days."""
         return Totals(
             sum(day.trading_minutes for day in self.days),
-            sum(day.heard_minutes for day in self.days),
-            sum(day.missed_minutes for day in self.days),
+            sum(day.covered_minutes for day in self.days),
+            sum(day.missing_minutes for day in self.days),
             sum(day.backfilled_minutes for day in self.days),
         )
 
@@ -109,8 +109,8 @@ def as_json(report: Report) -> str:
         {
             "trading_day": day.trading_day.isoformat(),
             "trading_minutes": day.trading_minutes,
-            "heard_minutes": day.heard_minutes,
-            "missed_minutes": day.missed_minutes,
+            "covered_minutes": day.covered_minutes,
+            "missing_minutes": day.missing_minutes,
             "backfilled_minutes": day.backfilled_minutes,
             "percent": day.percent,
         }

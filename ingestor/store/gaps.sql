@@ -18,7 +18,7 @@ SELECT pg_advisory_xact_lock(hashtext('ingest.backfills'))
 -- name: report_days
 -- $1 and $2: trading days, from the first up to but not including the second; null: no bound. $3, $4: the same as instants.
 SELECT c.trading_day, lower(t.span) AS started_at, upper(t.span) AS ended_at, c.trading_minutes::float8,
-       c.heard_minutes::float8, c.missed_minutes::float8, c.backfilled_minutes::float8, c.percent::float8
+       c.covered_minutes::float8, c.missing_minutes::float8, c.backfilled_minutes::float8, c.percent::float8
 FROM market.coverage c JOIN ingest.trading_time t USING (trading_day)
 WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_day < $2)
   AND t.span && tstzrange($3, $4)

@@ -50,8 +50,8 @@ function summary(coverage, now, zone) {
     ? ["No trading time yet"]
     : [
         `${percent(coverage.percent)} heard or backfilled`,
-        `${inMinutes(coverage.heard_minutes)} heard of ${inMinutes(coverage.trading_minutes)}`,
-        coverage.missed_minutes ? `${inMinutes(coverage.missed_minutes)} missed, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missed",
+        `${inMinutes(coverage.covered_minutes)} heard of ${inMinutes(coverage.trading_minutes)}`,
+        coverage.missing_minutes ? `${inMinutes(coverage.missing_minutes)} missed, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missed",
       ];
   const open = coverage.open_gaps ? `${counted(coverage.open_gaps, "open gap")} over all days` : "no open gap on any day";
   return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}${aged(coverage)}.`;

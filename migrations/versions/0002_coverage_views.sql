@@ -208,7 +208,7 @@ WITH missed AS (
 )
 -- Computed as numeric, and shown as double precision: several clients read a numeric as text, or not at all.
 SELECT trading_day, round(trading, 6)::double precision AS trading_minutes,
-       round(trading - missed, 6)::double precision AS heard_minutes, round(missed, 6)::double precision AS missed_minutes,
+       round(trading - missed, 6)::double precision AS covered_minutes, round(missed, 6)::double precision AS missing_minutes,
        round(backfilled, 6)::double precision AS backfilled_minutes,
        trunc(100 * (trading - missed + backfilled) / nullif(trading, 0), 2)::double precision AS percent
 FROM minutes;
@@ -216,8 +216,8 @@ FROM minutes;
 COMMENT ON VIEW market.coverage IS 'How much of each trading day was heard, and how much of the rest was filled.';
 COMMENT ON COLUMN market.coverage.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN market.coverage.trading_minutes IS 'Minutes of trading time, with lead and tail, without what is excluded; of today, so far.';
-COMMENT ON COLUMN market.coverage.heard_minutes IS 'Minutes that some session vouches for.';
-COMMENT ON COLUMN market.coverage.missed_minutes IS 'Minutes that nobody heard: trading_minutes - heard_minutes.';
+COMMENT ON COLUMN market.coverage.covered_minutes IS 'Minutes that some session vouches for.';
+COMMENT ON COLUMN market.coverage.missing_minutes IS 'Minutes that nobody heard: trading_minutes - covered_minutes.';
 COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed minutes whose bars were fetched, for every symbol.';
 COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was heard or backfilled, rounded down.';
 

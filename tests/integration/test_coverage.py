@@ -18,7 +18,7 @@ from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
 
 GAPS = "SELECT started_at, ended_at, cause, status FROM market.gaps ORDER BY started_at"
 DAYS = (
-    "SELECT trading_day, trading_minutes::float, heard_minutes::float, missed_minutes::float, "
+    "SELECT trading_day, trading_minutes::float, covered_minutes::float, missing_minutes::float, "
     "backfilled_minutes::float, percent::float FROM market.coverage ORDER BY trading_day"
 )
 FRIDAY = date(2026, 11, 20)

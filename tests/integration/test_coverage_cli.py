@@ -70,7 +70,7 @@ async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path)
     assert status == 1
     assert (document["version"], document["since"], document["until"]) == (1, None, "2026-11-21")
     assert document["coverage"] == [
-        {"trading_day": "2026-11-20", "trading_minutes": 495.0, "heard_minutes": 493.0, "missed_minutes": 2.0,
+        {"trading_day": "2026-11-20", "trading_minutes": 495.0, "covered_minutes": 493.0, "missing_minutes": 2.0,
          "backfilled_minutes": 0.0, "percent": 99.59}
     ]  # fmt: skip
     assert document["gaps"] == [

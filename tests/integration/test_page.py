@@ -282,7 +282,7 @@ def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
         for number, outcome in enumerate(STATUSES, 1)
     ]
     day = {"trading_day": "2026-11-24", "started_at": start.isoformat(), "ended_at": now.isoformat()}
-    minutes = {"trading_minutes": 100.0, "heard_minutes": 99.5, "missed_minutes": 0.5, "backfilled_minutes": 0.1}
+    minutes = {"trading_minutes": 100.0, "covered_minutes": 99.5, "missing_minutes": 0.5, "backfilled_minutes": 0.1}
     coverage = {**day, **minutes, "percent": 99.6, "open_gaps": 1, "as_of": now.isoformat(), "gaps": gaps}
     coverage["age_seconds"] = 200.0
     market = {"open": True, "trading_day": "2026-11-24", "opens_at": opens.isoformat(), "closes_at": closes.isoformat()}

@@ -52,7 +52,7 @@ BEGIN
     SELECT jsonb_build_object(
         'gaps', (SELECT jsonb_agg(jsonb_build_array(pg_temp.micros(started_at), pg_temp.micros(ended_at), trading_day,
                                                     cause, status)) FROM market.gaps),
-        'days', (SELECT jsonb_agg(jsonb_build_array(trading_day, trading_minutes, heard_minutes, missed_minutes,
+        'days', (SELECT jsonb_agg(jsonb_build_array(trading_day, trading_minutes, covered_minutes, missing_minutes,
                                                     backfilled_minutes, percent)) FROM market.coverage),
         'bars', (SELECT jsonb_agg(jsonb_build_array(pg_temp.micros(time), source)) FROM market.bars_1m)) INTO answer;
     RETURN answer;

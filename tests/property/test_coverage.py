@@ -149,8 +149,8 @@ def check(world: World, gaps: list[Any], days: list[Any]) -> None:
     for day, row in rows.items():
         excluded = sum(expected_status(world, minute) == "excluded" for minute in trading[day] - covered)
         assert row["trading_minutes"] == len(trading[day]) - excluded
-        assert row["missed_minutes"] == missed[day]
-        assert row["heard_minutes"] == row["trading_minutes"] - missed[day] == len(trading[day] & covered)
+        assert row["missing_minutes"] == missed[day]
+        assert row["covered_minutes"] == row["trading_minutes"] - missed[day] == len(trading[day] & covered)
 
 
 def test_gaps_and_coverage_tile_the_trading_time(server: TestServer) -> None:

@@ -61,7 +61,7 @@ def test_totals() -> None:
     report = sample(1)
     assert report.totals.percent == 100
     (day,) = report.days
-    almost = replace(day, heard_minutes=494.999, missed_minutes=0.001)
+    almost = replace(day, covered_minutes=494.999, missing_minutes=0.001)
     assert replace(report, days=(almost,)).totals.percent == 99.99
     assert replace(report, days=(replace(almost, backfilled_minutes=0.001),)).totals.percent == 100
     assert EMPTY.totals.percent is None
@@ -71,13 +71,15 @@ def test_totals() -> None:
 def test_what_is_filled_makes_the_whole(heard: int, missed: int) -> None:
     """A day whose every missed microsecond was backfilled is at 100 %, though its minutes are rounded one by one."""
     (day,) = sample(1).days
-    trading_minutes, heard_minutes, missed_minutes = (round(n / 60_000_000, 6) for n in (heard + missed, heard, missed))
+    trading_minutes, covered_minutes, missing_minutes = (
+        round(n / 60_000_000, 6) for n in (heard + missed, heard, missed)
+    )
     filled = replace(
         day,
         trading_minutes=trading_minutes,
-        heard_minutes=heard_minutes,
-        missed_minutes=missed_minutes,
-        backfilled_minutes=missed_minutes,
+        covered_minutes=covered_minutes,
+        missing_minutes=missing_minutes,
+        backfilled_minutes=missing_minutes,
     )
     assert replace(sample(1), days=(filled,)).totals.percent == 100
 
