@@ -86,7 +86,7 @@ async def seed(url: str) -> None:
         )  # fmt: skip
     await _backfill(connection, rows)
     await connection.execute(
-        "INSERT INTO ingest.refreshes (range_from, range_until) VALUES ($1, $2)", DAYS[0], FRIDAY + timedelta(days=1)
+        "INSERT INTO ingest.stale_ranges (range_from, range_until) VALUES ($1, $2)", DAYS[0], FRIDAY + timedelta(days=1)
     )
     await connection.close()
 

@@ -108,17 +108,17 @@ async def mend_aggregates(connection: AsyncConnection, report: Callable[[str], N
     computed by itself, bars would be hidden that never were computed. Where there are no aggregates, only the list is
     emptied.
     """
-    rows = (await connection.execute(sa.select(schema.refreshes))).all()
+    rows = (await connection.execute(sa.select(schema.stale_ranges))).all()
     if await has_aggregates(connection):
         for level in LEVELS:
             await _compute(connection, level, lambda _: None)
         if rows:
             since, until = min(row.range_from for row in rows), max(row.range_until for row in rows)
             report(f"Bars computed anew, where ticks came late: {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC.")
-    table = schema.refreshes.c
+    table = schema.stale_ranges.c
     for row in rows:  # but for those that have been noted again since
         is_same = (table.range_from == row.range_from) & (table.range_until == row.range_until)
-        await connection.execute(sa.delete(schema.refreshes).where(is_same, table.noted_at == row.noted_at))
+        await connection.execute(sa.delete(schema.stale_ranges).where(is_same, table.noted_at == row.noted_at))
 
 
 async def _compute(connection: AsyncConnection, level: Level, report: Callable[[str], None]) -> None:

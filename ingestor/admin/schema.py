@@ -249,8 +249,8 @@ reconciliations = Table(
     comment="Minutes that were wholly covered, in which our bar and the provider's are not the same.",
 )
 
-refreshes = Table(
-    "refreshes",
+stale_ranges = Table(
+    "stale_ranges",
     metadata,
     column("range_from", TIME, "Start of the hour of the oldest of them."),
     column("range_until", TIME, "End of the hour of the newest of them."),

@@ -185,7 +185,7 @@ def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
             advice = "this server could compute them ahead: run `ingestor migrate --convert-to-hypertable`"
             return CheckResult("bars", Severity.WARNING, f"{text}; {advice}")
         return CheckResult("bars", Severity.OK, text)
-    since = schema.oldest_refresh
+    since = schema.oldest_stale_range
     if since is not None and facts.now - since > REFRESHED_WITHIN:
         text = f"ticks that came late on {since:%Y-%m-%d} may not be in the bars yet"
         return CheckResult("bars", Severity.WARNING, f"{text}. Run `ingestor maintain` once a day.")

@@ -81,7 +81,7 @@ SELECT symbol FROM unnest($1::text[]) AS symbol WHERE symbol NOT IN (SELECT symb
 -- What of the trading time is not wholly covered (gaps with the margin around them, the edges of what was heard, doubts),
 -- not excluded, and neither settled nor begun: by trading day, within the bounds.
 WITH open_time AS MATERIALIZED (
-    SELECT unnest((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole)
+    SELECT unnest((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.fully_covered)
                   - coalesce((SELECT range_agg(tstzrange(excluded_from, excluded_until)) FROM ingest.exclusions), '{}')
                   - coalesce((SELECT range_agg(tstzrange(gap_from, gap_until)) FROM ingest.backfills
                               WHERE symbol = '*'), '{}')) AS span
@@ -107,7 +107,7 @@ ORDER BY span
 -- What was begun, and has been heard after all: a spool was written meanwhile. Where there is no trading time on record,
 -- `spans` is null, and nothing is forgotten.
 WITH needed AS MATERIALIZED (
-    SELECT (SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.whole) AS spans
+    SELECT (SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.fully_covered) AS spans
 ), needless AS (
     SELECT gap_from, gap_until FROM ingest.backfills, needed
     WHERE symbol = '*' AND status = 'pending' AND NOT tstzrange(gap_from, gap_until) && spans
@@ -170,7 +170,7 @@ SELECT lower(span) AS started_at, upper(span) AS ended_at FROM ingest.trading_ti
 -- name: whole_minutes
 -- The minutes between $1 and $2 that were wholly covered.
 SELECT minute FROM generate_series(date_bin('1 minute', $1, '2000-01-01 00:00:00+00'), $2, interval '1 minute') AS minute,
-    (SELECT spans FROM ingest.whole OFFSET 0) AS whole
+    (SELECT spans FROM ingest.fully_covered OFFSET 0) AS whole
 WHERE tstzrange(minute, minute + interval '1 minute') <@ spans
 
 -- name: own_bars

@@ -29,13 +29,13 @@ SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_sc
 """
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
 _LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
-_MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.refreshes'), 'SELECT'), false)"
-_OLDEST_REFRESH = "SELECT min(noted_at) FROM ingest.refreshes"
+_MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.stale_ranges'), 'SELECT'), false)"
+_OLDEST_REFRESH = "SELECT min(noted_at) FROM ingest.stale_ranges"
 _PRIVILEGES = """
 SELECT format('%s ON %s', privilege, relation) AS missing
 FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 'ingest.stream_sessions'),
              ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'),
-             ('SELECT', 'ingest.refreshes'), ('INSERT', 'ingest.refreshes'), ('UPDATE', 'ingest.refreshes'))
+             ('SELECT', 'ingest.stale_ranges'), ('INSERT', 'ingest.stale_ranges'), ('UPDATE', 'ingest.stale_ranges'))
      AS needed (privilege, relation)
 WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
 """
@@ -54,7 +54,7 @@ class SchemaFacts:
     coverage_margin: timedelta
     stall_timeout: timedelta
     last_trading_day: date | None
-    oldest_refresh: datetime | None
+    oldest_stale_range: datetime | None
     missing_privileges: tuple[str, ...]
 
     def days_left(self, today: date) -> int:
@@ -132,7 +132,7 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         coverage_margin=row["coverage_margin"],
         stall_timeout=row["stall_timeout"],
         last_trading_day=await connection.fetchval(_LAST_DAY, row["calendar"]),
-        oldest_refresh=await connection.fetchval(_OLDEST_REFRESH) if may_look else None,
+        oldest_stale_range=await connection.fetchval(_OLDEST_REFRESH) if may_look else None,
         missing_privileges=tuple(record["missing"] for record in missing),
     )
 

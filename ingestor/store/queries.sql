@@ -79,7 +79,7 @@ WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND id <> ALL ($2::
 
 -- name: note_late
 -- By the hour, so that a trickle of late ticks fills no table.
-INSERT INTO ingest.refreshes (range_from, range_until)
+INSERT INTO ingest.stale_ranges (range_from, range_until)
 VALUES (date_bin('1 hour', $1, '2000-01-01 00:00:00+00'), date_bin('1 hour', $2, '2000-01-01 00:00:00+00') + interval '1 hour')
 ON CONFLICT (range_from, range_until) DO UPDATE SET noted_at = excluded.noted_at
 

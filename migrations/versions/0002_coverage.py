@@ -21,8 +21,8 @@ log = logging.getLogger("ingestor.migrations")
 WRITER = "market_write"
 
 VIEWS = (
-    "ingest.whole",
-    "ingest.doubts",
+    "ingest.fully_covered",
+    "ingest.uncertain_spans",
     "market.coverage",
     "market.gaps",
     "ingest.gap_parts",

@@ -221,24 +221,24 @@ COMMENT ON COLUMN market.coverage.missing_minutes IS 'Minutes that nobody heard:
 COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed minutes whose bars were fetched, for every symbol.';
 COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was heard or backfilled, rounded down.';
 
-CREATE VIEW ingest.doubts AS
+CREATE VIEW ingest.uncertain_spans AS
 -- Also those of a session that is not on record any more.
 SELECT tstzrange(received_at - coverage_margin, received_at + coverage_margin + interval '1 microsecond') AS span
 FROM ingest.rejected_messages AS r LEFT JOIN ingest.stream_sessions AS session ON session.id = r.session_id,
     (SELECT * FROM ingest.settings LIMIT 1) AS s
 WHERE session.kind IS DISTINCT FROM 'replay';
 
-COMMENT ON VIEW ingest.doubts IS 'When a message came that could not be stored as a tick: a minute with one in it is not wholly covered.';
-COMMENT ON COLUMN ingest.doubts.span IS 'Its arrival, with the margin on both sides.';
+COMMENT ON VIEW ingest.uncertain_spans IS 'When a message came that could not be stored as a tick: a minute with one in it is not wholly covered.';
+COMMENT ON COLUMN ingest.uncertain_spans.span IS 'Its arrival, with the margin on both sides.';
 
-CREATE VIEW ingest.whole AS
+CREATE VIEW ingest.fully_covered AS
 WITH heard AS (
     SELECT unnest(range_agg(span)) AS span FROM ingest.covered
 )
 SELECT coalesce((
     SELECT range_agg(tstzrange(lower(span) + coverage_margin, upper(span) - coverage_margin))
     FROM heard, (SELECT * FROM ingest.settings LIMIT 1) AS s WHERE lower(span) + coverage_margin < upper(span) - coverage_margin
-), '{}') - coalesce((SELECT range_agg(span) FROM ingest.doubts), '{}') AS spans;
+), '{}') - coalesce((SELECT range_agg(span) FROM ingest.uncertain_spans), '{}') AS spans;
 
-COMMENT ON VIEW ingest.whole IS 'The time, by the exchange''s clock, of which every tick was heard: coverage less the margin at both ends, less doubts.';
-COMMENT ON COLUMN ingest.whole.spans IS 'All of it, as one multirange.';
+COMMENT ON VIEW ingest.fully_covered IS 'The time, by the exchange''s clock, of which every tick was heard: coverage less the margin at both ends, less doubts.';
+COMMENT ON COLUMN ingest.fully_covered.spans IS 'All of it, as one multirange.';

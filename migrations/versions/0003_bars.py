@@ -100,11 +100,11 @@ FROM (SELECT symbol, max(time) AS day FROM market.ohlcv_1d GROUP BY symbol) AS s
 BARS_1M = """
 CREATE VIEW market.bars_1m AS
 SELECT symbol, time, open, high, low, close, volume, 'stream' AS source
-FROM market.ohlcv_1m, (SELECT spans FROM ingest.whole OFFSET 0) AS whole
+FROM market.ohlcv_1m, (SELECT spans FROM ingest.fully_covered OFFSET 0) AS whole
 WHERE tstzrange(time, time + interval '1 minute') <@ spans
 UNION ALL
 SELECT symbol, time, open, high, low, close, volume, 'backfill'
-FROM market.bars, (SELECT spans FROM ingest.whole OFFSET 0) AS whole
+FROM market.bars, (SELECT spans FROM ingest.fully_covered OFFSET 0) AS whole
 WHERE resolution = interval '1 minute' AND NOT tstzrange(time, time + interval '1 minute') <@ spans
 """
 
@@ -143,7 +143,7 @@ OTHER_COMMENTS = {
 
 WRITER_GRANTS = f"""
 GRANT SELECT ON market.bars_1m TO {WRITER};
-GRANT SELECT, INSERT, UPDATE ON ingest.refreshes TO {WRITER};
+GRANT SELECT, INSERT, UPDATE ON ingest.stale_ranges TO {WRITER};
 """
 READER_GRANTS = f"""
 GRANT USAGE ON SCHEMA market TO {READER};
@@ -177,7 +177,7 @@ def downgrade() -> None:
         op.execute(f"REVOKE USAGE ON SCHEMA market FROM {READER}")
     op.execute("DROP TABLE IF EXISTS market.ticks_adopted")  # of an adoption that was not finished
     op.execute("ALTER TABLE ingest.settings DROP COLUMN ticks_since")
-    op.execute("DROP TABLE ingest.refreshes")
+    op.execute("DROP TABLE ingest.stale_ranges")
     op.execute("DROP INDEX market.ticks_buckets_idx")
     for aggregate in ("open_price", "close_price"):
         op.execute(f"DROP AGGREGATE market.{aggregate}(double precision, timestamptz, timestamptz, integer)")

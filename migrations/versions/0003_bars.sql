@@ -94,17 +94,17 @@ CREATE AGGREGATE market.close_price(
 
 COMMENT ON AGGREGATE market.close_price(double precision, timestamptz, timestamptz, integer) IS 'The price that is last in the order (time, received_at, occurrence).';
 
-CREATE TABLE ingest.refreshes (
+CREATE TABLE ingest.stale_ranges (
     range_from TIMESTAMP WITH TIME ZONE NOT NULL,
     range_until TIMESTAMP WITH TIME ZONE NOT NULL,
     noted_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT refreshes_pkey PRIMARY KEY (range_from, range_until)
+    CONSTRAINT stale_ranges_pkey PRIMARY KEY (range_from, range_until)
 );
 
-COMMENT ON TABLE ingest.refreshes IS 'Old time into which ticks came late: bars that were computed before are computed anew by ingestor maintain.';
-COMMENT ON COLUMN ingest.refreshes.range_from IS 'Start of the hour of the oldest of them.';
-COMMENT ON COLUMN ingest.refreshes.range_until IS 'End of the hour of the newest of them.';
-COMMENT ON COLUMN ingest.refreshes.noted_at IS 'When the last of them came.';
+COMMENT ON TABLE ingest.stale_ranges IS 'Old time into which ticks came late: bars that were computed before are computed anew by ingestor maintain.';
+COMMENT ON COLUMN ingest.stale_ranges.range_from IS 'Start of the hour of the oldest of them.';
+COMMENT ON COLUMN ingest.stale_ranges.range_until IS 'End of the hour of the newest of them.';
+COMMENT ON COLUMN ingest.stale_ranges.noted_at IS 'When the last of them came.';
 
 ALTER TABLE ingest.settings ADD COLUMN ticks_since TIMESTAMP WITH TIME ZONE;
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("bundled_calendar")
 SUMMER = datetime(2026, 9, 26, 2, 30, tzinfo=UTC)
 """On the day before New Zealand's clocks go forward: the next one has 23 hours."""
 
-REFRESHES = "SELECT range_from, range_until FROM ingest.refreshes ORDER BY range_from"
+REFRESHES = "SELECT range_from, range_until FROM ingest.stale_ranges ORDER BY range_from"
 
 
 async def test_bars_of_every_width(database: str) -> None:
@@ -105,10 +105,10 @@ async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> N
     await store.write([late])
     span = (hour - timedelta(hours=5), hour + timedelta(hours=1))
     assert await query(database, REFRESHES) == [span]
-    noted = await query(database, "SELECT noted_at FROM ingest.refreshes")
+    noted = await query(database, "SELECT noted_at FROM ingest.stale_ranges")
     await store.write([filled(instance, tick("E", old), tick("E", now))])
     assert await query(database, REFRESHES) == [span]
-    assert await query(database, "SELECT noted_at FROM ingest.refreshes") > noted
+    assert await query(database, "SELECT noted_at FROM ingest.stale_ranges") > noted
     await store.write([late])  # was committed before, so nothing comes of it but the same list
     await store.close()
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(7,)]

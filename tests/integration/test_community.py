@@ -62,7 +62,7 @@ async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
     lines = await maintained(community)
     assert sum("computed anew" in line for line in lines) == 1
     assert await assert_bars(community) == whole
-    assert await query(community, "SELECT count(*) FROM ingest.refreshes") == [(0,)]
+    assert await query(community, "SELECT count(*) FROM ingest.stale_ranges") == [(0,)]
 
 
 async def test_bars_behind_what_was_computed(community: str) -> None:

@@ -203,7 +203,7 @@ async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
         transaction = connection.transaction()
         await transaction.start()
         await connection.execute(f"UPDATE ingest.stream_sessions SET {column} = {value} WHERE id = $1", session)
-        for view in ("market.gaps", "market.coverage", "ingest.whole"):
+        for view in ("market.gaps", "market.coverage", "ingest.fully_covered"):
             assert await connection.fetch(f"SELECT * FROM {view}"), (column, value)
         await transaction.rollback()
     await connection.close()

@@ -88,7 +88,7 @@ async def main(url: str, rows: int) -> None:
     is_community = "Community" in facts.edition
     if is_community:
         await connection.execute(
-            "INSERT INTO ingest.refreshes (range_from, range_until) SELECT min(time), max(time) FROM market.ticks"
+            "INSERT INTO ingest.stale_ranges (range_from, range_until) SELECT min(time), max(time) FROM market.ticks"
         )
         await connection.close()
         async with as_owner(url, failure="The bars were not computed", verb="Fill") as engine:

@@ -25,7 +25,7 @@ SCHEMA = SchemaFacts(
     coverage_margin=HOUR,
     stall_timeout=HOUR,
     last_trading_day=date(2099, 1, 1),
-    oldest_refresh=None,
+    oldest_stale_range=None,
     missing_privileges=(),
 )
 FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Community)", None, True, SCHEMA)
@@ -63,7 +63,7 @@ def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: time
     """Late ticks that wait for days are a warning where bars are computed ahead; so is, where they could be."""
     oldest = None if age is None else datetime.now(UTC) - age
     facts = replace(FACTS, edition=edition, has_aggregates=aggregates)
-    finding = _bars(facts, replace(SCHEMA, oldest_refresh=oldest))
+    finding = _bars(facts, replace(SCHEMA, oldest_stale_range=oldest))
     assert finding.severity is (Severity.WARNING if words else Severity.OK)
     assert words in finding.text
 
