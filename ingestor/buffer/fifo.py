@@ -183,7 +183,7 @@ class Buffer:
             except SpoolDamagedError:
                 self._begin_anew()
             except SpoolUnavailableError as error:
-                self._telemetry.disk_trouble(str(error))
+                self._telemetry.spool_write_failed(str(error))
                 await self._clock.sleep(RETRY)
         if self.has_inherited:
             entries = [entry for entry in entries if entry.position <= self._inherited] or entries
@@ -262,7 +262,7 @@ class Buffer:
     def _refuse(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
         """Take note that the disk does not take what must go there."""
         self._refused = True
-        self._telemetry.disk_trouble(str(error))
+        self._telemetry.spool_write_failed(str(error))
         self._note()
 
     def _tell_disk_works(self) -> None:
@@ -314,7 +314,7 @@ class Buffer:
         except SpoolDamagedError:
             self._begin_anew()
         except SpoolUnavailableError as error:
-            self._telemetry.disk_trouble(str(error))
+            self._telemetry.spool_write_failed(str(error))
 
     def _begin_anew(self) -> None:
         """Go on with an empty spool. What was in the other is lost to us, so nothing after it may vouch for its time.

@@ -87,7 +87,7 @@ class CoverageMonitor:
             if now - self._judged_at >= DAY and await self._look_at_schema():
                 self._judged_at = now
         except Exception as error:  # noqa: BLE001 - what is only shown must never end a recorder
-            self._telemetry.looked_in_vain(outside_text(error))
+            self._telemetry.coverage_query_failed(outside_text(error))
             if now - self._looked_at >= FORGET:
                 self.coverage = None
 
@@ -101,7 +101,7 @@ class CoverageMonitor:
     def _judge(self, facts: SchemaFacts, today: date) -> None:
         """Say where the database's views were told something else than the environment says, and what runs out."""
         for difference in settings_drift(self._settings, facts):
-            self._telemetry.warned("settings_differ", detail=difference)
+            self._telemetry.warned("settings_mismatch", detail=difference)
         self._telemetry.calendar_known(days=facts.days_left(today), warn_below=DAYS_AHEAD, remedy=RENEW)
 
     async def _look_at_coverage(self) -> None:

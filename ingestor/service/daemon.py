@@ -215,7 +215,7 @@ class Daemon:
     def _say_what_is_left(self) -> int:
         """Say what the next start will write, and return how many messages are lost."""
         if self.buffer.spooled_batches:
-            self.telemetry.left_in_spool(batches=self.buffer.spooled_batches, size=self.buffer.spooled_bytes)
+            self.telemetry.spool_not_empty(batches=self.buffer.spooled_batches, size=self.buffer.spooled_bytes)
         lost = self.buffer.in_memory
         messages = sum(batch.count + len(batch.rejections) for batch in lost)
         if lost:

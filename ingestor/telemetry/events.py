@@ -188,19 +188,19 @@ class Telemetry:
 
     def stuck(self, loops: list[str]) -> None:
         """Log that a loop no longer advances."""
-        if self._is_due("stuck"):
-            self._log.error("stuck", loops=loops, note="the service manager is to start this process anew")
+        if self._is_due("loop_stalled"):
+            self._log.error("loop_stalled", loops=loops, note="the service manager is to start this process anew")
 
     def calendar_known(self, *, days: int, warn_below: int, remedy: str) -> None:
         """Note how many days ahead the trading calendar is known, and warn when there are few."""
         self.counts.calendar_days_left = days
         if days < warn_below:
-            self._log.warning("calendar_ends", in_days=days, remedy=remedy)
+            self._log.warning("calendar_expiring", in_days=days, remedy=remedy)
 
-    def looked_in_vain(self, detail: str) -> None:
+    def coverage_query_failed(self, detail: str) -> None:
         """Log that coverage and gaps could not be asked for; a database that is away altogether is said elsewhere."""
-        if not self._trouble[0] and self._is_due("looked_in_vain", every=3600.0):
-            self._log.warning("looked_in_vain", detail=detail, note="gaps and coverage are not shown meanwhile")
+        if not self._trouble[0] and self._is_due("coverage_query_failed", every=3600.0):
+            self._log.warning("coverage_query_failed", detail=detail, note="gaps and coverage are not shown meanwhile")
 
     # The stream.
 
@@ -389,7 +389,7 @@ class Telemetry:
             return
         self._trouble = (message, now)
         level = self._log.error if loud else self._log.warning
-        level("database_trouble", detail=message, waiting_bytes=waiting_bytes)
+        level("database_write_failed", detail=message, waiting_bytes=waiting_bytes)
 
     def transactions_sized(self, max_bytes: int, *, is_normal: bool) -> None:
         """Note how much a transaction may hold now; log that it became less (once a minute), and its end."""
@@ -423,7 +423,7 @@ class Telemetry:
         if self._trouble[0]:
             self._trouble = ("", 0.0)
             self.database_recovered.set()
-            self._log.info("database_back")
+            self._log.info("database_recovered")
 
     def clocks_compared(self, difference: ClockDifference) -> None:
         """Log how far this machine's clock and the database's are apart, and warn where one of them is wrong."""
@@ -456,15 +456,15 @@ class Telemetry:
             self.database_recovered.set()
             self._log.info("spool_drained")
 
-    def left_in_spool(self, *, batches: int, size: int) -> None:
+    def spool_not_empty(self, *, batches: int, size: int) -> None:
         """Log what the next start will write."""
-        self._log.warning("left_in_spool", batches=batches, bytes=size, note="the next start writes it")
+        self._log.warning("spool_not_empty", batches=batches, bytes=size, note="the next start writes it")
 
-    def disk_trouble(self, message: str) -> None:
+    def spool_write_failed(self, message: str) -> None:
         """Log that the spool's disk takes or gives nothing; not more than once a minute."""
         self.readiness.fails("spool", message)
-        if self._is_due("disk_trouble"):
-            self._log.error("disk_trouble", detail=message)
+        if self._is_due("spool_write_failed"):
+            self._log.error("spool_write_failed", detail=message)
 
     def disk_works(self) -> None:
         """Note that the spool's disk takes and gives what it should."""
@@ -472,7 +472,7 @@ class Telemetry:
 
     def abandoned(self, *, batches: int, messages: int) -> None:
         """Log what could not be written before the process had to end."""
-        self._log.error("abandoned", batches=batches, messages=messages)
+        self._log.error("messages_lost", batches=batches, messages=messages)
 
     def _is_due(self, event: str, every: float = _REPEAT_AFTER) -> bool:
         now = self._clock.monotonic()

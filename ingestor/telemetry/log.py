@@ -77,7 +77,7 @@ _limit = FloodLimit()
 def tell_left_out(*, at_once: bool = False) -> None:
     """Write how many lines were left out, and of which event. To be called every minute or so, and at the end."""
     for event, count in _limit.left_out(at_once=at_once):
-        structlog.get_logger().warning("lines_left_out", of=event, count=count)
+        structlog.get_logger().warning("log_lines_suppressed", of=event, count=count)
 
 
 def report_dropped(count: int) -> None:

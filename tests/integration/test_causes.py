@@ -127,7 +127,7 @@ async def test_a_daemon_whose_server_goes(writer_url: str, database: str, proces
                         await asyncio.sleep(0.02)
                 await process.start()
             await stored(database, market)
-    details = [str(line["detail"]) for line in lines if line["event"] == "database_trouble"]
+    details = [str(line["detail"]) for line in lines if line["event"] == "database_write_failed"]
     assert details
     assert [detail for detail in details if PRIVATE.search(detail)] == []
 

@@ -388,5 +388,5 @@ async def test_a_calendar_that_runs_out(writer_url: str, database: str) -> None:
                 while daemon.telemetry.counts.calendar_days_left is None:
                     await asyncio.sleep(0.01)
     assert 10 < daemon.telemetry.counts.calendar_days_left <= 20
-    (warning,) = [entry for entry in logs if entry["event"] == "calendar_ends"]
+    (warning,) = [entry for entry in logs if entry["event"] == "calendar_expiring"]
     assert "ingestor maintain" in warning["remedy"]

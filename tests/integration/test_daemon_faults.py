@@ -147,7 +147,7 @@ async def test_stopped_while_the_database_is_away(
         daemon.start()
         await stored(database, market)
         await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'stopped'", 1)
-    assert "left_in_spool" in daemon.log.read_text()
+    assert "spool_not_empty" in daemon.log.read_text()
 
 
 async def test_two_processes_and_one_spool(writer_url: str, tmp_path: Path, ended: list[DaemonProcess]) -> None:

@@ -59,7 +59,7 @@ async def test_the_password_of_an_azure_url(tmp_path: Path) -> None:
     process = await start("run", **settings)
     assert process.stderr is not None
     log = ""
-    while not ("http_listening" in log and "database_trouble" in log):
+    while not ("http_listening" in log and "database_write_failed" in log):
         log += (await asyncio.wait_for(process.stderr.readline(), 30)).decode()
     (url,) = {event["url"] for event in map(json.loads, log.splitlines()) if event["event"] == "http_listening"}
     pages = "".join([text async for text in all_pages(url)])

@@ -250,7 +250,7 @@ def test_the_daemon_shows_no_password(
         configure("debug", "json" if form == "json" else "console")
         shown = asyncio.run(_what_a_daemon_shows(url, tmp_path))
         log = "".join(capfd.readouterr())
-        assert "database_trouble" in log
+        assert "database_write_failed" in log
         assert not is_shown(password, shown)
         assert not is_shown(password, log)
 

@@ -130,8 +130,8 @@ def test_floods_do_not_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None
     assert found.count(("library", None, None)) == BURST
     assert found.count(("committed", None, None)) == 3 * BURST
     assert set(found[-2:]) == {
-        ("lines_left_out", "reconnecting", 2 * BURST),
-        ("lines_left_out", "library:websockets", 2 * BURST),
+        ("log_lines_suppressed", "reconnecting", 2 * BURST),
+        ("log_lines_suppressed", "library:websockets", 2 * BURST),
     }
 
 
@@ -165,6 +165,6 @@ def test_a_log_that_takes_nothing_ends_nothing(monkeypatch: pytest.MonkeyPatch) 
     with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
         monkeypatch.setattr("sys.stderr", full)
         configure("info", "json")
-        structlog.get_logger().error("disk_trouble", detail="full")
+        structlog.get_logger().error("spool_write_failed", detail="full")
         with contextlib.suppress(OSError):
             full.close()

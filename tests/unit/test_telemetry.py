@@ -57,10 +57,10 @@ def test_trouble_is_said_once_a_minute(capsys: pytest.CaptureFixture[str]) -> No
     commit(instance, Tally(2, 0, 1))
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(e["event"], e.get("detail")) for e in events] == [
-        ("database_trouble", "away"),
-        ("database_trouble", "away"),
-        ("database_trouble", "no schema"),
-        ("database_back", None),
+        ("database_write_failed", "away"),
+        ("database_write_failed", "away"),
+        ("database_write_failed", "no schema"),
+        ("database_recovered", None),
     ]
     assert instance.counts.write_failures == 6
     assert (instance.counts.ticks_written, instance.counts.last_lag_seconds) == (2, 0.2)
@@ -110,11 +110,16 @@ def test_trouble_with_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
     instance = Telemetry(clock)
     for seconds in (0, 1, 59):
         clock.advance(seconds)
-        instance.disk_trouble("full")
+        instance.spool_write_failed("full")
     instance.spool_damaged(Path("/x/spool-damaged.db"), "not a database")
-    instance.left_in_spool(batches=1, size=2)
+    instance.spool_not_empty(batches=1, size=2)
     events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
-    assert [e["event"] for e in events] == ["disk_trouble", "disk_trouble", "spool_damaged", "left_in_spool"]
+    assert [e["event"] for e in events] == [
+        "spool_write_failed",
+        "spool_write_failed",
+        "spool_damaged",
+        "spool_not_empty",
+    ]
     assert events[2]["set_aside_as"] == "/x/spool-damaged.db"
     assert instance.counts.spools_damaged == 1
 
