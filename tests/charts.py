@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from ingestor.chart.series import Band, Bar, Series, Width
+from ingestor.chart.series import Band, Candle, Series, Width
 from tests.sessions import BEGINS, ENDS, MINUTE, at
 
 ZONE = ZoneInfo("Pacific/Auckland")
@@ -21,12 +21,12 @@ def bar(
     low: float | None = None,
     volume: int = 100,
     backfilled: bool = False,
-) -> Bar:
+) -> Candle:
     """Return the bar of a minute, given as an instant or counted from the beginning of Friday's trading time."""
     start = minute if isinstance(minute, datetime) else at(minute)
     high = max(opening, close) if high is None else high
     low = min(opening, close) if low is None else low
-    return Bar(start, start + MINUTE, opening, high, low, close, volume, backfilled)
+    return Candle(start, start + MINUTE, opening, high, low, close, volume, backfilled)
 
 
 def gap(since: float, until: float, kind: str = "open", cause: str = "the connection was closed or cut") -> Band:
@@ -34,7 +34,7 @@ def gap(since: float, until: float, kind: str = "open", cause: str = "the connec
     return Band(at(since), at(until), kind, cause)
 
 
-def friday(*bars: Bar, gaps: tuple[Band, ...] = (), symbol: str = "AIR.NZ") -> Series:
+def friday(*bars: Candle, gaps: tuple[Band, ...] = (), symbol: str = "AIR.NZ") -> Series:
     """Return the series of these bars, over all of Friday's trading time."""
     return Series(symbol, ZONE, bars, ((BEGINS, ENDS),), gaps)
 

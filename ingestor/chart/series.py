@@ -46,7 +46,7 @@ def midnight(day: date, zone: ZoneInfo) -> datetime:
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
+class Candle:
     """What was traded from `started_at` (inclusive) to `ended_at` (exclusive), volume in units.
 
     `backfilled` where any minute of it was fetched from the provider and not heard.
@@ -77,9 +77,9 @@ class Band:
     label: str
 
 
-def merged(bars: Sequence[Bar], started_at: datetime, ended_at: datetime) -> Bar:
+def merged(bars: Sequence[Candle], started_at: datetime, ended_at: datetime) -> Candle:
     """Return one bar of several, in the order of time; at least one."""
-    return Bar(
+    return Candle(
         started_at,
         ended_at,
         bars[0].open,
@@ -91,7 +91,7 @@ def merged(bars: Sequence[Bar], started_at: datetime, ended_at: datetime) -> Bar
     )
 
 
-def resample(minutes: Iterable[Bar], width: Width, zone: ZoneInfo) -> Iterator[Bar]:
+def resample(minutes: Iterable[Candle], width: Width, zone: ZoneInfo) -> Iterator[Candle]:
     """Make longer bars of one-minute bars in the order of time."""
     for start, bars in groupby(minutes, key=lambda bar: width.start(bar.started_at, zone)):
         yield merged(list(bars), start, width.end(start, zone))
@@ -103,7 +103,7 @@ class Figure:
 
     width: Width
     axis: TimeAxis
-    bars: tuple[Bar, ...]
+    bars: tuple[Candle, ...]
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,13 @@ class Series:
 
     symbol: str
     zone: ZoneInfo
-    minutes: tuple[Bar, ...]
+    minutes: tuple[Candle, ...]
     days: tuple[tuple[datetime, datetime], ...] = ()
     gaps: tuple[Band, ...] = ()
     width: Width | None = None
 
     @cached_property
-    def total(self) -> Bar:
+    def total(self) -> Candle:
         """All bars as one."""
         return merged(self.minutes, self.minutes[0].started_at, self.minutes[-1].ended_at)
 

@@ -16,7 +16,7 @@ from string import Template
 
 from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
 from ingestor.chart.palette import colours
-from ingestor.chart.series import Bar, Figure, Series
+from ingestor.chart.series import Candle, Figure, Series
 from ingestor.chart.text import KEYS, VOLUME_DIGITS, caption, compact, described, price, span
 
 WIDTH, HEIGHT = 960, 560
@@ -69,7 +69,7 @@ class _Plot:
         """How many bars a unit of the drawing is wide."""
         return self.figure.axis.length / (self.times.end - self.times.start)
 
-    def edges(self, bar: Bar, share: float) -> tuple[float, float]:
+    def edges(self, bar: Candle, share: float) -> tuple[float, float]:
         """Return the left edge and the width of so much of a bar's room, in its middle."""
         start, end = (self.times.place(self.figure.axis.place(moment)) for moment in (bar.started_at, bar.ended_at))
         return start + (end - start) * (1 - share) / 2, (end - start) * share
@@ -188,11 +188,11 @@ def _bars(plot: _Plot) -> Iterator[str]:
         yield f'<path {look} d="{shape}"><title>{_escaped(label(bar))}</title></path>'
 
 
-def _kind(bar: Bar) -> str:
+def _kind(bar: Candle) -> str:
     return ("up" if bar.rises else "down") + (" backfilled" if bar.backfilled else "")
 
 
-def _tone(bar: Bar) -> str:
+def _tone(bar: Candle) -> str:
     return _COLOURS["up" if bar.rises else "down"]
 
 
@@ -200,13 +200,13 @@ def _candle(tone: str, *, hollow: bool) -> str:
     return f'fill="{_COLOURS["paper"] if hollow else tone}" stroke="{tone}"'
 
 
-def _labels(plot: _Plot) -> Callable[[Bar], str]:
+def _labels(plot: _Plot) -> Callable[[Candle], str]:
     zone, is_daily = plot.series.zone, plot.figure.width == "1d"
 
     def when(moment: datetime) -> str:
         return f"{moment.astimezone(zone):{'%a %-d %b %Y' if is_daily else '%a %-d %b %H:%M'}}"
 
-    def label(bar: Bar) -> str:
+    def label(bar: Candle) -> str:
         prices = ", ".join(f"{name} {price(getattr(bar, name))}" for name in ("open", "high", "low", "close"))
         source = "; backfilled" if bar.backfilled else ""
         return f"{when(bar.started_at)}: {prices}; volume {bar.volume:,}{source}"

@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import Literal, TypeAlias
 
 from ingestor.chart.geometry import Scale, Tick, price_ticks, time_ticks, widened
-from ingestor.chart.series import Bar, Figure, Series, merged
+from ingestor.chart.series import Candle, Figure, Series, merged
 from ingestor.chart.text import KEYS, VOLUME_DIGITS, caption, compact
 
 GapSpan: TypeAlias = tuple[str, str]
@@ -92,7 +92,7 @@ class _Layout:
         """Return the column of the canvas in which a place on the time axis lies."""
         return self.gutter + min(int(place * self.pitch + 1e-9), self.columns - 1)
 
-    def bars(self) -> list[tuple[int, Bar]]:
+    def bars(self) -> list[tuple[int, Candle]]:
         """Return the bars, those that share a column as one, each with its first column."""
         axis, found = self.figure.axis, []
         for column, group in groupby(self.figure.bars, key=lambda bar: self.column(axis.place(bar.started_at))):
@@ -148,14 +148,14 @@ def _draw_gaps(canvas: _Canvas, layout: _Layout, series: Series) -> None:
         canvas.put(layout.price_rows, first, gap.kind[0] * (last - first + 1), gap.kind)
 
 
-def _draw_candle(canvas: _Canvas, column: int, bar: Bar, halves: Scale) -> None:
+def _draw_candle(canvas: _Canvas, column: int, bar: Candle, halves: Scale) -> None:
     role = _role(bar)
     glyphs = _GLYPHS[f"{role} backfilled" if bar.backfilled else role]
     for row, cell in _cells(bar, halves):
         canvas.put(row, column, glyphs[cell], role)
 
 
-def _cells(bar: Bar, halves: Scale) -> list[tuple[int, str]]:
+def _cells(bar: Candle, halves: Scale) -> list[tuple[int, str]]:
     """Return the rows of a candle with what lies in the two halves of each."""
     top, bottom = (round(halves.place(price)) for price in (bar.high, bar.low))
     upper, lower = (round(halves.place(price)) for price in sorted((bar.open, bar.close), reverse=True))
@@ -168,14 +168,14 @@ def _cells(bar: Bar, halves: Scale) -> list[tuple[int, str]]:
     return [(row, half(2 * row) + half(2 * row + 1)) for row in range(top // 2, bottom // 2 + 1)]
 
 
-def _draw_volume(canvas: _Canvas, layout: _Layout, column: int, bar: Bar, most: int) -> None:
+def _draw_volume(canvas: _Canvas, layout: _Layout, column: int, bar: Candle, most: int) -> None:
     height = math.ceil(8 * layout.volume_rows * bar.volume / most)
     for row in range(layout.volume_rows):
         text = EIGHTHS[min(max(height - 8 * row, 0), 8)] * max(1, int(layout.pitch) - 1)
         canvas.put(canvas.rows - 3 - row, column, text, "faint" if bar.backfilled else _role(bar))
 
 
-def _role(bar: Bar) -> str:
+def _role(bar: Candle) -> str:
     return "up" if bar.rises else "down"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zoneinfo import ZoneInfo
 
-from ingestor.chart.series import Band, Bar, Figure, Series
+from ingestor.chart.series import Band, Candle, Figure, Series
 
 KEYS = {"up": "rises", "down": "falls", "up backfilled": "with backfilled minutes"}
 """What the look of a candle says."""
@@ -41,7 +41,7 @@ def described(series: Series, figure: Figure) -> str:
     )
 
 
-def _prices(total: Bar) -> str:
+def _prices(total: Candle) -> str:
     words = ", ".join(f"{name} {price(getattr(total, name))}" for name in ("open", "high", "low", "close"))
     return f"{words[0].upper()}{words[1:]}, volume {total.volume:,}"
 

@@ -17,15 +17,17 @@ from rich.text import Text
 
 from ingestor import settings as configuration
 from ingestor.chart import svg, terminal
-from ingestor.chart.series import Band, Series, Width, midnight
+from ingestor.chart.series import Band, Candle, Series, Width, midnight
 from ingestor.cli._options import Since, Until, bounds
 from ingestor.cli._output import Console, write_document
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError
-from ingestor.store.gaps import Bounds, GapStore
+from ingestor.store.gaps import Bounds, GapStore, MinuteBar
 
 MOST_GAPS = 20
+
+MINUTE = timedelta(minutes=1)
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 """The first instant that an option can name."""
@@ -121,7 +123,12 @@ async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tupl
         report = await gap_store.report(Bounds(since, until))
     days = ((max(day.started_at, start), min(day.ended_at, end)) for day in report.days)
     gaps = (Band(gap.started_at, gap.ended_at, gap.status, gap.cause) for gap in report.gaps)
-    return Series(symbol, zone, tuple(minutes), tuple(days), tuple(gaps), width), report
+    return Series(symbol, zone, tuple(map(_candle, minutes)), tuple(days), tuple(gaps), width), report
+
+
+def _candle(bar: MinuteBar) -> Candle:
+    """Return the candle of one minute."""
+    return Candle(bar.time, bar.time + MINUTE, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.backfilled)
 
 
 async def _known(gap_store: GapStore, symbol: str, latest: datetime) -> str:

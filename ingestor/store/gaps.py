@@ -13,7 +13,6 @@ from uuid import UUID
 
 import asyncpg
 
-from ingestor.chart.series import Bar
 from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
 from ingestor.redaction import outside_text
@@ -71,7 +70,7 @@ class PendingBackfill:
 
 @dataclass(frozen=True, slots=True)
 class MinuteBar:
-    """The trades of one symbol in the minute that begins at `time`."""
+    """The trades of one symbol in the minute that begins at `time`; `backfilled` if it was fetched from the provider."""
 
     time: datetime
     open: float
@@ -79,6 +78,7 @@ class MinuteBar:
     low: float
     close: float
     volume: int
+    backfilled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +301,10 @@ class GapStore:
         async with self._connection() as connection:
             return [MinuteBar(*row) for row in await connection.fetch(QUERIES["own_bars"], since, until, symbol)]
 
-    async def bars(self, symbol: str, since: datetime, until: datetime) -> list[Bar]:
+    async def bars(self, symbol: str, since: datetime, until: datetime) -> list[MinuteBar]:
         """Return the one series of a symbol's one-minute bars, in the order of time."""
         async with self._connection() as connection:
-            return [Bar(*row) for row in await connection.fetch(QUERIES["bars"], symbol, since, until)]
+            return [MinuteBar(*row) for row in await connection.fetch(QUERIES["bars"], symbol, since, until)]
 
     async def last_trade(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
         """Return when a symbol was last traded between two instants, as we heard or fetched it."""

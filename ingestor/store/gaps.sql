@@ -183,7 +183,7 @@ GROUP BY 1
 
 -- name: bars
 -- The one series of bars of a symbol, from $2 up to but not including $3.
-SELECT time, time + interval '1 minute', open, high, low, close, volume, source = 'backfill' FROM market.bars_1m
+SELECT time, open, high, low, close, volume, source = 'backfill' FROM market.bars_1m
 WHERE symbol = $1 AND time >= $2 AND time < $3 ORDER BY time
 
 -- name: last_trade
