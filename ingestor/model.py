@@ -7,7 +7,7 @@ resolution of PostgreSQL's `timestamptz`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
@@ -170,3 +170,44 @@ class Batch:
     def is_heartbeat(self) -> bool:
         """Whether it carries coverage only, so that a newer heartbeat may take its place."""
         return not self.count and not self.rejections and self.end is None and self.number > 1
+
+
+Label: TypeAlias = Literal["start", "end"]
+"""Whether the provider's bars carry the time of their start or of their end."""
+
+
+@dataclass(frozen=True, slots=True)
+class GapSpan:
+    """A span of one trading day that is filled as one."""
+
+    started_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """The trades of one symbol in the minute that begins at `time`; `backfilled` if it was fetched from the provider."""
+
+    time: datetime
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: int
+    backfilled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """An instrument as the provider lists it."""
+
+    symbol: str
+    company_name: str | None
+    industry: str | None
+    uuid: UUID | None
+    active: bool
+
+
+def minute_of(moment: datetime) -> datetime:
+    """Return the start of the minute that contains a moment, in UTC."""
+    return moment.astimezone(UTC).replace(second=0, microsecond=0)

@@ -22,7 +22,7 @@ from ingestor.backfill.answers import (
     records_of,
     shown,
 )
-from ingestor.store.gaps import Label, MinuteBar
+from ingestor.model import Bar, Label
 
 EXCHANGE = "nzx"
 INTERVAL = "1m"
@@ -108,7 +108,7 @@ class Question:
 class Bars:
     """The bars of an answer that are wanted and right, the number of its `records`, and those that are wrong."""
 
-    bars: tuple[MinuteBar, ...]
+    bars: tuple[Bar, ...]
     records: int
     faults: tuple[Fault, ...] = ()
 
@@ -193,7 +193,7 @@ class _Reader:
     """Reads the records of one answer, in their order."""
 
     question: Question
-    minutes: dict[datetime, MinuteBar | None] = field(default_factory=dict)
+    minutes: dict[datetime, Bar | None] = field(default_factory=dict)
     """By start; None is a minute without trades."""
     contradicted: set[datetime] = field(default_factory=set)
     stamps: set[datetime] = field(default_factory=set)
@@ -227,7 +227,7 @@ class _Reader:
             self.faults.append(Fault(str(fault), name, time))
             self.is_answered = True
 
-    def bars(self) -> tuple[MinuteBar, ...]:
+    def bars(self) -> tuple[Bar, ...]:
         """Return the bars that are wanted and right. Raises MalformedAnswerError if none of the records was."""
         if self.is_astray and not self.is_answered:
             span = f"{self.question.wall_from} to {self.question.wall_to}"
@@ -243,7 +243,7 @@ class _Reader:
         day = stamp.astimezone(self.question.timezone).date()
         return self.question.wall_from.date() <= day <= self.question.wall_to.date()
 
-    def _keep(self, time: datetime, bar: MinuteBar | None) -> None:
+    def _keep(self, time: datetime, bar: Bar | None) -> None:
         if self.minutes.setdefault(time, bar) != bar:
             self.contradicted.add(time)
             raise _FaultError("different bars of one minute")
@@ -271,7 +271,7 @@ def _both(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
     return early, late
 
 
-def _bar(fields: dict[str, Any], time: datetime) -> MinuteBar | None:
+def _bar(fields: dict[str, Any], time: datetime) -> Bar | None:
     """Return the bar that begins at `time`; None for a minute without trades: no price, and no volume."""
     if time.second or time.microsecond:
         raise _FaultError("a time off the minute")
@@ -286,7 +286,7 @@ def _bar(fields: dict[str, Any], time: datetime) -> MinuteBar | None:
         raise _FaultError("a high below another price")
     if low > min(opened, close):
         raise _FaultError("a low above another price")
-    return MinuteBar(time, opened, high, low, close, _volume(volume))
+    return Bar(time, opened, high, low, close, _volume(volume))
 
 
 def _number(fields: dict[str, Any], name: str) -> float | None:

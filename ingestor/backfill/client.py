@@ -29,10 +29,10 @@ from ingestor.backfill.limit import RateLimit
 from ingestor.backfill.listing import Instruments, parse_instruments
 from ingestor.clock import Clock
 from ingestor.errors import ConfigurationError, IngestorError
+from ingestor.model import Label
 from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_for, proxy_hint, tls_context
 from ingestor.redaction import outside_text, system_words
 from ingestor.retry_after import retry_after
-from ingestor.store.gaps import Label
 
 TIMEOUT = 30.0
 """Seconds without a sign of the server, after which a request is done again; a whole answer has four times as long."""

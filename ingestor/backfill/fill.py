@@ -16,9 +16,9 @@ from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError
-from ingestor.model import SECOND
+from ingestor.model import SECOND, Bar, GapSpan, minute_of
 from ingestor.redaction import outside_text, redact
-from ingestor.store.gaps import Bounds, GapSpan, GapStore, MinuteBar, Outcome, PendingBackfill, minute_of
+from ingestor.store.gaps import Bounds, GapStore, Outcome, PendingBackfill
 
 KEPT = timedelta(days=365)
 """How long the source keeps one-minute bars: 1 year, by its documentation."""
@@ -243,7 +243,7 @@ class Backfill:
 
     async def _settle(self, request: Request) -> Settled:
         oldest = self._now() - KEPT
-        bars: Sequence[MinuteBar] = ()
+        bars: Sequence[Bar] = ()
         faults: Sequence[Fault] = ()
         if any(each.piece.started_at < oldest for each in request.begun):  # the run, or the gap, has lasted too long
             outcomes = [Outcome(each.piece, "unfillable", error=TOO_OLD) for each in request.begun]
@@ -258,10 +258,10 @@ class Backfill:
         await self._gap_store.settle(request.symbol, outcomes, bars)
         return Settled(outcomes, faults)
 
-    def _part(self, request: Request, found: Bars) -> tuple[list[Outcome], list[MinuteBar]]:
+    def _part(self, request: Request, found: Bars) -> tuple[list[Outcome], list[Bar]]:
         """Return what each piece gets of an answer, and the bars that some piece wants: the others were heard."""
         outcomes: list[Outcome] = []
-        wanted: dict[datetime, MinuteBar] = {}
+        wanted: dict[datetime, Bar] = {}
         for each in request.begun:
             since, until = asked_for(each.piece, self._gap_store.margin)
             its = {bar.time: bar for bar in found.bars if since <= bar.time < until}

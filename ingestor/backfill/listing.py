@@ -18,7 +18,7 @@ from ingestor.backfill.answers import (
     shown,
 )
 from ingestor.backfill.bars import EXCHANGE
-from ingestor.store.gaps import Instrument
+from ingestor.model import Instrument
 from ingestor.stream.decoder import MAX_SYMBOL_LENGTH
 
 MAX_TEXT = 500

@@ -13,8 +13,9 @@ from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.backfill.fill import KEPT, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
+from ingestor.model import Bar, Label, minute_of
 from ingestor.redaction import outside_text
-from ingestor.store.gaps import Difference, GapStore, Label, MinuteBar, minute_of
+from ingestor.store.gaps import Difference, GapStore
 
 ENOUGH = 10
 """Bars that must fit one label, and ten times as many as fit the other, before it is believed."""
@@ -22,7 +23,7 @@ ENOUGH = 10
 SHIFTS: dict[Label, int] = {"start": 0, "end": 1}
 """By how many minutes a label is later than the start of its bar."""
 
-Minutes = Mapping[datetime, MinuteBar]
+Minutes = Mapping[datetime, Bar]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def compare(symbol: str, minutes: Sequence[datetime], ours: Minutes, theirs: Min
     return same, found
 
 
-def _equal(our: MinuteBar, their: MinuteBar) -> bool:
+def _equal(our: Bar, their: Bar) -> bool:
     prices = ((our.open, their.open), (our.high, their.high), (our.low, their.low), (our.close, their.close))
     return our.volume == their.volume and all(math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12) for a, b in prices)
 

@@ -15,8 +15,9 @@ from ingestor.cli.gaps import show, write
 from ingestor.coverage.html import as_html
 from ingestor.coverage.report import Report
 from ingestor.demo import Demo
+from ingestor.model import GapSpan, minute_of
 from ingestor.service.process import StopRequest
-from ingestor.store.gaps import Bounds, GapSpan, GapStore, minute_of
+from ingestor.store.gaps import Bounds, GapStore
 
 PAGE = "gaps.html"
 

@@ -13,9 +13,10 @@ from ingestor.backfill.client import RestClient
 from ingestor.backfill.reconcile import Reconciliation, reconcile
 from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
+from ingestor.model import Bar
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
-from ingestor.store.gaps import GapStore, MinuteBar
+from ingestor.store.gaps import GapStore
 
 MOST_ROWS = 40
 
@@ -99,5 +100,5 @@ def _table(found: Reconciliation, zone: ZoneInfo) -> Table:
     return table
 
 
-def _bar(bar: MinuteBar | None) -> str:
+def _bar(bar: Bar | None) -> str:
     return "" if bar is None else f"{bar.open:g} {bar.high:g} {bar.low:g} {bar.close:g} x {bar.volume:,}"

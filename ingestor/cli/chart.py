@@ -23,7 +23,8 @@ from ingestor.cli._output import Console, write_document
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError
-from ingestor.store.gaps import Bounds, GapStore, MinuteBar
+from ingestor.model import Bar
+from ingestor.store.gaps import Bounds, GapStore
 
 MOST_GAPS = 20
 
@@ -126,7 +127,7 @@ async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tupl
     return Series(symbol, zone, tuple(map(_candle, minutes)), tuple(days), tuple(gaps), width), report
 
 
-def _candle(bar: MinuteBar) -> Candle:
+def _candle(bar: Bar) -> Candle:
     """Return the candle of one minute."""
     return Candle(bar.time, bar.time + MINUTE, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.backfilled)
 

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
-from uuid import UUID
 
 import asyncpg
 
 from ingestor.coverage.report import Day, Gap, Report
 from ingestor.errors import IngestorError, SchemaError
+from ingestor.model import Bar, GapSpan, Instrument, Label, minute_of
 from ingestor.redaction import outside_text
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
@@ -32,9 +32,6 @@ RETIRED_AT_ONCE = 10
 
 Isolation: TypeAlias = Literal["read_committed", "repeatable_read"]
 
-Label: TypeAlias = Literal["start", "end"]
-"""Whether the provider's bars carry the time of their start or of their end."""
-
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -51,14 +48,6 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class GapSpan:
-    """A span of one trading day that is filled as one."""
-
-    started_at: datetime
-    ended_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class PendingBackfill:
     """A symbol of a piece that is not settled yet: how often it was asked for, and whether the provider lists it."""
 
@@ -66,30 +55,6 @@ class PendingBackfill:
     symbol: str
     attempts: int = 0
     is_listed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class MinuteBar:
-    """The trades of one symbol in the minute that begins at `time`; `backfilled` if it was fetched from the provider."""
-
-    time: datetime
-    open: float
-    high: float
-    low: float
-    close: float
-    volume: int
-    backfilled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Instrument:
-    """An instrument as the provider lists it."""
-
-    symbol: str
-    company_name: str | None
-    industry: str | None
-    uuid: UUID | None
-    active: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +73,8 @@ class Difference:
 
     symbol: str
     time: datetime
-    ours: MinuteBar | None
-    theirs: MinuteBar | None
+    ours: Bar | None
+    theirs: Bar | None
 
     @property
     def kind(self) -> Literal["missing here", "missing there", "differs"]:
@@ -268,7 +233,7 @@ class GapStore:
         async with self._turn() as connection:
             await connection.execute(QUERIES["ask_again"], piece.started_at, piece.ended_at)
 
-    async def settle(self, symbol: str, outcomes: Sequence[Outcome], bars: Iterable[MinuteBar]) -> None:
+    async def settle(self, symbol: str, outcomes: Sequence[Outcome], bars: Iterable[Bar]) -> None:
         """Store a symbol's bars and what came of its pieces, all or nothing. To do it again changes nothing."""
         rows = [(symbol, bar.time, bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars]
         async with self._turn() as connection:
@@ -296,15 +261,15 @@ class GapStore:
         async with self._connection() as connection:
             return [row["minute"] for row in await connection.fetch(QUERIES["whole_minutes"], since, until)]
 
-    async def own_bars(self, symbol: str, since: datetime, until: datetime) -> list[MinuteBar]:
+    async def own_bars(self, symbol: str, since: datetime, until: datetime) -> list[Bar]:
         """Return a symbol's bars from our ticks; `since` and `until` are whole minutes."""
         async with self._connection() as connection:
-            return [MinuteBar(*row) for row in await connection.fetch(QUERIES["own_bars"], since, until, symbol)]
+            return [Bar(*row) for row in await connection.fetch(QUERIES["own_bars"], since, until, symbol)]
 
-    async def bars(self, symbol: str, since: datetime, until: datetime) -> list[MinuteBar]:
+    async def bars(self, symbol: str, since: datetime, until: datetime) -> list[Bar]:
         """Return the one series of a symbol's one-minute bars, in the order of time."""
         async with self._connection() as connection:
-            return [MinuteBar(*row) for row in await connection.fetch(QUERIES["bars"], symbol, since, until)]
+            return [Bar(*row) for row in await connection.fetch(QUERIES["bars"], symbol, since, until)]
 
     async def last_trade(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
         """Return when a symbol was last traded between two instants, as we heard or fetched it."""
@@ -377,10 +342,5 @@ class GapStore:
             await transaction.commit()
 
 
-def _values(bar: MinuteBar | None) -> tuple[Any, ...]:
+def _values(bar: Bar | None) -> tuple[Any, ...]:
     return (None,) * 5 if bar is None else (bar.open, bar.high, bar.low, bar.close, bar.volume)
-
-
-def minute_of(moment: datetime) -> datetime:
-    """Return the start of the minute that contains a moment, in UTC."""
-    return moment.astimezone(UTC).replace(second=0, microsecond=0)

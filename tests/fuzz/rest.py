@@ -19,8 +19,8 @@ from zoneinfo import ZoneInfo
 
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.errors import ConfigurationError
+from ingestor.model import Label
 from ingestor.simulator.server import TOKEN
-from ingestor.store.gaps import Label
 from tests.clocks import ManualClock
 from tests.fuzz.target import Case, Counts, mutate
 from tests.rest import answer, scripted

@@ -15,10 +15,10 @@ from ingestor.backfill.client import RestClient
 from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import ConfigurationError, IngestorError
-from ingestor.model import SECOND
+from ingestor.model import SECOND, Bar, GapSpan, Instrument
 from ingestor.redaction import register_secret
 from ingestor.simulator.server import TOKEN
-from ingestor.store.gaps import Bounds, GapSpan, GapStore, Instrument, MinuteBar, Outcome
+from ingestor.store.gaps import Bounds, GapStore, Outcome
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
@@ -378,13 +378,13 @@ async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> N
 async def test_what_is_settled_stays(writer_url: str, database: str) -> None:
     """A slower run that fails, or finds nothing, does not undo what another has settled, nor store its bars."""
     piece = GapSpan(at(100), at(102))
-    bar = MinuteBar(at(100), 1.0, 1.0, 1.0, 1.0, 5)
+    bar = Bar(at(100), 1.0, 1.0, 1.0, 1.0, 5)
     async with GapStore(writer_url) as gap_store:
         await gap_store.begin(piece, ["A.NZ", "B.NZ"])
         await gap_store.settle("A.NZ", [Outcome(piece, "filled", 1)], [bar])
         await gap_store.settle("B.NZ", [Outcome(piece, "no trades")], ())
         for late in (Outcome(piece, "pending", error="away"), Outcome(piece, "unfillable", error="404")):
-            await gap_store.settle("A.NZ", [late], [MinuteBar(at(101), 2.0, 2.0, 2.0, 2.0, 5)])
+            await gap_store.settle("A.NZ", [late], [Bar(at(101), 2.0, 2.0, 2.0, 2.0, 5)])
     assert await query(database, STATES) == [("*", "backfilled", 1), ("A.NZ", "filled", 1), ("B.NZ", "no trades", 0)]
     assert await query(database, "SELECT time FROM market.bars") == [(at(100),)]
 
@@ -407,7 +407,7 @@ async def test_another_label(writer_url: str, database: str) -> None:
     piece = GapSpan(at(100), at(102))
     async with GapStore(writer_url) as gap_store, GapStore(writer_url) as older:
         await gap_store.begin(piece, ["A.NZ"])
-        found = [MinuteBar(at(minute), 1.0, 1.0, 1.0, 1.0, minute) for minute in (99, 100, 101)]
+        found = [Bar(at(minute), 1.0, 1.0, 1.0, 1.0, minute) for minute in (99, 100, 101)]
         await gap_store.settle("A.NZ", [Outcome(piece, "filled", 3)], found)
         await gap_store.adopt("end")
         times = "SELECT time, volume FROM market.bars ORDER BY time"
@@ -415,7 +415,7 @@ async def test_another_label(writer_url: str, database: str) -> None:
         assert await query(database, STATES) == []
         await gap_store.begin(piece, ["A.NZ"])
         with pytest.raises(IngestorError, match="label of the bars was changed"):
-            await older.settle("A.NZ", [Outcome(piece, "filled", 1)], [MinuteBar(at(101), 9.0, 9.0, 9.0, 9.0, 9)])
+            await older.settle("A.NZ", [Outcome(piece, "filled", 1)], [Bar(at(101), 9.0, 9.0, 9.0, 9.0, 9)])
         await gap_store.adopt("start")
         assert await query(database, times) == [(at(99), 99), (at(100), 100), (at(101), 101)]
 

@@ -19,9 +19,8 @@ from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.clock import SystemClock
 from ingestor.errors import ConfigurationError
-from ingestor.model import SECOND, Tick
+from ingestor.model import SECOND, Bar, Tick
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.store.gaps import MinuteBar
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 
@@ -62,10 +61,10 @@ async def test_against_the_simulator() -> None:
         simulator.send([Tick("AIR.NZ", start + 61 * SECOND, price, 10) for price in (0.5, 0.75, 0.25)])
         async with client(simulator.rest_url) as found:
             assert await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start") == Bars(
-                (MinuteBar(START + MINUTE, 0.5, 0.75, 0.25, 0.25, 30),), 1
+                (Bar(START + MINUTE, 0.5, 0.75, 0.25, 0.25, 30),), 1
             )
             assert await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "end") == Bars(
-                (MinuteBar(START, 0.5, 0.75, 0.25, 0.25, 30),), 1
+                (Bar(START, 0.5, 0.75, 0.25, 0.25, 30),), 1
             )
             assert await found.minutes("AIR.NZ", START, START + MINUTE, "start") == Bars((), 0)
             listed = {each.symbol: each for each in (await found.instruments()).listed}

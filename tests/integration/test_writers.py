@@ -12,9 +12,9 @@ from itertools import count
 import pytest
 
 from ingestor.buffer.fifo import Buffer
-from ingestor.model import DAY, SECOND, Tick
+from ingestor.model import DAY, SECOND, Bar, GapSpan, Instrument, Tick
 from ingestor.service.writer import Writer
-from ingestor.store.gaps import Difference, GapSpan, GapStore, Instrument, MinuteBar, Outcome
+from ingestor.store.gaps import Difference, GapStore, Outcome
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
@@ -150,7 +150,7 @@ async def test_ledgers_in_opposite_orders(writer_url: str, database: str, server
     pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(0, 40, 2)]
     symbols = [f"{number}.NZ" for number in range(20)]
     listed = [Instrument(symbol, f"Company {symbol}", None, None, active=True) for symbol in symbols]
-    bars = [MinuteBar(at(minute), 1.0, 1.0, 1.0, 1.0, 5) for minute in range(100)]
+    bars = [Bar(at(minute), 1.0, 1.0, 1.0, 1.0, 5) for minute in range(100)]
 
     async def work(gap_store: GapStore, turn: int) -> None:
         """Do all that a gap store writes; every other one from behind."""

@@ -18,8 +18,8 @@ from ingestor.backfill.answers import (
 )
 from ingestor.backfill.bars import Bars, Question, parse_bars
 from ingestor.backfill.listing import Instruments, parse_instruments
+from ingestor.model import Bar, Instrument
 from ingestor.redaction import register_secret
-from ingestor.store.gaps import Instrument, MinuteBar
 
 ZONE = ZoneInfo("Pacific/Auckland")
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)  # 10:00 in Auckland
@@ -33,8 +33,8 @@ def bar(minute: float, **changed: Any) -> dict[str, Any]:
     return {"timestamp": stamp, "open": 2.0, "high": 3.0, "low": 1.0, "close": 2.5, "volume": 5, **changed}
 
 
-def taken(minute: int) -> MinuteBar:
-    return MinuteBar(START + minute * MINUTE, 2.0, 3.0, 1.0, 2.5, 5)
+def taken(minute: int) -> Bar:
+    return Bar(START + minute * MINUTE, 2.0, 3.0, 1.0, 2.5, 5)
 
 
 def parse(*records: Any, question: Question = QUESTION, **fields: Any) -> Bars:
@@ -288,7 +288,7 @@ def test_a_record_that_spoils_the_text(broken: bytes) -> None:
 def test_numbers_as_they_may_be_written() -> None:
     """Integers, floats and strings of either; a large volume is exact."""
     record = bar(0, open=2, high="3", low="1.0", close=2.5, volume=9_007_199_254_740_993)
-    assert parse(record).bars == (MinuteBar(START, 2.0, 3.0, 1.0, 2.5, 9_007_199_254_740_993),)
+    assert parse(record).bars == (Bar(START, 2.0, 3.0, 1.0, 2.5, 9_007_199_254_740_993),)
     assert parse(bar(0, volume=5.0), bar(1, volume="5")).bars == (taken(0), taken(1))
 
 
