@@ -161,7 +161,7 @@ class _Pages:
 def _assets() -> list[tuple[str, str, str]]:
     """Return the path, the text and the type of each file that never changes."""
     found = []
-    for file in files(__package__).iterdir():
+    for file in files(__package__).joinpath("static").iterdir():
         kind = _TYPES.get(f".{file.name.rpartition('.')[2]}")
         if kind is not None:
             text = file.read_text(encoding="utf-8")

@@ -64,9 +64,9 @@ SILENT = """async () => {  // what the live region says while numbers change
 
 
 SENTENCE = """async (status) => {
-    const { judge } = await import("/verdict.js");
-    const { Zone } = await import("/words.js");
-    return classify(status, Date.parse(status.now), new Zone(status.timezone)).sentence;
+    const { summarize } = await import("/summary.js");
+    const { Zone } = await import("/format.js");
+    return summarize(status, Date.parse(status.now), new Zone(status.timezone)).sentence;
 }"""
 
 
@@ -403,7 +403,7 @@ def _schemes() -> dict[str, dict[str, str]]:
     """The colours of both schemes, by their names."""
     light: dict[str, str] = {}
     dark: dict[str, str] = {}
-    for style in (palette(), files("ingestor.web").joinpath("page.css").read_text(encoding="utf-8")):
+    for style in (palette(), files("ingestor.web").joinpath("static", "page.css").read_text(encoding="utf-8")):
         for media, block in re.findall(r"(@media \(prefers-color-scheme: dark\) \{\s*)?:root \{([^}]*)\}", style):
             (dark if media else light).update(_colours(block))
     return {"light": light, "dark": light | dark}

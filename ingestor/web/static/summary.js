@@ -1,6 +1,6 @@
 /** How it is, in one sentence: a pure function of what the daemon says and of the time. */
 
-import { bytes, clause, instant, lasting } from "./words.js";
+import { bytes, clause, instant, lasting } from "./format.js";
 
 /** Each tone has a colour in page.css, and a shape and a sign here, so that none depends on being seen in colour. */
 export const TONES = {
@@ -26,11 +26,11 @@ const NEITHER = " The database takes nothing either.";
 /**
  * @param {object} status what `/status` says
  * @param {number} now by the daemon's clock
- * @param {import("./words.js").Zone} zone
+ * @param {import("./format.js").Zone} zone
  * @returns {{tone: string, short: string, sentence: string, said: string}} `said` has no number that runs: it is what a
  *   screen reader hears when it changes
  */
-export function judge(status, now, zone) {
+export function summarize(status, now, zone) {
   const problems = Object.fromEntries(status.ready.problems.map((problem) => [problem.check, problem]));
   const { state } = status.stream;
   if (state === "stopped") return still("unknown", "Stopped", "The daemon has stopped its work.");

@@ -1,7 +1,7 @@
 /** Coverage of the trading day: a time line with its gaps, and the gaps as a list. */
 
 import { byId, fillTable, keep, make, setAttribute, setText } from "./dom.js";
-import { age, count, counted, duration, instant, percent, spaced, tradingDay } from "./words.js";
+import { age, count, counted, duration, instant, percent, spaced, tradingDay } from "./format.js";
 
 const MEANING = {
   heard: "heard",

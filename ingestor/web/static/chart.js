@@ -1,7 +1,7 @@
 /** A chart of the last hour as SVG, with a probe that reads single points out, by pointer and by keyboard. */
 
 import { makeSvg, setAttribute, setText } from "./dom.js";
-import { instant, lasting } from "./words.js";
+import { instant, lasting } from "./format.js";
 
 const HEIGHT = 190;
 const TOP = 10;

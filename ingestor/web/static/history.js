@@ -2,8 +2,8 @@
 
 import { Chart } from "./chart.js";
 import { byId, fillTable, setText } from "./dom.js";
-import { linear, logarithmic, middle } from "./scale.js";
-import { NONE, duration, instant, rate } from "./words.js";
+import { linear, logarithmic, median } from "./scale.js";
+import { NONE, duration, instant, rate } from "./format.js";
 
 /** @type {import("./chart.js").Spec} */
 const RATE = {
@@ -14,7 +14,7 @@ const RATE = {
   label: rate,
   say: (history, index) => `${rate(history.ticks[index])} ticks a second`,
   missing: "not known",
-  summary: (values) => `typically ${rate(middle(values))}, at most ${rate(Math.max(...values))}`,
+  summary: (values) => `typically ${rate(median(values))}, at most ${rate(Math.max(...values))}`,
 };
 
 /** @type {import("./chart.js").Spec} */
@@ -26,7 +26,7 @@ const DELAY = {
   label: (value) => (value < 0.001 ? `${1000 * value} ms` : duration(value).replace(/ 0 (s|min)$/, "")),
   say: (history, index) => `median ${duration(history.delay[index])}, longest ${duration(history.delay_max[index])}`,
   missing: "nothing was committed",
-  summary: (values, { delay_max: longest }) => `typically ${duration(middle(values))}, at most ${duration(Math.max(...longest))}`,
+  summary: (values, { delay_max: longest }) => `typically ${duration(median(values))}, at most ${duration(Math.max(...longest))}`,
 };
 
 /** Return a function that shows a `history`. */

@@ -1,7 +1,7 @@
 /** What happened last: connections, rejections, ticks. */
 
 import { byId, fillTable, setText } from "./dom.js";
-import { NONE, bytes, count, counted, instant, lasting, price, spaced } from "./words.js";
+import { NONE, bytes, count, counted, instant, lasting, price, spaced } from "./format.js";
 
 export function showConnections({ connections, counts }, now, zone) {
   const table = byId("connections");

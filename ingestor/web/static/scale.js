@@ -24,8 +24,8 @@ export function logarithmic(values) {
   return { ticks, place: (value) => Math.min(1, Math.log(Math.max(first, value) / first) / Math.log(last / first)) };
 }
 
-/** The value in the middle, so that one that stands apart does not move it. */
-export function middle(values) {
+/** The median, so that one that stands apart does not move it. */
+export function median(values) {
   const sorted = [...values].sort((one, other) => one - other);
   return sorted[Math.floor(sorted.length / 2)];
 }

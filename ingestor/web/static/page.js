@@ -1,15 +1,15 @@
 /** The page: each word of the daemon is shown as a whole, and nothing else is remembered. */
 
-import { Pace, showCards, showSpool } from "./cards.js";
+import { RateMeter, showCards, showSpool } from "./cards.js";
 import { makeCoverage } from "./coverage.js";
 import { byId, keep, make, setAttribute, setText } from "./dom.js";
-import { listen } from "./feed.js";
-import { makeHour } from "./hour.js";
-import { showConnections, showRejections, showTicks } from "./lists.js";
-import { TONES, judge, lost } from "./verdict.js";
-import { Zone, instant, lasting } from "./words.js";
+import { listen } from "./events.js";
+import { makeHour } from "./history.js";
+import { showConnections, showRejections, showTicks } from "./tables.js";
+import { TONES, summarize, lost } from "./summary.js";
+import { Zone, instant, lasting } from "./format.js";
 
-const pace = new Pace();
+const rateMeter = new RateMeter();
 const showHour = makeHour();
 const showCoverage = makeCoverage();
 let zone = new Zone("UTC");
@@ -34,10 +34,10 @@ function lose() {
 }
 
 function show(status, now) {
-  say(judge(status, now, zone));
+  say(summarize(status, now, zone));
   showHead(status, now);
   showProblems(status.ready.problems, now);
-  showCards(status, pace.note(status), now, zone);
+  showCards(status, rateMeter.note(status), now, zone);
   showHour(status.history, zone);
   showCoverage(status, now, zone);
   showSpool(status);

@@ -1,15 +1,15 @@
 /** The figures at the top, and the spool: what is counted, what waits, and how long ago something happened. */
 
 import { byId, fillFacts, keep, make, setAttribute, setMeter, setText } from "./dom.js";
-import { middle } from "./scale.js";
-import { NONE, age, bytes, count, counted, duration, instant, lasting, rate, spaced } from "./words.js";
+import { median } from "./scale.js";
+import { NONE, age, bytes, count, counted, duration, instant, lasting, rate, spaced } from "./format.js";
 
 const FEW_DAYS = 30; // of the trading calendar: it is time to renew it
 const WINDOW = 10_000; // milliseconds over which the present rate is taken
 const LONG = 11; // characters that need smaller letters
 
 /** The rate of now, from what each word of the daemon counts. */
-export class Pace {
+export class RateMeter {
   #samples = [];
   #process = null;
 
@@ -27,12 +27,12 @@ export class Pace {
   }
 }
 
-/** @param {number} pace ticks a second  @param {number} now by the daemon's clock */
-export function showCards(status, pace, now, zone) {
+/** @param {number} rateMeter ticks a second  @param {number} now by the daemon's clock */
+export function showCards(status, rateMeter, now, zone) {
   const { counts, buffer, last } = status;
   const cards = [
     ["Ticks written", count(counts.ticks_written), writtenNote(counts)],
-    ["Ticks a second", rate(pace == null ? null : pace < 100 ? Number(pace.toFixed(1)) : Math.round(pace)), "now, over 10 s"],
+    ["Ticks a second", rate(rateMeter == null ? null : rateMeter < 100 ? Number(rateMeter.toFixed(1)) : Math.round(rateMeter)), "now, over 10 s"],
     ["Wire to commit", duration(last.wire_to_commit_seconds), delayNote(status)],
     ["Waiting", bytes(buffer.bytes), waitingNote(buffer), { meter: buffer.bytes / buffer.spool_max_bytes }],
     ["Last tick", since(last.tick_at, now), exactly(last.tick_at, now, zone)],
@@ -73,7 +73,7 @@ function writtenNote({ ticks_recovered: recovered, batches_written: batches }) {
 
 function delayNote({ history }) {
   const known = history.delay.filter((value) => value != null);
-  return known.length ? `typically ${duration(middle(known))} this hour` : "nothing committed yet";
+  return known.length ? `typically ${duration(median(known))} this hour` : "nothing committed yet";
 }
 
 function waitingNote({ bytes: size, spool_bytes: disk, spool_max_bytes: room }) {
