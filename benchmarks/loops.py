@@ -16,7 +16,7 @@ from benchmarks.frames import TIMEZONE, TOKEN
 from ingestor.buffer.fifo import Buffer
 from ingestor.clock import SessionClock, SystemClock
 from ingestor.service.recorder import new_recorder
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.stream.connection import FeedConnection, Handler, open_connection, send
 from ingestor.stream.decoder import Decoder, authenticate
 from ingestor.telemetry.events import Telemetry
@@ -64,7 +64,7 @@ async def decode(url: str, ticks: int) -> tuple[float, float]:
 
 async def record(url: str, ticks: int) -> tuple[float, float]:
     """Make every message a row of a batch, and throw that away."""
-    settings = load(token=TOKEN)
+    settings = load_settings(token=TOKEN)
     telemetry = Telemetry()
     buffer = Buffer(memory_max_bytes=2**40, clock=SystemClock(), telemetry=telemetry)
     recorder = new_recorder(

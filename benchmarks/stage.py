@@ -19,9 +19,9 @@ from typing import Any, Self
 import psycopg
 
 from benchmarks.frames import TOKEN, Load
-from ingestor import settings as configuration
 from ingestor.admin.migrate import migrate
 from ingestor.embedded import EmbeddedServer
+from ingestor.settings import load_settings
 from tests.processes import DaemonProcess
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ class Database:
     def __enter__(self) -> Self:
         self._server.__enter__()
         self.url = self._server.url()
-        settings = configuration.load(database_url=self.url, token=TOKEN, exchange_calendar="always")
+        settings = load_settings(database_url=self.url, token=TOKEN, exchange_calendar="always")
         asyncio.run(migrate(self.url, settings, lambda _: None))
         self._connection = psycopg.connect(self.url, autocommit=True)
         self.empty()

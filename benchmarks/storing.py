@@ -18,14 +18,14 @@ from ingestor.clock import SystemClock
 from ingestor.model import Batch, Session
 from ingestor.service.recorder import new_session_id
 from ingestor.service.writer import Writer
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 
 
 def batches(count: int) -> list[Batch]:
     """Return full batches of one session."""
-    settings = load()
+    settings = load_settings()
     at = SystemClock().wall()
     session = Session(new_session_id(at), "bench", "ws://localhost/", at, "replay")
     batcher = Batcher(session, max_rows=settings.batch_max_rows, occurrence_keys=settings.occurrence_keys)

@@ -17,12 +17,11 @@ from typing import Any
 
 import asyncpg
 
-from ingestor import settings as configuration
 from ingestor.embedded import EmbeddedServer
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
-from ingestor.settings import Settings
+from ingestor.settings import Settings, load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.telemetry.events import Counts
@@ -186,7 +185,7 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
 
 def _settings(simulator: Simulator, url: str, directory: Path) -> Settings:
     """Return settings that lead nowhere but to this demonstration, whatever the environment says."""
-    return configuration.load(
+    return load_settings(
         token=TOKEN,
         token_file=None,
         stream_url=simulator.stream_url,

@@ -410,7 +410,7 @@ def variable(field: str) -> str:
     return f"{PREFIX}{field.upper()}"
 
 
-def load(**overrides: Any) -> Settings:
+def load_settings(**overrides: Any) -> Settings:
     """Read the environment and `.env`. Raises ConfigurationError with one line for each problem."""
     _register_environment()
     try:

@@ -49,7 +49,7 @@ def migrate(connection: Connection) -> None:
 
 async def main() -> None:
     """Migrate by the URL of the environment."""
-    url = settings.load().read_database_url()
+    url = settings.load_settings().read_database_url()
     engine = create_engine(url)
     with LockWatch(url).watching():
         async with engine.connect() as connection:

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ingestor.admin.maintenance import maintain
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 
 AUCKLAND = ZoneInfo("Pacific/Auckland")
@@ -100,5 +100,5 @@ def _assert_bar(row: dict[str, Any], ticks: list[Any], name: str) -> None:
 async def maintained(url: str, **changes: str) -> list[str]:
     """Do what `ingestor maintain` does; return what it reports."""
     lines: list[str] = []
-    await maintain(load(database_url=url, **changes), lines.append)
+    await maintain(load_settings(database_url=url, **changes), lines.append)
     return lines

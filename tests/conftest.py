@@ -18,7 +18,7 @@ from ingestor.admin import maintenance
 from ingestor.admin.migrate import migrate
 from ingestor.coverage.calendar import xnze
 from ingestor.service import writer
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from tests.locks import ServerLock
 from tests.processes import ServerProcess
@@ -175,7 +175,7 @@ def community(request: pytest.FixtureRequest) -> Iterator[str]:
     """A migrated database of a server with the Community edition."""
     if url := os.environ.get("INGESTOR_TEST_COMMUNITY_URL"):
         asyncio.run(_empty(url))
-        asyncio.run(migrate(url, load(), lambda _: None))
+        asyncio.run(migrate(url, load_settings(), lambda _: None))
         yield url
         return
     server: TestServer | None = request.getfixturevalue("timescale") if "timescale" in EDITIONS else None

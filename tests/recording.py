@@ -11,7 +11,7 @@ from typing import Any
 from ingestor.model import SECOND, Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
-from ingestor.settings import Settings, load
+from ingestor.settings import Settings, load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from tests.servers import query
@@ -33,7 +33,7 @@ def settings(simulator: Simulator, database: str, **changes: Any) -> Settings:
         "ping_interval": "50ms",
         "ping_timeout": "2s",
     }
-    return load(**{**defaults, **changes})
+    return load_settings(**{**defaults, **changes})
 
 
 @contextlib.asynccontextmanager

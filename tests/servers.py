@@ -18,7 +18,7 @@ import asyncpg
 
 from ingestor.admin.migrate import migrate
 from ingestor.embedded import EmbeddedServer
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect, driver_url
 
 MINIMUM = 15
@@ -108,7 +108,7 @@ class TestServer:
         self.template = f"{self.prefix}_template"
         await self.create(self.template)
         template = with_parts(self.url, database=self.template)
-        await migrate(template, load(), lambda _: None)
+        await migrate(template, load_settings(), lambda _: None)
         self.is_community = (await query(template, IS_COMMUNITY)) == [(True,)]
         if self.is_community:  # or they would run in every clone, whenever they like: tests run them by hand
             await self.run(STOP_JOBS, self.template)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from ingestor import __version__
-from ingestor import settings as configuration
 from ingestor.cli._completion import PROGRAM, Shell, prepare_completion, show_completion
 from ingestor.cli._group import Command, Group
 from ingestor.cli._output import escape_unknown_characters, flush_output, reports_output_errors
@@ -27,6 +26,7 @@ from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
 from ingestor.errors import EXIT_SOFTWARE, ConfigurationError, IngestorError
 from ingestor.redaction import redact
+from ingestor.settings import load_settings
 from ingestor.telemetry.standard_streams import open_missing
 from ingestor.telemetry.unexpected import redact_tracebacks
 
@@ -95,7 +95,7 @@ def main() -> None:
     escape_unknown_characters()
     redact_tracebacks()
     with contextlib.suppress(ConfigurationError):  # every secret is known before anything is said, whatever the command
-        configuration.load()
+        load_settings()
     try:
         status = _run()
     except IngestorError as error:

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.cli._options import in_seconds
 from ingestor.cli._output import say
 from ingestor.redaction import register_secret
+from ingestor.settings import load_settings
 
 
 def grant_analyst(
@@ -40,7 +40,7 @@ def grant_analyst(
     seconds = in_seconds(statement_timeout, "--statement-timeout", least=0.1)
     if password_file is not None and no_password:
         raise typer.BadParameter("one of --password-file and --no-password, not both", param_hint="--password-file")
-    settings = configuration.load()
+    settings = load_settings()
     from ingestor.admin.roles import grant_analyst as grant
 
     password = None if no_password else _password(password_file)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.cli._options import Since, Until, bounds, in_seconds
+from ingestor.settings import load_settings
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -48,7 +48,7 @@ def backfill(
     interval = in_seconds(every, "--every", least=1)
     if watch:
         never_block()
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("token", "database_url")
     from ingestor.cli import _backfill
 

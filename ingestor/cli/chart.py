@@ -15,7 +15,6 @@ from zoneinfo import ZoneInfo
 import typer
 from rich.text import Text
 
-from ingestor import settings as configuration
 from ingestor.chart import svg, terminal
 from ingestor.chart.series import Band, Candle, Series, Width, midnight
 from ingestor.cli._options import Since, Until, bounds
@@ -24,6 +23,7 @@ from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError
 from ingestor.model import Bar
+from ingestor.settings import load_settings
 from ingestor.store.gaps import Bounds, GapStore
 
 MOST_GAPS = 20
@@ -74,7 +74,7 @@ def chart(
     Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("database_url")
     series, report = asyncio.run(read(settings.read_database_url(), symbol, span, width))
     if output is not None:

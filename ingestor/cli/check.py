@@ -6,9 +6,9 @@ import asyncio
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.errors import EXIT_CONFIGURATION
 from ingestor.redaction import redact
+from ingestor.settings import Settings, load_settings
 
 
 def check() -> None:
@@ -17,12 +17,12 @@ def check() -> None:
     The token is sent to the REST API only, and nothing is changed but that the directory of
     **INGESTOR_SPOOL_DIR** is made. Ends with 0 when `ingestor run` can do its work, else with 78.
     """
-    settings = configuration.load()
+    settings = load_settings()
     if not asyncio.run(_check(settings)):
         raise typer.Exit(EXIT_CONFIGURATION)
 
 
-async def _check(settings: configuration.Settings) -> bool:
+async def _check(settings: Settings) -> bool:
     from rich.text import Text
 
     from ingestor.cli._output import Console

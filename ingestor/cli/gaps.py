@@ -16,12 +16,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from ingestor import settings as configuration
 from ingestor.cli._options import Since, Until, bounds, moment
 from ingestor.cli._output import Console, write_document
 from ingestor.coverage.html import MEANING, as_html, duration, in_minutes
 from ingestor.coverage.report import Day, Report, as_csv, as_json
 from ingestor.errors import IngestorError
+from ingestor.settings import Settings, load_settings
 from ingestor.store.gaps import Bounds, GapStore
 
 MOST_DAYS = 20
@@ -63,7 +63,7 @@ def gaps(
     """
     span = bounds(since, until)
     excluded = exclude and (moment(exclude[0], "--exclude"), moment(exclude[1], "--exclude"), exclude[2])
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("database_url")
     report = asyncio.run(_report(settings, span, excluded))
     if output is not None:
@@ -108,7 +108,7 @@ def write(path: Path, text: str) -> None:
 
 
 async def _report(
-    settings: configuration.Settings, span: Bounds, excluded: tuple[date | datetime, date | datetime, str] | None
+    settings: Settings, span: Bounds, excluded: tuple[date | datetime, date | datetime, str] | None
 ) -> Report:
     async with GapStore(settings.read_database_url()) as gap_store:
         if excluded is not None:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.cli._options import in_seconds
 from ingestor.cli._output import say
 from ingestor.errors import StoreError
 from ingestor.service.process import stop_on_signals
+from ingestor.settings import Settings, load_settings
 from ingestor.telemetry.standard_streams import never_block
 
 
@@ -34,12 +34,12 @@ def maintain(
     interval = None if every is None else in_seconds(every, "--every", least=1)
     if interval is not None:
         never_block()
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("database_url")
     asyncio.run(_maintain(settings, interval))
 
 
-async def _maintain(settings: configuration.Settings, interval: float | None) -> None:
+async def _maintain(settings: Settings, interval: float | None) -> None:
     from ingestor.admin.maintenance import maintain as maintain_once
 
     if interval is None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.cli._output import say
+from ingestor.settings import Settings, load_settings
 
 
 def migrate(
@@ -32,10 +32,10 @@ def migrate(
     and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the
     role `market_read`, and `ingestor grant-analyst`.
     """
-    asyncio.run(_migrate(configuration.load(), to_hypertable=to_hypertable))
+    asyncio.run(_migrate(load_settings(), to_hypertable=to_hypertable))
 
 
-async def _migrate(settings: configuration.Settings, *, to_hypertable: bool) -> None:
+async def _migrate(settings: Settings, *, to_hypertable: bool) -> None:
     from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
     from ingestor.admin.migrate import migrate as migrate_database
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.cli._options import moment
+from ingestor.settings import load_settings
 
 
 def reconcile(
@@ -37,7 +37,7 @@ def reconcile(
     trading_day = moment(day, "--date")
     if isinstance(trading_day, datetime):
         raise typer.BadParameter("give a day, such as 2026-11-20", param_hint="--date")
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("token", "database_url")
     from ingestor.cli import _reconcile
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.service.replay import replay as replay_file
+from ingestor.settings import load_settings
 from ingestor.telemetry.log import configure
 
 
@@ -34,7 +34,7 @@ def replay(
 
     from ingestor.cli._output import Console
 
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("database_url")
     configure(settings.log_level, settings.log_format)
     console = Console(stderr=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from ingestor import settings as configuration
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import return_large_blocks, stop_on_signals
+from ingestor.settings import Settings, load_settings, unknown_variables
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import configure, report_dropped
 from ingestor.telemetry.standard_streams import never_block
@@ -27,17 +27,17 @@ def run() -> None:
     setting is wrong, the token is refused, or another ingestor uses the same directory: then a person must act.
     """
     never_block(report_dropped)
-    settings = configuration.load()
+    settings = load_settings()
     settings.require("token", "database_url")
     configure(settings.log_level, settings.log_format)
     return_large_blocks()
     asyncio.run(_run(settings))
 
 
-async def _run(settings: configuration.Settings) -> None:
+async def _run(settings: Settings) -> None:
     telemetry = Telemetry()
     with stop_on_signals(telemetry.signal_ignored) as request:
         daemon = Daemon(settings, telemetry=telemetry)
-        for name in configuration.unknown_variables():
+        for name in unknown_variables():
             daemon.telemetry.warned("unknown_variable", variable=name, note="no setting has this name")
         await daemon.run(request)

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ingestor import settings as configuration
 from ingestor.errors import ConfigurationError
 from ingestor.redaction import outside_text
 from ingestor.service.process import stop_on_signals
+from ingestor.settings import is_loopback, parse_duration
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry.standard_streams import never_block
 
@@ -43,10 +43,10 @@ def simulate(
     pings, `garbage` mixes in malformed messages, `reject`, `limit` and `no-access` refuse every second
     authentication, `replay` repeats the last 200 messages after a reconnect.
     """
-    if not configuration.is_loopback(host):
+    if not is_loopback(host):
         raise ConfigurationError(f"--host {host}: the simulator is for this machine only; use 127.0.0.1 or ::1.")
     try:
-        cycle = configuration.parse_duration(session)
+        cycle = parse_duration(session)
     except ValueError as error:
         raise typer.BadParameter(outside_text(error), param_hint="--session") from None
     if cycle < 1:

@@ -10,14 +10,13 @@ from datetime import date, timedelta
 from enum import Enum
 from urllib.parse import urlsplit
 
-from ingestor import settings as configuration
 from ingestor.backfill.client import RestClient
 from ingestor.buffer.reserve import BALLAST
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.service.daemon import prepare_state_directory
-from ingestor.settings import Settings
+from ingestor.settings import Settings, unknown_variables
 from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect, settings_drift
 from ingestor.store.retry import MIGRATE, UPDATE
 from ingestor.store.version import check_revision, no_schema
@@ -71,7 +70,7 @@ async def check(settings: Settings) -> AsyncIterator[CheckResult]:
 
 
 def _variables() -> CheckResult:
-    unknown = configuration.unknown_variables()
+    unknown = unknown_variables()
     if unknown:
         text = f"No setting has this name, so it does nothing: {', '.join(unknown)}."
         return CheckResult("settings", Severity.WARNING, text)

@@ -306,7 +306,7 @@ def _timezone(connection: sa.Connection) -> str:
     if found is None:
         from ingestor import settings  # noqa: PLC0415 - only a first migration needs it
 
-        found = settings.load().exchange_timezone
+        found = settings.load_settings().exchange_timezone
     return str(found).replace("'", "''")
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest, return_large_blocks
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN
 from ingestor.telemetry.log import configure
 from tests.servers import TestServer, plain_server, query
@@ -118,7 +118,7 @@ def market(rate: float, directory: Path) -> Iterator[Market]:
 @contextlib.asynccontextmanager
 async def soaking(server: TestServer, url: str, directory: Path, stream: str) -> AsyncIterator[Soak]:
     """Run the daemon for the block."""
-    settings = load(
+    settings = load_settings(
         token=TOKEN,
         stream_url=stream,
         database_url=server.writer_url(url),

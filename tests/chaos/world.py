@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from ingestor.admin.migrate import migrate
 from ingestor.buffer.spool import Spool
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.simulator.faults import GARBAGE
 from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Account, Simulator, now
@@ -216,7 +216,7 @@ async def _database(url: str, tablespace: str | None) -> AsyncIterator[str]:
             where = f"TABLESPACE {DATABASE}"
         await admin.execute(f"CREATE DATABASE {DATABASE} TEMPLATE template0 {where}")
         owner = with_parts(url, database=DATABASE)
-        await migrate(owner, load(**SETTINGS), lambda _: None)
+        await migrate(owner, load_settings(**SETTINGS), lambda _: None)
         await admin.execute(f"CREATE ROLE {WRITER} LOGIN PASSWORD 'writer' IN ROLE market_write")
     finally:
         await admin.close()

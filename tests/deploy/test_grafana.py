@@ -15,7 +15,7 @@ import yaml
 
 from ingestor.admin.maintenance import maintain
 from ingestor.admin.roles import grant_analyst
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from tests.deploy.grafana import (
     DASHBOARDS,
@@ -130,7 +130,7 @@ async def test_each_query_has_an_answer(database: str, server: TestServer) -> No
     """As a login that may only read the market; with the columns that its panel speaks of."""
     name = server.new_name()
     await seed(database)
-    await maintain(load(database_url=database), lambda _: None)
+    await maintain(load_settings(database_url=database), lambda _: None)
     await grant_analyst(database, name, password=PASSWORD, statement_timeout=30, report=lambda _: None)
     short = database.rpartition("/")[2].partition("?")[0]
     connection = await connect(with_parts(database, database=short, user=name, password=PASSWORD))

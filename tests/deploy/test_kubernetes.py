@@ -17,10 +17,10 @@ import typer
 import yaml
 
 import ingestor
-from ingestor import settings as configuration
 from ingestor.buffer.reserve import BALLAST
 from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
+from ingestor.settings import SECRETS, load_settings, unknown_variables, variable, written_default
 from ingestor.simulator.server import TOKEN
 from tests.deploy import kubernetes
 from tests.deploy.kubernetes import (
@@ -168,9 +168,9 @@ def test_every_setting_is_known_and_valid(name: str, monkeypatch: pytest.MonkeyP
             told = environment(overlay(name), template, pod="ingestor-1")
             for variable, value in told.items():
                 patch.setenv(variable, value)
-            loaded = configuration.load()
+            loaded = load_settings()
             # What the tests themselves are told (INGESTOR_TEST_…) is there as well.
-            assert told.keys() & set(configuration.unknown_variables()) == set(), component
+            assert told.keys() & set(unknown_variables()) == set(), component
         if component == "daemon":
             assert loaded.instance == "ingestor-1"
             assert loaded.http_host == "0.0.0.0"
@@ -191,7 +191,7 @@ def test_every_setting_is_known_and_valid(name: str, monkeypatch: pytest.MonkeyP
 def test_overlays_add_settings(name: str, variable: str, value: str) -> None:
     """An overlay's settings come beside those of the base, and what a setting says is the program's default."""
     (settings,) = of_kind(overlay(name), "ConfigMap").values()
-    assert settings["data"][variable] == value == configuration.written_default(variable[9:].lower())
+    assert settings["data"][variable] == value == written_default(variable[9:].lower())
 
 
 def test_a_changed_setting_is_a_changed_template() -> None:
@@ -219,9 +219,9 @@ def test_commands_are_real(name: str) -> None:
 def test_sizes_fit_the_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grace period, volume and memory have room for what the settings allow."""
     template = templates(overlay(name))["daemon"]
-    for variable, value in environment(overlay(name), template, pod="ingestor-0").items():
-        monkeypatch.setenv(variable, value)
-    loaded = configuration.load()
+    for each, value in environment(overlay(name), template, pod="ingestor-0").items():
+        monkeypatch.setenv(each, value)
+    loaded = load_settings()
     assert template["spec"]["terminationGracePeriodSeconds"] >= 2 * loaded.stop_timeout + 10
     memory = container(template)["resources"]["limits"]["memory"]
     assert in_bytes(memory) >= AT_REST + 2 * loaded.memory_max_bytes + AT_REST
@@ -245,7 +245,7 @@ def test_memory_is_requested_in_full_and_the_processor_not_limited(name: str) ->
 def test_probes_and_service_find_the_port(name: str) -> None:
     """The probes ask the paths that there are, at the port that the daemon listens on, and so does the Service."""
     each = container(templates(overlay(name))["daemon"])
-    assert each["ports"] == [{"name": "http", "containerPort": int(configuration.written_default("http_port"))}]
+    assert each["ports"] == [{"name": "http", "containerPort": int(written_default("http_port"))}]
     probes = {kind: each[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert probes == {
         "startup": {"path": "/healthz", "port": "http"},
@@ -291,7 +291,7 @@ def test_no_secret_is_in_a_manifest(name: str) -> None:
     assert of_kind(overlay(name), "Secret") == {}
     for template in templates(overlay(name)).values():
         told = environment(overlay(name), template, pod="ingestor-0")
-        assert not told.keys() & {configuration.variable(each) for each in configuration.SECRETS}
+        assert not told.keys() & {variable(each) for each in SECRETS}
     assert "://" not in yaml.safe_dump([each for each in overlay(name) if each["kind"] != "PrometheusRule"])
 
 
@@ -420,11 +420,11 @@ async def test_the_pod_comes_up_alone(tmp_path: Path) -> None:
         "INGESTOR_TOKEN_FILE": TOKEN,
         "INGESTOR_DATABASE_URL_FILE": "postgresql://ingestor:password@127.0.0.1:1/market",
     }
-    for variable, content in elsewhere.items():
-        file = tmp_path / Path(told[variable]).name
+    for key, content in elsewhere.items():
+        file = tmp_path / Path(told[key]).name
         file.write_text(f"{content}\n")
         file.chmod(0o440)
-        told[variable] = str(file)
+        told[key] = str(file)
     told |= {"INGESTOR_SPOOL_DIR": str(tmp_path / "volume" / "spool"), "INGESTOR_STREAM_URL": "ws://127.0.0.1:1/ws"}
     process = DaemonProcess(tmp_path / "log", **{key.removeprefix("INGESTOR_"): told[key] for key in told})
     process.start()

@@ -18,7 +18,7 @@ from ingestor.admin.aggregates import LEVELS
 from ingestor.admin.engine import create_engine
 from ingestor.admin.hypertable import convert_to_hypertable
 from ingestor.admin.migrate import configuration, migrate
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from ingestor.store.queries import QUERIES
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, maintained, some_ticks
@@ -122,13 +122,13 @@ async def test_an_interrupted_migration(community: str) -> None:
     for level in LEVELS[:2]:
         await execute_all(community, f"SELECT remove_continuous_aggregate_policy('{level.view}')")
     lines: list[str] = []
-    await migrate(community, load(), lines.append)
+    await migrate(community, load_settings(), lines.append)
     assert any(line.startswith("Bars of 1m: computed until") for line in lines)
     assert not any(line.startswith("Bars of 1h") for line in lines)
     assert (await _run_jobs(community)).count("policy_refresh_continuous_aggregate") == len(LEVELS)
     await assert_bars(community)
     lines.clear()
-    await migrate(community, load(), lines.append)
+    await migrate(community, load_settings(), lines.append)
     assert not any(line.startswith("Bars") for line in lines)
 
 
@@ -149,14 +149,14 @@ async def test_a_server_that_was_of_the_other_edition(community: str) -> None:
         await connection.exec_driver_sql("GRANT SELECT ON market.ohlcv_1m TO market_read")
     await engine.dispose()
     lines: list[str] = []
-    await convert_to_hypertable(community, load(), lines.append)
+    await convert_to_hypertable(community, load_settings(), lines.append)
     assert lines[0] == "market.ticks is a hypertable already; its bars are continuous aggregates now."
     assert any(line.startswith("Bars of 1d: computed until") for line in lines)
     await _run_jobs(community)
     assert await assert_bars(community) == whole
     assert await query(community, grants) == before
     lines.clear()
-    await convert_to_hypertable(community, load(), lines.append)
+    await convert_to_hypertable(community, load_settings(), lines.append)
     assert lines == ["market.ticks is a hypertable already: there is nothing to convert_to_hypertable."]
 
 
@@ -170,7 +170,7 @@ async def test_down_and_up_with_data(community: str) -> None:
     await asyncio.to_thread(_alembic, command.downgrade, config, community, "0002")
     assert await query(community, ticks) == before
     assert await query(community, COMPRESSED) == [(0,)]
-    await migrate(community, load(), lambda _: None)
+    await migrate(community, load_settings(), lambda _: None)
     await _run_jobs(community)
     assert await assert_bars(community) == whole
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ingestor import settings as configuration
 from ingestor.cli import _backfill
 from ingestor.model import SECOND, Tick
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.gaps import Bounds
 from tests.commands import ingestor, start
@@ -220,7 +220,7 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
     monkeypatch.setattr(_backfill, "REFUSED_PAUSE", 0.05)
     filled = "SELECT count(*) FROM ingest.backfills WHERE status = 'backfilled'"
     async with scripted(script) as server:
-        settings = configuration.load(database_url=writer_url, rest_url=server.url, token=TOKEN)
+        settings = load_settings(database_url=writer_url, rest_url=server.url, token=TOKEN)
         watching = asyncio.create_task(_backfill.watch(settings, Bounds(until=ENDS), (), 0.05))
         await until(database, filled, 1)
         status, before = 403, len(server.asked)

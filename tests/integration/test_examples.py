@@ -6,7 +6,7 @@ import pytest
 
 from ingestor.admin.maintenance import maintain
 from ingestor.admin.roles import grant_analyst
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from tests.examples import PAGE, answers, examples, seed
 from tests.servers import TestServer, with_parts
 
@@ -29,7 +29,7 @@ async def test_the_documented_answers(database: str, server: TestServer) -> None
     """As an analyst's login."""
     name = server.new_name()
     await seed(database)
-    await maintain(load(database_url=database), lambda _: None)
+    await maintain(load_settings(database_url=database), lambda _: None)
     await grant_analyst(database, name, password="analyst-of-the-tests", statement_timeout=30, report=lambda _: None)
     short = database.rpartition("/")[2].partition("?")[0]
     try:
@@ -41,7 +41,7 @@ async def test_the_documented_answers(database: str, server: TestServer) -> None
 async def test_the_documented_answers_of_continuous_aggregates(community: str) -> None:
     """As the owner, where there is one connection at a time."""
     await seed(community)
-    await maintain(load(database_url=community), lambda _: None)
+    await maintain(load_settings(database_url=community), lambda _: None)
     await assert_answers(community)
 
 

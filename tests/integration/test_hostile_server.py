@@ -18,7 +18,7 @@ from ingestor.coverage.calendar import load as load_calendar
 from ingestor.errors import StreamError
 from ingestor.model import SECOND, EndReason
 from ingestor.service import reader
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN
 from ingestor.stream import connection as wire
 from ingestor.stream.connection import FeedConnection, closed, keep_alive, open_connection, send
@@ -51,7 +51,7 @@ ROOM = 128 * 1024
 def daemon_settings(url: str, database: str, **changes: Any) -> Any:
     defaults = {"stream_url": url, "token": TOKEN, "database_url": database, "exchange_calendar": "always"}
     times = {"heartbeat": "100ms", "ping_interval": "20ms", "ping_timeout": "5s", "reconnect_max_delay": "50ms"}
-    return load(**{**defaults, **times, **changes})
+    return load_settings(**{**defaults, **times, **changes})
 
 
 @pytest.fixture(autouse=True)

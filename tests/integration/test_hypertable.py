@@ -16,7 +16,7 @@ from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
 from ingestor.admin.migrate import migrate
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Micros
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from ingestor.store.ticks import TickStore
 from tests.bars import assert_bars, insert, some_ticks
@@ -62,7 +62,7 @@ def template(timescale: TestServer) -> Iterator[str]:
 async def _prepare(server: TestServer, name: str) -> None:
     url = await server.create(name)
     await execute_all(url, REFUSE)
-    await migrate(url, load(), lambda _: None)
+    await migrate(url, load_settings(), lambda _: None)
     await execute_all(url, ALLOW)
     await insert(url, some_ticks(MARCH - timedelta(days=60), 120, 700))
     # No more connections: TimescaleDB's workers would keep the template from being cloned.
@@ -84,7 +84,7 @@ async def _adopted(url: str, report: Callable[[str], None] = lambda _: None) -> 
         lines.append(line)
         report(line)
 
-    await convert_to_hypertable(url, load(), both)
+    await convert_to_hypertable(url, load_settings(), both)
     return lines
 
 
@@ -354,7 +354,7 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
     try:
         await timescale.run(f"ALTER DATABASE {name} OWNER TO {name}")
         await execute_all(url, REFUSE)
-        await migrate(owner, load(), lambda _: None)
+        await migrate(owner, load_settings(), lambda _: None)
         with pytest.raises(StoreError, match="Let a superuser run CREATE EXTENSION timescaledb"):
             await _adopted(owner)
         await execute_all(url, ALLOW)
@@ -362,7 +362,7 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
         await _adopted(url)
         owners = "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class "
         assert await query(owner, f"{owners} WHERE relnamespace = 'market'::regnamespace") == [(name,)]
-        await migrate(owner, load(), lambda _: None)
+        await migrate(owner, load_settings(), lambda _: None)
         await assert_bars(owner)
     finally:
         await timescale.drop(name)

@@ -18,7 +18,7 @@ from ingestor.backfill.client import RestClient, SourceError
 from ingestor.clock import SystemClock
 from ingestor.errors import ConfigurationError
 from ingestor.network import is_excepted, proxy_for
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import RetryPolicy, classify
@@ -121,7 +121,7 @@ async def test_a_proxy_that_refuses(
     """The error names the proxy, and what to change if it is wrong from the start; no password shows."""
     async with tunnel(1, status) as (address, _):
         monkeypatch.setenv("HTTPS_PROXY", address)
-        load()
+        load_settings()
         with pytest.raises((WebSocketException, ConfigurationError, SourceError)) as caught:
             await way(443)
     decided = classify(caught.value, accepted_before=False, now=0)

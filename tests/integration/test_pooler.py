@@ -11,7 +11,7 @@ from ingestor.admin.maintenance import maintain
 from ingestor.admin.migrate import migrate
 from ingestor.admin.roles import grant_analyst
 from ingestor.errors import PoolerError
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect, is_pooled
 from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.inspect import inspect
@@ -60,7 +60,7 @@ async def test_all_that_asks_the_database(
     """The schema, the daemon's writes, the gap store and the owner's commands do the same as on a direct connection."""
     pooler = started(mode, size)
     owner, writer = pooler.url(empty_database), pooler.url(server.writer_url(empty_database))
-    settings = load(database_url=owner, retention="3650d")
+    settings = load_settings(database_url=owner, retention="3650d")
     said: list[str] = []
     async with asyncio.timeout(60):
         for _ in range(2):  # the second one finds no lock of the first

@@ -24,7 +24,7 @@ from websockets.exceptions import WebSocketException
 from ingestor.address import parse_database_address
 from ingestor.errors import ConfigurationError
 from ingestor.service.daemon import Daemon
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN
 from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
@@ -157,7 +157,7 @@ async def test_a_server_that_repeats_the_token(
     token = "tk_Qz1\"Qz2'Qz3\\Qz4<&>%Qz5"
     configure("debug", "json" if form == "json" else "console")
     async with repeating(talk) as stream:
-        settings = load(
+        settings = load_settings(
             token=token,
             stream_url=stream,
             database_url=writer_url,
@@ -221,7 +221,7 @@ async def test_the_password_of_a_proxy(answer: str, kind: str, monkeypatch: pyte
     async with proxy(ANSWERS[answer].replace(b"%s", said)) as (port, asked):
         monkeypatch.setenv(kind, f"http://user@corp:{password}@127.0.0.1:{port}")
         monkeypatch.setenv("no_proxy", "")
-        load()
+        load_settings()
         with pytest.raises((WebSocketException, OSError)) as caught:
             async with open_connection("wss://stream.invalid/ws"):
                 pass
@@ -246,7 +246,7 @@ async def test_the_password_of_a_proxy(answer: str, kind: str, monkeypatch: pyte
 async def test_a_proxy_that_cannot_be_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a setting that a person must mend; the error names the variable, and nothing of the address."""
     monkeypatch.setenv("HTTPS_PROXY", address)
-    load()
+    load_settings()
     with pytest.raises((ConfigurationError, OSError)) as caught:
         async with open_connection("wss://stream.invalid/ws"):
             pass

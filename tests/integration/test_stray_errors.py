@@ -17,7 +17,7 @@ import structlog
 from ingestor.errors import ConfigurationError, StoreError
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN
 from ingestor.simulator.wire import error_message
 from ingestor.store.connect import connect
@@ -155,7 +155,7 @@ async def _ended(changes: dict[str, str], stream: Hostile, cause: str | None) ->
     request = StopRequest()
     fixed = {"exchange_calendar": "always", "reconnect_max_delay": "10ms", "ping_interval": "20ms"}
     with structlog.testing.capture_logs() as lines:
-        daemon = asyncio.create_task(Daemon(load(**{**fixed, **changes})).run(request))
+        daemon = asyncio.create_task(Daemon(load_settings(**{**fixed, **changes})).run(request))
         async with asyncio.timeout(30):
             while not daemon.done() and sum(line["event"] == "reconnecting" for line in lines) < 3:
                 if cause is None and stream.clients:

@@ -11,7 +11,7 @@ import pytest
 
 from ingestor.admin.maintenance import maintain
 from ingestor.admin.migrate import migrate
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store import waiting
 from ingestor.store.connect import connect
 from ingestor.store.gaps import GapStore
@@ -39,9 +39,9 @@ async def work(what: str, owner: str, writer: str) -> None:
     """Do it by the owner's URL or the writer's."""
     match what:
         case "migrate":
-            await migrate(owner, load(), lambda _: None)
+            await migrate(owner, load_settings(), lambda _: None)
         case "maintain":
-            await maintain(load(database_url=owner), lambda _: None)
+            await maintain(load_settings(database_url=owner), lambda _: None)
         case "write":
             store = TickStore(writer, write_timeout=60)
             await store.write([filled(batcher(), tick())])

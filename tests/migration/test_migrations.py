@@ -15,7 +15,7 @@ import pytest
 
 from ingestor.admin.migrate import migrate
 from ingestor.embedded import EmbeddedServer
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.ticks import TickStore, WriteResult
@@ -43,7 +43,7 @@ async def value(url: str, sql: str, *arguments: Any) -> Any:
 
 async def run(url: str) -> list[str]:
     lines: list[str] = []
-    await migrate(url, load(), lines.append)
+    await migrate(url, load_settings(), lines.append)
     return lines
 
 

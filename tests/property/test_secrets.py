@@ -24,7 +24,7 @@ from ingestor.address import AddressError, parse_database_address, redact_url
 from ingestor.redaction import outside_text, redact, register_secret
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.telemetry.log import configure
 from tests.commands import ingestor_here
 
@@ -258,7 +258,9 @@ def test_the_daemon_shows_no_password(
 async def _what_a_daemon_shows(url: str, directory: Path) -> str:
     request = StopRequest()
     daemon = Daemon(
-        load(token="tk_12345678901234567", stream_url="ws://127.0.0.1:1/ws", database_url=url, spool_dir=directory)
+        load_settings(
+            token="tk_12345678901234567", stream_url="ws://127.0.0.1:1/ws", database_url=url, spool_dir=directory
+        )
     )
     running = asyncio.create_task(daemon.run(request))
     async with asyncio.timeout(30):

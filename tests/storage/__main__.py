@@ -18,7 +18,7 @@ from ingestor.admin.aggregates import mend_aggregates
 from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.migrate import migrate
 from ingestor.errors import IngestorError
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect
 from tests.examples import PAGE, examples
@@ -75,7 +75,7 @@ class Section:
 
 async def main(url: str, rows: int) -> None:
     """Fill, measure, write."""
-    await migrate(url, load(database_url=url), _say)
+    await migrate(url, load_settings(database_url=url), _say)
     facts = await inspect(url)
     connection = await connect(url)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM market.ticks)"):

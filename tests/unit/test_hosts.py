@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ingestor.errors import ConfigurationError
-from ingestor.settings import load, normal_host
+from ingestor.settings import load_settings, normal_host
 from ingestor.web.hosts import Hosts
 
 POD = "10.244.1.7"
@@ -103,7 +103,7 @@ def test_more_than_one_name() -> None:
 def test_the_setting(text: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """Names with commas between them."""
     monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
-    assert load().http_hosts == expected
+    assert load_settings().http_hosts == expected
 
 
 @pytest.mark.parametrize("text", ["a.example:9464", "http://a.example", "a b", "*.example.org", "\xfcber.example"])
@@ -111,7 +111,7 @@ def test_the_setting_with_something_else(text: str, monkeypatch: pytest.MonkeyPa
     """Ports, addresses of pages, patterns and names that no browser sends are refused."""
     monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
     with pytest.raises(ConfigurationError, match="INGESTOR_HTTP_HOSTS: not a list of host names or addresses"):
-        load()
+        load_settings()
 
 
 def test_a_host_is_written_in_one_way() -> None:

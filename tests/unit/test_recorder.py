@@ -9,7 +9,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.errors import StreamError
 from ingestor.model import Batch, EndReason
 from ingestor.service.recorder import Recorder, new_recorder
-from ingestor.settings import load
+from ingestor.settings import load_settings
 from ingestor.stream.decoder import Decoder
 from ingestor.telemetry.events import Telemetry
 from tests.clocks import ManualClock
@@ -27,7 +27,7 @@ class Recording:
         self.clock = ManualClock()
         self.buffer = Buffer(memory_max_bytes=2**20, clock=self.clock, telemetry=Telemetry())
         self.recorder: Recorder = new_recorder(
-            load(**changes),
+            load_settings(**changes),
             endpoint="ws://localhost/ws",
             kind="stream",
             clock=self.clock,

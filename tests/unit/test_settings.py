@@ -8,7 +8,7 @@ import pytest
 
 from ingestor import settings
 from ingestor.errors import ConfigurationError
-from ingestor.settings import Settings, load, parse_duration, parse_size, variable, written_default
+from ingestor.settings import Settings, load_settings, parse_duration, parse_size, variable, written_default
 
 ROOT = Path(__file__).parents[2]
 SECRET = "tk_secret_1234567890"
@@ -79,7 +79,7 @@ def test_a_problem_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str
     """One line, with the variable and what is wrong, and never the value of a secret."""
     monkeypatch.setenv(f"INGESTOR_{name}", value)
     with pytest.raises(ConfigurationError) as caught:
-        load()
+        load_settings()
     (problem,) = caught.value.problems
     assert problem.startswith(f"INGESTOR_{name}: ")
     assert words in problem
@@ -93,7 +93,7 @@ def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INGESTOR_HEARTBEAT", "x")
     monkeypatch.setenv("INGESTOR_LOG_LEVEL", "x")
     with pytest.raises(ConfigurationError) as caught:
-        load()
+        load_settings()
     assert [problem.split(":")[0] for problem in caught.value.problems] == [
         "INGESTOR_HEARTBEAT",
         "INGESTOR_LOG_LEVEL",
@@ -104,21 +104,21 @@ def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loopback_may_be_unencrypted(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """The simulator on this machine needs no certificate."""
     monkeypatch.setenv("INGESTOR_STREAM_URL", url)
-    assert load().stream_url == url
+    assert load_settings().stream_url == url
 
 
 def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither repr nor str nor a dump shows a secret."""
     monkeypatch.setenv("INGESTOR_TOKEN", SECRET)
     monkeypatch.setenv("INGESTOR_DATABASE_URL", f"postgresql://u:{SECRET}@h/d")
-    loaded = load()
+    loaded = load_settings()
     assert SECRET not in f"{loaded!r} {loaded} {loaded.model_dump()} {loaded.model_dump_json()}"
     assert loaded.read_token() == SECRET
 
 
 def test_missing_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only who needs a secret asks for it, and the answer says how to give it."""
-    loaded = load()
+    loaded = load_settings()
     for read, name in ((loaded.read_token, "INGESTOR_TOKEN"), (loaded.read_database_url, "INGESTOR_DATABASE_URL")):
         with pytest.raises(ConfigurationError, match=f"{name} is not set.*{name}_FILE"):
             read()
@@ -129,7 +129,7 @@ def test_token_file_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     file = tmp_path / "token"
     file.write_text("first\n")
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
-    loaded = load()
+    loaded = load_settings()
     assert loaded.read_token() == "first"
     file.write_text("second")
     assert loaded.read_token() == "second"
@@ -143,7 +143,7 @@ def test_bad_token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content
         file.write_bytes(content)
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
     with pytest.raises(ConfigurationError, match="INGESTOR_TOKEN_FILE") as caught:
-        load().read_token()
+        load_settings().read_token()
     assert "two words" not in str(caught.value)
 
 
@@ -152,7 +152,7 @@ def test_a_secret_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INGESTOR_TOKEN", SECRET)
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", "/run/secrets/token")
     with pytest.raises(ConfigurationError, match="INGESTOR_TOKEN and INGESTOR_TOKEN_FILE are both set"):
-        load()
+        load_settings()
 
 
 def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("INGESTOR_HEARTBEAT=3s\nINGESTOR_INSTANCE=here\nOTHER=1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INGESTOR_INSTANCE", "there")
-    assert (load().heartbeat, load().instance) == (3, "there")
+    assert (load_settings().heartbeat, load_settings().instance) == (3, "there")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_what_dotenv_gives(
     text = f"{before}INGESTOR_INSTANCE={written}\nINGESTOR_HEARTBEAT=3s\n".replace("\n", line_end)
     (tmp_path / ".env").write_bytes(text.encode())
     monkeypatch.chdir(tmp_path)
-    assert (load().instance, load().heartbeat) == (meant, 3)
+    assert (load_settings().instance, load_settings().heartbeat) == (meant, 3)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_what_the_environment_gives(monkeypatch: pytest.MonkeyPatch, written: st
     monkeypatch.setenv("INGESTOR_INSTANCE", written)
     monkeypatch.setenv("INGESTOR_HEARTBEAT", '"3s"')
     monkeypatch.setenv("INGESTOR_TOKEN", f"'{SECRET}'\r")
-    assert (load().instance, load().heartbeat, load().read_token()) == (meant, 3, SECRET)
+    assert (load_settings().instance, load_settings().heartbeat, load_settings().read_token()) == (meant, 3, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_dotenv_that_cannot_be_read(
     (tmp_path / ".env").write_bytes(content)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=f"\\.env cannot be used: .*{words}") as caught:
-        load()
+        load_settings()
     assert "secret" not in str(caught.value)
 
 
@@ -231,7 +231,7 @@ def test_secret_files_as_editors_leave_them(monkeypatch: pytest.MonkeyPatch, tmp
     file = tmp_path / "token"
     file.write_bytes(content.encode())
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
-    assert load().read_token() == SECRET
+    assert load_settings().read_token() == SECRET
 
 
 @pytest.mark.parametrize("kind", ["empty", "two lines", "UTF-16", "NUL", "larger", "a directory", "not a regular"])
@@ -247,7 +247,7 @@ def test_secret_files_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_p
         file.write_bytes(contents.get(kind, SECRET.encode("utf-16")))
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
     with pytest.raises(ConfigurationError, match=kind.replace("two lines", "more than one line")) as caught:
-        load().read_token()
+        load_settings().read_token()
     assert str(caught.value).startswith(f"INGESTOR_TOKEN_FILE: {file} cannot be ")
 
 
@@ -256,7 +256,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setenv("INGESTOR_SPOOL_DIR", "~/spool")
     monkeypatch.setattr(os, "getuid", lambda: 54321)
-    loaded = load()
+    loaded = load_settings()
     with pytest.raises(ConfigurationError, match=r"INGESTOR_SPOOL_DIR: ~ .*no home directory\. Set"):
         loaded.state_path("spool")
 
