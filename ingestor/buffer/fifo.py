@@ -33,6 +33,14 @@ RETRY = 1.0
 _T = TypeVar("_T")
 
 
+BLOCK_MESSAGES = {
+    EndReason.BUFFER_FULL: "The buffer is full.",
+    EndReason.DISK_FULL: "The disk of the spool is full.",
+    EndReason.SPOOL_DAMAGED: "The spool was damaged.",
+    EndReason.COMMITS_LOST: "The database lost what it had acknowledged.",
+}
+
+
 class Buffer:
     """Holds batches from when they are closed until they are committed. For one event loop.
 

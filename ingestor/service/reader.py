@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from ingestor.buffer.fifo import Buffer
+from ingestor.buffer.fifo import BLOCK_MESSAGES, Buffer
 from ingestor.clock import Clock
 from ingestor.coverage.calendar import Calendar
 from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import SECOND, EndReason, Micros
 from ingestor.redaction import outside_text
-from ingestor.service.recorder import BLOCKED, Recorder, new_recorder, watch_interval
+from ingestor.service.recorder import Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
 from ingestor.stream.accepted_token import AcceptedToken
 from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, keep_alive, open_connection, send
@@ -114,7 +114,7 @@ class StreamReader:
     async def _wait_for_room(self) -> None:
         """Wait while what is heard could be kept nowhere."""
         if self._buffer.blocked_by is not None:
-            self._telemetry.waiting_for_room(BLOCKED[self._buffer.blocked_by])
+            self._telemetry.waiting_for_room(BLOCK_MESSAGES[self._buffer.blocked_by])
         self._liveness.clear()
         await self._buffer.wait_for_room()
 

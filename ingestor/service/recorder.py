@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ingestor.batch import Batcher
-from ingestor.buffer.fifo import Buffer
+from ingestor.buffer.fifo import BLOCK_MESSAGES, Buffer
 from ingestor.clock import Clock, SessionClock
 from ingestor.errors import StreamError
 from ingestor.model import SECOND, EndReason, Micros, Session, SessionEnd, Tick
@@ -21,13 +21,6 @@ from ingestor.telemetry.events import Telemetry
 
 WATCH_INTERVAL = 1.0
 """Seconds between two looks at the clocks and at the silence."""
-
-BLOCKED = {
-    EndReason.BUFFER_FULL: "The buffer is full.",
-    EndReason.DISK_FULL: "The disk of the spool is full.",
-    EndReason.SPOOL_DAMAGED: "The spool was damaged.",
-    EndReason.COMMITS_LOST: "The database lost what it had acknowledged.",
-}
 
 
 class Recorder:
@@ -167,7 +160,7 @@ class Recorder:
         reason = self._buffer.blocked_by
         if reason is not None and not self.failed.done():
             self._telemetry.stream_blocked(self.session, reason, self._buffer.size)
-            self._fail(StreamError(BLOCKED[reason], reason=reason))
+            self._fail(StreamError(BLOCK_MESSAGES[reason], reason=reason))
 
     def end(self, reason: EndReason, close_code: int | None = None, message: str = "") -> None:
         """Put what is left, with the end of the session. Nothing is taken after it."""

@@ -9,13 +9,12 @@ from typing import Any
 
 from ingestor import __version__
 from ingestor.batch import unpack
-from ingestor.buffer.fifo import Buffer
+from ingestor.buffer.fifo import BLOCK_MESSAGES, Buffer
 from ingestor.clock import UNCOMPARED, Clock, ClockDifference
 from ingestor.coverage.calendar import Calendar
 from ingestor.coverage.report import Day, as_record
 from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.coverage_monitor import Coverage, CoverageMonitor
-from ingestor.service.recorder import BLOCKED
 from ingestor.settings import Settings
 from ingestor.telemetry.events import LATEST_TICKS, Connection, Telemetry
 from ingestor.telemetry.history import STEP, STEPS
@@ -56,7 +55,7 @@ class Status:
         """Bring readiness up to date with what no event tells. To be called every second or so."""
         readiness, blocked = self._telemetry.readiness, self._buffer.blocked_by
         if blocked is not None:
-            readiness.fails("database" if blocked is EndReason.COMMITS_LOST else "spool", BLOCKED[blocked])
+            readiness.fails("database" if blocked is EndReason.COMMITS_LOST else "spool", BLOCK_MESSAGES[blocked])
         elif self._was_blocked or not self._buffer.size:
             readiness.passes("spool")
         self._was_blocked = blocked is not None
