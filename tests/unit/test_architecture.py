@@ -17,7 +17,7 @@ LAYERS = [
     {"settings", "telemetry", "chart", "network"},
     {"batch", "buffer", "stream", "coverage"},
     {"store", "simulator", "embedded"},
-    {"backfill", "web"},
+    {"backfill", "web", "admin"},
     {"service"},
     {"demo"},
     {"cli"},
@@ -25,7 +25,9 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OWNERS = {
     "websockets": {"stream", "simulator"},
-    "asyncpg": {"store", "demo"},
+    "asyncpg": {"store", "admin", "demo"},
+    "sqlalchemy": {"admin"},
+    "alembic": {"admin"},
     "exchange_calendars": {"coverage"},
     "typer": {"cli"},
     "rich": {"cli"},
