@@ -96,7 +96,7 @@ CREATE TEMPORARY TABLE IF NOT EXISTS ticks_staged (LIKE market.ticks) ON COMMIT 
 CREATE TEMPORARY TABLE ticks_staged (LIKE market.ticks) ON COMMIT DROP
 
 -- name: empty_staging
--- Between the parts of a batch that is sifted: they share a transaction.
+-- Between the parts of a batch in quarantine: they share a transaction.
 TRUNCATE pg_temp.ticks_staged
 
 -- name: insert_staged

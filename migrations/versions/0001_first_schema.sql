@@ -202,5 +202,5 @@ COMMENT ON COLUMN ingest.settings.coverage_lead IS 'Time before the opening that
 COMMENT ON COLUMN ingest.settings.coverage_tail IS 'Time after the close that counts as trading time.';
 COMMENT ON COLUMN ingest.settings.coverage_margin IS 'Doubt between the exchange''s clock and ours.';
 COMMENT ON COLUMN ingest.settings.stall_timeout IS 'Silence in trading hours after which a stream counts as dead.';
-COMMENT ON COLUMN ingest.settings.coverage_since IS 'Where the ledger begins; null: with the first session.';
+COMMENT ON COLUMN ingest.settings.coverage_since IS 'Where coverage begins; null: with the first session.';
 COMMENT ON COLUMN ingest.settings.minimum_version IS 'Oldest ingestor that may write here; null: any.';

@@ -59,7 +59,7 @@ WITH ends AS (
                greatest(opens_at - coverage_lead, lag(until) OVER (ORDER BY opens_at, trading_day)), until) AS span
     FROM ends
 ), limits AS (
-    -- Before the first session there is no ledger: then `since` is null, and no row is joined.
+    -- Before the first session there is no coverage: then `since` is null, and no row is joined.
     SELECT coalesce(coverage_since, (SELECT min(authenticated_at) FROM ingest.stream_sessions WHERE kind = 'stream'))
                AS since,
            now() - interval '30 seconds' AS until

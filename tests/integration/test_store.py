@@ -390,7 +390,7 @@ async def test_a_detached_partition(store: TickStore, database: str, server: Tes
 
 
 async def test_a_refused_row_beside_one_that_is_there(store: TickStore, database: str) -> None:
-    """Duplicates are counted as such while a batch is sifted."""
+    """Duplicates are counted as such while a batch is in quarantine."""
     await store.write([filled(batcher(), tick(), tick("B"))])
     await constrain(database, "symbol <> 'BAD'")
     written = await store.write([filled(batcher(), tick(), tick("BAD"), tick("B"), tick("C"))])

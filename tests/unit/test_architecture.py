@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,17 @@ def test_the_daemon_carries_nothing_that_it_does_not_use() -> None:
     code = f"import sys, ingestor.cli; print(*sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+def test_contributing_names_every_module() -> None:
+    """The table of places in CONTRIBUTING.md has each module in the row of its folder, and none that is gone."""
+    table = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `ingestor/")]
+    named = {name for place, text in rows for name in re.findall(r"`([\w./]+)`", place + text)}
+    for path in FILES:
+        if path.parent.name != "cli" and not path.stem.startswith("__"):  # cli/ has a file for each command
+            assert {path.stem, path.name, f"ingestor/{path.name}"} & named, f"CONTRIBUTING.md lacks {path.name}"
+    stems = {path.stem for path in FILES} | {path.name for path in PACKAGE.rglob("*.*")}
+    folders = {f"ingestor/{path.name}/" for path in PACKAGE.iterdir()} | {"static/", "tests/deploy/"}
+    gone = {name for name in named - folders if name.removeprefix("ingestor/") not in stems}
+    assert gone == {"psql"} | gone & {"Retry-After"}
