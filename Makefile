@@ -38,7 +38,7 @@ bench: $(BENCH_STAMP) ## speed, memory and delay against limits and peers: docs/
 bench-full: $(BENCH_STAMP) ## the same with 100 million rows and a spool of ten million (by hand; takes long)
 	@$(BENCH)/bin/python -m benchmarks --full $(ARGS)
 
-bench-quick: $(STAMP) ## whether anything has become more than a tenth dearer (ARGS="--commit" keeps new figures)
+bench-quick: $(STAMP) ## fails if any benchmark costs over 10 % more than the baseline (ARGS="--commit" writes a new one)
 	@$(BIN)/python -m benchmarks.quick $(ARGS)
 
 storage-report: $(STAMP) ## fill an empty database with a year of ticks and measure it (URL=postgresql://… ROWS=20000000)

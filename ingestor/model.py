@@ -186,7 +186,7 @@ class GapSpan:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """The trades of one symbol in the minute that begins at `time`; `backfilled` if it was fetched from the provider."""
+    """The trades of one symbol in the minute that begins at `time`; `backfilled` if fetched from the provider."""
 
     time: datetime
     open: float

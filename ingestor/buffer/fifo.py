@@ -218,7 +218,7 @@ class Buffer:
             self._note()
 
     def write_failed(self) -> None:
-        """Take note that the database does not take batches now: nothing is to wait in memory until it does."""
+        """Record a failed write: spool everything until a write succeeds."""
         self._away = True
         self._note()
 
@@ -268,7 +268,7 @@ class Buffer:
         await self._safe.wait()
 
     def _refuse(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
-        """Take note that the disk does not take what must go there."""
+        """Record that the disk of the spool failed."""
         self._refused = True
         self._telemetry.spool_write_failed(str(error))
         self._note()

@@ -32,8 +32,8 @@ def backfill(
 
     Every symbol that may have traded is asked for, on each day with a gap. The rate limit is honoured, and what was
     interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know (of those
-    that it lists: three times) is `unfillable` until `--retry-unfillable`, one without bars had `no trades`, and gaps older than
-    a year, which the provider no longer keeps, are `unfillable` as a whole: all of it is on record in
+    that it lists: three times) is `unfillable` until `--retry-unfillable`, one without bars had `no trades`, and gaps
+    older than a year, which the provider no longer keeps, are `unfillable` as a whole: all of it is on record in
     `ingest.backfills`. Wrong records in an answer are named there; the others are stored, and the symbol is asked for
     again, three times, before it is `partial` or `unfillable`. A minute is asked for when it has been over for a
     minute and **INGESTOR_COVERAGE_MARGIN**.

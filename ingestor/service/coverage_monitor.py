@@ -1,4 +1,4 @@
-"""Looks at what changes slowly: the coverage of today once a minute, and what a person should know once a day."""
+"""Queries today's coverage once a minute, and checks schema and calendar once a day."""
 
 from __future__ import annotations
 

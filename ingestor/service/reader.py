@@ -1,4 +1,4 @@
-"""Keeps one stream alive: session after session, reconnecting until it is told to stop."""
+"""Keeps one stream alive: runs one session after the other until the daemon stops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells systemd how it is with us: datagrams to the socket that it names (sd_notify(3)); without one, nothing."""
+"""Reports start, stop, status and liveness to systemd by sd_notify(3); without its socket, does nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_STATUS = 2000
 
 
 class SystemdNotifier:
-    """The service manager's ear. `environment` is the process's, as the manager has set it.
+    """Sends sd_notify messages. `environment` is the process's, as the manager has set it.
 
     A manager that does not listen must not hold up the recorder: what can't be sent at once is not sent.
     """
@@ -38,7 +38,7 @@ class SystemdNotifier:
         return int(self._watchdog) / 1_000_000
 
     def ready(self) -> None:
-        """Say that the start is over, unless that was said. To be repeated, since a manager's queue may be full."""
+        """Report that the start is over, once. Call it again, since the manager's queue may be full."""
         if not self._is_ready and not self._is_stopping:
             self._is_ready = self._send("READY=1")
 
@@ -48,7 +48,7 @@ class SystemdNotifier:
             self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1_000_000)}")
 
     def status(self, text: str) -> None:
-        """Say in one line how it is, where that has changed."""
+        """Report the status in one line, if it has changed."""
         shown = outside_text(redact(text).replace("\n", " "), limit=MOST_STATUS)
         if shown != self._status and self._send(f"STATUS={shown}"):
             self._status = shown
@@ -58,12 +58,12 @@ class SystemdNotifier:
         self._send("WATCHDOG=1")
 
     def stopping(self) -> None:
-        """Say that the stop has begun; nothing is said of the start any more."""
+        """Report that the stop has begun; the start is no longer reported."""
         self._is_stopping = True
         self._send("STOPPING=1")
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

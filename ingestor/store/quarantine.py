@@ -1,4 +1,4 @@
-"""Parts a batch that the database refuses from the few rows for which it does so."""
+"""Stores a batch without the few rows that the database refuses; these become rejections."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What to do about an error of the database: one function, held by a table in the tests.
+"""Retry policy of the database. A table in the tests holds it.
 
-The default is to try again, for ever: a daemon with a good stream keeps the ticks rather than judge or exit.
+The default is to retry indefinitely: a daemon that receives ticks keeps them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ingestor.errors import DatabaseAccessError, SchemaError, StoreError
 
 
 class RetryAction(Enum):
-    """What the store or its caller does next."""
+    """The next action of the store or its caller."""
 
     RETRY = "retry"  # again, soon: the server restarts, the network failed, or nobody knows
     RETRY_AT_ONCE = "retry_at_once"  # again, now: another transaction was in the way, and nothing is wrong

@@ -273,7 +273,7 @@ class TickStore:
             yield connection
 
     async def _note_late(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
-        """Put the old time into which ticks came on the list of what `ingestor maintain` computes anew."""
+        """Mark the hours of late ticks as stale, so that `ingestor maintain` recomputes their bars."""
         late = [batch.span for batch in batches if batch.span and batch.span[0] < self._database_clock.now() - LATE]
         if late:
             oldest, newest = min(span[0] for span in late), max(span[1] for span in late)

@@ -1,7 +1,7 @@
-"""Retry or give up: one function for all that can go wrong with the stream, held by a table in the tests.
+"""Retry policy of the stream: whether, how soon and how often to connect again. A table in the tests holds it.
 
-Fatal means: wrong from the start, so a person must act. Where this endpoint and token were accepted before, the
-same signs are the other side's fault, and are retried every minute: a hiccup must not end a recorder.
+A fatal error requires operator action. If this endpoint and token were accepted before, the same error is retried
+every minute, since the fault is the provider's and must not end a recorder.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class RetryPolicy(Enum):
 
     BACKOFF = "backoff"  # exponential with full jitter, the first within a second
     SLOW = "slow"  # from 15 s: our own dead session may still be counted
-    ALERT = "alert"  # every minute, with an error in the log: it should work, and a person should know
+    ALERT = "alert"  # every minute, with an error in the log for the operator
     FATAL = "fatal"  # exit 78
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """What to do, and one line on what happened and what helps.
+    """The policy for one error, and a line on its cause and remedy.
 
-    `retry_after` is for how many seconds at least the server asks not to be tried again.
+    `retry_after`: seconds that the server asks to wait at least.
     """
 
     policy: RetryPolicy
@@ -115,7 +115,7 @@ def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, P
 
 
 def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line a sign
-    """Return a name for what `classify` judges, for metrics: the reason of a session's end, or why none began."""
+    """Return the cause of an error as a label for metrics: the reason of a session's end, or why none began."""
     match error:
         case StreamError():
             return str(error.reason)

@@ -1,4 +1,4 @@
-"""Signs of life: each loop says when it will be heard of next, and who does not keep that is stuck."""
+"""Liveness: each loop sets a deadline for its next step; a loop that misses it is stuck."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from ingestor.clock import Clock
 
 GRACE = 30.0
-"""Seconds over what was promised: a busy machine is no stuck loop."""
+"""Seconds past the deadline before a loop counts as stuck: the machine may be busy."""
 
 PATIENCE = 60.0
 """Seconds that a step of work takes at most, unless something says otherwise. Beyond it, it hangs."""
 
 
 class LivenessDeadline:
-    """One loop's promise to be heard of again. A loop that waits for others, by right and for ever, promises nothing.
+    """The deadline of one loop. A loop that waits for others, for as long as it takes, has none.
 
     `patience` is the time in seconds that a step of its work may take.
     """
@@ -25,18 +25,18 @@ class LivenessDeadline:
         self._due = math.inf
 
     def expect_within(self, seconds: float) -> None:
-        """Promise to be back within so many seconds."""
+        """Set the deadline to so many seconds from now."""
         self._due = self._clock.monotonic() + seconds
 
     def extend(self) -> None:
-        """Promise to be done with the next step of work in time."""
+        """Set the deadline for one more step of work."""
         self.expect_within(self._patience)
 
     def clear(self) -> None:
-        """Promise nothing: others must act first."""
+        """Remove the deadline, before a wait for others."""
         self._due = math.inf
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the promise was not kept, with some grace."""
+        """Whether the deadline has passed, with some grace."""
         return self._clock.monotonic() > self._due + GRACE

@@ -47,7 +47,7 @@ _TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html"}
 
 
 class Source(Protocol):
-    """Who knows how the daemon is."""
+    """Provides the data behind the HTTP endpoints."""
 
     def loops(self) -> dict[str, bool]:
         """Return whether each loop advances, by its name."""
@@ -124,7 +124,7 @@ class _Pages:
         return JSONResponse(redact_values(self._source.status()))
 
     async def events(self, _: Request) -> Response:
-        """Tell the same, again and again."""
+        """Stream the status as server-sent events."""
         if self._watchers >= MAX_WATCHERS:
             return PlainTextResponse("Too many pages are open.\n", status_code=503, headers={"Retry-After": "60"})
         return StreamingResponse(self._tell(), media_type="text/event-stream")

@@ -138,7 +138,7 @@ def test_the_sessions_of_a_wrong_clock_are_in_its_log(tmp_path: Path) -> None:
     mine, other = uuid4(), uuid4()
     log = tmp_path / "log"
     log.write_text(
-        f'{{"event": "connected", "session": "{mine}"}}\n{{"event": "database_write_failed", "session": "{other}"}}\nTraceb'
+        f'{{"event": "connected", "session": "{mine}"}}\n{{"event": "spool_drained", "session": "{other}"}}\nTraceb'
     )
     assert Skew.of(log, 5.0).sessions == {mine}
 
