@@ -101,8 +101,9 @@ def test_a_user_without_a_home(tmp_path: Path) -> None:
 )
 def test_certificates_that_it_may_not_read(mode: str, unreadable: str, named: bool, tmp_path: Path) -> None:
     """A file that the mode uses is named, with 78; one that it does not use is left alone."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory.stat().st_uid == os.getuid() and not directory.stat().st_mode & 0o005:  # the tests' own
+            directory.chmod(0o755)
     home = tmp_path / "home"
     (home / ".postgresql").mkdir(parents=True)
     if unreadable == "postgresql.key":
