@@ -93,6 +93,7 @@ class FeedConnection(ClientConnection):
         self._early.clear()
         if self._is_partial:
             self._on_partial()
+        self._send_pongs()
 
     def data_received(self, data: bytes) -> None:
         """Take what was read: plain messages out of it, and the rest to the library. Called by the event loop."""
@@ -169,6 +170,8 @@ class FeedConnection(ClientConnection):
         self._send_pongs()
 
     def _send_pongs(self) -> None:
+        if self._handler is None:  # a pong says that the messages before its ping were handled
+            return
         if self._pongs and not self.paused and self.protocol.state is not State.CLOSED:
             self.transport.write(b"".join(self._pongs))
             self._pongs.clear()
