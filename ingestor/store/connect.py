@@ -22,7 +22,7 @@ from ingestor.store.driver_loop import driver_loop
 from ingestor.store.queries import QUERIES
 from ingestor.store.refusal import DRIVER_ERRORS, RUNS, WRITE, refusal, unsuited
 from ingestor.store.target import Host, password_of, target_of
-from ingestor.store.tls import VERIFYING, check_readable, context_for
+from ingestor.store.tls import VERIFYING, OptionalContext, check_readable, context_for, needs_certificate
 
 CONNECT_TIMEOUT = 10.0
 
@@ -208,6 +208,16 @@ class _Attempt:
         return connection
 
     async def _open(self, options: Mapping[str, Any], *, pooled: bool = False) -> asyncpg.Connection:
+        """Connect, without TLS if it is optional and the server has none. `pooled` as in `_open_once`."""
+        try:
+            return await self._open_once(options, pooled=pooled)
+        except ConnectionError as error:
+            # The driver's own error for a server without TLS; those of the system are of subclasses.
+            if type(error) is not ConnectionError or not isinstance(options.get("ssl"), OptionalContext):
+                raise
+        return await self._open_once({**options, "ssl": False}, pooled=pooled)
+
+    async def _open_once(self, options: Mapping[str, Any], *, pooled: bool) -> asyncpg.Connection:
         """Connect; `pooled` without prepared statements that have a name, which last as long as a session."""
         connection: asyncpg.Connection = await asyncpg.connect(
             self.host.address.driver_url,
@@ -230,7 +240,12 @@ class _Attempt:
                 options["password"] = password
         name = self.host.name or self.host.pinned
         if name and not name.startswith("/"):
-            check_readable(self.parameters)
+            try:
+                check_readable(self.parameters)
+            except PermissionError:
+                if needs_certificate(self.parameters):
+                    raise
+                options["ssl"] = OptionalContext()
             if self.parameters.get("sslmode") in VERIFYING:
                 options["ssl"] = context_for(name, self.parameters)
         return options

@@ -10,7 +10,7 @@ import contextlib
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 VERIFYING = frozenset({"require", "verify-ca", "verify-full"})
 """The modes for which there is a context; the others encrypt without checking anything, or not at all."""
@@ -25,6 +25,24 @@ class NamedContext(ssl.SSLContext):
         """Return an encrypted connection to the server of that name. Called by the event loop."""
         kwargs["server_hostname"] = self.name
         return super().wrap_bio(*args, **kwargs)
+
+
+class OptionalContext(ssl.SSLContext):
+    """A context for `prefer` and `allow` without a certificate of our own: TLS if the server has it."""
+
+    def __new__(cls) -> Self:
+        """Return a context that checks nothing, as these modes do."""
+        context = super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["postgresql"])
+        return context
+
+
+def needs_certificate(parameters: Mapping[str, str]) -> bool:
+    """Whether our certificate matters: it was named, or the mode asks for TLS. Else an unreadable one is ignored."""
+    named = parameters.get("sslcert") or parameters.get("sslkey")
+    return bool(named) or parameters.get("sslmode") in VERIFYING
 
 
 def check_readable(parameters: Mapping[str, str]) -> None:

@@ -6,16 +6,19 @@ import asyncio
 import errno
 import fcntl
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
 
 import asyncpg
 import pytest
+import trustme
 
 from ingestor.buffer.lock import DirectoryLock
 from ingestor.errors import ConfigurationError
 from ingestor.store.refusal import translated
+from tests.integration.test_addresses import LIVE, named, relay
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
 
 NAMELESS = 54321
@@ -93,8 +96,9 @@ def test_a_user_without_a_home(tmp_path: Path) -> None:
     [
         ("disable", "postgresql.crt", False),
         ("prefer", "root.crt", False),
-        ("prefer", "postgresql.crt", True),
-        ("prefer", "postgresql.key", True),
+        ("prefer", "postgresql.crt", False),
+        ("require", "postgresql.crt", True),
+        ("require", "postgresql.key", True),
         ("require", "root.crl", True),
         ("verify-full", "root.crt", True),
     ],
@@ -114,6 +118,21 @@ def test_certificates_that_it_may_not_read(mode: str, unreadable: str, named: bo
     status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, home=home, DATABASE_URL=url)
     assert (status, len(lines)) == ((78 if named else 69), 1), lines
     assert (str(file) if named else "Connection refused") in lines[0]
+
+
+@as_root
+async def test_a_home_of_somebody_else(database: str, tmp_path: Path) -> None:
+    """If TLS is optional, files that this user may not read do not matter, whether or not the server has TLS."""
+    home = tmp_path / "home"
+    (home / ".postgresql").mkdir(parents=True)
+    home.chmod(0)
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("db.test").configure_cert(context)
+    async with relay(database, context) as port:
+        for url in (database, named(database, LIVE, port)):
+            found = await asyncio.to_thread(run_as, NAMELESS, "gaps", cwd=tmp_path, home=home, DATABASE_URL=url)
+            assert found == (0, [])
 
 
 @as_root
