@@ -24,7 +24,10 @@ from ingestor.store.inspect import inspect
 from tests.examples import PAGE, examples
 from tests.storage.fill import fill
 
-REPORT = Path(__file__).parents[2] / "docs" / "explanation" / "storage.md"
+PROJECT = Path(__file__).parents[2]
+REPORT = PROJECT / "docs" / "explanation" / "storage.md"
+PLANS = PROJECT / "benchmarks" / "plans"
+EDITIONS = ["plain", "apache", "community"]
 LAST = date(2026, 11, 21)
 ROWS = 20_000_000
 RUNS = 5
@@ -65,6 +68,12 @@ class Section:
 
     title: str
     lines: list[str] = field(default_factory=list)
+    plans: list[str] = field(default_factory=list)
+
+    @property
+    def edition(self) -> str:
+        """The name of the server's edition, by which sections are told apart and sorted."""
+        return edition_of(self.title)
 
     def table(self, *rows: tuple[str, ...]) -> None:
         """Add a table, the head first."""
@@ -131,7 +140,6 @@ async def _measure_queries(connection: asyncpg.Connection, section: Section) -> 
         if each.language == "sql" and each.output:
             asked[next(titles)] = each.code.strip().removesuffix(";")
     results: list[tuple[str, str, str]] = []
-    plans: list[str] = []
     for title, sql in asked.items():
         times, rows = [], 0
         for _ in range(RUNS):
@@ -141,25 +149,29 @@ async def _measure_queries(connection: asyncpg.Connection, section: Section) -> 
         results.append((title, f"{rows:,}", f"{statistics.median(times):,.1f}"))
         plan = [row[0] for row in await connection.fetch(f"EXPLAIN (COSTS OFF) {sql}")]
         more = [f"… {len(plan) - PLAN_LINES} more lines"] if len(plan) > PLAN_LINES else []
-        plans += ["", f"{title}:", "", "```text", *(line[:150] for line in plan[:PLAN_LINES]), *more, "```"]
+        section.plans += ["", f"{title}:", "", *(f"    {line[:150]}" for line in [*plan[:PLAN_LINES], *more])]
         print(f"{title}: {results[-1][2]} ms", flush=True)
     section.table(("query", "rows", f"ms (median of {RUNS})"), *results)
-    section.lines += ["", "<details><summary>Plans</summary>", *plans, "", "</details>"]
+    section.lines += ["", f"[The plans](../../benchmarks/plans/{section.edition}.txt) of these queries."]
 
 
 def _write(section: Section) -> None:
-    """Put the section into the page, in the place of an older one of the same edition."""
+    """Put the section into the page, in the place of an older one of the same edition, and its plans into a file."""
     head, *old = re.split(r"^(?=## )", REPORT.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    edition = _edition(section.title)
-    kept = [text for text in old if _edition(text) != edition]
+    kept = [text for text in old if edition_of(text) != section.edition]
     new = f"## {section.title}\n" + "\n".join(section.lines) + "\n\n"
-    ordered = sorted([*kept, new], key=_edition)
+    ordered = sorted([*kept, new], key=lambda text: EDITIONS.index(edition_of(text)))
     REPORT.write_text(head + "".join(ordered).rstrip() + "\n", encoding="utf-8")
+    plans = "\n".join([section.title, *section.plans])
+    (PLANS / f"{section.edition}.txt").write_text(f"{plans}\n", encoding="utf-8")
 
 
-def _edition(title: str) -> str:
-    line = title.partition("\n")[0]
-    return next((name for name in ("Apache-2", "Community") if name in line), "0 plain")
+def edition_of(text: str) -> str:
+    """Return the edition that the first line of a section names."""
+    title = text.partition("\n")[0]
+    return next(
+        (name for name, words in {"apache": "Apache-2", "community": "Community"}.items() if words in title), "plain"
+    )
 
 
 def _say(line: str) -> None:
