@@ -91,18 +91,19 @@ class LockWatch:
 
     async def _look_on(self) -> None:
         while True:
-            with contextlib.suppress(StoreError, TimeoutError, *DRIVER_ERRORS):
-                await self._look_while_connected()
-            await asyncio.sleep(SOON)
+            if any(own_backends()):  # without a connection there is nothing to wait for
+                with contextlib.suppress(StoreError, TimeoutError, *DRIVER_ERRORS):
+                    await self._look()
+            await asyncio.sleep(SOON / 2)
 
-    async def _look_while_connected(self) -> None:
+    async def _look(self) -> None:
+        """Look once. Between two looks no connection is kept: a server, or a role, may allow only one."""
         connection = await connect(self._url, timeout=PATIENCE, application_name=NAME)
         try:
-            while True:
-                async with asyncio.timeout(PATIENCE), connection.transaction(isolation="read_committed"):
-                    waits = await lock_waits(connection)
-                self._say(waits)
-                await asyncio.sleep(SOON / 2)
+            async with asyncio.timeout(PATIENCE), connection.transaction(isolation="read_committed"):
+                waits = await lock_waits(connection)
+            self._say(waits)
+            await connection.close(timeout=1.0)
         finally:
             connection.terminate()
 
