@@ -22,7 +22,7 @@ from ingestor.store.driver_loop import driver_loop
 from ingestor.store.queries import QUERIES
 from ingestor.store.refusal import DRIVER_ERRORS, RUNS, WRITE, refusal, unsuited
 from ingestor.store.target import Host, password_of, target_of
-from ingestor.store.tls import VERIFYING, OptionalContext, check_readable, context_for, needs_certificate
+from ingestor.store.tls import OptionalContext, context_for
 
 CONNECT_TIMEOUT = 10.0
 
@@ -240,14 +240,9 @@ class _Attempt:
                 options["password"] = password
         name = self.host.name or self.host.pinned
         if name and not name.startswith("/"):
-            try:
-                check_readable(self.parameters)
-            except PermissionError:
-                if needs_certificate(self.parameters):
-                    raise
-                options["ssl"] = OptionalContext()
-            if self.parameters.get("sslmode") in VERIFYING:
-                options["ssl"] = context_for(name, self.parameters)
+            context = context_for(name, self.parameters)
+            if context is not None:
+                options["ssl"] = context
         return options
 
 

@@ -39,13 +39,23 @@ class OptionalContext(ssl.SSLContext):
         return context
 
 
-def needs_certificate(parameters: Mapping[str, str]) -> bool:
-    """Whether our certificate matters: it was named, or the mode asks for TLS. Else an unreadable one is ignored."""
-    named = parameters.get("sslcert") or parameters.get("sslkey")
-    return bool(named) or parameters.get("sslmode") in VERIFYING
+def context_for(name: str, parameters: Mapping[str, str]) -> ssl.SSLContext | None:
+    """Return the context for a server of a name, or None where the driver's own rules for the mode do.
+
+    Raises PermissionError with the name of an unreadable file that matters: one that was named, or any if the mode asks
+    for TLS; OSError and ValueError for other bad files.
+    """
+    verifies = parameters.get("sslmode") in VERIFYING
+    try:
+        _check_readable(parameters)
+    except PermissionError:
+        if verifies or parameters.get("sslcert") or parameters.get("sslkey"):
+            raise
+        return OptionalContext()
+    return _verifying(name, parameters) if verifies else None
 
 
-def check_readable(parameters: Mapping[str, str]) -> None:
+def _check_readable(parameters: Mapping[str, str]) -> None:
     """Open the files that a mode of TLS will use. Raises PermissionError, which names one: OpenSSL's does not."""
     mode = parameters.get("sslmode") or "prefer"
     if mode == "disable":
@@ -61,8 +71,7 @@ def check_readable(parameters: Mapping[str, str]) -> None:
             pass
 
 
-def context_for(name: str, parameters: Mapping[str, str]) -> NamedContext:
-    """Return the context of a mode of `VERIFYING` for a server's name. Raises OSError and ValueError for bad files."""
+def _verifying(name: str, parameters: Mapping[str, str]) -> NamedContext:
     context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.name = name
     mode, root = parameters["sslmode"], parameters.get("sslrootcert")
