@@ -13,8 +13,19 @@ from sqlalchemy.pool import NullPool
 
 from ingestor.errors import PoolerError, StoreError
 from ingestor.store.connect import connect, is_pooled
-from ingestor.store.refusal import ANSWERED, translated
+from ingestor.store.refusal import ANSWERED, SERVER_ERRORS, translated
 from ingestor.store.waiting import LockWatch
+
+LOCK = 7_306_354_015
+"""Any number, the same for all who maintain a database."""
+
+SECOND_CONNECTION = 10.0
+"""Seconds in which a pooler should have a second connection to the server."""
+
+_NEVER_END = """
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+"""
 
 
 def create_engine(url: str) -> AsyncEngine:
@@ -36,20 +47,6 @@ def create_engine(url: str) -> AsyncEngine:
     )
 
 
-LOCK = 7_306_354_015
-"""Any number, the same for all who maintain a database."""
-
-
-SECOND_CONNECTION = 10.0
-"""Seconds in which a pooler should have a second connection to the server."""
-
-
-_NEVER_END = """
-SELECT set_config(name, '0', true) FROM pg_settings
-WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
-"""
-
-
 @contextlib.asynccontextmanager
 async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncEngine]:
     """Connect for what only the schema's owner may do. Raises StoreError, which begins with `failure`."""
@@ -64,11 +61,7 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         advice = owner if told.sqlstate == "42501" else told.hint
         message = f"{failure}: {told.message.removeprefix(ANSWERED)}"
         raise StoreError(message, sqlstate=told.sqlstate, hint=advice) from error
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-    ) as error:
+    except SERVER_ERRORS as error:  # those that SQLAlchemy does not know
         raise StoreError(f"{failure}: {translated(error)}") from error
     finally:
         await engine.dispose()

@@ -11,16 +11,20 @@ from asyncpg.connect_utils import SessionAttribute
 
 from ingestor.address import FORM
 from ingestor.errors import DatabaseAccessError, StoreError
+from ingestor.network import CERTIFICATE_NOT_YET_VALID
 from ingestor.redaction import outside_text, system_words
 from ingestor.store.retry import ENDS_SESSION, hint, needs_operator
 
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+SERVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""The driver's own errors. An OSError beside it may come from anything, such as the writing of a report."""
+
+DRIVER_ERRORS = (*SERVER_ERRORS, OSError)
 """What the driver raises when the server refuses, or the connection breaks."""
 
 ANSWERED = "The database answered: "
 WRITE = f"Write {FORM}?sslmode=verify-full."
 RUNS = "See that host and port are right, and that the server runs and lets this machine in."
-_CLOCK = frozenset({9, 11})
+_CLOCK = frozenset({CERTIFICATE_NOT_YET_VALID, 11})
 """A certificate, or a list of revoked ones, that is not valid yet: our own clock may be wrong after a boot."""
 
 
