@@ -27,6 +27,9 @@ _UNCATCHABLE = _existing("SIGKILL", "SIGSTOP")
 MEANINGLESS = signal.valid_signals() - STOP - _FAULTS - _HARMLESS - _UNCATCHABLE
 """Signals that ask for nothing, and would end the process by default: SIGUSR1, SIGALRM, those of real time, others."""
 
+_M_MMAP_THRESHOLD = -3
+_LARGE = 2**20
+
 
 class StopRequest:
     """Two events: `stop`, and `hurry` for a person who does not want to wait. `signal` names the first signal."""
@@ -77,10 +80,6 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}"
-
-
-_M_MMAP_THRESHOLD = -3
-_LARGE = 2**20
 
 
 def return_large_blocks() -> None:
