@@ -119,15 +119,14 @@ class TestServer:
 
     async def create(self, name: str, template: str = "template0") -> str:
         """Create a database and return its owner's URL."""
-        for attempt in range(10):
-            try:
-                await self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
-                break
-            except asyncpg.ObjectInUseError:
-                if attempt == 9:
-                    raise
-                await self._disconnect(template)
+        await self._alone(template, f"CREATE DATABASE {name} TEMPLATE {template}")
         return with_parts(self.url, database=name)
+
+    async def move(self, name: str, tablespace: str) -> None:
+        """Move a database to a tablespace. No connection may come in between, TimescaleDB's workers included."""
+        await self.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await self._alone(name, f"ALTER DATABASE {name} SET TABLESPACE {tablespace}")
+        await self.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     async def drop(self, name: str) -> None:
         """Drop a database, whoever is connected."""
@@ -146,6 +145,16 @@ class TestServer:
     def new_name(self) -> str:
         """Return a name that no database has."""
         return f"{self.prefix}_{next(_numbers)}"
+
+    async def _alone(self, name: str, statement: str) -> None:
+        """Run a statement that needs a database without connections, up to ten times while others still connect."""
+        for attempt in range(10):
+            await self._disconnect(name)
+            try:
+                return await self.run(statement)
+            except asyncpg.ObjectInUseError:
+                if attempt == 9:
+                    raise
 
     async def _disconnect(self, name: str) -> None:
         await self.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")

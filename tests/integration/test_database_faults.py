@@ -186,8 +186,7 @@ async def test_a_server_whose_disk_is_full(
     inside = "/" + str(tablespace.relative_to(process.root))
     await server.run(f"CREATE TABLESPACE {name} LOCATION '{inside}'")
     short = database.rpartition("/")[2]
-    await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{short}'")
-    await server.run(f"ALTER DATABASE {short} SET TABLESPACE {name}")
+    await server.move(short, name)
     try:
         async with recording(writer_url) as (market, daemon):
             market.trade()
