@@ -1,46 +1,61 @@
-"""Time, where it enters the process: everything else is given a `Clock`, so that tests need not wait."""
+"""Time: the clocks that the process reads, and the conversion between `Micros` and `datetime`.
+
+All other code is given a `Clock`, so that tests need not wait.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from ingestor.model import SECOND, Micros
+from ingestor.model import SECOND, Duration, Micros
 
-STEP: Micros = SECOND
-"""When the wall clock and the monotonic clock part by more, somebody has set the wall clock."""
+STEP_THRESHOLD: Duration = SECOND
+"""If the wall clock and the monotonic clock diverge by more than this, the wall clock was set."""
+
+DIFFERENCE_TOLERANCE: Duration = SECOND
+"""If the clocks of two machines differ by more than this, one of them is wrong."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-TOLERATED: Micros = SECOND
-"""Two machines whose clocks differ by more have one that is wrong."""
+def to_datetime(instant: Micros) -> datetime:
+    """Return an instant as an exact UTC `datetime`. Raises OverflowError beyond the years 1 to 9999."""
+    return _EPOCH + timedelta(microseconds=instant)
+
+
+def from_datetime(moment: datetime) -> Micros:
+    """Return the exact instant of a `datetime` that has a time zone."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
 class ClockDifference:
     """By how much this machine's clock is ahead of the database's (negative: behind), give or take `error`."""
 
-    ahead: Micros
-    error: Micros
+    ahead: Duration
+    error: Duration
 
     @property
     def is_large(self) -> bool:
         """Whether one of the two clocks is wrong for sure."""
-        return abs(self.ahead) - self.error > TOLERATED
+        return abs(self.ahead) - self.error > DIFFERENCE_TOLERANCE
 
     @property
-    def most_ahead(self) -> Micros:
+    def most_ahead(self) -> Duration:
         """By how much this clock may be ahead, where it is so for sure; else 0."""
         return self.ahead + self.error if self.is_large and self.ahead > 0 else 0
 
     @property
-    def most_behind(self) -> Micros:
+    def most_behind(self) -> Duration:
         """By how much this clock may be behind, where it is so for sure; else 0."""
         return self.error - self.ahead if self.is_large and self.ahead < 0 else 0
 
     @property
-    def shift(self) -> Micros:
+    def shift(self) -> Duration:
         """What to add to an instant of this clock to have it by the database's, where that matters; else 0."""
         return -self.ahead if self.is_large else 0
 
@@ -111,4 +126,4 @@ class SessionClock:
 
     def has_stepped(self) -> bool:
         """Whether the wall clock was set since the session began (or the machine slept)."""
-        return abs(self._clock.wall() - self.now()) > STEP
+        return abs(self._clock.wall() - self.now()) > STEP_THRESHOLD

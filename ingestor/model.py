@@ -17,8 +17,11 @@ import msgspec
 Micros: TypeAlias = int
 """An instant: microseconds since the Unix epoch, UTC."""
 
-SECOND: Micros = 1_000_000
-DAY: Micros = 86_400 * SECOND
+Duration: TypeAlias = int
+"""A length of time in microseconds."""
+
+SECOND: Duration = 1_000_000
+DAY: Duration = 86_400 * SECOND
 
 RAW_LIMIT = 64 * 1024
 """How much of a rejected message is kept, in bytes."""
