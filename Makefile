@@ -44,10 +44,12 @@ bench-quick: $(STAMP) ## fails if any benchmark costs over 10 % more than the ba
 storage-report: $(STAMP) ## fill an empty database with a year of ticks and measure it (URL=postgresql://… ROWS=20000000)
 	@$(BIN)/python -m tests.storage "$(URL)" --rows $(or $(ROWS),20000000)
 
-lint: $(STAMP) ## ruff (rules and format) and mypy in strict mode
+lint: $(STAMP) ## ruff (rules and format), mypy in strict mode, spelling and language
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/codespell
+	@$(BIN)/python -m tests.language
 
 format: $(STAMP) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only .
