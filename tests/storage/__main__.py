@@ -123,11 +123,11 @@ async def _measure_sizes(connection: asyncpg.Connection, section: Section, count
         before = await connection.fetchval(_HYPERTABLE)
         await connection.execute("SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
         after = await connection.fetchval(_HYPERTABLE)
-        found += [("all of it before the columnstore", before), ("all of it in the columnstore", after)]
+        found += [("total before the columnstore", before), ("total in the columnstore", after)]
         found += [("bars of all widths, computed ahead", await connection.fetchval(_AGGREGATES))]
     names = {"heap": "rows", "key": "the key's index", "buckets": "the index of buckets"}
     section.table(
-        ("what", "MiB", "bytes a tick"),
+        ("part", "MiB", "bytes a tick"),
         *((names.get(name, name), f"{size / 2**20:,.1f}", f"{size / count:,.2f}") for name, size in found),
     )
 
