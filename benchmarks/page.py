@@ -1,4 +1,4 @@
-"""Writes `docs/explanation/performance.md` and its plots from the figures of `benchmarks/results.json`."""
+"""Write `docs/explanation/performance.md` and its plots from the figures in `benchmarks/results.json`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ NAMES = {
     "asyncpg_executemany": "`websockets`, asyncpg `executemany`",
     "asyncpg_copy": "`websockets`, asyncpg `copy_records_to_table`",
     "cryptofeed": "`websockets`, cryptofeed's PostgreSQL backend",
-    "by_psql": "`psql \\copy` of the prepared body",
+    "by_psql": "`psql \\copy` of the prepared rows",
     "by_store": "store alone, the same rows",
-    "by_spool": "the same rows out of a spool",
+    "by_spool": "the same rows from a spool",
 }
 
 
@@ -34,15 +34,15 @@ def write(results: dict[str, Any]) -> None:
     """Write the page and the plots."""
     parts = {
         "machine": _machine(results),
-        "goals": _table(("goal", "asked", "measured", ""), goals(results)),
+        "goals": _table(("goal", "target", "measured", ""), goals(results)),
         "receive": _rates(results["receive"], "bare"),
         "deflate": _rates(results["deflate"], "bare"),
         "end_to_end": _rates(results["end_to_end"], "bare"),
         "store": _rates(results["store"], "by_psql", cpu=False),
         "latency": _latency(results["latency"]),
-        "filled": _rates(results["filled"], "0", first="rows before"),
+        "filled": _rates(results["filled"], "0", first="rows in the table"),
         "loads": _rates(results["loads"], "1 symbol", first="load"),
-        "copies": _rates(results["copies"], "none", first="already there"),
+        "copies": _rates(results["copies"], "none", first="duplicates"),
         "profile": _profile(results["profile"]),
         "ceiling": _ceiling(results),
         "daemon": f"{results['end_to_end']['ingestor']['cpu'] * results['end_to_end']['ingestor']['rate'] / 1e6:.0%}",
@@ -56,9 +56,9 @@ def write(results: dict[str, Any]) -> None:
 
 
 def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Return each goal, what was asked, what was measured, and whether it was met."""
-    whole, receive, stored = results["end_to_end"], results["receive"], results["store"]
-    bare, ours = whole["bare"], whole["ingestor"]
+    """Return each goal with its target, its measured value, and whether it was met."""
+    end_to_end, receive, stored = results["end_to_end"], results["receive"], results["store"]
+    bare, ours = end_to_end["bare"], end_to_end["ingestor"]
     found: list[tuple[str, str, str, bool]] = []
 
     def ratio(name: str, value: float, least: float, unit: str = "") -> None:
@@ -75,7 +75,7 @@ def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         ("asyncpg_copy", 1.5),
         ("cryptofeed", 10),
     ):
-        ratio(f"end to end, of: {NAMES[name]}", ours["rate"] / whole[name]["rate"], least, "×")
+        ratio(f"end to end, of: {NAMES[name]}", ours["rate"] / end_to_end[name]["rate"], least, "×")
     ratio("store alone, of psql", stored["by_store"]["rate"] / stored["by_psql"]["rate"], 0.95)
     ratio("draining a spool, of store alone", stored["by_spool"]["rate"] / stored["by_store"]["rate"], 0.80)
     for rate, each in results["latency"].items():
@@ -95,8 +95,8 @@ def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ratio("with permessage-deflate, of the bare loop", deflate["decode"]["rate"] / deflate["bare"]["rate"], 0.80)
     first = results["filled"]["0"]["rate"]
     for rows, each in list(results["filled"].items())[1:]:
-        ratio(f"with {int(rows):,} rows before, of none", each["rate"] / first, 0.85)
-    return [(name, asked, measured, "met" if met else "**not met**") for name, asked, measured, met in found]
+        ratio(f"with {int(rows):,} rows in the table, of none", each["rate"] / first, 0.85)
+    return [(name, target, measured, "met" if met else "**not met**") for name, target, measured, met in found]
 
 
 def _machine(results: dict[str, Any]) -> str:
@@ -110,12 +110,12 @@ def _machine(results: dict[str, Any]) -> str:
 
 
 def _ceiling(results: dict[str, Any]) -> str:
-    """Say how many times faster than each way even psql's COPY of prepared rows is."""
+    """Return how many times as fast as two of the other clients psql's COPY of prepared rows is."""
     psql = results["store"]["by_psql"]["rate"]
     found = {name: psql / results["end_to_end"][name]["rate"] for name in ("official_client", "cryptofeed")}
     return (
         f"even `psql`, which only copies prepared rows into the same table, is {found['official_client']:.1f} times as "
-        f"fast as the official client's way, and {found['cryptofeed']:.1f} times as fast as cryptofeed's."
+        f"fast as the official client, and {found['cryptofeed']:.1f} times as fast as cryptofeed."
     )
 
 
@@ -157,7 +157,7 @@ def _profile(profile: dict[str, Any]) -> str:
 
 
 def _plot(results: dict[str, Any]) -> None:
-    """Draw the rates of the ways, and the delays."""
+    """Draw the rates of all clients, and the delays."""
     import matplotlib as mpl  # noqa: PLC0415 - only `make bench` has it
 
     mpl.use("svg")
