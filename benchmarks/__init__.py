@@ -1,1 +1,1 @@
-"""What the daemon costs, measured against its peers and its limits in turn in one run: `make bench`."""
+"""Benchmarks of the daemon against its peers and limits, measured alternately in one run: `make bench`."""

@@ -1,4 +1,4 @@
-"""`make bench`: measure everything, keep the figures, and write the page about them."""
+"""`make bench`: run all measurements, save the figures, and write the performance page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TICKS = 500_000
 SPOOLED = 1_000_000
 RATES = (100, 1_000, 10_000)
 RIVALS = {"official_client": 15_000, "asyncpg_executemany": 60_000, "asyncpg_copy": 200_000, "cryptofeed": 60_000}
-"""Ticks that each is given: some seconds' work."""
+"""Ticks sent to each client, enough for some seconds."""
 
 FILLED = (0, 1_000_000, 10_000_000)
 FILLED_FULL = (*FILLED, 100_000_000)
@@ -43,11 +43,11 @@ FROM (SELECT n, date_trunc('month', now()) + n * (now() - date_trunc('month', no
 
 
 def main() -> None:
-    """Run everything."""
+    """Parse the options, measure unless `--page` is given, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="also 100 million rows and a spool of ten million")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--page", action="store_true", help="only write the page anew from the figures that are there")
+    parser.add_argument("--page", action="store_true", help="only rewrite the page from the saved figures")
     options = parser.parse_args()
     configure("error", "auto")
     if not options.page:
@@ -59,17 +59,17 @@ def main() -> None:
 
 
 def measure(rounds: int, *, full: bool) -> dict[str, Any]:
-    """Return all figures. Rates are ticks a second; `cpu` is microseconds of processor time a tick, memory bytes."""
+    """Return all figures: rates in ticks/s, `cpu` in microseconds of processor time a tick, memory in bytes."""
     results: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
-    say("The generator alone, into a receiver that only empties its socket")
+    say("Generator alone, with a receiver that only reads its socket")
     results["generator"] = sink()
     for name, deflate in (("receive", False), ("deflate", True)):
         say(f"Receiving{' with permessage-deflate' * deflate}")
         results[name] = receive(rounds, deflate=deflate)
     with Database() as database:
-        say("End to end, and the usual ways")
-        results["end_to_end"] = whole(database, rounds)
-        say("Several kinds of load")
+        say("End to end, compared with other clients")
+        results["end_to_end"] = clients(database, rounds)
+        say("Kinds of load")
         results["loads"] = loads(
             database,
             {
@@ -78,13 +78,13 @@ def measure(rounds: int, *, full: bool) -> dict[str, Any]:
             },
             rounds,
         )
-        say("Ticks that are in the database already")
+        say("Ticks that are already in the database")
         results["copies"] = copies(database, rounds)
         say("Store and spool")
         results["store"] = store(database, rounds, 10_000_000 if full else SPOOLED)
-        say("From a tick's sending to its commit")
+        say("From the sending of a tick to its commit")
         results["latency"] = {str(rate): latency(database, rate, 15) for rate in RATES}
-        say("Rows that are there already")
+        say("Tables with existing rows")
         results["filled"] = filled(database, rounds, FILLED_FULL if full else FILLED)
         say("Profile")
         results["profile"] = profile(database)
@@ -92,7 +92,7 @@ def measure(rounds: int, *, full: bool) -> dict[str, Any]:
 
 
 def receive(rounds: int, *, deflate: bool) -> Measured:
-    """Measure the loops without a database."""
+    """Measure the receiving loops without a database."""
     with Generator(Load(TICKS, deflate=deflate)) as generator:
         subjects: dict[str, Callable[[], Run]] = {
             name: partial(loop, name, generator) for name in ("bare", "decode", "record", "record_by_library")
@@ -102,8 +102,8 @@ def receive(rounds: int, *, deflate: bool) -> Measured:
         return in_turn(rounds, subjects)
 
 
-def whole(database: Database, rounds: int) -> Measured:
-    """Measure the daemon, the bare loop and the usual ways in turn."""
+def clients(database: Database, rounds: int) -> Measured:
+    """Measure the daemon, the bare loop and the other clients alternately."""
     with Generator(Load(TICKS)) as generator:
         subjects: dict[str, Callable[[], Run]] = {
             "bare": partial(loop, "bare", generator),
@@ -115,7 +115,7 @@ def whole(database: Database, rounds: int) -> Measured:
 
 
 def store(database: Database, rounds: int, spooled: int) -> Measured:
-    """Measure psql, the store and the spool with the same batches."""
+    """Measure psql, the store and a spool with the same batches."""
     made = batches(spooled)
 
     def run(write_all: Callable[[Database, Any], float]) -> Run:
@@ -126,7 +126,7 @@ def store(database: Database, rounds: int, spooled: int) -> Measured:
 
 
 def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
-    """Measure end to end into a table that has rows of this month already."""
+    """Measure end to end into a table that already has rows of this month."""
     found: Measured = {}
     with Generator(Load(TICKS)) as generator:
         for rows in sizes:
@@ -136,7 +136,7 @@ def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
                 database.execute("VACUUM ANALYZE market.ticks")
 
             def run() -> Run:
-                database.keep("received_at = time")  # what was there before; what the last run wrote goes
+                database.keep("received_at = time")  # only filler rows have equal times: drop those of the last run
                 return end_to_end(database, generator)
 
             found |= in_turn(rounds, {str(rows): run})
@@ -144,7 +144,7 @@ def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
 
 
 def copies(database: Database, rounds: int) -> Measured:
-    """Measure end to end where a share of the ticks is there already, as after a reconnect that sends them again."""
+    """Measure end to end with a share of duplicate ticks, as after a reconnect to a server that repeats them."""
     with Generator(Load(TICKS)) as generator:
 
         def again(keep: str) -> Run:
@@ -157,7 +157,7 @@ def copies(database: Database, rounds: int) -> Measured:
 
 
 def sink() -> float:
-    """Return the rate at which the generator sends to somebody who throws bytes away."""
+    """Return the rate (ticks/s) of the generator with a receiver that discards all bytes."""
     with Generator(Load(TICKS)) as generator:
         command = [sys.executable, "-m", "benchmarks.sink", generator.url]
         with subprocess.Popen(command, cwd=ROOT) as process:
@@ -169,7 +169,7 @@ def sink() -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the figures were measured on and with."""
+    """Return the hardware and the software versions of this run."""
     model = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     return {
         "cores": os.cpu_count(),
@@ -180,7 +180,7 @@ def machine() -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """Announce a section."""
+    """Print the heading of a section."""
     print(f"\n{text}", flush=True)
 
 

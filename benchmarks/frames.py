@@ -1,4 +1,4 @@
-"""The load: price messages, made before the clock starts, as the frames that go over the wire."""
+"""The load: price messages as wire frames, prepared before the measurement starts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ingestor.model import Micros, Tick
 from ingestor.stream.decoder import Decoder
 
 TIMEZONE = "Pacific/Auckland"
-TOKEN = "tk_benchmark_token00"  # noqa: S105 - of a server that takes any
+TOKEN = "tk_benchmark_token00"  # noqa: S105 - the generator accepts any token
 PER_SECOND = 5_000
-"""Ticks that share a second of the exchange's time, as in a burst."""
+"""Ticks that share one second of the exchange's time, as in a burst."""
 
 _TEXT = 0x81  # FIN and opcode 1: https://www.rfc-editor.org/rfc/rfc6455#section-5.2
 _COMPRESSED = 0x40  # RSV1: https://www.rfc-editor.org/rfc/rfc7692#section-6
@@ -22,7 +22,7 @@ _COMPRESSED = 0x40  # RSV1: https://www.rfc-editor.org/rfc/rfc7692#section-6
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a generator sends: so many ticks of so many symbols, of which a share (0 to 1) equals the one before."""
+    """The messages of a generator; `duplicates` is the share (0 to 1) of ticks that equal the preceding one."""
 
     ticks: int
     symbols: int = 50
@@ -32,7 +32,7 @@ class Load:
 
 
 def payloads(load: Load, *, begin: datetime | None = None) -> list[bytes]:
-    """Return the messages: JSON in the form of the documented samples. They end about now, in the exchange's time."""
+    """Return JSON messages in the documented form; their dates end about now, in the exchange's time."""
     generator = random.Random(load.seed)
     names = [f"{name}.NZ" for name in _names(load.symbols)]
     begin = begin or datetime.now(UTC) - timedelta(seconds=load.ticks / PER_SECOND + 60)
@@ -56,12 +56,12 @@ def payloads(load: Load, *, begin: datetime | None = None) -> list[bytes]:
 
 
 def wire(messages: list[bytes], *, deflate: bool = False) -> list[bytes]:
-    """Return each message as an unmasked text frame, compressed with a context of its own where asked for."""
+    """Return each message as an unmasked text frame; with `deflate`, compressed without shared context."""
     return [frame(_deflated(each), _COMPRESSED) for each in messages] if deflate else [frame(each) for each in messages]
 
 
 def frame(payload: bytes, flags: int = 0) -> bytes:
-    """Return a whole text frame of a server."""
+    """Return one complete text frame of a server."""
     length = len(payload)
     if length < 126:
         return bytes((_TEXT | flags, length)) + payload
@@ -69,7 +69,7 @@ def frame(payload: bytes, flags: int = 0) -> bytes:
 
 
 def ticks(messages: list[bytes], received_at: Micros) -> list[Tick]:
-    """Return the ticks that the messages hold."""
+    """Decode the messages, which must all be ticks."""
     decoder = Decoder(TIMEZONE)
     found = [decoder.decode(message, received_at) for message in messages]
     assert all(isinstance(each, Tick) for each in found)
@@ -77,7 +77,7 @@ def ticks(messages: list[bytes], received_at: Micros) -> list[Tick]:
 
 
 def _deflated(payload: bytes) -> bytes:
-    """Compress a message alone: https://www.rfc-editor.org/rfc/rfc7692#section-7.2.1."""
+    """Compress one message without shared context: https://www.rfc-editor.org/rfc/rfc7692#section-7.2.1."""
     compressor = zlib.compressobj(wbits=-15)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 

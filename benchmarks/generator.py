@@ -1,7 +1,7 @@
-"""The other side: a process that sends prepared frames as fast as they are taken, or at a given rate.
+"""Stream server of the benchmarks: sends prepared frames as fast as they are read, or at a given rate.
 
-Python only hands large blocks to the kernel, so the receiver is always the slower one; how fast this side can send is
-measured as well, to a receiver that only empties its socket.
+It passes only large blocks to the kernel, so the receiver is always slower. `make bench` also measures the generator
+alone, with a receiver that only reads its socket.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ AUTHENTICATED = frame(b'{"type": "authenticated", "data": {"message": "Authentic
 
 
 def main() -> None:
-    """Serve one connection after the other: say `ready`, wait for a line, send, and say in JSON when that was.
+    """Print the port, then for each connection: print `ready`, wait for a line, send, and print the times as JSON.
 
-    The port is printed first; the end of standard input ends it.
+    The process ends at the end of standard input.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--ticks", type=int, required=True)
@@ -46,20 +46,20 @@ def main() -> None:
             connection, _ = server.accept()
             with connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                protocol = _greet(connection, deflate=load.deflate)
+                protocol = _handshake(connection, deflate=load.deflate)
                 print("ready", flush=True)
                 if not sys.stdin.readline():
                     return
                 began = time.time()
                 try:
                     if options.rate:
-                        _pace(connection, protocol, load, options.rate)
+                        _send_at_rate(connection, protocol, load, options.rate)
                     else:
                         for block in blocks:
                             connection.sendall(block)
                     sent = time.time()
                     print(json.dumps({"began": began, "sent": sent}), flush=True)
-                    _wait_for_the_end(connection, protocol)
+                    _wait_for_close(connection, protocol)
                 except (ConnectionError, BrokenPipeError):
                     print(json.dumps({"began": began, "sent": None}), flush=True)
 
@@ -69,15 +69,15 @@ def _blocks(frames: list[bytes]) -> list[bytes]:
     return [joined[start : start + BLOCK] for start in range(0, len(joined), BLOCK)]
 
 
-def _greet(connection: socket.socket, *, deflate: bool) -> ServerProtocol:
-    """Do the opening handshake, and take whatever token comes."""
+def _handshake(connection: socket.socket, *, deflate: bool) -> ServerProtocol:
+    """Do the opening handshake and accept any token."""
     extensions = [ServerPerMessageDeflateFactory(server_no_context_takeover=True)] if deflate else []
     protocol = ServerProtocol(extensions=extensions)
-    heard = 0
-    while heard < 2:  # the request, then the token
+    received = 0
+    while received < 2:  # the request, then the token
         protocol.receive_data(connection.recv(65536))
         for event in protocol.events_received():
-            heard += 1
+            received += 1
             if isinstance(event, Request):
                 protocol.send_response(protocol.accept(event))
         for data in protocol.data_to_send():
@@ -86,11 +86,11 @@ def _greet(connection: socket.socket, *, deflate: bool) -> ServerProtocol:
     return protocol
 
 
-def _pace(connection: socket.socket, protocol: ServerProtocol, load: Load, rate: float) -> None:
-    """Send each tick at its time, dated with the microsecond of its sending."""
+def _send_at_rate(connection: socket.socket, protocol: ServerProtocol, load: Load, rate: float) -> None:
+    """Send each tick on schedule, dated with the microsecond of its sending."""
     local = ZoneInfo(TIMEZONE)
     messages = payloads(load, begin=datetime.now(UTC))
-    every = max(1, round(rate))  # second
+    every = max(1, round(rate))  # answer pings once a second
     tails = [message.partition(b'", "price"')[2] for message in messages]
     began = time.perf_counter()
     for number, tail in enumerate(tails):
@@ -104,15 +104,15 @@ def _pace(connection: socket.socket, protocol: ServerProtocol, load: Load, rate:
 
 
 def _answer_pings(connection: socket.socket, protocol: ServerProtocol) -> None:
-    """Let the receiver know that we live; a flood is over before it asks."""
+    """Answer pings. Without a rate, sending ends before the receiver pings."""
     with contextlib.suppress(BlockingIOError):
         protocol.receive_data(connection.recv(65536, socket.MSG_DONTWAIT))
         for data in protocol.data_to_send():
             connection.sendall(data)
 
 
-def _wait_for_the_end(connection: socket.socket, protocol: ServerProtocol) -> None:
-    """Let the receiver close."""
+def _wait_for_close(connection: socket.socket, protocol: ServerProtocol) -> None:
+    """Read until the receiver closes the connection."""
     connection.settimeout(600)
     while protocol.close_rcvd is None and (data := connection.recv(65536)):
         protocol.receive_data(data)

@@ -1,4 +1,4 @@
-"""Receivers that are measured: `python -m benchmarks.loops NAME URL TICKS` prints seconds and processor time."""
+"""Receiving loops: `python -m benchmarks.loops NAME URL TICKS` prints seconds and processor time as JSON."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ingestor.telemetry.events import Telemetry
 
 @dataclass(slots=True)
 class Meter:
-    """Seconds and processor time from the first message on; what came before is the same for all."""
+    """Seconds and processor time since the first message; everything before it is equal for all loops."""
 
     began: float = 0.0
     cpu: float = 0.0
 
     def start(self) -> None:
-        """Begin, with the first message."""
+        """Start at the first message."""
         self.began, self.cpu = time.perf_counter(), _cpu()
 
     def read(self) -> tuple[float, float]:
-        """Return seconds and processor time since then."""
+        """Return seconds and processor seconds since `start`."""
         return time.perf_counter() - self.began, _cpu() - self.cpu
 
 
 async def bare(url: str, ticks: int) -> tuple[float, float]:
-    """Throw every message away: the limit of a plain `websockets` loop."""
+    """Discard every message: the limit of a plain `websockets` loop."""
     meter = Meter()
     async with connect(url, max_size=2**20) as connection:
         await connection.send(authenticate(TOKEN), text=True)
@@ -52,7 +52,7 @@ async def bare(url: str, ticks: int) -> tuple[float, float]:
 
 
 async def decode(url: str, ticks: int) -> tuple[float, float]:
-    """Make every message a tick, by our own connection, and throw that away."""
+    """Decode every message from the daemon's own connection, and discard the tick."""
     decoder, clock = Decoder(TIMEZONE), SessionClock(SystemClock())
 
     def take(payloads: Sequence[bytes], binary: bool) -> None:
@@ -63,7 +63,7 @@ async def decode(url: str, ticks: int) -> tuple[float, float]:
 
 
 async def record(url: str, ticks: int) -> tuple[float, float]:
-    """Make every message a row of a batch, and throw that away."""
+    """Pack every message into a row of a batch, and discard the batches."""
     settings = load_settings(token=TOKEN)
     telemetry = Telemetry()
     buffer = Buffer(memory_max_bytes=2**40, clock=SystemClock(), telemetry=telemetry)
@@ -90,13 +90,13 @@ async def record(url: str, ticks: int) -> tuple[float, float]:
 
 
 async def record_by_library(url: str, ticks: int) -> tuple[float, float]:
-    """Do the same, with every frame read by the library: what our own way with plain text frames buys."""
+    """Run `record` with every frame read by the library; the difference is the gain of our own frame reader."""
     FeedConnection.data_received = FeedConnection._give  # type: ignore[method-assign]  # noqa: SLF001
     return await record(url, ticks)
 
 
 async def _ours(url: str, ticks: int, handler: Handler) -> tuple[float, float]:
-    """Hand everything to a handler, by the daemon's own connection."""
+    """Pass all messages of the daemon's own connection to a handler; return the meter's reading."""
     meter, done = Meter(), asyncio.Event()
     left = ticks + 1  # the server's answer to the token is the first message
 
@@ -130,10 +130,10 @@ def _cpu() -> float:
 
 
 def main() -> None:
-    """Run one loop."""
-    name, url, ticks = sys.argv[1], sys.argv[2], int(sys.argv[3])  # a fourth: by uvloop
+    """Run one loop and print its figures."""
+    name, url, ticks = sys.argv[1], sys.argv[2], int(sys.argv[3])  # a fourth argument: use uvloop
     if len(sys.argv) > 4:
-        import uvloop  # noqa: PLC0415 - only where it is asked for
+        import uvloop  # noqa: PLC0415 - only if requested
 
         uvloop.install()
     seconds, cpu = asyncio.run(LOOPS[name](url, ticks))

@@ -1,4 +1,4 @@
-"""The measurements, each with its counterpart in turn, so that a noisy machine disturbs both alike."""
+"""The measurements. Subjects alternate, so that a noisy machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FROM market.ticks
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one run took: ticks a second, and of the receiver's process the microseconds of processor time a tick."""
+    """One run: ticks a second, processor time of the receiver (µs a tick), peak memory and memory at rest (bytes)."""
 
     rate: float
     cpu: float
     memory: int = 0
     rest: int = 0
     server: float = 0.0
-    """Share of one core that PostgreSQL took."""
+    """Share of one core that PostgreSQL used."""
 
 
 Measured = dict[str, dict[str, float]]
@@ -52,34 +52,34 @@ def loop(name: str, generator: Generator, *, uvloop: bool = False) -> Run:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         generator.wait_for_a_receiver()
         generator.go()
-        said = json.loads(process.communicate()[0])
+        report = json.loads(process.communicate()[0])
     generator.times()
-    return Run(ticks / said["seconds"], said["cpu"] / ticks * 1e6)
+    return Run(ticks / report["seconds"], report["cpu"] / ticks * 1e6)
 
 
 def end_to_end(database: Database, generator: Generator) -> Run:
-    """Let the daemon, with its default settings, take everything: from the first tick sent to the last commit."""
+    """Measure the daemon with default settings, from the first tick sent to the last commit."""
     ticks = generator.load.ticks
     with daemon(database, generator) as process:
-        time.sleep(0.5)  # so that the start is over
+        time.sleep(0.5)  # until the start is over
         rest, before, served = process.memory(), process.cpu, _server_cpu(database)
         generator.go()
         ended = until(database, COMMITTED, ticks)
         served = _server_cpu(database) - served
         began, _ = generator.times()
-        time.sleep(0.1)  # the last transaction's epilogue
+        time.sleep(0.1)  # until the last transaction is acknowledged
         cpu, memory = process.cpu - before, process.memory("VmHWM")
     return Run(ticks / (ended - began), cpu / ticks * 1e6, memory, rest, served / (ended - began))
 
 
 def from_empty(database: Database, generator: Generator) -> Run:
-    """Do that from an empty database."""
+    """Run `end_to_end` with an empty database."""
     database.empty()
     return end_to_end(database, generator)
 
 
 def rival(name: str, database: Database, load: Load) -> Run:
-    """Let one of `benchmarks.rivals` take everything, from an empty database."""
+    """Measure one client of `benchmarks.rivals`, with an empty database."""
     database.empty()
     database.execute(_TRADES)
     port = OFFICIAL_PORT if name == "official_client" else 0
@@ -99,7 +99,7 @@ def rival(name: str, database: Database, load: Load) -> Run:
 
 
 def in_turn(rounds: int, subjects: Mapping[str, Callable[[], Run]]) -> Measured:
-    """Run each subject once a round, in turn, and print; return the medians by subject."""
+    """Run each subject once a round, alternately, and print each run; return a summary for each subject."""
     runs: dict[str, list[Run]] = {name: [] for name in subjects}
     for number in range(rounds):
         for name, run in subjects.items():
@@ -110,7 +110,7 @@ def in_turn(rounds: int, subjects: Mapping[str, Callable[[], Run]]) -> Measured:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, float]:
-    """Return the median of each figure, and between which rates the runs were."""
+    """Return the median of each figure, the lowest and highest rate, and the peak memory."""
     return {
         "rate": median(run.rate for run in runs),
         "lowest": min(run.rate for run in runs),
@@ -124,14 +124,14 @@ def summary(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def loads(database: Database, chosen: dict[str, Load], rounds: int) -> Measured:
-    """Measure end to end by several loads, in turn, each into an empty table."""
+    """Measure end to end with several loads, alternately, each with an empty table."""
     with ExitStack() as stack:
         generators = {name: stack.enter_context(Generator(load)) for name, load in chosen.items()}
         return in_turn(rounds, {name: partial(from_empty, database, each) for name, each in generators.items()})
 
 
 def latency(database: Database, rate: float, seconds: float) -> dict[str, float]:
-    """Return percentiles, in seconds, from a tick's sending to its commit, by the server's own commit times."""
+    """Return percentiles of the delay (seconds) from sending a tick to its commit, by the server's commit times."""
     database.empty()
     load = Load(round(rate * seconds))
     with Generator(load, rate) as generator, daemon(database, generator) as process:
@@ -145,6 +145,6 @@ def latency(database: Database, rate: float, seconds: float) -> dict[str, float]
 
 
 def _server_cpu(database: Database) -> float:
-    """Processor time of the server's processes that serve us, so far."""
+    """Return the processor time (seconds) of the daemon's server processes."""
     pids = database.value("SELECT array_agg(pid) FROM pg_stat_activity WHERE application_name = 'ingestor'") or []
     return sum(Process(pid).cpu for pid in pids)

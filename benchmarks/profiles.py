@@ -1,4 +1,4 @@
-"""Where the daemon's time goes: py-spy looks at it from outside while it takes all that it can."""
+"""Profile of the daemon at full load, sampled from outside by py-spy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 14
 
 
 def profile(database: Database) -> dict[str, Any]:
-    """Return the functions of the daemon's main thread by their share of its busy time."""
+    """Return the functions of the daemon's main thread with their shares of its busy time."""
     database.empty()
     with (
         Generator(Load(TICKS)) as generator,
@@ -38,13 +38,13 @@ def profile(database: Database) -> dict[str, Any]:
 
 
 def shares(stacks: list[str]) -> dict[str, Any]:
-    """Return each function's own share, from lines of py-spy's raw form: frames by `;`, then a count."""
+    """Return each function's own share from py-spy's raw lines: frames separated by `;`, then a count."""
     own: Counter[str] = Counter()
     for line in stacks:
         frames, _, count = line.rpartition(" ")
         names = frames.split(";")
         if not any("run_forever" in name for name in names) or names[-1].startswith("select "):
-            continue  # another thread, or nothing to do
+            continue  # another thread, or idle
         own[names[-1]] += int(count)
     total = own.total()
     return {"samples": total, "own": {name: count / total for name, count in own.most_common(SHOWN)}}

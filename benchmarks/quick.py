@@ -1,7 +1,7 @@
-"""`make bench-quick`: whether receiving, storing, or the whole way has become more than a tenth dearer.
+"""`make bench-quick`: fail if receiving, storing or the end-to-end path costs over 10 % more than the baseline.
 
-Only ratios of two things measured in turn are compared with the committed ones. What looks dearer is measured anew,
-since a machine can be busy for some seconds; only what stays so fails.
+Only ratios of two things measured alternately are compared with the baseline. A regression is measured again, since a
+machine can be busy for some seconds; only a repeated one fails.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from benchmarks.stage import Database, Generator
 from benchmarks.storing import batches, by_psql, by_store
 from ingestor.telemetry.log import configure
 
-COMMITTED = Path(__file__).with_name("quick.json")
+BASELINE = Path(__file__).with_name("quick.json")
 TICKS = 200_000
 ROUNDS = 3
 TRIES = 3
 TOLERANCE = 1.10
 END_TO_END_GOAL = 0.60
-"""Of the bare loop's rate."""
+"""Minimum rate as a share of the bare loop's."""
 
 
 def quick() -> dict[str, float]:
-    """Return costs as ratios, of which each is better when lower."""
+    """Return costs as ratios; lower is better."""
     made = batches(TICKS)
     with Database() as database, Generator(Load(TICKS)) as generator:
         subjects = {
@@ -53,38 +53,38 @@ def quick() -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and compare, or `--commit` the figures."""
+    """Compare new figures with the baseline, or write a new one with `--commit`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--commit", action="store_true", help="keep these figures as the ones to compare with")
+    parser.add_argument("--commit", action="store_true", help="write these figures as the new baseline")
     options = parser.parse_args()
     configure("error", "auto")
     if options.commit:
         tries = [quick() for _ in range(TRIES)]
         figures = {name: round(median(each[name] for each in tries), 3) for name in tries[0]}
-        COMMITTED.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        print(f"Kept in {COMMITTED.name}: {figures}")
+        BASELINE.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        print(f"Baseline written to {BASELINE.name}: {figures}")
         return
-    committed = json.loads(COMMITTED.read_text(encoding="utf-8"))
+    baseline = json.loads(BASELINE.read_text(encoding="utf-8"))
     best: dict[str, float] = {}
-    dearer = list(committed)
+    regressed = list(baseline)
     for _ in range(TRIES):
         best = {name: min(value, best.get(name, value)) for name, value in quick().items()}
-        dearer = [name for name in committed if best[name] > limit(name, committed[name])]
-        if not dearer:
+        regressed = [name for name in baseline if best[name] > limit(name, baseline[name])]
+        if not regressed:
             break
-        print(f"Dearer than before, so once more: {', '.join(dearer)}.")
+        print(f"Over the limit, measuring again: {', '.join(regressed)}.")
     for name, value in best.items():
-        print(f"{name:50} {value:6.3f}  committed {committed[name]:6.3f}, at most {limit(name, committed[name]):6.3f}")
-    if dearer:
+        print(f"{name:50} {value:6.3f}  baseline {baseline[name]:6.3f}, at most {limit(name, baseline[name]):6.3f}")
+    if regressed:
         sys.exit(
-            f"More than a tenth dearer: {', '.join(dearer)}. Find out why; if it is worth its price, keep the new "
-            'figures with `make bench-quick ARGS="--commit"`, and say so in the commit.'
+            f"Over the limit: {', '.join(regressed)}. Find the cause. If the cost is justified, write a new baseline "
+            'with `make bench-quick ARGS="--commit"`, and give the reason in the commit.'
         )
 
 
-def limit(name: str, committed: float) -> float:
-    """Return what is tolerated. The time of the whole way is the server's disk's too, so it has to keep its goal."""
-    return 1 / END_TO_END_GOAL if name.startswith("end to end: time") else committed * TOLERANCE
+def limit(name: str, baseline: float) -> float:
+    """Return the highest tolerated ratio: the goal for end-to-end time, which depends on the disk; else 10 % more."""
+    return 1 / END_TO_END_GOAL if name.startswith("end to end: time") else baseline * TOLERANCE
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The usual ways into PostgreSQL: `python -m benchmarks.rivals NAME STREAM_URL DATABASE_URL TICKS`.
+"""Other clients: `python -m benchmarks.rivals NAME STREAM_URL DATABASE_URL TICKS`.
 
-Each is what one writes in an afternoon from the examples of its libraries, without reconnecting, numbering, spool or
-coverage. All but the last fill `market.ticks` with its unique key; a row's number stands for the occurrence.
+Each follows the examples of its libraries, without reconnects, numbering, spool or coverage. All but the last fill
+`market.ticks` with its unique key; a running number replaces the occurrence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.frames import TOKEN
 from ingestor.batch import COLUMNS
 
 BATCH = 1_000
-"""Rows that are sent at once."""
+"""Rows per insert."""
 
 _number = count(1)
 _Row = tuple[datetime, datetime, float, int, int, str]
@@ -37,8 +37,8 @@ def row(text: str | bytes) -> _Row:
 
 
 def official_client(_: str, database: str, ticks: int) -> None:
-    """Use the provider's own client, which connects to port 5005 of this machine, and psycopg's `executemany`."""
-    import psycopg  # noqa: PLC0415 - each way has its own libraries
+    """Use the provider's client, which connects to port 5005 of this machine, and psycopg's `executemany`."""
+    import psycopg  # noqa: PLC0415 - each client has its own libraries
     from financefeast.common import EnvironmentsStream  # noqa: PLC0415
     from financefeast.stream import Stream  # noqa: PLC0415
 
@@ -63,7 +63,7 @@ def official_client(_: str, database: str, ticks: int) -> None:
 
 
 async def asyncpg_executemany(stream: str, database: str, ticks: int) -> None:
-    """Use `websockets`, and asyncpg's `executemany`."""
+    """Use `websockets` and asyncpg's `executemany`."""
     connection = await asyncpg.connect(database)
     places = ", ".join(f"${n + 1}" for n in range(len(COLUMNS)))
     insert = f"INSERT INTO market.ticks ({', '.join(COLUMNS)}) VALUES ({places}) ON CONFLICT DO NOTHING"
@@ -71,7 +71,7 @@ async def asyncpg_executemany(stream: str, database: str, ticks: int) -> None:
 
 
 async def asyncpg_copy(stream: str, database: str, ticks: int) -> None:
-    """Use `websockets`, and asyncpg's `copy_records_to_table`."""
+    """Use `websockets` and asyncpg's `copy_records_to_table`."""
     connection = await asyncpg.connect(database)
     await _in_batches(
         stream,
@@ -81,7 +81,7 @@ async def asyncpg_copy(stream: str, database: str, ticks: int) -> None:
 
 
 async def cryptofeed(stream: str, database: str, ticks: int) -> None:
-    """Use `websockets`, and cryptofeed's own backend for PostgreSQL, with the table of its documentation."""
+    """Use `websockets` and cryptofeed's PostgreSQL backend, with the table of its documentation."""
     from cryptofeed.backends.postgres import TradePostgres  # noqa: PLC0415
     from cryptofeed.types import Trade  # noqa: PLC0415
 
@@ -117,7 +117,7 @@ async def _authenticate(connection: Any) -> None:
     await connection.recv()
 
 
-WAYS: dict[str, Callable[[str, str, int], Any]] = {
+CLIENTS: dict[str, Callable[[str, str, int], Any]] = {
     "official_client": official_client,
     "asyncpg_executemany": asyncpg_executemany,
     "asyncpg_copy": asyncpg_copy,
@@ -126,9 +126,9 @@ WAYS: dict[str, Callable[[str, str, int], Any]] = {
 
 
 def main() -> None:
-    """Run one of them, until it is killed."""
+    """Run one client until it is killed."""
     name, stream, database, ticks = sys.argv[1:]
-    outcome = WAYS[name](stream, database, int(ticks))
+    outcome = CLIENTS[name](stream, database, int(ticks))
     if asyncio.iscoroutine(outcome):
         asyncio.run(outcome)
 

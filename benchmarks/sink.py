@@ -1,4 +1,4 @@
-"""Takes what a generator sends and throws the bytes away: `python -m benchmarks.sink URL`, until it is killed."""
+"""Receiver that discards all bytes: `python -m benchmarks.sink URL`, until it is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.frames import TOKEN
 
 
 def main() -> None:
-    """Shake hands, then empty the socket."""
+    """Do the handshake, then read the socket without end."""
     protocol = ClientProtocol(parse_uri(sys.argv[1]))
     with socket.create_connection(("127.0.0.1", urlsplit(sys.argv[1]).port)) as connection:
         protocol.send_request(protocol.connect())

@@ -1,4 +1,4 @@
-"""The actors: a database, a generator and the daemon, each a process of its own, as they are in life."""
+"""The processes of a benchmark: a database, a generator and the daemon, separate as in production."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from ingestor.settings import load_settings
 from tests.processes import DaemonProcess
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120.0
-"""Seconds after which something that should have happened never will."""
+TIMEOUT = 120.0
+"""Seconds until a wait fails."""
 
-# As a server is run in earnest: what is committed is on the disk.
+# Production settings: commits are durable.
 SERVER = {"fsync": "on", "full_page_writes": "on", "max_wal_size": "4GB", "track_commit_timestamp": "on"}
 
 
 class Database:
-    """A migrated database on a server of its own."""
+    """A migrated database on its own server."""
 
     def __init__(self) -> None:
         self._server = EmbeddedServer(settings=SERVER)
@@ -55,7 +55,7 @@ class Database:
         self._server.__exit__(kind, error, trace)
 
     def empty(self) -> None:
-        """Take all ticks and sessions away."""
+        """Delete all ticks and sessions."""
         self.execute(
             "TRUNCATE market.ticks, ingest.stream_sessions, ingest.rejected_messages; "
             "SELECT ingest.ensure_partition((date_trunc('month', now()) + n * interval '1 month')::date) "
@@ -64,7 +64,7 @@ class Database:
         self.execute("CHECKPOINT")
 
     def keep(self, ticks: str) -> None:
-        """Take all sessions away, and the ticks but those that a condition names."""
+        """Delete all sessions, and all ticks that do not match the SQL condition `ticks`."""
         self.execute(f"DELETE FROM market.ticks WHERE NOT ({ticks})")
         self.execute("VACUUM market.ticks")
         self.execute("TRUNCATE ingest.stream_sessions CASCADE")
@@ -75,7 +75,7 @@ class Database:
         self._connection.execute(sql)
 
     def value(self, sql: str) -> Any:
-        """Return a query's only value."""
+        """Return the first value of a query's first row."""
         row = self._connection.execute(sql).fetchone()
         assert row is not None
         return row[0]
@@ -111,44 +111,44 @@ class Generator:
         self._process.wait()
 
     def wait_for_a_receiver(self) -> None:
-        """Return when somebody is connected and authenticated."""
+        """Wait until a receiver is connected and authenticated."""
         assert self._line() == "ready"
 
     def go(self) -> None:
-        """Let it send."""
+        """Start sending."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
     def times(self) -> tuple[float, float]:
-        """Return when the first tick was sent, and the last; both by the wall clock."""
-        said = json.loads(self._line())
-        return said["began"], said["sent"]
+        """Return the wall-clock times at which the first and the last tick were sent."""
+        report = json.loads(self._line())
+        return report["began"], report["sent"]
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
-            raise TimeoutError("nobody came to the generator, or nobody takes what it sends")
+        if not select.select([self._process.stdout], [], [], TIMEOUT)[0]:
+            raise TimeoutError("no receiver connected to the generator, or the receiver stopped reading")
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("the generator has ended")
+            raise RuntimeError("the generator exited")
         return line.strip()
 
 
 class Process:
-    """A process whose costs are looked at from outside."""
+    """A process that is measured from outside."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
     @property
     def cpu(self) -> float:
-        """Processor time so far, in seconds (proc(5): fields 14 and 15 of stat)."""
+        """Return the processor time so far, in seconds (proc(5): fields 14 and 15 of stat)."""
         fields = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self, field: str = "VmRSS") -> int:
-        """Memory in bytes: VmRSS is that of now, VmHWM the most that it was."""
+        """Return memory in bytes: VmRSS is the current value, VmHWM the peak."""
         for line in Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines():
             if line.startswith(field):
                 return int(line.split()[1]) * 1024
@@ -157,7 +157,7 @@ class Process:
 
 @contextlib.contextmanager
 def daemon(database: Database, generator: Generator) -> Iterator[Process]:
-    """Run `ingestor run` with its default settings, connected to the generator; stop it in order."""
+    """Run `ingestor run` with default settings, connected to the generator, and stop it gracefully."""
     with tempfile.TemporaryDirectory(prefix="ingestor-bench-") as directory:
         process = DaemonProcess(
             Path(directory, "log"),
@@ -177,8 +177,8 @@ def daemon(database: Database, generator: Generator) -> Iterator[Process]:
 
 
 def until(database: Database, sql: str, value: int, pause: float = 0.005) -> float:
-    """Wait until a query's value is reached; return when, by the wall clock."""
-    deadline = time.monotonic() + PATIENCE
+    """Wait until a query returns at least `value`; return the wall-clock time."""
+    deadline = time.monotonic() + TIMEOUT
     while (found := database.value(sql)) < value:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{found} instead of {value}: {sql}")

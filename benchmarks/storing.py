@@ -1,4 +1,4 @@
-"""The store and the spool without a stream: batches that were packed before the clock starts."""
+"""The store and the spool without a stream, with batches packed before the measurement starts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ingestor.telemetry.events import Telemetry
 
 
 def batches(count: int) -> list[Batch]:
-    """Return full batches of one session."""
+    """Return `count` ticks as batches of one session; all but the last are full."""
     settings = load_settings()
     at = SystemClock().wall()
     session = Session(new_session_id(at), "bench", "ws://localhost/", at, "replay")
@@ -39,7 +39,7 @@ def batches(count: int) -> list[Batch]:
 
 
 def by_store(database: Database, made: Sequence[Batch]) -> float:
-    """Write them out of a buffer in memory, joined as it joins them; return seconds."""
+    """Write the batches from a buffer in memory, combined as the buffer does; return seconds."""
 
     async def write() -> float:
         buffer = Buffer(memory_max_bytes=2**40, clock=SystemClock(), telemetry=Telemetry())
@@ -59,7 +59,7 @@ def by_store(database: Database, made: Sequence[Batch]) -> float:
 
 
 def by_psql(database: Database, made: Sequence[Batch]) -> float:
-    """Let psql copy the same rows from a file, in one transaction; return seconds."""
+    """Copy the same rows from a file by psql, in one transaction; return seconds."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(COPY_HEADER + b"".join(batch.rows for batch in made) + COPY_TRAILER)
         file.flush()
@@ -70,7 +70,7 @@ def by_psql(database: Database, made: Sequence[Batch]) -> float:
 
 
 def by_spool(database: Database, made: Sequence[Batch]) -> float:
-    """Write them out of a spool that an earlier process left; return seconds."""
+    """Write the batches from a spool that an earlier process left; return seconds."""
 
     async def write(directory: Path) -> float:
         earlier = _buffer(directory)
