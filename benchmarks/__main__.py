@@ -61,15 +61,15 @@ def main() -> None:
 def measure(rounds: int, *, full: bool) -> dict[str, Any]:
     """Return all figures: rates in ticks/s, `cpu` in microseconds of processor time a tick, memory in bytes."""
     results: dict[str, Any] = {"made_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
-    say("Generator alone, with a receiver that only reads its socket")
+    announce("Generator alone, with a receiver that only reads its socket")
     results["generator"] = sink()
     for name, deflate in (("receive", False), ("deflate", True)):
-        say(f"Receiving{' with permessage-deflate' * deflate}")
+        announce(f"Receiving{' with permessage-deflate' * deflate}")
         results[name] = receive(rounds, deflate=deflate)
     with Database() as database:
-        say("End to end, compared with other clients")
+        announce("End to end, compared with other clients")
         results["end_to_end"] = clients(database, rounds)
-        say("Kinds of load")
+        announce("Kinds of load")
         results["loads"] = loads(
             database,
             {
@@ -78,15 +78,15 @@ def measure(rounds: int, *, full: bool) -> dict[str, Any]:
             },
             rounds,
         )
-        say("Ticks that are already in the database")
+        announce("Ticks that are already in the database")
         results["copies"] = copies(database, rounds)
-        say("Store and spool")
+        announce("Store and spool")
         results["store"] = store(database, rounds, 10_000_000 if full else SPOOLED)
-        say("From the sending of a tick to its commit")
+        announce("From the sending of a tick to its commit")
         results["latency"] = {str(rate): latency(database, rate, 15) for rate in RATES}
-        say("Tables with existing rows")
+        announce("Tables with existing rows")
         results["filled"] = filled(database, rounds, FILLED_FULL if full else FILLED)
-        say("Profile")
+        announce("Profile")
         results["profile"] = profile(database)
     return results
 
@@ -179,7 +179,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def say(text: str) -> None:
+def announce(text: str) -> None:
     """Print the heading of a section."""
     print(f"\n{text}", flush=True)
 

@@ -164,14 +164,14 @@ def _plot(results: dict[str, Any]) -> None:
     mpl.rcParams.update({"svg.hashsalt": "ingestor", "font.size": 10, "font.family": "sans-serif"})
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
-    ways = {name: each["rate"] for name, each in results["end_to_end"].items()}
-    ways = dict(sorted(ways.items(), key=lambda item: item[1]))
+    clients = {name: each["rate"] for name, each in results["end_to_end"].items()}
+    clients = dict(sorted(clients.items(), key=lambda item: item[1]))
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
-    colours = ["#2a6fb0" if name == "ingestor" else "#a8a8a8" for name in ways]
-    bars = axes.barh([NAMES[name].replace("`", "") for name in ways], list(ways.values()), color=colours)
-    axes.bar_label(bars, [f"{rate:,.0f}" for rate in ways.values()], padding=4)
+    colours = ["#2a6fb0" if name == "ingestor" else "#a8a8a8" for name in clients]
+    bars = axes.barh([NAMES[name].replace("`", "") for name in clients], list(clients.values()), color=colours)
+    axes.bar_label(bars, [f"{rate:,.0f}" for rate in clients.values()], padding=4)
     axes.set_xlabel("ticks a second, from the wire to committed rows (the bare loop: thrown away)", loc="right")
-    axes.set_xlim(right=max(ways.values()) * 1.15)
+    axes.set_xlim(right=max(clients.values()) * 1.15)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(IMAGES / "performance-ways.svg", metadata={"Date": None})
