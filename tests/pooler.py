@@ -64,9 +64,9 @@ class Pooler:
         file.write_text(f"[databases]{text}", encoding="ascii")
         command = [PROGRAM or need("pgbouncer", package="pgbouncer"), "-q", str(file)]
         if os.getuid() == 0:  # it refuses to run as root
-            nobody = pwd.getpwnam("nobody")
+            login = pwd.getpwnam("nobody")
             self.directory.chmod(0o777)
-            self.process = subprocess.Popen(command, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[])
+            self.process = subprocess.Popen(command, user=login.pw_uid, group=login.pw_gid, extra_groups=[])
         else:
             self.process = subprocess.Popen(command)
         for _ in range(600):

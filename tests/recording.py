@@ -60,7 +60,7 @@ async def until(url: str, sql: str, expected: Any) -> None:
             await connection.close()
 
 
-async def heard(daemon: Daemon, messages: int) -> None:
+async def received(daemon: Daemon, messages: int) -> None:
     """Wait until the daemon has taken so many messages from the wire."""
     async with asyncio.timeout(10):
         while daemon.telemetry.counts.messages < messages:

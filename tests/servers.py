@@ -151,10 +151,12 @@ class TestServer:
         for attempt in range(10):
             await self._disconnect(name)
             try:
-                return await self.run(statement)
+                await self.run(statement)
             except asyncpg.ObjectInUseError:
                 if attempt == 9:
                     raise
+            else:
+                return
 
     async def _disconnect(self, name: str) -> None:
         await self.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")

@@ -27,7 +27,7 @@ def at(minutes: float) -> datetime:
     return BEGINS + minutes * MINUTE
 
 
-async def heard(
+async def record_session(
     url: str,
     since: datetime,
     until: datetime,

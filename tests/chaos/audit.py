@@ -99,9 +99,9 @@ async def audit(
     skewed = {session: round(skew.seconds * SECOND) for skew in skews for session in skew.sessions}
     sessions = await query(url, _SESSIONS)
     rows = {row[:4]: (row[4], row[5]) for row in await query(url, _ROWS)}
-    heard: Counter[Key] = Counter()
+    sent: Counter[Key] = Counter()
     for each in chain.from_iterable(accounts.values()):
-        heard |= Counter(map(key, [*each.ticks, *each.replayed]))
+        sent |= Counter(map(key, [*each.ticks, *each.replayed]))
     required: Counter[Key] = Counter()
     claims: list[str] = []
     covered: list[tuple[Micros, Micros]] = []
@@ -120,11 +120,11 @@ async def audit(
         covered.append((begin, end))
     claims += await _miscounts(url)
     outside = sum((required - Counter({name: count for name, (count, _) in rows.items()})).values())
-    lost = sum(max(0, count - rows.get(name, (0, 0))[0]) for name, count in heard.items())
+    lost = sum(max(0, count - rows.get(name, (0, 0))[0]) for name, count in sent.items())
     # A number may be missing below the highest, where the database has lost its row; none may be above what was sent.
-    twice = sum(max(0, count - heard[name], highest - heard[name]) for name, (count, highest) in rows.items())
+    twice = sum(max(0, count - sent[name], highest - sent[name]) for name, (count, highest) in rows.items())
     return Verdict(
-        sent=heard.total(),
+        sent=sent.total(),
         stored=sum(count for count, _ in rows.values()),
         lost_in_gaps=lost - outside,
         lost_outside=outside,

@@ -81,10 +81,10 @@ async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Ro
     proxy.refuses = True
     proxy.cut()
     await asyncio.sleep(2)  # until all of it waits on disk
-    heard, spooled = await metric("messages_total"), await metric("spool_bytes")
+    received, spooled = await metric("messages_total"), await metric("spool_bytes")
     await asyncio.sleep(seconds)
-    heard, spooled = await metric("messages_total") - heard, await metric("spool_bytes") - spooled
-    return Row(rate, 100 * processor / seconds, resident, delays / commits, spooled / heard)
+    received, spooled = await metric("messages_total") - received, await metric("spool_bytes") - spooled
+    return Row(rate, 100 * processor / seconds, resident, delays / commits, spooled / received)
 
 
 async def restart(times: int, server: TestServer, directory: Path) -> list[float]:

@@ -41,7 +41,7 @@ class Sample:
     resident: int
     descriptors: int
     tasks: int
-    heard: int
+    received: int
     spooled: int
 
 
@@ -64,7 +64,7 @@ class Soak:
             if len(self.samples) % 10 == 0:
                 print(
                     f"{sample.seconds:6.0f} s  {sample.resident / 2**20:6.1f} MiB  {sample.descriptors} descriptors  "
-                    f"{sample.tasks} tasks  {sample.heard:>10,} heard  {sample.spooled / 2**20:7.1f} MiB on disk",
+                    f"{sample.tasks} tasks  {sample.received:>10,} received  {sample.spooled / 2**20:7.1f} MiB on disk",
                     flush=True,
                 )
 
@@ -149,7 +149,7 @@ async def away(minutes: float, rate: float) -> bool:
             async with soaking(server, url, directory, await simulator.url()) as soak:
                 print(f"{minutes:g} minutes without a database at {rate:,.0f} ticks a second", flush=True)
                 await soak.watch(minutes * 60)
-                waited, rows = soak.samples[-1].seconds, soak.samples[-1].heard
+                waited, rows = soak.samples[-1].seconds, soak.samples[-1].received
                 await server.run(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
                 print("The database is back; the market goes on", flush=True)
                 await soak.watch(60, lambda: soak.daemon.telemetry.counts.batches_written > 0)

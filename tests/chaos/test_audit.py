@@ -46,14 +46,14 @@ async def record(url: str, ticks: list[Tick], until: float, *, begin: int = 0) -
     return batcher.session.id
 
 
-async def judged(url: str, *accounts: Account, made: list[Tick] = TICKS, skews: Sequence[Skew] = ()) -> Verdict:
+async def verdict_of(url: str, *accounts: Account, made: list[Tick] = TICKS, skews: Sequence[Skew] = ()) -> Verdict:
     return await audit(url, {"one": list(accounts)}, [tick.time for tick in made], margin=0.0, skews=skews)
 
 
 async def test_a_kept_promise(writer_url: str, database: str) -> None:
     """Everything sent is stored and covered."""
     await record(writer_url, TICKS, 9.5)
-    verdict = await judged(database, account())
+    verdict = await verdict_of(database, account())
     assert verdict == Verdict(10, 10, 0, 0, 0, 1.0, ())
     assert verdict.holds
 
@@ -61,7 +61,7 @@ async def test_a_kept_promise(writer_url: str, database: str) -> None:
 async def test_a_loss_inside_a_gap(writer_url: str, database: str) -> None:
     """What was sent after the end of the coverage may be missing."""
     await record(writer_url, TICKS[:7], 6.5)
-    verdict = await judged(database, account())
+    verdict = await verdict_of(database, account())
     assert verdict == Verdict(10, 7, 3, 0, 0, 0.7, ())
     assert verdict.holds
 
@@ -69,7 +69,7 @@ async def test_a_loss_inside_a_gap(writer_url: str, database: str) -> None:
 async def test_a_loss_outside_a_gap(writer_url: str, database: str) -> None:
     """A hole in what is covered breaks the promise."""
     await record(writer_url, TICKS[:4] + TICKS[5:], 9.5)
-    verdict = await judged(database, account())
+    verdict = await verdict_of(database, account())
     assert (verdict.lost_outside, verdict.lost_in_gaps) == (1, 0)
     assert not verdict.holds
 
@@ -81,14 +81,14 @@ async def test_a_batch_that_counts_twice(writer_url: str, database: str, what: s
     connection = await connect(database)
     await connection.execute(f"UPDATE ingest.stream_sessions SET {what} = {what} + 1")
     await connection.close()
-    assert len((await judged(database, account())).claims) == 1
+    assert len((await verdict_of(database, account())).claims) == 1
 
 
 async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> None:
     """Two equal trades heard on one connection are two rows."""
     twins = [TICKS[0], TICKS[0], *TICKS[1:]]
     await record(writer_url, TICKS, 9.5)
-    assert (await judged(database, account(twins), made=twins)).lost_outside == 1
+    assert (await verdict_of(database, account(twins), made=twins)).lost_outside == 1
 
 
 @pytest.mark.parametrize("change", ["4", "0"])
@@ -105,7 +105,7 @@ async def test_a_row_too_many(writer_url: str, database: str, change: str) -> No
             "INSERT INTO market.ticks SELECT time, received_at, price, volume, 2, symbol FROM market.ticks LIMIT 1"
         )
     await connection.close()
-    verdict = await judged(database, account())
+    verdict = await verdict_of(database, account())
     assert verdict.twice == 1
     assert not verdict.holds
 
@@ -113,7 +113,7 @@ async def test_a_row_too_many(writer_url: str, database: str, change: str) -> No
 async def test_a_claim_without_a_connection(writer_url: str, database: str) -> None:
     """Who claims a time in which the connection was gone claims too much, though nobody else heard it either."""
     await record(writer_url, TICKS[:5], 9.5)
-    verdict = await judged(database, account(TICKS[:5]))
+    verdict = await verdict_of(database, account(TICKS[:5]))
     assert (verdict.lost_outside, len(verdict.claims)) == (0, 1)
     assert not verdict.holds
 
@@ -121,16 +121,16 @@ async def test_a_claim_without_a_connection(writer_url: str, database: str) -> N
 async def test_a_claim_before_a_connection(writer_url: str, database: str) -> None:
     """Who claims a time before the server accepted it claims too much."""
     await record(writer_url, TICKS, 9.5)
-    verdict = await judged(database, account(begin=1))
+    verdict = await verdict_of(database, account(begin=1))
     assert len(verdict.claims) == 1
 
 
 @pytest.mark.parametrize("ahead", [-90, 90])
-async def test_a_claim_by_a_wrong_clock(writer_url: str, database: str, ahead: int) -> None:
+async def test_claims_of_a_wrong_clock_are_shifted(writer_url: str, database: str, ahead: int) -> None:
     """It is judged after it was moved to the right time."""
     skew = Skew(frozenset({await record(writer_url, TICKS, ahead + 9.5, begin=ahead)}), ahead)
-    assert await judged(database, account(), skews=[skew]) == Verdict(10, 10, 0, 0, 0, 1.0, ())
-    assert (await judged(database, account(TICKS[:5]), skews=[skew])).claims
+    assert await verdict_of(database, account(), skews=[skew]) == Verdict(10, 10, 0, 0, 0, 1.0, ())
+    assert (await verdict_of(database, account(TICKS[:5]), skews=[skew])).claims
 
 
 def test_the_sessions_of_a_wrong_clock_are_in_its_log(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ async def test_a_restored_backup(writer_url: str, database: str) -> None:
     await record(writer_url, TICKS, 9.5)
     await backup.restore(database)
     assert await query(database, "SELECT id, ticks FROM ingest.stream_sessions") == [(early, 6)]
-    assert await judged(database, account()) == Verdict(10, 6, 4, 0, 0, 0.6, ())
+    assert await verdict_of(database, account()) == Verdict(10, 6, 4, 0, 0, 0.6, ())
 
 
 async def test_a_number_whose_predecessor_was_lost(writer_url: str, database: str) -> None:
@@ -159,7 +159,7 @@ async def test_a_number_whose_predecessor_was_lost(writer_url: str, database: st
     connection = await connect(database)
     await connection.execute("DELETE FROM market.ticks WHERE occurrence = 1")
     await connection.close()
-    verdict = await judged(database, account([TICKS[0], TICKS[0]]))
+    verdict = await verdict_of(database, account([TICKS[0], TICKS[0]]))
     assert (verdict.twice, verdict.lost_in_gaps) == (0, 1)
 
 
@@ -172,7 +172,7 @@ def test_the_schedule_comes_from_its_seed() -> None:
     assert not {fault.kind for fault in schedule(5, 100, without={"feed mute"})} & {"feed mute"}
 
 
-def test_eight_minutes_are_a_proof() -> None:
+def test_an_eight_minute_run_has_enough_faults() -> None:
     """Shared by two editions they hold enough faults of each kind on each, in that time."""
     for seed in range(5):
         half = schedule(seed, 240, without=set())

@@ -23,7 +23,7 @@ from tests.deploy.test_systemd import PROGRAM, SERVICES, UNITS, directives
 from tests.http import Window
 from tests.recording import COUNT
 from tests.servers import TestServer, query
-from tests.sessions import at, heard
+from tests.sessions import at, record_session
 from tests.tools import ALL_TOOLS, LONG, need
 
 pytestmark = pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
@@ -182,8 +182,8 @@ async def test_a_report_of_gaps_is_a_success(migrated: str, tmp_path: Path) -> N
     place = tmp_path / "ingestor-gaps"
     place.mkdir()
     (place / "gaps.html").write_text("yesterday's")
-    await heard(migrated, at(0), at(60))
-    await heard(migrated, at(120), at(180))
+    await record_session(migrated, at(0), at(60))
+    await record_session(migrated, at(120), at(180))
     given = environment(tmp_path, database_url=migrated)
     assert await asyncio.to_thread(run_unit, "ingestor-gaps.service", tmp_path, given)
     (page,) = place.iterdir()

@@ -89,7 +89,7 @@ async def fuzz(
     run: Run, target: Target, seconds: float, directory: Path, watchdog: Watchdog, *, only: int | None
 ) -> None:
     """Try a target's cases for so long, until one fails, or `only` one of them."""
-    begin = told = time.monotonic()
+    begin = printed = time.monotonic()
     async with target(directory) as case:
         while not run.failures and (run.cases == 0 if only is not None else time.monotonic() < begin + seconds):
             number = run.cases if only is None else only
@@ -102,9 +102,9 @@ async def fuzz(
                 print(f"{run.name}, case {number} failed. {run.again(number)}", flush=True)
                 run.failures.append(number)
             run.cases += 1
-            if time.monotonic() >= told + PROGRESS:
-                told = time.monotonic()
-                print(f"{told - begin:6.0f} s  {run}", flush=True)
+            if time.monotonic() >= printed + PROGRESS:
+                printed = time.monotonic()
+                print(f"{printed - begin:6.0f} s  {run}", flush=True)
         watchdog.rest()
 
 

@@ -92,7 +92,7 @@ def _tick(chance: random.Random) -> Tick:
     return Tick(chance.choice(("AIR.NZ", "É.NZ")), moment, chance.choice((0.5, 2.61, 3.0)), chance.choice((0, 1, 5000)))
 
 
-def _draw(chance: random.Random, judge: Decoder) -> tuple[bytes, bool, Key | bytes] | None:
+def _draw(chance: random.Random, reference: Decoder) -> tuple[bytes, bool, Key | bytes] | None:
     """Draw a message, whether it is binary, and what becomes of it; None where it would be the server's own word."""
     if chance.random() < 0.8:
         tick = _tick(chance)
@@ -100,7 +100,7 @@ def _draw(chance: random.Random, judge: Decoder) -> tuple[bytes, bool, Key | byt
     payload, binary = decoder.draw(chance), chance.random() < 0.2
     if binary:
         return payload, True, payload
-    match judge.decode(payload, time.time_ns() // 1000):
+    match reference.decode(payload, time.time_ns() // 1000):
         case Tick() as tick:
             return payload, False, (tick.symbol, tick.time, tick.price, tick.volume)
         case Refused():
@@ -121,10 +121,10 @@ async def _talk(client: Client, account: Account, chance: random.Random, last: a
     client.listen()
     await client.send(greeting)
     await token.wait()
-    judge = Decoder(str(ZONE))
+    reference = Decoder(str(ZONE))
     frames = [frame(FIN | TEXT, AUTHENTICATED)]
     for _ in range(chance.choice((0, 50, 500))):
-        frames += _more(account, chance, judge, client.deflate)
+        frames += _more(account, chance, reference, client.deflate)
     await client.send(b"".join([*frames, account.ping()]))
     await account.answered()
     if chance.random() < 0.3:
@@ -135,7 +135,7 @@ async def _talk(client: Client, account: Account, chance: random.Random, last: a
         return len(frames)
     end = ending(chance, deflates=client.deflate is not None)
     if account.half_at is None:
-        some = [each for _ in range(5) for each in _more(account, chance, judge, client.deflate)]
+        some = [each for _ in range(5) for each in _more(account, chance, reference, client.deflate)]
         await client.send(b"".join(some) + end.wire, is_last=True)
     if end.is_reset:
         client.reset()
@@ -145,11 +145,11 @@ async def _talk(client: Client, account: Account, chance: random.Random, last: a
     return len(frames)
 
 
-def _more(account: Account, chance: random.Random, judge: Decoder, deflate: Deflater | None) -> list[bytes]:
+def _more(account: Account, chance: random.Random, reference: Decoder, deflate: Deflater | None) -> list[bytes]:
     """Return the frames of one message more, or now and then a ping."""
     if chance.random() < 0.05:
         return [account.ping()]
-    drawn = _draw(chance, judge)
+    drawn = _draw(chance, reference)
     if drawn is None:
         return []
     payload, binary, outcome = drawn
@@ -165,7 +165,7 @@ async def _leave_half_sent(client: Client, account: Account) -> None:
     await asyncio.sleep(0.4)
 
 
-async def _judge(url: str, accounts: list[Account]) -> None:
+async def _compare(url: str, accounts: list[Account]) -> None:
     """Compare what was sent with what is stored."""
     sessions = await query(url, _SESSIONS)
     assert len(accounts) - 1 <= len(sessions) <= len(accounts), f"{len(accounts)} connections, {len(sessions)} sessions"
@@ -223,7 +223,7 @@ async def on_database(writer_url: str, owner_url: str, directory: Path) -> Async
             configuration = settings(cast("Any", SimpleNamespace(stream_url=url)), writer_url, spool_dir=directory)
             async with running(configuration):
                 await last.wait()
-        await _judge(owner_url, accounts)
+        await _compare(owner_url, accounts)
         counts.update(messages=sum(account.sure for account in accounts), connections=len(accounts))
         return counts
 

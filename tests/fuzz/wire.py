@@ -55,7 +55,7 @@ def compose(chance: random.Random, deflate: Deflater | None) -> Script:
 
 async def case(chance: random.Random) -> Counts:
     """Try one connection."""
-    heard: list[tuple[bytes, bool]] = []
+    received: list[tuple[bytes, bool]] = []
     script, last = Script(), Ending(b"", ending(chance, deflates=False).reason)
     counts: Counts = Counter()
     proved = 0
@@ -63,7 +63,7 @@ async def case(chance: random.Random) -> Counts:
     def on_pong(payload: bytes) -> None:
         nonlocal proved
         proved = script.before[payload]
-        assert heard[:proved] == script.messages[:proved], f"{payload!r} was answered before all was handed on"
+        assert received[:proved] == script.messages[:proved], f"{payload!r} was answered before all was handed on"
 
     async def talk(client: Client) -> None:
         nonlocal script, last
@@ -83,26 +83,26 @@ async def case(chance: random.Random) -> Counts:
         await client.gone()
 
     def on_messages(payloads: Sequence[bytes], binary: bool) -> None:
-        heard.extend((payload, binary) for payload in payloads)
+        received.extend((payload, binary) for payload in payloads)
 
     async with serving(talk, chance) as url, open_connection(url) as connection:
         connection.attach(on_messages)
         await connection.wait_closed()
         found = closing_error(connection).reason
     if last.is_reset:  # what had not been read yet may be lost with it
-        assert heard == script.messages[: len(heard)]
-        assert len(heard) >= proved
+        assert received == script.messages[: len(received)]
+        assert len(received) >= proved
     else:
-        _compare(heard, script.messages)
+        _compare(received, script.messages)
         assert found is last.reason, f"it ended by {last.reason}, and is recorded as {found}"
-    counts["messages"] += len(heard)
+    counts["messages"] += len(received)
     return counts
 
 
-def _compare(heard: list[tuple[bytes, bool]], sent: list[tuple[bytes, bool]]) -> None:
-    for number, (ours, theirs) in enumerate(zip(heard, sent, strict=False)):
-        assert ours == theirs, f"message {number} was sent as {theirs!r:.80}, and heard as {ours!r:.80}"
-    assert len(heard) == len(sent), f"{len(sent)} messages were sent, and {len(heard)} heard"
+def _compare(received: list[tuple[bytes, bool]], sent: list[tuple[bytes, bool]]) -> None:
+    for number, (ours, theirs) in enumerate(zip(received, sent, strict=False)):
+        assert ours == theirs, f"message {number} was sent as {theirs!r:.80}, and received as {ours!r:.80}"
+    assert len(received) == len(sent), f"{len(sent)} messages were sent, and {len(received)} received"
 
 
 @asynccontextmanager

@@ -140,7 +140,7 @@ async def test_a_password_file_knows_the_name(
         await server.run(f"DROP ROLE {role}")
 
 
-async def test_addresses_that_say_nothing(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_addresses_that_swallow_packets(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A member of a pool that accepts and stays silent does not keep the next from being tried, for both."""
     never = asyncio.Event()
 
@@ -196,7 +196,7 @@ async def test_every_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{LIVE} Connection refused; {OTHER} Connection refused" in decision.message
 
 
-async def test_a_connection_too_many_is_closed() -> None:
+async def test_losing_connections_are_closed() -> None:
     """Of two attempts that succeed at once one is used, and the other let go."""
     begun: list[str] = []
     dropped: list[str] = []
@@ -218,7 +218,7 @@ async def test_a_connection_too_many_is_closed() -> None:
 
 
 @pytest.mark.parametrize("case", ["password", "database", "role", "setting", "parameter", "service"])
-async def test_what_an_operator_must_mend(server: TestServer, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_operator_errors(server: TestServer, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal that stays is 78; the daemon keeps what it received, and ends if it was never let in."""
     role = server.new_name()
     await server.run(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")

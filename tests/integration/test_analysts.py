@@ -127,7 +127,7 @@ async def test_again(database: str, name: str, server: TestServer) -> None:
     assert await query(as_analyst(database, name, "another-Password"), "SELECT 1") == [(1,)]
 
 
-async def test_a_database_that_is_not_for_everybody(database: str, name: str, server: TestServer) -> None:
+async def test_connect_privilege_is_granted(database: str, name: str, server: TestServer) -> None:
     """Where nobody may connect without being let in, the analyst is."""
     short = database.rpartition("/")[2].partition("?")[0]
     await server.run(f"REVOKE CONNECT ON DATABASE {short} FROM PUBLIC")
@@ -136,7 +136,7 @@ async def test_a_database_that_is_not_for_everybody(database: str, name: str, se
     await server.run(f'REVOKE CONNECT ON DATABASE {short} FROM "{name}"')
 
 
-async def test_who_is_no_analyst(database: str, server: TestServer) -> None:
+async def test_logins_refused_as_analysts(database: str, server: TestServer) -> None:
     """Whoever owns or writes the data would be kept from it; names that can't be are refused in one line."""
     ((owner,),) = await query(database, "SELECT current_user::text")
     boss = server.new_name()

@@ -22,7 +22,7 @@ from ingestor.store.gaps import Bounds, GapStore, Outcome
 from tests.clocks import ManualClock
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
-from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
 LATER = round((ENDS + timedelta(hours=1)).timestamp()) * SECOND
 STATES = "SELECT symbol, status, bars FROM ingest.backfills ORDER BY gap_from, symbol"
@@ -60,8 +60,8 @@ def bars(*starts: datetime) -> bytes:
 
 async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
     """Bars, no bars, and a symbol that the provider does not know: each is on record, and the gap is partly filled."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "GONE.NZ")
     await execute(
         database, "UPDATE market.instruments SET active = false, last_seen = $1 WHERE symbol = 'GONE.NZ'", at(1)
@@ -95,8 +95,8 @@ async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
 
 async def test_a_listed_symbol_that_is_unknown_for_a_while(writer_url: str, database: str) -> None:
     """One 404 does not settle it; the third does, until it is asked for again."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     unknown = True
     async with scripted(lambda _: answer({}, status=404) if unknown else bars(at(100))) as server:
@@ -124,8 +124,8 @@ ERRORS = "SELECT status, bars, attempts, error FROM ingest.backfills WHERE symbo
 
 
 async def gap_of_twenty(database: str, writer_url: str) -> None:
-    await heard(database, BEGINS - MINUTE, at(101))
-    await heard(database, at(119), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(101))
+    await record_session(database, at(119), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
 
 
@@ -212,9 +212,9 @@ async def test_an_answer_to_another_question(body: dict[str, Any], writer_url: s
 
 async def test_a_wrong_record_concerns_its_own_gap(writer_url: str, database: str) -> None:
     """Of two gaps that one answer serves, the other one is settled."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), at(200))
-    await heard(database, at(202), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), at(200))
+    await record_session(database, at(202), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     body = {"data": [*records(at(100)), *records(at(200), low=2.0)]}
     async with scripted(lambda _: answer(body)) as server:
@@ -226,8 +226,8 @@ async def test_a_wrong_record_concerns_its_own_gap(writer_url: str, database: st
 
 async def test_wrong_records_are_no_absence(writer_url: str, database: str) -> None:
     """A source that answers, if badly, is there: the run goes through all symbols."""
-    await heard(database, BEGINS - MINUTE, at(101))
-    await heard(database, at(119), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(101))
+    await record_session(database, at(119), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(20)))
     async with scripted(lambda _: answer({"data": records(at(105), volume=-1)})) as server:
         summary = await fill(writer_url, server.url)
@@ -247,10 +247,10 @@ async def test_a_listing_with_wrong_records(writer_url: str, database: str) -> N
     assert await query(database, "SELECT symbol FROM market.instruments WHERE active") == [("A.NZ",), ("B.NZ",)]
 
 
-async def test_one_that_watches_is_patient(writer_url: str, database: str) -> None:
+async def test_watching_retries(writer_url: str, database: str) -> None:
     """What fails again and again is asked for less and less often; by hand it is asked for at once."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     waits = "SELECT round(extract(epoch FROM next_attempt_at - now()) / 60) FROM ingest.backfills WHERE symbol = 'A.NZ'"
     async with scripted(lambda _: answer({}, status=410)) as server:
@@ -263,7 +263,7 @@ async def test_one_that_watches_is_patient(writer_url: str, database: str) -> No
             assert len(await backfill.requests(Bounds())) == 1
 
 
-async def test_symbols_that_nobody_knows(writer_url: str, database: str) -> None:
+async def test_unknown_symbols(writer_url: str, database: str) -> None:
     """A mistyped symbol is said to be one."""
     await known(writer_url, "A.NZ")
     async with job(writer_url, "http://127.0.0.1:1") as (backfill, _):
@@ -274,8 +274,8 @@ async def test_symbols_that_nobody_knows(writer_url: str, database: str) -> None
 
 async def test_errors_without_secrets(writer_url: str, database: str) -> None:
     """What is put on record of a failure is scrubbed."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     register_secret(TOKEN)
     async with scripted(lambda _: answer({"data": [], "interval": TOKEN})) as server:
@@ -288,8 +288,8 @@ async def test_errors_without_secrets(writer_url: str, database: str) -> None:
 async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str) -> None:
     """However often the stream was cut, a symbol is asked for once a day; what was heard is not taken from it."""
     for minute in range(0, 480, 20):
-        await heard(database, at(minute or -1), at(minute + 19))
-    await heard(database, at(480), ENDS + MINUTE)
+        await record_session(database, at(minute or -1), at(minute + 19))
+    await record_session(database, at(480), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
     async with scripted(lambda _: bars(*(at(minute) for minute in range(490)))) as server:
         summary = await fill(writer_url, server.url)
@@ -301,10 +301,10 @@ async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str
     assert times == [at(minute + near) for minute in range(0, 480, 20) for near in (18, 19, 20)]
 
 
-async def test_taken_up_again_where_it_stopped(writer_url: str, database: str) -> None:
+async def test_a_stopped_run_is_resumed(writer_url: str, database: str) -> None:
     """A run that was interrupted, or whose answers failed, asks only for what is not settled yet."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "C.NZ", "D.NZ", "E.NZ", "F.NZ")
     broken = {"B.NZ", "D.NZ"}
 
@@ -326,8 +326,8 @@ async def test_taken_up_again_where_it_stopped(writer_url: str, database: str) -
 
 async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
     """What was settled before the end stays so."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, *(f"{letter}.NZ" for letter in "ABCDEFGH"))
     allowed = 3
 
@@ -350,11 +350,11 @@ async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
     assert await query(database, GAPS) == [(at(100), at(102), "backfilled")]
 
 
-async def test_two_at_once(writer_url: str, database: str) -> None:
+async def test_concurrent_runs(writer_url: str, database: str) -> None:
     """One that watches and one by hand: everything is settled, whoever settles the last symbols."""
     for minute in range(0, 480, 20):
-        await heard(database, at(minute or -1), at(minute + 19))
-    await heard(database, at(480), ENDS + MINUTE)
+        await record_session(database, at(minute or -1), at(minute + 19))
+    await record_session(database, at(480), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(12)))
     async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
         for result in await asyncio.gather(*(fill(writer_url, server.url) for _ in range(3))):
@@ -375,7 +375,7 @@ async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> N
     assert await query(database, "SELECT DISTINCT status FROM ingest.backfills WHERE symbol = '*'") == [("backfilled",)]
 
 
-async def test_what_is_settled_stays(writer_url: str, database: str) -> None:
+async def test_settled_gaps_are_not_asked_for_again(writer_url: str, database: str) -> None:
     """A slower run that fails, or finds nothing, does not undo what another has settled, nor store its bars."""
     piece = GapSpan(at(100), at(102))
     bar = Bar(at(100), 1.0, 1.0, 1.0, 1.0, 5)
@@ -391,8 +391,8 @@ async def test_what_is_settled_stays(writer_url: str, database: str) -> None:
 
 async def test_pending_for_more_than_a_year(writer_url: str, database: str) -> None:
     """What failed until the source did not keep it any more is unfillable, not without trades."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: answer({}, status=410)) as server:
         assert (await fill(writer_url, server.url)).pending == 1
@@ -422,8 +422,8 @@ async def test_another_label(writer_url: str, database: str) -> None:
 
 async def test_only_some_symbols(writer_url: str, database: str) -> None:
     """With `--symbol` the others stay pending, so the gap stays open."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
     async with scripted(lambda _: bars(at(100))) as server, job(writer_url, server.url) as (backfill, _):
         bounds = Bounds(until=ENDS)
@@ -434,10 +434,10 @@ async def test_only_some_symbols(writer_url: str, database: str) -> None:
     assert await query(database, GAPS) == [(at(100), at(102), "open")]
 
 
-async def test_older_than_the_source_keeps(writer_url: str, database: str) -> None:
+async def test_gaps_older_than_the_provider_keeps(writer_url: str, database: str) -> None:
     """A gap of more than a year ago is not asked for, and says why it stays."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     clock = ManualClock(LATER + 366 * 86400 * SECOND)
     async with scripted(lambda _: bars()) as server:
@@ -450,8 +450,8 @@ async def test_older_than_the_source_keeps(writer_url: str, database: str) -> No
 
 async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
     """Its older part is filled while it lasts, and the rest later; no minute is asked for before it is over."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(200), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(200), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
         for minute in (101, 150.2, 201, 205):
@@ -463,9 +463,9 @@ async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
     assert times == {at(minute) for minute in range(99, 201)}
 
 
-async def test_the_edges_of_what_was_heard_are_asked_for(writer_url: str, database: str) -> None:
+async def test_minutes_at_the_edges_of_coverage_are_asked_for(writer_url: str, database: str) -> None:
     """Within the margin of its ends a session may have missed a trade: no gap, but the bars come from the source."""
-    await heard(database, BEGINS - timedelta(seconds=2), ENDS + timedelta(seconds=2))
+    await record_session(database, BEGINS - timedelta(seconds=2), ENDS + timedelta(seconds=2))
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: bars(at(-1), at(0), at(1), at(493), at(494), at(495))) as server:
         await fill(writer_url, server.url)
@@ -476,7 +476,7 @@ async def test_the_edges_of_what_was_heard_are_asked_for(writer_url: str, databa
 
 async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database: str) -> None:
     """It lies in no gap, but its bar may not be ours."""
-    session = await heard(database, BEGINS - MINUTE, ENDS + MINUTE)
+    session = await record_session(database, BEGINS - MINUTE, ENDS + MINUTE)
     await execute(
         database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
     )
@@ -487,10 +487,10 @@ async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database:
     assert await query(database, "SELECT time, source FROM market.bars_1m") == [(at(50), "backfill")]
 
 
-async def test_what_was_heard_after_all(writer_url: str, database: str) -> None:
+async def test_gaps_that_a_late_spool_closes(writer_url: str, database: str) -> None:
     """A gap that was begun and is none any more, since a spool was written, is forgotten."""
-    session = await heard(database, BEGINS - MINUTE, at(100), None)
-    await heard(database, at(102), ENDS + MINUTE)
+    session = await record_session(database, BEGINS - MINUTE, at(100), None)
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: answer({}, status=410)) as server:
         assert (await fill(writer_url, server.url)).pending == 1
@@ -502,8 +502,8 @@ async def test_what_was_heard_after_all(writer_url: str, database: str) -> None:
 
 async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> None:
     """No other symbol would fare better, and nothing is settled by it."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
     async with scripted(lambda _: answer({}, status=403)) as server:
         with pytest.raises(ConfigurationError):
@@ -511,10 +511,10 @@ async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> N
     assert {row[1] for row in await query(database, STATES)} == {"pending"}
 
 
-async def test_a_source_that_is_away(writer_url: str, database: str) -> None:
+async def test_an_unavailable_provider(writer_url: str, database: str) -> None:
     """After some failures in a row a run ends, instead of trying every symbol for hours; the next one goes on."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(50)))
     away = True
     async with scripted(lambda _: answer({}, status=410) if away else bars(at(100))) as server:
@@ -554,7 +554,7 @@ async def test_instruments(writer_url: str, database: str) -> None:
     assert [row[2] for row in await query(database, rows)] == [False, True, None]
 
 
-async def test_a_short_listing_retires_nobody(writer_url: str, database: str) -> None:
+async def test_a_short_listing_delists_no_symbol(writer_url: str, database: str) -> None:
     """That a part of the exchange is gone from one day to the next is not believed."""
     listed = [Instrument(f"{number}.NZ", None, None, None, True) for number in range(120)]
     active = "SELECT count(*) FROM market.instruments WHERE active"

@@ -53,7 +53,7 @@ async def test_the_order_within_a_second(database: str) -> None:
         assert await query(database, f"SELECT open, close FROM market.{view}") == [(1.0, 3.0)]
 
 
-async def test_ticks_of_no_market(database: str) -> None:
+async def test_ticks_with_extreme_prices(database: str) -> None:
     """Prices and volumes at the ends of their types spoil no sum, and no other bar."""
     hostile = [(1e308, 2**63 - 1), (-1e308, 2**63 - 1), (1e308, 2**63 - 1), (5e-324, 2**63 - 1), (0.0, 1)]
     rows = [(SUMMER, SUMMER, price, volume, 1, "A.NZ") for price, volume in hostile[:2]]
@@ -92,7 +92,7 @@ async def test_the_last_ticks(database: str) -> None:
     assert await query(database, sql) == [expected[symbol] for symbol in sorted(expected)]
 
 
-async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> None:
+async def test_late_ticks_make_bars_stale(writer_url: str, database: str) -> None:
     """In the transaction of their batch, by the hour; what is on time (by the database's clock), or no tick, is not."""
     store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
     instance = batcher()
@@ -117,7 +117,7 @@ async def test_late_ticks_are_put_on_a_list(writer_url: str, database: str) -> N
     assert (await assert_bars(database))["1d"] >= 5
 
 
-async def test_old_ticks_are_dropped_when_somebody_wants_it(database: str, server: TestServer) -> None:
+async def test_retention_drops_old_ticks(database: str, server: TestServer) -> None:
     """Whole partitions or chunks, none that is younger, and how far it went is on record; late ticks have room."""
     name = database.rpartition("/")[2]
     await server.run(f"ALTER DATABASE {name} SET standard_conforming_strings = off")  # as an old program may need it
@@ -136,7 +136,7 @@ async def test_old_ticks_are_dropped_when_somebody_wants_it(database: str, serve
     assert await query(database, "SELECT ticks_since FROM ingest.settings") == [(since,)]
 
 
-async def test_two_who_maintain(database: str) -> None:
+async def test_concurrent_maintenance(database: str) -> None:
     """They wait for each other; none fails over what the other has just dropped, and each piece is dropped by one."""
     now = datetime.now(UTC).replace(microsecond=0)
     await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, "A.NZ") for age in (100, 200, 300)])
@@ -168,7 +168,7 @@ async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.Mon
         assert old < gap_store.ticks_since < now
 
 
-def test_retention_spares_what_is_computed_again() -> None:
+def test_retention_keeps_ticks_of_stale_bars() -> None:
     """No policy looks at ticks that retention may have dropped."""
     assert max(level.start + level.width for level in LEVELS) <= timedelta(seconds=LEAST_RETENTION)
 

@@ -17,7 +17,7 @@ from ingestor.cli.chart import EARLIEST, read, show
 from ingestor.errors import IngestorError
 from ingestor.store.gaps import Bounds, GapStore
 from tests.commands import ingestor
-from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
 # A trade a minute, each a cent higher.
 TICKS = """
@@ -40,9 +40,9 @@ FRIDAY = "AIR.NZ, Friday 20 November 2026"
 @pytest.fixture
 async def traded(database: str) -> None:
     """Friday was heard from 10:00 to 17:00, but for half an hour, which was filled, and two minutes, which were not."""
-    await heard(database, BEGINS - MINUTE, at(180), "closed")
-    await heard(database, at(210), at(300), "keepalive")
-    await heard(database, at(302), ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, at(180), "closed")
+    await record_session(database, at(210), at(300), "keepalive")
+    await record_session(database, at(302), ENDS + MINUTE, "stopped")
     for since, until in ((at(60), at(178)), (at(212), at(420))):
         await execute(database, TICKS, since, until, "AIR.NZ")
     await execute(database, BARS, at(179), at(210), "AIR.NZ")

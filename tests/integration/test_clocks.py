@@ -68,9 +68,9 @@ async def test_a_clock_that_is_behind(writer_url: str, database: str) -> None:
                 _, status = await window.get("/status")
             assert status["clock"]["ahead_seconds"] == pytest.approx(-180, abs=30)
             assert status["clock"]["is_wrong"] is True
-    (told,) = [line for line in lines if line["event"] == "clocks_compared"]
-    assert told["log_level"] == "warning"
-    assert told["ahead"] == pytest.approx(-180, abs=30)
+    (reported,) = [line for line in lines if line["event"] == "clocks_compared"]
+    assert reported["log_level"] == "warning"
+    assert reported["ahead"] == pytest.approx(-180, abs=30)
     assert await query(database, "SELECT lower(expected) FROM ingest.covered WHERE NOT isempty(span)") == []
     assert (await query(database, "SELECT min(authenticated_at) FROM ingest.stream_sessions"))[0][0] >= before
 
@@ -121,7 +121,7 @@ def test_a_slow_answer_is_no_wrong_clock(ahead: float, error: float, is_large: b
 
 
 @pytest.mark.parametrize("skew", [180, -180])
-async def test_what_is_covered_is_so_by_both_clocks(writer_url: str, database: str, skew: int) -> None:
+async def test_coverage_ends_at_the_earlier_clock(writer_url: str, database: str, skew: int) -> None:
     """Also what waited in a spool; and a clock that is set meanwhile is compared once more."""
     clock = SkewedClock(0)
     store = TickStore(writer_url, write_timeout=10, clock=clock)
@@ -141,7 +141,7 @@ async def test_what_is_covered_is_so_by_both_clocks(writer_url: str, database: s
     assert -SECOND < earliest - found[1] < 60 * SECOND
 
 
-async def test_no_proof_is_of_the_future(writer_url: str, database: str) -> None:
+async def test_coverage_never_ends_in_the_future(writer_url: str, database: str) -> None:
     """Even one that a batch brings from a clock which was right again when it was written."""
     store = TickStore(writer_url, write_timeout=10)
     now = SystemClock().wall()
@@ -208,7 +208,7 @@ async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, 
     assert rows == [("crashed", True), ("stopped", False)]
 
 
-async def test_what_is_inherited_is_no_sign_of_life(writer_url: str, database: str) -> None:
+async def test_inherited_sessions_do_not_count_as_alive(writer_url: str, database: str) -> None:
     """Not even of a session that has been seen before; what the session's own process writes is one."""
     store = TickStore(writer_url, write_timeout=10)
     instance, seen = batcher(), "SELECT last_seen_at FROM ingest.stream_sessions"

@@ -65,7 +65,7 @@ async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
     assert await query(community, "SELECT count(*) FROM ingest.stale_ranges") == [(0,)]
 
 
-async def test_bars_behind_what_was_computed(community: str) -> None:
+async def test_bars_before_the_computed_range(community: str) -> None:
     """Weeks of ticks that were on time, while no job ran; then a recent window alone was computed, and it is mended."""
     rows = [(NOW - timedelta(days=days), NOW, 4.5, 1, 1, "IDLE.NZ") for days in range(1, 41)]
     await insert(community, rows)
@@ -132,7 +132,7 @@ async def test_an_interrupted_migration(community: str) -> None:
     assert not any(line.startswith("Bars") for line in lines)
 
 
-async def test_a_server_that_was_of_the_other_edition(community: str) -> None:
+async def test_a_server_that_changed_its_edition(community: str) -> None:
     """Bars that are views, since the licence was another one, become aggregates of all that is there."""
     whole = await assert_bars(community)
     grants = (

@@ -74,7 +74,7 @@ def test_only_shells_that_have_a_script() -> None:
         assert "_ingestor_completion" in output or shell == "fish"
 
 
-def test_what_zsh_is_told(tmp_path: Path) -> None:
+def test_zsh_completion(tmp_path: Path) -> None:
     """The words with their help are code for the completion system, a line for each, that says nothing else."""
     script = """
         compdef() { completer=$1 }

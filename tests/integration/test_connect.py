@@ -128,7 +128,7 @@ async def test_sslmode_with_tls(database: str, tmp_path: Path) -> None:
                 assert "certificate" in str(error).lower()
 
 
-async def test_what_an_administrator_has_set(database: str, server: TestServer) -> None:
+async def test_session_settings_of_the_administrator(database: str, server: TestServer) -> None:
     """What our SQL takes for granted holds in both ways, whatever is set for the database."""
     name = database.rpartition("/")[2]
     expected = {
@@ -182,7 +182,7 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
         reader.close()
 
 
-async def test_the_host_that_takes_writes() -> None:
+async def test_the_writable_host_is_chosen() -> None:
     """Of several hosts the one that is not read-only is found, wherever it stands; if there is none, that is said."""
     with EmbeddedServer(settings={"default_transaction_read_only": "on"}) as one, EmbeddedServer() as two:
         for server in (one, two):
@@ -231,7 +231,7 @@ async def test_errors_hold_no_password(server: TestServer) -> None:
         await server.run(f"DROP ROLE {name}")
 
 
-async def test_errors_say_what_helps() -> None:
+async def test_errors_name_the_remedy() -> None:
     """A wrong password and a missing database come with their SQLSTATE and a hint, a dead host with its address."""
     with EmbeddedServer() as server:
         wrong = f"postgresql://postgres:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}"
@@ -263,7 +263,7 @@ async def test_a_url_that_cannot_be_used(rest: str) -> None:
 
 
 @pytest.mark.parametrize("password", ["hunt/er2", "hunt#er2", "hunt?er2"])
-async def test_errors_hold_no_piece_of_a_password(password: str) -> None:
+async def test_errors_hold_no_part_of_a_password(password: str) -> None:
     """Of a password that was not percent-encoded, no piece shows either."""
     for error in await fails(f"postgresql://someone:{password}@127.0.0.1:1/x"):
         assert "hunt" not in everything(error)

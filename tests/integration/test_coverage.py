@@ -14,7 +14,7 @@ import pytest
 from ingestor.model import EndReason
 from ingestor.store.connect import connect
 from tests.servers import query
-from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
 GAPS = "SELECT started_at, ended_at, cause, status FROM market.gaps ORDER BY started_at"
 DAYS = (
@@ -42,16 +42,16 @@ async def test_nothing_was_ever_recorded(database: str) -> None:
 
 async def test_a_whole_day(database: str) -> None:
     """A session around the trading time, across midnight of either clock, leaves no gap."""
-    await heard(database, BEGINS - timedelta(hours=3), ENDS + timedelta(hours=20))
+    await record_session(database, BEGINS - timedelta(hours=3), ENDS + timedelta(hours=20))
     assert await gaps(database) == []
     assert await friday(database) == (495, 495, 0, 0, 100)
 
 
 async def test_a_cut_is_a_gap_with_its_cause(database: str) -> None:
     """What lies between two sessions is missed, and says how the first of them ended."""
-    await heard(database, BEGINS, at(100), "closed")
-    await heard(database, at(103), at(200), "keepalive")
-    await heard(database, at(201.5), ENDS, "stopped")
+    await record_session(database, BEGINS, at(100), "closed")
+    await record_session(database, at(103), at(200), "keepalive")
+    await record_session(database, at(201.5), ENDS, "stopped")
     assert await gaps(database) == [
         (at(100), at(103), "the connection was closed or cut", "open"),
         (at(200), at(201.5), "the server did not answer a ping", "open"),
@@ -61,46 +61,46 @@ async def test_a_cut_is_a_gap_with_its_cause(database: str) -> None:
 
 async def test_overlapping_instances(database: str) -> None:
     """What one of two instances heard was heard; a gap is what both missed, by the cause of the later."""
-    await heard(database, BEGINS, at(100), "closed", instance="one")
-    await heard(database, at(50), at(110), "frozen", instance="two")
-    await heard(database, at(120), ENDS, instance="one")
-    await heard(database, at(300), at(310), instance="two")
+    await record_session(database, BEGINS, at(100), "closed", instance="one")
+    await record_session(database, at(50), at(110), "frozen", instance="two")
+    await record_session(database, at(120), ENDS, instance="one")
+    await record_session(database, at(300), at(310), instance="two")
     assert await gaps(database) == [(at(110), at(120), "the process was frozen", "open")]
 
 
-async def test_outside_of_trading_time_nothing_is_missed(database: str) -> None:
+async def test_no_gap_outside_of_trading_time(database: str) -> None:
     """The nights and the weekend are no gaps: a daemon that is stopped then has missed nothing."""
-    await heard(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
-    await heard(database, BEGINS, ENDS, "stopped")
+    await record_session(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
+    await record_session(database, BEGINS, ENDS, "stopped")
     assert await gaps(database) == []
 
 
 async def test_from_the_opening_on(database: str) -> None:
     """A daemon that was started too late has missed the time from the beginning of the trading time."""
-    await heard(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
-    await heard(database, at(45), ENDS)
+    await record_session(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
+    await record_session(database, at(45), ENDS)
     assert await gaps(database) == [(BEGINS, at(45), "the daemon was stopped", "open")]
 
 
-async def test_the_ledger_begins_with_the_first_session(database: str) -> None:
+async def test_coverage_begins_with_the_first_session(database: str) -> None:
     """What was before is no gap, unless it is said that the gap store begins earlier."""
-    await heard(database, at(60), ENDS)
+    await record_session(database, at(60), ENDS)
     assert await gaps(database) == []
     await execute(database, "UPDATE ingest.settings SET coverage_since = $1", BEGINS + 10 * MINUTE)
     assert await gaps(database) == [(at(10), at(60), "nothing was recording yet", "open")]
 
 
-async def test_a_process_killed_without_a_word(database: str) -> None:
+async def test_a_killed_process(database: str) -> None:
     """A session that never ended and shows no life covers until its last proof."""
-    await heard(database, BEGINS, at(200), None)
-    await heard(database, at(210), ENDS)
+    await record_session(database, BEGINS, at(200), None)
+    await record_session(database, at(210), ENDS)
     assert await gaps(database) == [(at(200), at(210), "the process died without a word", "open")]
 
 
 async def test_a_spool_that_is_written_later(database: str) -> None:
     """A gap goes when what covers it arrives after all."""
-    first = await heard(database, BEGINS, at(200), None)
-    await heard(database, at(210), ENDS)
+    first = await record_session(database, BEGINS, at(200), None)
+    await record_session(database, at(210), ENDS)
     assert len(await gaps(database)) == 1
     proof = "UPDATE ingest.stream_sessions SET covered_until = $2, last_tick_at = $2 WHERE id = $1"
     await execute(database, proof, first, at(210))
@@ -109,33 +109,33 @@ async def test_a_spool_that_is_written_later(database: str) -> None:
 
 async def test_a_stall_covers_until_the_last_tick(database: str) -> None:
     """Pongs that were answered, and messages that are no ticks, do not count once it shows that no price came."""
-    await heard(database, BEGINS, at(200), "stall", last=at(194))
-    await heard(database, at(201), ENDS)
+    await record_session(database, BEGINS, at(200), "stall", last=at(194))
+    await record_session(database, at(201), ENDS)
     assert await gaps(database) == [(at(194), at(201), "connected, but mute in trading hours", "open")]
 
 
 @pytest.mark.parametrize("reason", ["stall", "crashed", None])
 async def test_messages_that_are_no_ticks_cover_nothing(database: str, reason: str | None) -> None:
     """A session in which nothing could be read was heard for no time at all, however long it was answered."""
-    session = await heard(database, at(100), at(200), reason)
+    session = await record_session(database, at(100), at(200), reason)
     await execute(database, "UPDATE ingest.stream_sessions SET last_tick_at = NULL WHERE id = $1", session)
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(200), ENDS)
+    await record_session(database, BEGINS, at(100))
+    await record_session(database, at(200), ENDS)
     assert [gap[:2] for gap in await gaps(database)] == [(at(100), at(200))]
 
 
 @pytest.mark.parametrize(("reason", "missed"), [(None, 16), ("crashed", 16), ("closed", 10)])
-async def test_a_crash_while_it_was_mute(database: str, reason: str | None, missed: float) -> None:
+async def test_a_crash_during_a_stall(database: str, reason: str | None, missed: float) -> None:
     """A process that died can't have said that the stream was mute for too long; the gap store finds it."""
-    await heard(database, BEGINS, at(200), reason, last=at(194))
-    await heard(database, at(210), ENDS)
+    await record_session(database, BEGINS, at(200), reason, last=at(194))
+    await record_session(database, at(210), ENDS)
     assert (await friday(database))[:3] == (495, 495 - missed, missed)
 
 
-async def test_quiet_before_the_opening_is_not_mute(database: str) -> None:
+async def test_silence_before_the_opening_is_no_stall(database: str) -> None:
     """In the lead silence is right: only a session's open hours count."""
-    await heard(database, BEGINS, at(62), "crashed", last=BEGINS + MINUTE)
-    await heard(database, at(65), ENDS)
+    await record_session(database, BEGINS, at(62), "crashed", last=BEGINS + MINUTE)
+    await record_session(database, at(65), ENDS)
     assert await gaps(database) == [(at(62), at(65), "the process died without a word", "open")]
 
 
@@ -144,7 +144,7 @@ async def test_a_live_session(database: str) -> None:
     now = datetime.now(UTC)
     proved = now - timedelta(seconds=70)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
-    session = await heard(database, now - timedelta(hours=1), proved, None, seen=now - timedelta(seconds=20))
+    session = await record_session(database, now - timedelta(hours=1), proved, None, seen=now - timedelta(seconds=20))
     assert await query(database, GAPS) == []
     assert [row[5] for row in await query(database, DAYS)][-1] == 100
     see = "UPDATE ingest.stream_sessions SET last_seen_at = $2 WHERE id = $1"
@@ -159,16 +159,16 @@ async def test_a_live_session_whose_clock_is_behind(database: str) -> None:
     """Who lives is judged by the database's clock alone: what the daemon's says of its last proof does not matter."""
     now = datetime.now(UTC)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
-    await heard(database, now - timedelta(hours=1), now - timedelta(minutes=30), None, seen=now)
+    await record_session(database, now - timedelta(hours=1), now - timedelta(minutes=30), None, seen=now)
     assert await query(database, GAPS) == []
 
 
-async def test_what_has_not_come_is_not_covered(database: str) -> None:
+async def test_the_future_is_not_covered(database: str) -> None:
     """A session of a clock that is ahead covers until now at most, and nothing before it has begun; it is no error."""
     now = datetime.now(UTC)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always', coverage_since = $1", now - 10 * MINUTE)
-    await heard(database, now - 5 * MINUTE, now + 5 * MINUTE, "closed")
-    await heard(database, now + 3 * MINUTE, now + 5 * MINUTE, None, seen=now)
+    await record_session(database, now - 5 * MINUTE, now + 5 * MINUTE, "closed")
+    await record_session(database, now + 3 * MINUTE, now + 5 * MINUTE, None, seen=now)
     spans = "SELECT upper(span), upper(span) <= now(), upper(expected) <= now() FROM ingest.covered ORDER BY span"
     empty, covered = await query(database, spans)
     assert empty == (None, None, None)
@@ -178,9 +178,9 @@ async def test_what_has_not_come_is_not_covered(database: str) -> None:
 
 async def test_null_covers_nothing(database: str) -> None:
     """A session of which the database has lost messages proves nothing, however it ended, or if it still lives."""
-    await heard(database, BEGINS, at(100))
-    session = await heard(database, at(100), at(200), None, seen=datetime.now(UTC))
-    await heard(database, at(200), ENDS)
+    await record_session(database, BEGINS, at(100))
+    session = await record_session(database, at(100), at(200), None, seen=datetime.now(UTC))
+    await record_session(database, at(200), ENDS)
     await execute(database, TICK, at(150), 1.5, "A.NZ")
     for reason in [None, *EndReason]:
         await execute(
@@ -194,8 +194,8 @@ async def test_null_covers_nothing(database: str) -> None:
 
 async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
     """Whatever stands in a session's row, times without end or in the wrong order too, the views have an answer."""
-    await heard(database, BEGINS, at(100))
-    session = await heard(database, at(110), at(120), "crashed", last=at(111))
+    await record_session(database, BEGINS, at(100))
+    session = await record_session(database, at(110), at(120), "crashed", last=at(111))
     instants = ["NULL", "'infinity'", "'-infinity'", f"'{at(1)}'"]
     columns = ["authenticated_at", "covered_until", "last_message_at", "last_tick_at", "last_seen_at", "ended_at"]
     connection = await connect(database)
@@ -209,7 +209,7 @@ async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
     await connection.close()
 
 
-async def test_what_people_write_by_hand_is_refused_where_it_means_nothing(database: str) -> None:
+async def test_invalid_rows_of_operators_are_refused(database: str) -> None:
     """A range in the wrong order, or an endless one, would be an error of the views, and hide every gap."""
     backfill = "INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status) VALUES ($1, $2, '*', 'backfilled')"
     for statement, *arguments in (
@@ -231,11 +231,11 @@ async def test_what_people_write_by_hand_is_refused_where_it_means_nothing(datab
 
 async def test_refused_connections_are_part_of_the_cause(database: str) -> None:
     """A gap tells what later tries met."""
-    await heard(database, BEGINS, at(100), "closed")
-    await heard(database, at(101), at(101), "stream_limit", accepted=False)
-    await heard(database, at(105), at(105), "not_authorised", accepted=False)
-    await heard(database, at(110), at(300), "closed")
-    await heard(database, at(301), ENDS)
+    await record_session(database, BEGINS, at(100), "closed")
+    await record_session(database, at(101), at(101), "stream_limit", accepted=False)
+    await record_session(database, at(105), at(105), "not_authorised", accepted=False)
+    await record_session(database, at(110), at(300), "closed")
+    await record_session(database, at(301), ENDS)
     assert [row[2] for row in await gaps(database)] == [
         "the connection was closed or cut; then the server refused the token",
         "the connection was closed or cut",
@@ -244,16 +244,16 @@ async def test_refused_connections_are_part_of_the_cause(database: str) -> None:
 
 async def test_a_replay_covers_nothing(database: str) -> None:
     """A file that is replayed says nothing about what the stream sent."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(100), at(200), kind="replay")
-    await heard(database, at(200), ENDS)
+    await record_session(database, BEGINS, at(100))
+    await record_session(database, at(100), at(200), kind="replay")
+    await record_session(database, at(200), ENDS)
     assert [row[:2] for row in await gaps(database)] == [(at(100), at(200))]
 
 
-async def test_an_excuse(database: str) -> None:
+async def test_an_exclusion(database: str) -> None:
     """A halt that is on record is excluded, only where it was; what is excluded does not count as trading time."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(200), ENDS)
+    await record_session(database, BEGINS, at(100))
+    await record_session(database, at(200), ENDS)
     await execute(database, "INSERT INTO ingest.exclusions VALUES ($1, $2, 'outage of the exchange')", at(150), at(400))
     assert await gaps(database) == [
         (at(100), at(150), "the connection was closed or cut", "open"),
@@ -262,10 +262,10 @@ async def test_an_excuse(database: str) -> None:
     assert await friday(database) == (445, 395, 50, 0, 88.76)
 
 
-async def test_what_became_of_a_gap(database: str) -> None:
+async def test_outcomes_of_a_gap(database: str) -> None:
     """Each part of a gap has the outcome of its own backfill; what is pending is open."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(200), ENDS)
+    await record_session(database, BEGINS, at(100))
+    await record_session(database, at(200), ENDS)
     for begin, end, status in ((100, 120, "backfilled"), (120, 130, "partial"), (130, 140, "unfillable"),
                                (140, 150, "pending"), (160, 180, "backfilled")):  # fmt: skip
         await execute(
@@ -286,7 +286,7 @@ async def test_what_became_of_a_gap(database: str) -> None:
 
 async def test_the_change_of_summer_time(database: str) -> None:
     """Trading days are as long on both sides of the change, and move by an hour in UTC; calendar days are not."""
-    await heard(database, datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 10, 1, tzinfo=UTC))
+    await record_session(database, datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 10, 1, tzinfo=UTC))
     sql = "SELECT trading_day, lower(span) FROM ingest.trading_time WHERE trading_day IN ('2026-09-25', '2026-09-28')"
     assert sorted(await query(database, sql)) == [
         (date(2026, 9, 25), datetime(2026, 9, 24, 21, tzinfo=UTC)),
@@ -303,7 +303,7 @@ async def test_the_change_of_summer_time(database: str) -> None:
 async def test_early_closes_and_holidays(database: str) -> None:
     """Christmas Eve is shorter, Christmas Day is none."""
     await execute(database, "UPDATE ingest.settings SET coverage_since = '2025-12-23+00'")
-    await heard(database, BEGINS, ENDS)
+    await record_session(database, BEGINS, ENDS)
     days = {row[0]: row[1] for row in await query(database, DAYS)}
     assert days[date(2025, 12, 24)] == 255
     assert date(2025, 12, 25) not in days
@@ -314,8 +314,8 @@ async def test_a_gap_over_midnight_belongs_to_both_days(database: str) -> None:
     """Where every day adjoins the next, a gap is told by day."""
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
     midnight = datetime(2026, 11, 18, 11, tzinfo=UTC)
-    await heard(database, midnight - timedelta(hours=5), midnight - timedelta(hours=1))
-    await heard(database, midnight + timedelta(hours=2), datetime.now(UTC))
+    await record_session(database, midnight - timedelta(hours=5), midnight - timedelta(hours=1))
+    await record_session(database, midnight + timedelta(hours=2), datetime.now(UTC))
     rows = await query(database, "SELECT trading_day, started_at, ended_at FROM market.gaps ORDER BY started_at")
     assert rows == [
         (date(2026, 11, 18), midnight - timedelta(hours=1), midnight),
@@ -323,7 +323,7 @@ async def test_a_gap_over_midnight_belongs_to_both_days(database: str) -> None:
     ]
 
 
-async def test_every_reason_has_words(database: str) -> None:
+async def test_every_end_reason_has_a_text(database: str) -> None:
     """No cause is an internal name."""
     for reason in EndReason:
         ((words,),) = await query(database, f"SELECT ingest.cause('{reason}')")
@@ -383,8 +383,8 @@ SERIES = "SELECT time, open, source FROM market.bars_1m WHERE symbol = 'A.NZ' OR
 
 async def test_one_series_of_bars(database: str) -> None:
     """Ours where the minute was wholly covered, the fetched one elsewhere; of two, only one."""
-    await heard(database, BEGINS, at(100))
-    await heard(database, at(102.5), ENDS)
+    await record_session(database, BEGINS, at(100))
+    await record_session(database, at(102.5), ENDS)
     for minute in (98, 99, 102, 103, 105):
         await execute(database, TICK, at(minute) + timedelta(seconds=40), 1.5, "A.NZ")
     for minute in (98, 99, 100, 102, 104):
@@ -399,9 +399,9 @@ async def test_one_series_of_bars(database: str) -> None:
     ]
 
 
-async def test_a_minute_with_a_rejection_is_not_whole(database: str) -> None:
+async def test_a_minute_with_a_rejection_is_incomplete(database: str) -> None:
     """A message that could not be read may have been a trade of that minute."""
-    session = await heard(database, BEGINS, ENDS)
+    session = await record_session(database, BEGINS, ENDS)
     await execute(
         database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
     )
@@ -413,7 +413,7 @@ async def test_a_minute_with_a_rejection_is_not_whole(database: str) -> None:
 
 async def test_sessions_that_touch_make_one_range(database: str) -> None:
     """No margin is taken where one session takes over from another."""
-    await heard(database, BEGINS, at(100.5), instance="one")
-    await heard(database, at(100.4), ENDS, instance="two")
+    await record_session(database, BEGINS, at(100.5), instance="one")
+    await record_session(database, at(100.4), ENDS, instance="two")
     await execute(database, TICK, at(100), 1.5, "A.NZ")
     assert await query(database, SERIES) == [(at(100), 1.5, "stream")]

@@ -20,7 +20,7 @@ from tests.commands import ingestor, start
 from tests.recording import until
 from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
-from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
 UNTIL = ("--until", "2026-11-21")
 TICK = "INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) VALUES ($1, $1, $2, $3, 1, $4)"
@@ -37,8 +37,8 @@ def _wide_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def with_a_gap(database: str) -> None:
     """Friday was heard, but for two minutes."""
-    await heard(database, BEGINS - MINUTE, at(100), "closed")
-    await heard(database, at(102), ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, at(100), "closed")
+    await record_session(database, at(102), ENDS + MINUTE, "stopped")
 
 
 def seconds(minute: float) -> int:
@@ -89,7 +89,7 @@ async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path)
         assert (status, errors) == (69, "ingestor: /proc/x cannot be written: No such file or directory.\n")
 
 
-async def test_an_excuse(writer_url: str, database: str) -> None:
+async def test_an_exclusion(writer_url: str, database: str) -> None:
     """A halt is put on record with a reason, and its gap is no open one any more."""
     await with_a_gap(database)
     arguments = (
@@ -189,8 +189,8 @@ async def test_backfill_with_a_refused_token(writer_url: str, database: str) -> 
 
 async def test_backfill_that_watches(writer_url: str, database: str) -> None:
     """It fills gaps as they appear, until it is told to stop."""
-    await heard(database, BEGINS - MINUTE, at(100), "closed")
-    later = await heard(database, at(100), ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, at(100), "closed")
+    later = await record_session(database, at(100), ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:
         simulator.send([Tick("AIR.NZ", seconds(100.5), 0.5, 10)])
         process = await start(
@@ -210,8 +210,8 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
     writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A token that was accepted is tried again, loudly; what is listed is asked for once an hour."""
-    await heard(database, BEGINS - MINUTE, at(100), "closed")
-    later = await heard(database, at(102), ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, at(100), "closed")
+    later = await record_session(database, at(102), ENDS + MINUTE, "stopped")
     status = 200
 
     def script(asked: Asked) -> bytes:
@@ -235,7 +235,7 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
         await asyncio.wait_for(watching, 10)
 
 
-async def test_a_stop_while_the_listing_is_waited_for(writer_url: str, database: str) -> None:
+async def test_a_stop_during_the_request_for_the_listing(writer_url: str, database: str) -> None:
     """Whoever watches ends at once, whatever it is waiting for."""
     await with_a_gap(database)
     async with scripted(lambda _: HANG) as server:
@@ -255,7 +255,7 @@ def ohlcv(price: float, volume: int, minute: float) -> dict[str, Any]:
 
 async def test_reconcile(writer_url: str, database: str) -> None:
     """What differs is shown and put on record, by the label that fits; then nothing differs any more."""
-    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     for minute in (*range(40, 52), 15, 20):
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
     labelled = [ohlcv(1.5 + minute, 100, minute + 1) for minute in range(40, 52)]
@@ -306,7 +306,7 @@ async def test_a_wrong_record_is_no_difference(
     wrong: dict[str, Any], reason: str, writer_url: str, database: str
 ) -> None:
     """Its minute is not compared, which is said; the others are."""
-    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     for minute in range(40, 52):
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
     theirs = [{**ohlcv(1.5 + minute, 100, minute), **(wrong if minute == 45 else {})} for minute in range(40, 52)]
@@ -345,7 +345,7 @@ async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database
 
 async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database: str) -> None:
     """The stream looked alive, and the simulator's bars say what it had sent."""
-    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:
         for minute in range(5, 25):
             simulator.send([Tick("AIR.NZ", seconds(minute + part), 1.0 + minute / 100, 10) for part in (0.1, 0.6)])
@@ -363,7 +363,7 @@ async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database
 
 async def test_reconcile_without_anything_to_compare(writer_url: str, database: str) -> None:
     """A day that is none, or was not heard, is told."""
-    await heard(database, BEGINS - MINUTE, BEGINS + timedelta(seconds=5))
+    await record_session(database, BEGINS - MINUTE, BEGINS + timedelta(seconds=5))
     environment = {"DATABASE_URL": writer_url, "REST_URL": "http://127.0.0.1:1", "TOKEN": TOKEN}
     status, _, errors = await ingestor("reconcile", "--date=2026-11-21", **environment)
     assert (status, errors) == (69, "ingestor: 2026-11-21 is no trading day of which anything was recorded.\n")

@@ -18,7 +18,7 @@ from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from tests.disks import fill, small_disk
-from tests.recording import NOW, heard, running, settings, until
+from tests.recording import NOW, received, running, settings, until
 from tests.servers import TestServer, query
 from tests.unit.test_decoder import DOCUMENTED
 
@@ -39,7 +39,7 @@ async def test_the_documented_messages_become_eight_rows(writer_url: str, databa
     assert rows[-1][1] == datetime(2021, 9, 28, 20, 41, 27, tzinfo=UTC)
 
 
-async def test_a_busy_market_arrives_whole(writer_url: str, database: str) -> None:
+async def test_a_busy_market_is_stored_completely(writer_url: str, database: str) -> None:
     """Every tick sent has a row, and none has two."""
     async with Simulator(port=0, rate=2000, record=True) as simulator:
         async with running(settings(simulator, writer_url)):
@@ -99,7 +99,7 @@ async def test_quiet_time_is_covered_by_pongs(writer_url: str, database: str) ->
     assert rows == [(None, True)]
 
 
-async def test_a_cut_connection_is_made_again(writer_url: str, database: str) -> None:
+async def test_a_cut_connection_is_reopened(writer_url: str, database: str) -> None:
     """Each connection is a session with its reason; a replay by the server adds no copies."""
     tick = Tick("AIR.NZ", NOW, 0.5, 100)
     async with Simulator(port=0, rate=0, faults=["replay"]) as simulator:
@@ -162,7 +162,7 @@ async def test_stream_limit_waits(writer_url: str, database: str) -> None:
                 )
 
 
-async def test_a_refused_token_needs_a_person(writer_url: str, database: str) -> None:
+async def test_a_refused_token_requires_operator_action(writer_url: str, database: str) -> None:
     """A token that never worked ends the daemon with 78, and does not show in the message."""
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, writer_url, token="tk_wrong_token_00001"))
@@ -175,9 +175,7 @@ async def test_a_refused_token_needs_a_person(writer_url: str, database: str) ->
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("reject", "not_authorised"), ("no-access", "no_access")])
-async def test_a_token_that_worked_before_is_tried_again(
-    writer_url: str, database: str, fault: str, reason: str
-) -> None:
+async def test_a_token_that_worked_before_is_retried(writer_url: str, database: str, fault: str, reason: str) -> None:
     """After it was accepted once, a refusal is the other side's fault: no exit."""
     async with Simulator(port=0, rate=0, faults=[fault]) as simulator:
         async with running(settings(simulator, writer_url)):
@@ -220,14 +218,14 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str, quick: None)
     assert rows[0] == ("buffer_full", True)
 
 
-async def test_a_stop_while_the_database_is_away(empty_database: str, quick: None) -> None:
+async def test_a_stop_while_the_database_is_unavailable(empty_database: str, quick: None) -> None:
     """What can't be written goes to the spool, the exit is an orderly one, and the next start writes it."""
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database)
         async with running(configuration) as daemon:
             await simulator.wait_connected()
             simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)] * 7)
-            await heard(daemon, 7)
+            await received(daemon, 7)
         assert daemon.buffer.spooled_batches > 0
         await migrate(empty_database, configuration, lambda _: None)
         async with running(configuration):
@@ -236,7 +234,7 @@ async def test_a_stop_while_the_database_is_away(empty_database: str, quick: Non
     assert rows == [("stopped", 7), ("stopped", 0)]
 
 
-async def test_what_can_be_kept_nowhere_is_said(empty_database: str, tmp_path: Path) -> None:
+async def test_lost_messages_are_reported(empty_database: str, tmp_path: Path) -> None:
     """With no database and a full disk the exit status is 1, and the message says how much is missing."""
     with contextlib.ExitStack() as stack:
         try:
@@ -268,7 +266,7 @@ async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str
             task = asyncio.create_task(daemon.run(request))
             await simulator.wait_connected()
             simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)] * 7)
-            await heard(daemon, 7)
+            await received(daemon, 7)
             request()
             await simulator.wait_connected(0)
             request()
@@ -278,7 +276,7 @@ async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str
             await until(database, "SELECT count(*) FROM market.ticks", 7)
 
 
-async def test_a_refusal_counts_more_than_the_database(empty_database: str) -> None:
+async def test_a_refused_token_outranks_the_database(empty_database: str) -> None:
     """A token that needs a person ends with 78 also while the database is away."""
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, empty_database, token="tk_wrong_token_00001", stop_timeout="1s"))
@@ -311,7 +309,7 @@ async def test_a_refused_handshake(writer_url: str, status: str) -> None:
 
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
-async def test_a_busy_server_is_tried_again(writer_url: str, status: str) -> None:
+async def test_a_busy_server_is_retried(writer_url: str, status: str) -> None:
     """A server that is too busy, or down for a while, ends nothing."""
     tries = 0
 
@@ -363,7 +361,7 @@ async def test_compression_is_used(writer_url: str) -> None:
         assert [extension.name for extension in account.connection.protocol.extensions] == ["permessage-deflate"]
 
 
-async def test_a_database_that_is_away_at_first(writer_url: str, database: str, server: TestServer) -> None:
+async def test_a_database_that_is_unavailable_at_the_start(writer_url: str, database: str, server: TestServer) -> None:
     """The stream is heard from the first second; what came before the database does is written then."""
     await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS false")
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)) as daemon:

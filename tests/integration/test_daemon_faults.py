@@ -47,7 +47,7 @@ def ended() -> Iterator[list[DaemonProcess]]:
         each.end()
 
 
-async def test_killed_while_the_database_is_away(
+async def test_killed_while_the_database_is_unavailable(
     writer_url: str, database: str, server: TestServer, tmp_path: Path, ended: list[DaemonProcess]
 ) -> None:
     """What reached the spool is written by the next process; from there to the next session is no coverage."""
@@ -127,7 +127,7 @@ async def test_killed_at_any_moment(writer_url: str, database: str, tmp_path: Pa
     assert (await query(database, TOTALS))[0][1] == 0
 
 
-async def test_stopped_while_the_database_is_away(
+async def test_stopped_while_the_database_is_unavailable(
     writer_url: str, database: str, server: TestServer, tmp_path: Path, ended: list[DaemonProcess]
 ) -> None:
     """SIGTERM without a database: exit 0 soon, all on disk; the next start writes it and the session's end."""

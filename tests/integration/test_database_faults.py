@@ -20,12 +20,12 @@ from ingestor.store.version import SCHEMA_REVISION
 from tests.disks import fill, small_disk
 from tests.processes import ServerProcess
 from tests.proxy import Proxy
-from tests.recording import COUNT, ENDS, TOTALS, Market, heard, recording, running, settings, stored, until
+from tests.recording import COUNT, ENDS, TOTALS, Market, received, recording, running, settings, stored, until
 from tests.servers import TestServer, query
 
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
-async def test_a_server_that_goes_and_comes(writer_url: str, database: str, process: ServerProcess, how: str) -> None:
+async def test_a_server_restart(writer_url: str, database: str, process: ServerProcess, how: str) -> None:
     """A server that is restarted, or dies without a word, costs nothing; the stream is not touched."""
     async with recording(writer_url) as (market, daemon):
         market.trade()
@@ -33,7 +33,7 @@ async def test_a_server_that_goes_and_comes(writer_url: str, database: str, proc
         market.trade()
         await asyncio.to_thread(getattr(process, how))
         market.trade()
-        await heard(daemon, market.sent)
+        await received(daemon, market.sent)
         await asyncio.sleep(0.3)
         assert daemon.buffer.spooled_batches > 0
         await process.start()
@@ -50,7 +50,7 @@ async def test_a_server_that_hangs(writer_url: str, database: str, process: Serv
         await until(database, COUNT, market.sent)
         process.pause()
         market.trade()
-        await heard(daemon, market.sent)
+        await received(daemon, market.sent)
         async with asyncio.timeout(10):
             while daemon.buffer.in_memory or not daemon.telemetry.counts.write_failures:
                 await asyncio.sleep(0.01)
@@ -74,7 +74,7 @@ async def test_a_second_signal_does_not_wait_for_a_server_that_hangs(
         await until(database, COUNT, market.sent)
         process.pause()
         market.trade()
-        await heard(daemon, market.sent)
+        await received(daemon, market.sent)
         request()
         request()
         await asyncio.wait_for(task, 5)
@@ -123,14 +123,14 @@ async def locked(url: str, table: str) -> AsyncIterator[None]:
     await connection.close()
 
 
-async def test_a_look_at_a_server_that_hangs(writer_url: str, database: str) -> None:
+async def test_check_of_a_server_that_hangs(writer_url: str, database: str) -> None:
     """Whoever looks at a database is not kept waiting by it."""
     async with locked(database, "ingest.trading_sessions"):
         with pytest.raises(StoreError):
             await asyncio.wait_for(inspect(writer_url, timeout=0.2), 5)
 
 
-async def test_a_stop_while_the_database_is_looked_at(writer_url: str, database: str, process: ServerProcess) -> None:
+async def test_a_stop_during_the_coverage_query(writer_url: str, database: str, process: ServerProcess) -> None:
     """The look at the coverage and at the calendar, too, is let go of when the server hangs."""
     request = StopRequest()
     looking = (
@@ -195,7 +195,7 @@ async def test_a_server_whose_disk_is_full(
             while not daemon.telemetry.counts.write_failures:
                 market.trade(2000)
                 await asyncio.sleep(0.02)
-            await heard(daemon, market.sent)
+            await received(daemon, market.sent)
             filler.unlink()
             await stored(database, market)
         assert await query(database, ENDS) == [("stopped",)]
@@ -239,7 +239,7 @@ async def test_a_wire_to_the_database_that_is_cut(writer_url: str, database: str
     assert await query(database, ENDS) == [("stopped",)]
 
 
-async def test_a_standby_is_left_for_the_primary(
+async def test_the_daemon_moves_from_a_standby_to_the_primary(
     writer_url: str, database: str, server: TestServer, process: ServerProcess
 ) -> None:
     """A server in recovery takes nothing: it is tried until it is promoted, and nothing is lost."""
@@ -252,7 +252,7 @@ async def test_a_standby_is_left_for_the_primary(
         process.give(standby)
         await process.start()
         market.trade()
-        await heard(daemon, market.sent)
+        await received(daemon, market.sent)
         failures = daemon.telemetry.counts.write_failures
         async with asyncio.timeout(15):
             while daemon.telemetry.counts.write_failures < failures + 2:
@@ -282,7 +282,7 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
 
 
 @pytest.mark.parametrize(
-    ("breaks", "mends", "remedy"),
+    ("breaks", "repairs", "remedy"),
     [
         ("REVOKE market_write FROM {role}", "GRANT market_write TO {role}", "GRANT market_write TO it"),
         ("ALTER ROLE {role} NOLOGIN", "ALTER ROLE {role} LOGIN", "check the user, the password"),
@@ -295,8 +295,8 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
     ],
     ids=["privilege", "login", "table", "older schema"],
 )
-async def test_what_a_person_must_mend(
-    writer_url: str, database: str, server: TestServer, quick: None, breaks: str, mends: str, remedy: str
+async def test_errors_that_require_operator_action(
+    writer_url: str, database: str, server: TestServer, quick: None, breaks: str, repairs: str, remedy: str
 ) -> None:
     """It is tried again every few seconds, with the remedy in one line; meanwhile everything is on disk."""
     with structlog.testing.capture_logs() as lines:
@@ -313,7 +313,7 @@ async def test_what_a_person_must_mend(
             async with asyncio.timeout(10):
                 while not any(remedy in line.get("detail", "") for line in lines) or daemon.buffer.in_memory:
                     await asyncio.sleep(0.01)
-            await admin.execute(mends.format(role=server.prefix))
+            await admin.execute(repairs.format(role=server.prefix))
             await admin.close()
             await stored(database, market)
     assert await query(database, ENDS) == [("stopped",)]
@@ -343,14 +343,14 @@ async def test_a_slow_database_never_breaks_the_stream(writer_url: str, database
             await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
             with contextlib.suppress(TimeoutError):
                 await market.trade_for(3)
-            await heard(daemon, market.sent)
+            await received(daemon, market.sent)
             assert daemon.buffer.spooled_batches > 0
         await blocker.close()
         await stored(database, market)
     assert await query(database, ENDS) == [("stopped",)]
 
 
-async def test_what_was_spooled_while_writes_were_slow_is_not_written_twice(writer_url: str, database: str) -> None:
+async def test_batches_spooled_during_slow_writes_are_written_once(writer_url: str, database: str) -> None:
     """A batch that went to disk while its commit was on the way leaves it with the commit."""
     blocker = await connect(database)
     async with recording(writer_url, spool_after="50ms") as (market, daemon):

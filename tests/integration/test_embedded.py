@@ -47,7 +47,7 @@ async def test_asks_for_a_password() -> None:
 
 
 @pytest.mark.parametrize("private", [False, True])
-def test_does_not_outlive_us(private: bool) -> None:
+def test_the_server_stops_with_its_parent(private: bool) -> None:
     """When its parent is killed without a word, the server stops and takes its directory along."""
     with private_copy() if private else nullcontext(wheel_binaries()) as binaries:
         _kill_and_look(binaries)
@@ -88,7 +88,7 @@ def private_copy() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-async def test_works_from_a_directory_of_ours_alone() -> None:
+async def test_works_in_a_private_directory() -> None:
     """An environment in a directory that `nobody` can't enter (a clone in /root) works as well."""
     with private_copy() as binaries, EmbeddedServer(binaries) as server:
         assert await answer(server.url()) == 42

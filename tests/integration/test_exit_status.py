@@ -13,7 +13,7 @@ import pytest
 
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError, StoreError
 from tests.commands import ingestor, ingestor_here
-from tests.sessions import BEGINS, ENDS, MINUTE, at, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
 
 UNTIL = ("--until", "2026-11-21")
 NOWHERE = "postgresql://ingestor@127.0.0.1:1/market"
@@ -38,9 +38,9 @@ def full_disk() -> Iterator[int]:
 
 async def test_gaps(writer_url: str, database: str) -> None:
     """0 and 1 tell whether a gap is open; a database that can't be asked, or a report that can't be kept, is 69."""
-    await heard(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
-    await heard(database, ENDS + 2 * MINUTE, ENDS + 3 * MINUTE, "stopped")
+    await record_session(database, ENDS + 2 * MINUTE, ENDS + 3 * MINUTE, "stopped")
     assert (await ingestor("gaps", "--until", "2026-11-24", DATABASE_URL=writer_url))[0] == 1
     assert (await ingestor("gaps", *UNTIL, DATABASE_URL=NOWHERE))[0] == 69
     assert (await ingestor("gaps", "--output=/proc/x", *UNTIL, DATABASE_URL=writer_url))[0] == 69
@@ -52,7 +52,7 @@ async def test_an_output_that_accepts_nothing(
     form: str, output: Callable[[], AbstractContextManager[int]], writer_url: str, database: str
 ) -> None:
     """A report that did not reach its reader is 69 and one line, not the answer that gaps are open."""
-    await heard(database, BEGINS - MINUTE, at(100), "closed")
+    await record_session(database, BEGINS - MINUTE, at(100), "closed")
     with output() as stdout:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "ingestor", "gaps", f"--format={form}", *UNTIL),

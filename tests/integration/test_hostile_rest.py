@@ -47,7 +47,7 @@ async def test_a_compressed_answer(encoding: str, pack: Callable[[bytes], bytes]
 
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
-async def test_an_answer_that_says_that_it_is_not_compressed(encoding: str) -> None:
+async def test_an_answer_with_identity_encoding(encoding: str) -> None:
     """It is taken."""
     async with scripted(lambda _: answer(GOOD, content_encoding=encoding)) as server:
         assert await minutes(server.url) == [1]
@@ -127,7 +127,7 @@ async def test_frames_that_are_broken(reply: Reply, monkeypatch: pytest.MonkeyPa
     assert TOKEN not in str(caught.value)
 
 
-async def test_an_answer_too_many() -> None:
+async def test_an_unexpected_second_answer() -> None:
     """A second answer on a connection is not taken for that of the next question, and no cookie is sent back."""
     other = answer({"data": [bar(7)]}).replace(b"connection: close\r\n", b"")
     first = answer({"data": [bar(1)]}, set_cookie="a=b").replace(b"connection: close\r\n", b"")
@@ -215,7 +215,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], dict[str, Any]]] = {
 HOSTILE["bomb"] = (bomb, {"content_encoding": "gzip, gzip"})
 
 
-def test_what_an_answer_may_take() -> None:
+def test_limits_of_an_answer() -> None:
     """Of memory: a few times its size, which is bounded, whatever is in it."""
     found = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=120)
     assert int(found.stdout) < 200

@@ -60,7 +60,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "CLOSE_TIMEOUT", 0.05)
 
 
-async def forever() -> None:
+async def wait_until_cancelled() -> None:
     await asyncio.Event().wait()
 
 
@@ -89,7 +89,7 @@ async def test_pongs_do_not_cover_a_message_that_is_half_sent(writer_url: str, d
         nonlocal after
         await talk.welcome(deflate=deflate)
         if after:
-            await forever()
+            await wait_until_cancelled()
         await talk.send(frame(TEXT, PRICE))
         await talk.answer_pings(3)
         for piece in pieces:
@@ -173,7 +173,7 @@ async def test_pings_are_answered_in_order() -> None:
 @pytest.mark.parametrize("ping", [frame(PING, b"p" * 125), frame(PING), frame(PING, b"p" * 125) + frame(PONG)])
 async def test_a_server_that_floods_pings_and_never_reads(ping: bytes) -> None:
     """What waits to be written stays small. When the server reads again it is answered, and the connection lives."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
     flooded, reads = asyncio.Event(), asyncio.Event()
 
     async def script(talk: Talk) -> None:
@@ -187,25 +187,25 @@ async def test_a_server_that_floods_pings_and_never_reads(ping: bytes) -> None:
         while await talk.receive() != (PONG, b"newest"):
             pass
         await talk.send(frame(TEXT, b"answered"))
-        await forever()
+        await wait_until_cancelled()
 
     async def watch(connection: FeedConnection) -> None:
         keep_little(connection)
         most = 0
         async with asyncio.timeout(30):
-            while not heard or heard[-1] != b"answered":
+            while not received or received[-1] != b"answered":
                 await asyncio.sleep(0.001)
                 most = max(most, connection.transport.get_write_buffer_size())
-                if flooded.is_set() and heard[1:]:
+                if flooded.is_set() and received[1:]:
                     reads.set()
         assert most < ROOM
 
     async with Hostile(script) as server:
-        await opened(server.url, lambda payloads, _: heard.extend(payloads), watch)
-    assert heard[1:] == [b"after the flood", b"answered"]
+        await opened(server.url, lambda payloads, _: received.extend(payloads), watch)
+    assert received[1:] == [b"after the flood", b"answered"]
 
 
-async def test_a_server_that_never_reads_does_not_hold_us() -> None:
+async def test_a_server_that_never_reads_does_not_block_the_daemon() -> None:
     """Its ping unanswered ends the session, and the close that it will never read does not keep us waiting."""
     stuffed = asyncio.Event()
 
@@ -248,7 +248,7 @@ async def test_a_message_without_end(what: str) -> None:
     async def script(talk: Talk) -> None:
         await talk.welcome(deflate=deflate)
         await talk.send(*frames)
-        await forever()
+        await wait_until_cancelled()
 
     async with Hostile(script) as server, asyncio.timeout(20):
         tracemalloc.start()
@@ -264,7 +264,7 @@ async def test_a_message_without_end(what: str) -> None:
 
 async def test_fragments_that_hold_nothing() -> None:
     """A flood of them is one message that is not finished: it costs no memory, and the connection stays."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def script(talk: Talk) -> None:
         await talk.welcome()
@@ -272,16 +272,16 @@ async def test_fragments_that_hold_nothing() -> None:
         for _ in range(10):
             await talk.send(frame(MORE) * 10_000)
         await talk.send(frame(LAST, b"}"))
-        await forever()
+        await wait_until_cancelled()
 
     async def wait(connection: FeedConnection) -> None:
-        while not heard[1:]:
+        while not received[1:]:
             await asyncio.sleep(0.001)
             assert len(connection._fragments) < 3
 
     async with Hostile(script) as server, asyncio.timeout(20):
-        await opened(server.url, lambda payloads, _: heard.extend(payloads), wait)
-    assert heard[1:] == [b"{}"]
+        await opened(server.url, lambda payloads, _: received.extend(payloads), wait)
+    assert received[1:] == [b"{}"]
 
 
 @pytest.mark.parametrize("line", [b"X: y\r\n", b"X" * 100, b"\r\n" * 100])
@@ -299,9 +299,9 @@ async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch, line: byte
             await opened(server.url, ignore, closed)
 
 
-async def test_messages_before_anybody_asked() -> None:
+async def test_messages_before_the_handler_is_attached() -> None:
     """What comes with the handshake's answer is kept in order until somebody takes it: a few reads at most."""
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     async def script(talk: Talk) -> None:
         await talk.shake_hands()
@@ -313,10 +313,10 @@ async def test_messages_before_anybody_asked() -> None:
     async with Hostile(script) as server, asyncio.timeout(20), open_connection(server.url) as connection:
         early = sum(len(payloads) for payloads, _ in connection._early)
         assert early < 2**20
-        connection.attach(lambda payloads, _: heard.extend(payloads))
-        while len(heard) < early + 1000:
+        connection.attach(lambda payloads, _: received.extend(payloads))
+        while len(received) < early + 1000:
             await asyncio.sleep(0.001)
-    assert [int(each) for each in heard] == list(range(len(heard)))
+    assert [int(each) for each in received] == list(range(len(received)))
 
 
 async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def client(url: str) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=url, trust_env=False, timeout=60)
 
 
-async def test_visitors_that_never_read_leave_room_for_probes() -> None:
+async def test_clients_that_never_read_leave_room_for_probes() -> None:
     """However many they are, and whatever they ask for: who comes next is answered, before any deadline."""
     kinds = [
         GET % b"/status",
@@ -90,7 +90,7 @@ async def test_visitors_that_never_read_leave_room_for_probes() -> None:
             assert (await probe.get("/readyz", headers={"Connection": "close"})).status_code == 503
 
 
-async def test_visitors_that_keep_us_waiting_are_put_out(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether they do not ask or do not read; also while they send a byte now and then."""
     monkeypatch.setattr(app, "EVERY", 0.002)
     kinds = [
@@ -109,7 +109,7 @@ async def test_visitors_that_keep_us_waiting_are_put_out(monkeypatch: pytest.Mon
             await asyncio.sleep(0.02)
 
 
-async def test_a_watcher_that_never_reads_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_client_that_never_reads_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """To a page that does."""
     monkeypatch.setattr(app, "EVERY", 0.002)
     monkeypatch.setattr(app, "MAX_WATCHERS", 1)
@@ -122,7 +122,7 @@ async def test_a_watcher_that_never_reads_leaves_its_place(monkeypatch: pytest.M
                     await asyncio.sleep(0.02)
 
 
-async def test_a_visitor_that_reads_gets_everything() -> None:
+async def test_a_client_that_reads_receives_everything() -> None:
     """An answer longer than all buffers, and another one on the same connection."""
     async with serving(source=Source(len(LARGE))) as url, client(url) as visitor:
         for _ in range(2):
@@ -130,7 +130,7 @@ async def test_a_visitor_that_reads_gets_everything() -> None:
         assert (await visitor.get("/healthz")).status_code == 200
 
 
-async def test_who_comes_when_it_is_full_takes_the_place_of_who_waits_longest() -> None:
+async def test_a_new_client_replaces_the_longest_idle_one() -> None:
     """Not that of a page that is being looked at, unless there are only such pages."""
     async with serving(Limits(connections=3, timeout=3600)) as url, client(url) as page:
         async with page.stream("GET", "/events") as response:
@@ -165,7 +165,7 @@ async def test_connections_that_are_opened_and_left() -> None:
             assert len(list(Path("/proc/self/fd").iterdir())) < before + 100 + 20 + 2 * 10 + 10
 
 
-def test_a_process_with_few_descriptors_has_fewer_visitors() -> None:
+def test_few_descriptors_mean_fewer_clients() -> None:
     """The recorder needs the others."""
     assert Limits().within(1024) == Limits()
     assert Limits(timeout=1).within(64) == Limits(connections=16, timeout=1)
@@ -183,14 +183,14 @@ async def test_a_request_that_is_broken_in_the_middle_of_an_answer(caplog: pytes
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_the_stop_does_not_wait_for_who_never_reads(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_stop_does_not_wait_for_a_client_that_never_reads(caplog: pytest.LogCaptureFixture) -> None:
     """Nor does it complain."""
     async with serving(Limits(timeout=3600)) as url, mute(url, GET % b"/status" * 500):
         await asyncio.sleep(0.1)
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_a_name_that_is_not_ours() -> None:
+async def test_an_unknown_host_name() -> None:
     """A page of another name that leads here gets nothing from any path."""
     async with serving() as url, client(url) as visitor:
         for path in ("/", "/page.js", "/status", "/metrics", "/events", "/nothing"):

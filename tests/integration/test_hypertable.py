@@ -143,7 +143,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     assert await query(partitioned, "SELECT to_regnamespace('market') IS NULL") == [(True,)]
 
 
-async def test_a_daemon_goes_on(partitioned: str, timescale: TestServer) -> None:
+async def test_the_daemon_keeps_writing(partitioned: str, timescale: TestServer) -> None:
     """One connection writes before, during and after, old ticks too: none fails, and each is there once."""
     store, instance, written = TickStore(timescale.writer_url(partitioned), write_timeout=10), batcher(), 0
     before = await query(partitioned, "SELECT count(*) FROM market.ticks")
@@ -268,7 +268,7 @@ async def test_a_tick_of_the_last_moment(partitioned: str, timescale: TestServer
     assert await query(partitioned, "SELECT count(*) FROM market.ticks WHERE symbol = 'LAST.NZ'") == [(1,)]
 
 
-async def test_somebody_uses_the_table(partitioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_table_is_in_use(partitioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long query ends the last step with a line that says what to do, and changes nothing."""
     monkeypatch.setattr(adopt_module, "LOCK_TIMEOUT", "200ms")
     connection = await connect(partitioned)
@@ -284,7 +284,7 @@ async def test_somebody_uses_the_table(partitioned: str, monkeypatch: pytest.Mon
     assert await _kind(partitioned) == "hypertable"
 
 
-async def test_what_is_not_ours_is_not_destroyed(partitioned: str) -> None:
+async def test_foreign_objects_are_kept(partitioned: str) -> None:
     """Views, indexes and triggers of others on the ticks, or on the bars: refused by name, before anything is done."""
     await execute_all(
         partitioned,
@@ -336,7 +336,7 @@ async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> No
     assert await query(partitioned, ROWS) == rows
 
 
-async def test_two_at_once(partitioned: str) -> None:
+async def test_concurrent_runs(partitioned: str) -> None:
     """The second finds that the first has done it."""
     rows = await query(partitioned, ROWS)
     results = await asyncio.gather(_adopted(partitioned), _adopted(partitioned), return_exceptions=True)

@@ -135,7 +135,7 @@ async def test_a_proxy_that_refuses(
 
 
 @BOTH
-async def test_who_is_trusted(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_trusted_certificate_authorities(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but the authorities of the system, or of SSL_CERT_FILE; a file that can't be read is named."""
     async with encrypted(tmp_path) as port:
         with pytest.raises((ssl.SSLCertVerificationError, ConfigurationError)) as caught:
@@ -184,7 +184,7 @@ def test_exceptions(exceptions: str, host: str, expected: bool) -> None:
     assert is_excepted(exceptions, host, 443) is expected
 
 
-def test_what_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not encrypted never leaves by a proxy."""
     monkeypatch.setenv("ALL_PROXY", "http://proxy.invalid:1")
     assert proxy_for("http://localhost:5005") is None

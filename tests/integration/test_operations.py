@@ -56,7 +56,7 @@ async def becomes(window: Window, value: float, metric: str, **labels: str) -> N
             await asyncio.sleep(0.02)
 
 
-async def test_all_is_well(writer_url: str, database: str) -> None:
+async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
     """A daemon that hears and writes is alive and ready; its counters are what the database says."""
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
         market.trade(300)
@@ -82,7 +82,7 @@ async def test_all_is_well(writer_url: str, database: str) -> None:
         assert await window.metric("ingestor_calendar_remaining_seconds") == 86_400 * days
 
 
-async def test_a_database_that_is_away(writer_url: str, database: str, quick: None) -> None:
+async def test_an_unavailable_database(writer_url: str, database: str, quick: None) -> None:
     """It reddens readiness at the first failed write, never health, and shows in metrics and on the page."""
     async with Proxy(writer_url) as proxy, recording(proxy.url) as (market, daemon), seen(daemon) as window:
         market.trade()
@@ -108,7 +108,7 @@ async def test_a_database_that_is_away(writer_url: str, database: str, quick: No
                 await asyncio.sleep(0.02)
 
 
-async def test_a_database_that_answers_the_writer_alone(
+async def test_a_database_that_fails_only_the_coverage_query(
     writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gaps that can't be asked for are not shown for ever as they once were; and the recorder goes on."""
@@ -182,7 +182,7 @@ async def test_a_database_without_a_schema(empty_database: str) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_a_silent_writer_is_trouble_although_nothing_failed(writer_url: str, database: str) -> None:
+async def test_a_stuck_writer_makes_the_daemon_unready(writer_url: str, database: str) -> None:
     """A live stream has heartbeats, and each is a commit: three of them without one make readiness red."""
     changes = {"write_timeout": "60s", "heartbeat": "200ms"}
     async with Proxy(writer_url) as proxy, recording(proxy.url, **changes) as (market, daemon), seen(daemon) as window:
@@ -196,7 +196,7 @@ async def test_a_silent_writer_is_trouble_although_nothing_failed(writer_url: st
         await eventually(window, "/readyz", ready=True)
 
 
-async def test_a_stream_that_is_away(writer_url: str) -> None:
+async def test_an_unavailable_stream(writer_url: str) -> None:
     """Its loss is said with the reason and the next try, and counted by its cause."""
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as proxy:
         there = settings(simulator, writer_url, stream_url=proxy.url, reconnect_max_delay="60s")
@@ -263,7 +263,7 @@ async def notice(manager: socket.socket, message: str, *before: str) -> list[str
     return found
 
 
-async def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_notifications_to_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon is up without database and stream; it is watched while it runs, and says that it stops."""
     with manager() as (notified, name):
         monkeypatch.setenv("NOTIFY_SOCKET", name)
@@ -277,10 +277,10 @@ async def test_the_service_manager_is_told(tmp_path: Path, monkeypatch: pytest.M
         )
         daemon.start()
         try:
-            told = await notice(notified, "READY=1")
-            assert "WATCHDOG=1" not in told[: told.index("READY=1")]
-            told = await notice(notified, "STATUS=waiting", *told)
-            status = next(line for line in told if line.startswith("STATUS=waiting"))
+            messages = await notice(notified, "READY=1")
+            assert "WATCHDOG=1" not in messages[: messages.index("READY=1")]
+            messages = await notice(notified, "STATUS=waiting", *messages)
+            status = next(line for line in messages if line.startswith("STATUS=waiting"))
             assert "0 ticks written" in status
             assert "stream: The server cannot be reached" in status
             daemon.signal(signal.SIGSTOP)
@@ -315,7 +315,7 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
-async def test_an_address_that_is_not_ours(tmp_path: Path, host: str) -> None:
+async def test_an_address_of_another_machine(tmp_path: Path, host: str) -> None:
     daemon = DaemonProcess(
         tmp_path / "log", token=TOKEN, database_url="postgresql://127.0.0.1:1/none", spool_dir=tmp_path, http_host=host
     )
@@ -324,7 +324,7 @@ async def test_an_address_that_is_not_ours(tmp_path: Path, host: str) -> None:
     assert f"{variable('http_host')}: {host}:0 cannot be listened on" in daemon.log.read_text()
 
 
-async def test_only_reading_and_no_secrets(writer_url: str) -> None:
+async def test_read_only_endpoints_without_secrets(writer_url: str) -> None:
     """Other methods are refused, other paths are not there; each answer carries the headers, and none a secret."""
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
         market.trade(1)
@@ -352,7 +352,7 @@ async def test_the_events_end_with_the_daemon(writer_url: str, database: str, mo
         task = asyncio.create_task(daemon.run(request))
         await simulator.wait_connected()
         async with seen(daemon) as window, window.client.stream("GET", "/events", timeout=5) as response:
-            events = told(response)
+            events = received_events(response)
             await anext(events)
             market.trade()
             await stored(database, market)
@@ -366,14 +366,14 @@ async def test_the_events_end_with_the_daemon(writer_url: str, database: str, mo
                 assert all([event["version"] == 1 async for event in events])
 
 
-async def told(response: httpx.Response) -> AsyncIterator[Any]:
+async def received_events(response: httpx.Response) -> AsyncIterator[Any]:
     """Yield what the server's events carry."""
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
 
 
-async def test_visitors_take_nothing_from_the_recorder(writer_url: str, database: str) -> None:
+async def test_http_clients_do_not_slow_the_recorder(writer_url: str, database: str) -> None:
     """Ticks are written and probes are answered, however many connections ask without reading, or do not ask."""
     requests = [
         f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in ("/status", "/metrics", "/events")

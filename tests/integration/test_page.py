@@ -131,7 +131,7 @@ def fast_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fast_steps")
-async def test_it_shows_what_the_metrics_say(writer_url: str, database: str, browser: Browser) -> None:
+async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, browser: Browser) -> None:
     """At three widths, in light and dark: the same numbers, no fault, nothing too wide, nothing without a name."""
     # With the usual heartbeat a busy machine does not miss three of them.
     calm = {"heartbeat": "5s"}
@@ -205,7 +205,7 @@ async def _needs_a_script(browser: Browser, url: str) -> None:
     assert await page.locator(".noscript a").all_inner_texts() == ["/status", "/metrics", "/readyz"]
 
 
-async def test_it_says_what_is_wrong_and_when_it_is_over(writer_url: str, database: str, browser: Browser) -> None:
+async def test_the_page_shows_failures_and_recoveries(writer_url: str, database: str, browser: Browser) -> None:
     """The stream is cut, then the database is away: sentence, title and list of problems change each time."""
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as stream, Proxy(writer_url) as wire:
         there = settings(simulator, wire.url, stream_url=stream.url, reconnect_max_delay="1s")
@@ -365,7 +365,7 @@ async def _sentences_agree_with_what_is_below(page: Page, status: dict[str, Any]
         assert ("Every tick is being written" in sentence) == (not names), sentence
 
 
-async def test_it_says_when_the_daemon_is_gone(writer_url: str, browser: Browser, tmp_path: Path) -> None:
+async def test_the_page_shows_a_stopped_daemon(writer_url: str, browser: Browser, tmp_path: Path) -> None:
     """No old number is taken for a new one: the page says at once that nobody answers, and recovers by itself."""
     async with Simulator(port=0, rate=0) as simulator:
         log = tmp_path / "log"
@@ -426,7 +426,7 @@ def _contrast(one: list[float], other: list[float]) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read(scheme: str) -> None:
+def test_text_has_enough_contrast(scheme: str) -> None:
     """Each colour of text has a contrast of 4.5 with each ground that it stands on, and each sign has one of 3."""
     colours = {name: _channels(value) for name, value in _schemes()[scheme].items()}
     pairs = [("ink", "paper"), ("ink", "card"), ("faint", "paper"), ("faint", "card"), ("care", "card")]

@@ -54,7 +54,7 @@ def started(server: TestServer) -> Iterator[Started]:
 
 @pytest.mark.usefixtures("bundled_calendar")
 @pytest.mark.parametrize(("mode", "size"), MODES)
-async def test_all_that_asks_the_database(
+async def test_every_command_works_through_a_pooler(
     started: Started, empty_database: str, server: TestServer, mode: str, size: int
 ) -> None:
     """The schema, the daemon's writes, the gap store and the owner's commands do the same as on a direct connection."""
@@ -92,7 +92,7 @@ async def test_all_that_asks_the_database(
     await server.run(f"DROP ROLE {name}")
 
 
-async def test_nothing_is_left_on_a_connection_for_others(started: Started, database: str, server: TestServer) -> None:
+async def test_no_session_state_is_left_behind(started: Started, database: str, server: TestServer) -> None:
     """After our writes, the session that others get has no setting, lock, table or prepared statement of ours."""
     pooler = started("transaction", 1)
     writer = pooler.url(server.writer_url(database))
@@ -150,7 +150,7 @@ async def test_a_pooler_that_allows_no_transactions(started: Started, database: 
 
 
 @pytest.mark.parametrize("command", [("gaps",), ("check",), ("migrate",)])
-async def test_commands_say_the_same(
+async def test_commands_report_the_pooler(
     started: Started, database: str, server: TestServer, command: tuple[str, ...]
 ) -> None:
     """A command's output and status are those of a direct connection."""

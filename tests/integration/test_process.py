@@ -97,9 +97,7 @@ def read_until(descriptor: int, part: bytes) -> list[bytes]:
     return text.splitlines()
 
 
-async def test_a_log_that_nobody_reads(
-    simulator: Simulator, start: Start, database: str, full_pipe: tuple[int, int]
-) -> None:
+async def test_an_unread_log(simulator: Simulator, start: Start, database: str, full_pipe: tuple[int, int]) -> None:
     """Ticks commit, health is answered, SIGTERM ends it with 0; a late reader learns how many lines are lost."""
     port = free_port()
     reader, writer = full_pipe

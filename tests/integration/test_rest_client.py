@@ -75,7 +75,7 @@ async def test_against_the_simulator() -> None:
                 await found.minutes("NONE.NZ", START, START + MINUTE, "start")
 
 
-async def test_what_is_asked() -> None:
+async def test_requests_of_bars() -> None:
     """The exchange's wall time, the ticker, and the token in a header, where it does not show in any log."""
     async with scripted(lambda _: bars()) as server:
         await minutes(server.url)
@@ -91,7 +91,7 @@ async def test_what_is_asked() -> None:
     assert asked.headers["authorization"] == f"bearer {TOKEN}".lower()
 
 
-async def test_what_lies_outside_of_the_range_is_dropped() -> None:
+async def test_bars_outside_of_the_range_are_dropped() -> None:
     """Whether the end is meant inclusively is not documented; a whole day instead of some minutes does no harm."""
     async with scripted(lambda _: bars(-5, -1, 0, 3, 9, 10, 300)) as server:
         assert await minutes(server.url) == [0, 3, 9]
@@ -160,7 +160,7 @@ async def test_an_answer_that_names_its_ticker(ticker: str | None) -> None:
         assert await minutes(server.url) == [2]
 
 
-async def test_a_listing_of_which_something_is_missing() -> None:
+async def test_an_incomplete_listing() -> None:
     """A part of the instruments is no answer: the others would be taken for delisted."""
     async with scripted(lambda _: answer({"hits": 2, "data": [{"symbol": "A.NZ"}]})) as server:
         async with client(server.url) as found:
@@ -168,7 +168,7 @@ async def test_a_listing_of_which_something_is_missing() -> None:
                 await found.instruments()
 
 
-async def test_bad_instruments_do_not_spoil_the_others() -> None:
+async def test_a_bad_instrument_leaves_the_others_intact() -> None:
     """A record that is none is left out; odd fields are mended or empty."""
     records = [{"symbol": "A.NZ", "active": None, "company_name": "a\0b", "uuid4": "x"}, {"symbol": 7}, {}, "B.NZ",
                {"symbol": "C\0.NZ"}, {"symbol": "D.NZ", "active": False, "meta": [[[[]]]]}]  # fmt: skip
@@ -195,7 +195,7 @@ async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403])
-async def test_a_refused_token_needs_a_person(status: int) -> None:
+async def test_a_refused_token_requires_operator_action(status: int) -> None:
     """No other request would fare better."""
     async with scripted(lambda _: answer({"message": "no"}, status=status)) as server:
         with pytest.raises(ConfigurationError, match=rf"INGESTOR_TOKEN: 127.0.0.1 refused it \({status}") as caught:
@@ -269,7 +269,7 @@ async def test_a_shorter_wait_does_not_replace_a_longer_one() -> None:
     assert clock.monotonic() - began >= 599
 
 
-async def test_a_busy_server_says_when() -> None:
+async def test_retry_after_of_a_busy_server() -> None:
     """A server that is unavailable for a while (503) is not asked again before the time that it names."""
     clock = ManualClock()
     began = clock.monotonic()

@@ -33,7 +33,7 @@ from ingestor.telemetry.log import configure
 from tests.commands import ingestor, ingestor_here, start
 from tests.recording import running
 from tests.servers import TestServer, query, with_parts
-from tests.sessions import BEGINS, ENDS, MINUTE, at, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
 
 AZURE = "postgresql://user@server:Unmistakable-Qz9@127.0.0.1:1/db"
 HOSTILE = "Qz1@Qz2:Qz3 %Qz4'Qz5\"Qz6\\Qz7üQz8"
@@ -89,7 +89,7 @@ async def all_pages(url: str) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize("encoded", [False, True])
-async def test_a_user_and_a_password_with_everything(server: TestServer, encoded: bool) -> None:
+async def test_a_user_and_a_password_with_special_characters(server: TestServer, encoded: bool) -> None:
     """An address as Azure's users write it works, percent-encoded or not, and so does a second host."""
     name = f"{server.new_name()}@server"
     literal = HOSTILE.replace("'", "''")
@@ -280,7 +280,7 @@ def test_a_secret_in_the_wrong_place(arguments: list[str], settings: dict[str, s
     assert "Traceback" not in errors
 
 
-async def test_an_error_that_nobody_foresaw(tmp_path: Path) -> None:
+async def test_an_unexpected_error(tmp_path: Path) -> None:
     """Its traceback holds no secret either, though Python prints it by itself."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -303,8 +303,8 @@ async def test_an_error_that_nobody_foresaw(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["table", "json", "csv", "html"])
 async def test_a_reason_with_a_secret(database: str, form: str) -> None:
     """A cause that an operator has put on record is redacted and visible in each form of the report."""
-    await heard(database, BEGINS - MINUTE, at(100))
-    await heard(database, at(102), ENDS + MINUTE)
+    await record_session(database, BEGINS - MINUTE, at(100))
+    await record_session(database, at(102), ENDS + MINUTE)
     reason = 'outage,\x1b[31m see tk_Qz1"Qz2'
     settings = {"INGESTOR_DATABASE_URL": database, "INGESTOR_TOKEN": 'tk_Qz1"Qz2'}
     day = ("--since", "2026-11-20", "--until", "2026-11-21")

@@ -207,7 +207,7 @@ async def test_mute(fault: str, answers: bool) -> None:
             await asyncio.wait_for(client.recv(), 0.05)  # the pong would have come after it
 
 
-async def test_half_open_gives_up_its_place() -> None:
+async def test_a_half_open_connection_frees_its_place() -> None:
     """A client that comes back from half-open connections is not locked out by the plan's limit."""
     async with Simulator(port=0, rate=0, faults=["half-open=1ms"], max_streams=1) as simulator:
         for number in (1, 2, 3):

@@ -18,7 +18,7 @@ import pytest
 from ingestor.model import Micros, Tick
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.processes import DaemonProcess
-from tests.recording import COUNT, NOW, Market, heard, recording, until
+from tests.recording import COUNT, NOW, Market, received, recording, until
 from tests.servers import TestServer, query
 from tests.spools import ALL_FLIPS
 
@@ -209,7 +209,7 @@ async def test_damage_while_it_records(writer_url: str, database: str, server: T
         daemon.buffer._spool._connection.execute(f"DELETE FROM batches WHERE position > ({remains})")
         before = daemon.telemetry.counts.messages
         market.trade()
-        await heard(daemon, before + 100)
+        await received(daemon, before + 100)
         await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'spool_damaged'", 1)
         await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE covered_until IS NOT NULL", 2)

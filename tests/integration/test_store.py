@@ -54,7 +54,7 @@ async def store(writer_url: str) -> Any:
     await store.close()
 
 
-async def test_a_batch_arrives_whole(store: TickStore, database: str) -> None:
+async def test_a_batch_is_stored_completely(store: TickStore, database: str) -> None:
     """Ticks, rejections, coverage and counts are committed together."""
     instance = batcher()
     instance.authenticated(T0)
@@ -127,7 +127,7 @@ async def test_months_are_made_on_demand(store: TickStore, database: str) -> Non
     assert [row[0] for row in rows] == [time.replace(microsecond=0) for time in times]
 
 
-async def test_a_partition_that_went_away_is_made_again(store: TickStore, database: str, server: Any) -> None:
+async def test_a_dropped_partition_is_recreated(store: TickStore, database: str, server: Any) -> None:
     """Retention may drop a month while the daemon runs; the next write fails once and then makes it."""
     if server.edition != "plain":
         assert server.edition == "timescale"  # chunks come by themselves
@@ -243,7 +243,7 @@ async def test_a_server_that_stops_reading(writer_url: str, database: str, how: 
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(80_001,)]
 
 
-async def test_a_terminated_connection_is_made_again(store: TickStore, database: str) -> None:
+async def test_a_terminated_connection_is_reopened(store: TickStore, database: str) -> None:
     """The server's restart costs one failed write, and no tick."""
     instance = batcher()
     await store.write([filled(instance, tick())])
@@ -269,7 +269,7 @@ async def constrain(database: str, condition: str) -> None:
     await connection.close()
 
 
-async def test_a_row_that_the_database_refuses(store: TickStore, database: str) -> None:
+async def test_one_refused_row(store: TickStore, database: str) -> None:
     """The good rows of the batch are committed, the bad one is kept as a rejection, with the batch's own between."""
     await constrain(database, "price > 0")
     instance = batcher()
@@ -305,7 +305,7 @@ async def test_a_row_that_the_database_refuses(store: TickStore, database: str) 
     assert await query(database, sql) == [session]
 
 
-async def test_many_rows_that_the_database_refuses(store: TickStore, database: str) -> None:
+async def test_several_refused_rows(store: TickStore, database: str) -> None:
     """Ten rows, or one in a hundred of a large batch, are refused one by one; of 2,000 rows 20."""
     await constrain(database, "volume % 100 <> 7")
     written = await store.write([filled(batcher(), *(tick(volume=number) for number in range(2000)))])
@@ -314,7 +314,7 @@ async def test_many_rows_that_the_database_refuses(store: TickStore, database: s
 
 
 @pytest.mark.parametrize(("count", "most"), [(20, 10), (1999, 19)])
-async def test_too_many_rows_that_the_database_refuses(store: TickStore, database: str, count: int, most: int) -> None:
+async def test_too_many_refused_rows(store: TickStore, database: str, count: int, most: int) -> None:
     """More than that is no fault of single rows: nothing is rejected and nothing committed, until somebody acts."""
     await constrain(database, "price > 2")
     batch = filled(batcher(), *(tick(volume=number) for number in range(count)))
@@ -328,7 +328,7 @@ async def test_too_many_rows_that_the_database_refuses(store: TickStore, databas
     assert (await store.write([batch])).ticks == count
 
 
-async def test_small_batches_do_not_lose_all_their_rows(store: TickStore, database: str) -> None:
+async def test_small_batches_keep_their_valid_rows(store: TickStore, database: str) -> None:
     """Ten rows are refused one by one, in however many batches; then one in a hundred, and no more."""
     await constrain(database, "price > 2")
     instance = batcher()
@@ -398,7 +398,7 @@ async def test_a_refused_row_beside_one_that_is_there(store: TickStore, database
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(3,)]
 
 
-async def test_a_trouble_that_is_no_rows_fault_is_never_sifted(store: TickStore, database: str) -> None:
+async def test_errors_that_no_row_causes_never_quarantine_the_batch(store: TickStore, database: str) -> None:
     """An error that nobody knows is tried again with the whole batch; nothing is rejected."""
     connection = await connect(database)
     await connection.execute(

@@ -114,7 +114,7 @@ async def test_a_statement_timeout_of_the_role(writer_url: str, database: str, s
 
 
 @pytest.mark.parametrize("cuts", [False, True])
-async def test_a_link_that_carries_little(writer_url: str, database: str, cuts: bool) -> None:
+async def test_a_slow_link(writer_url: str, database: str, cuts: bool) -> None:
     """Bytes that get lost, or a connection that ends, after so many at a time: less is sent at a time."""
     instance = batcher()
     batches = [filled(instance, start, 400) for start in range(0, 1200, 400)]
@@ -125,7 +125,7 @@ async def test_a_link_that_carries_little(writer_url: str, database: str, cuts: 
     assert telemetry.counts.write_failures
 
 
-async def test_bytes_that_leave_are_progress(writer_url: str) -> None:
+async def test_sent_bytes_count_as_progress(writer_url: str) -> None:
     """While a large batch is sent, each piece that the link takes begins the time anew."""
     steps: list[None] = []
     store = TickStore(writer_url, write_timeout=30, on_progress=lambda: steps.append(None))
@@ -159,7 +159,7 @@ async def test_a_crash_between_two_parts(writer_url: str, database: str, staged:
     await is_complete(database, batches)
 
 
-async def test_the_rest_of_a_batch_that_is_lost(writer_url: str, database: str) -> None:
+async def test_a_lost_remainder_of_a_batch(writer_url: str, database: str) -> None:
     """Where the spool lost the batch of which a part is there, the next one is whole, and covers nothing."""
     await execute_all(database, BROKEN, TRIGGER)
     instance = batcher()

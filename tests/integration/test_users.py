@@ -19,7 +19,7 @@ from ingestor.buffer.lock import DirectoryLock
 from ingestor.errors import ConfigurationError
 from ingestor.store.refusal import translated
 from tests.integration.test_addresses import LIVE, named, relay
-from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, heard
+from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
 NAMELESS = 54321
 BAR = """
@@ -121,7 +121,7 @@ def test_certificates_that_it_may_not_read(mode: str, unreadable: str, named: bo
 
 
 @as_root
-async def test_a_home_of_somebody_else(database: str, tmp_path: Path) -> None:
+async def test_a_home_of_another_user(database: str, tmp_path: Path) -> None:
     """If TLS is optional, files that this user may not read do not matter, whether or not the server has TLS."""
     home = tmp_path / "home"
     (home / ".postgresql").mkdir(parents=True)
@@ -144,7 +144,7 @@ async def test_a_home_of_somebody_else(database: str, tmp_path: Path) -> None:
         (["demo", "--duration=1s"], 78, f"the user id {NAMELESS}, which has no name"),
     ],
 )
-def test_nobody_at_home(arguments: list[str], status: int, words: str, tmp_path: Path) -> None:
+def test_an_unreadable_home(arguments: list[str], status: int, words: str, tmp_path: Path) -> None:
     """A user without name and home encrypts without certificates of its own; PostgreSQL itself needs a name."""
     url = "postgresql://u@127.0.0.1:1/d?sslmode=require"
     ended, lines = run_as(NAMELESS, *arguments, cwd=tmp_path, DATABASE_URL=url)
@@ -183,10 +183,10 @@ def test_a_server_that_closes(error: Exception) -> None:
     assert str(translated(error)).startswith("The connection to the database broke: the server closed it ")
 
 
-async def test_a_locale_of_ascii(database: str) -> None:
+async def test_an_ascii_locale(database: str) -> None:
     """Text for people escapes what the locale lacks; a document is UTF-8, as it says of itself."""
-    await heard(database, BEGINS - MINUTE, at(180), "closed")
-    await heard(database, at(210), ENDS + MINUTE, "stopped")
+    await record_session(database, BEGINS - MINUTE, at(180), "closed")
+    await record_session(database, at(210), ENDS + MINUTE, "stopped")
     await execute(database, BAR, at(190))
     variables = {**os.environ, "INGESTOR_DATABASE_URL": database, "PYTHONIOENCODING": "ascii"}
 

@@ -109,7 +109,7 @@ async def test_a_wait_names_the_lock_and_its_holder(
     assert f"SELECT pg_terminate_backend({holder.get_server_pid()})" in line
 
 
-def test_a_long_wait_is_said_at_growing_intervals() -> None:
+def test_a_long_wait_is_logged_at_growing_intervals() -> None:
     """Each time after twice as long as before, and another lock at once."""
     lines: list[str] = []
     watch = waiting.LockWatch("", lines.append)

@@ -27,7 +27,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "content"
 
 
-def test_what_the_wheel_holds(unpacked: Path) -> None:
+def test_contents_of_the_wheel(unpacked: Path) -> None:
     """The migrations, the SQL and the calendar travel inside the package; the tests do not."""
     names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
     expected = {

@@ -110,7 +110,7 @@ async def test_crashed_sessions_that_go_on(writer_url: str, database: str) -> No
 
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
-async def test_a_transaction_that_was_chosen_to_fail(writer_url: str, database: str, sqlstate: str) -> None:
+async def test_a_deadlock_victim_is_retried(writer_url: str, database: str, sqlstate: str) -> None:
     """Where somebody else gets in the way it is tried again at once, with nothing lost or counted twice."""
     await execute_all(
         database,
@@ -144,7 +144,7 @@ async def test_a_transaction_that_was_chosen_to_fail(writer_url: str, database: 
 
 
 @pytest.mark.parametrize("level", ["read committed", "serializable"])
-async def test_ledgers_in_opposite_orders(writer_url: str, database: str, server: TestServer, level: str) -> None:
+async def test_gaps_in_opposite_orders(writer_url: str, database: str, server: TestServer, level: str) -> None:
     """Backfills and reconciliations that do the same at the same time, in any order, don't fail."""
     await isolate(server, database, level)
     pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(0, 40, 2)]

@@ -125,7 +125,7 @@ async def test_idempotent(empty_database: str, server: TestServer) -> None:
     assert await value(empty_database, "SELECT count(*) FROM ingest.trading_sessions") == before
 
 
-async def test_several_at_once(empty_database: str) -> None:
+async def test_concurrent_migrations(empty_database: str) -> None:
     """Instances that start together wait for each other."""
     await at_once("CREATE SCHEMA ingest", *[empty_database] * 4)
     assert await value(empty_database, "SELECT count(*) FROM ingest.settings") == 1
@@ -164,7 +164,7 @@ async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyP
     assert await value(database, opens, date(2026, 3, 2)) == datetime(2026, 3, 1, 21, tzinfo=UTC)
 
 
-async def test_how_ticks_are_cut(database: str, server: TestServer) -> None:
+async def test_partitions_of_ticks(database: str, server: TestServer) -> None:
     """A hypertable of 7-day chunks, or monthly partitions in UTC; there is the key, and the small index of buckets."""
     indexes = await value(
         database,
@@ -205,7 +205,7 @@ async def _ensure(connection: asyncpg.Connection, months: list[date]) -> int:
     return sum([await connection.fetchval("SELECT ingest.ensure_partition($1)", day) for day in months])
 
 
-async def test_no_partition_of_nowhere(writer_url: str, server: TestServer) -> None:
+async def test_no_default_partition(writer_url: str, server: TestServer) -> None:
     """A stray date makes no partition: 1990 is the first year, 13 months ahead is the last month."""
     ensure = "SELECT ingest.ensure_partition($1)"
     for allowed in (date(1990, 1, 1), month(13)):
@@ -218,7 +218,7 @@ async def test_no_partition_of_nowhere(writer_url: str, server: TestServer) -> N
             await value(writer_url, ensure, stray)
 
 
-async def test_a_role_that_may_make_neither_role_nor_extension(server: TestServer) -> None:
+async def test_a_role_without_createrole_and_extensions(server: TestServer) -> None:
     """The owner of a database can migrate it; what it may not do is done without, or said with the SQL to run."""
     name = server.new_name()
     await server.run(f"CREATE ROLE {name} LOGIN PASSWORD 'owner'")
@@ -231,15 +231,15 @@ async def test_a_role_that_may_make_neither_role_nor_extension(server: TestServe
         assert await value(url, "SELECT has_table_privilege('market_write', 'market.ticks', 'INSERT')")
         # Where the extension is there, it is either made (a trusted one may be), or the SQL for a superuser is told.
         made = await value(url, "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
-        told = [line for line in lines if "CREATE EXTENSION timescaledb" in line]
-        assert (made, len(told)) in ([(0, 0)] if server.edition == "plain" else [(1, 0), (0, 1)])
+        reported = [line for line in lines if "CREATE EXTENSION timescaledb" in line]
+        assert (made, len(reported)) in ([(0, 0)] if server.edition == "plain" else [(1, 0), (0, 1)])
         assert not any("\n" in line for line in lines)
     finally:
         await server.drop(name)
         await server.run(f"DROP ROLE {name}")
 
 
-async def test_the_first_role_of_a_server_that_may_not_make_any() -> None:
+async def test_the_first_role_that_may_not_create_roles() -> None:
     """Without CREATEROLE the tables are made, and one line tells the SQL that then makes a daemon's login work."""
     with EmbeddedServer() as server:
         await value(server.url(), "CREATE ROLE owner LOGIN PASSWORD 'owner'")

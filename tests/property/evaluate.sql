@@ -1,4 +1,4 @@
--- `pg_temp.evaluate` puts a set of tests/property/test_ledger.py on record, in place of the one before it, and returns what
+-- `pg_temp.evaluate` puts a set of tests/property/test_coverage_views.py on record, in place of the one before it, and returns what
 -- the views make of it. What it has put there goes with the transaction. Instants and lengths are microseconds.
 
 CREATE FUNCTION pg_temp.instant(micros bigint) RETURNS timestamptz LANGUAGE sql AS $$

@@ -73,7 +73,7 @@ def test_nearly_messages(message: Any, ascii_only: bool) -> None:
     symbol=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Z"]), min_size=1, max_size=32),
     quoted=st.booleans(),
 )
-def test_both_ways_agree(price: float, volume: int, symbol: str, quoted: bool) -> None:
+def test_the_decoder_agrees_with_the_oracle(price: float, volume: int, symbol: str, quoted: bool) -> None:
     """The fast way and the complete way read the same tick from the same message."""
     values = {"price": str(price), "volume": str(volume)} if quoted else {"price": price, "volume": volume}
     message = {"type": "price", "data": {"date": "2021-09-29T09:33:30", "symbol": symbol, **values}}

@@ -64,18 +64,18 @@ FRAMES = st.one_of(
     st.builds(frame, st.sampled_from([0x01, 0x80, PING, TEXT]), st.binary(max_size=5)),
     st.builds(frame, st.sampled_from([0xC1, 0xC2, 0x41]), PAYLOADS.map(deflated)),
 )
-TROUBLE = st.one_of(
+PROTOCOL_ERRORS = st.one_of(
     st.builds(frame, st.sampled_from([0xC1, 0x83, 0x8B, 0x91, 0xFF, 0x09]), st.binary(max_size=200)),
     st.builds(frame, st.just(TEXT), st.binary(max_size=200), mask=st.just(True)),
     st.sampled_from([frame(CLOSE, b"\x03\xe8bye"), frame(CLOSE, b""), frame(CLOSE, b"\x00")]),
     st.binary(max_size=12),
 )
-STREAMS = st.lists(st.one_of(FRAMES, FRAMES, FRAMES, TROUBLE), max_size=12)
+STREAMS = st.lists(st.one_of(FRAMES, FRAMES, FRAMES, PROTOCOL_ERRORS), max_size=12)
 SWITCHING, FORBIDDEN = "HTTP/1.1 101 Switching Protocols", "HTTP/1.1 403 Forbidden"
 ANSWERS = st.sampled_from([SWITCHING, FORBIDDEN, "Hello"])
 
 
-async def heard(
+async def received(
     kind: type[FeedConnection], answer: str, chunks: Sequence[bytes], *, ends: bool, deflate: bool = False
 ) -> tuple[list[tuple[bytes, bool]], list[Any]]:
     """Feed a connection read by read; return the messages, and how it stands with it."""
@@ -138,15 +138,15 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 @example([frame(0x01, b"a"), frame(TEXT, b"b"), frame(0x80, b"c")], [], SWITCHING, True, False)
 @example([frame(CLOSE, b""), frame(TEXT, b"late")], [], SWITCHING, False, False)
 @example([frame(0xC1, deflated(b"a")), frame(PING, b""), frame(TEXT, b"b")], [], SWITCHING, False, True)
-def test_our_way_and_the_library_s_hear_the_same(
+def test_the_fast_path_receives_what_the_library_does(
     frames: list[bytes], places: list[int], answer: str, ends: bool, deflate: bool
 ) -> None:
     """Messages, their kind and order, and how the connection ends: whatever is sent, and however it is cut."""
     chunks = cut(b"".join(frames), places)
 
     async def both() -> None:
-        ours = await heard(FeedConnection, answer, chunks, ends=ends, deflate=deflate)
-        assert ours == await heard(Plodding, answer, chunks, ends=ends, deflate=deflate)
+        ours = await received(FeedConnection, answer, chunks, ends=ends, deflate=deflate)
+        assert ours == await received(Plodding, answer, chunks, ends=ends, deflate=deflate)
 
     asyncio.run(both())
 
@@ -163,15 +163,15 @@ def test_the_handshake_may_be_cut_anywhere(place: int, answer: str) -> None:
     chunks = [frame(TEXT, b"first") + frame(TEXT, b"second"), frame(TEXT, b"third")]
 
     async def both() -> None:
-        found = await heard(Slowly, answer, chunks, ends=False)
-        assert found == await heard(Plodding, answer, chunks, ends=False)
+        found = await received(Slowly, answer, chunks, ends=False)
+        assert found == await received(Plodding, answer, chunks, ends=False)
         assert len(found[0]) == (3 if "101" in answer else 0)
 
     asyncio.run(both())
 
 
 @given(st.lists(FRAMES, max_size=5), st.integers(0, 2**21))
-def test_frames_are_told_apart(frames: list[bytes], place: int) -> None:
+def test_control_frames_between_messages(frames: list[bytes], place: int) -> None:
     """The size of each is known as soon as its header is there, and not before."""
     data = b"".join(frames)
     start = 0
@@ -245,17 +245,17 @@ def test_an_unfinished_message_is_known_from_its_first_byte_to_its_last(
     asyncio.run(run())
 
 
-def take(told: list[Any], payloads: Sequence[bytes], binary: bool) -> None:
-    told.extend(payloads)
+def take(received_values: list[Any], payloads: Sequence[bytes], binary: bool) -> None:
+    received_values.extend(payloads)
 
 
-async def test_a_message_that_began_before_anybody_took_it() -> None:
+async def test_a_message_that_began_before_the_handler_was_attached() -> None:
     """Who attaches is told at once of a message that is unfinished, after those that are whole."""
     for part in (frame(0x01, b"a"), frame(TEXT, b"ab")[:1], frame(TEXT, b"ab")[:3]):
         connection, theirs = await connected()
         connection.data_received(welcome(connection, SWITCHING) + frame(TEXT, b"first") + part)
-        told: list[Any] = []
-        connection.attach(partial(take, told), partial(told.append, "partial"))
-        assert told == [b"first", "partial"]
+        received_values: list[Any] = []
+        connection.attach(partial(take, received_values), partial(received_values.append, "partial"))
+        assert received_values == [b"first", "partial"]
         connection.transport.abort()
         theirs.close()

@@ -58,7 +58,7 @@ questions = st.builds(
 
 
 @given(bodies, questions)
-def test_whatever_comes(body: bytes, question: Question) -> None:
+def test_arbitrary_answers(body: bytes, question: Question) -> None:
     """Bytes become bars that can be true and lie in the range, and faults; or the documented error, and no other."""
     try:
         found = parse_bars(body, question)
@@ -81,7 +81,7 @@ def test_whatever_comes(body: bytes, question: Question) -> None:
 
 
 @given(st.lists(st.integers(0, 9), unique=True, min_size=1), records, st.integers(0, 9))
-def test_a_record_costs_itself_only(minutes: list[int], odd: Any, position: int) -> None:
+def test_a_bad_record_is_the_only_one_refused(minutes: list[int], odd: Any, position: int) -> None:
     """Whatever stands among good bars, those of other minutes are taken; and it is never lost without a word."""
     given_records = [bar(minute) for minute in minutes]
     given_records.insert(position, odd)

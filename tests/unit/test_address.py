@@ -160,7 +160,7 @@ def test_proxies(text: str, url: str) -> None:
 @pytest.mark.parametrize(
     "text", ["http://u:p@", "http://u:p@h:99999", "http://u:p@h/path", "ftp://u:p@h", "://u:p@h", "http://u:p@\u2100.h"]
 )
-def test_what_is_no_proxy(text: str) -> None:
+def test_invalid_proxies(text: str) -> None:
     """The error says nothing of the address."""
     with pytest.raises(AddressError) as caught:
         proxy_url(text)

@@ -65,7 +65,7 @@ async def test_stream_limit_waits_longer() -> None:
     assert max(slept) <= 60
 
 
-async def test_loud_means_every_minute() -> None:
+async def test_alert_retries_every_minute() -> None:
     """What was accepted before is tried again every minute."""
     slept = await waits(EndReason.NOT_AUTHORISED, 5, accepted_before=True)
     assert all(60 <= seconds <= 65 for seconds in slept)

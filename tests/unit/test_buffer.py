@@ -246,7 +246,7 @@ async def test_memory_is_bounded_though_the_disk_is_slow(tmp_path: Path) -> None
         assert buffer.spooled_batches == 20
 
 
-async def test_what_is_heard_before_the_spool_is_open(tmp_path: Path) -> None:
+async def test_ticks_before_the_spool_is_open(tmp_path: Path) -> None:
     """The stream need not wait until a large spool was looked through; what lies in it goes first, and by itself."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):
@@ -279,7 +279,7 @@ async def test_space_is_given_back(tmp_path: Path) -> None:
         await eventually(lambda: (tmp_path / "spool.db").stat().st_size < 2 * 2**20)
 
 
-async def test_damage_that_nobody_waited_for_is_told(tmp_path: Path) -> None:
+async def test_unawaited_damage_is_reported(tmp_path: Path) -> None:
     """Who reads is cancelled at the stop; a damaged file that was found by it is named and counted all the same."""
     telemetry = Telemetry()
     async with on_disk(tmp_path, telemetry=telemetry) as buffer:
@@ -314,7 +314,7 @@ async def test_a_disk_that_damages_everything(tmp_path: Path, monkeypatch: pytes
         assert not len(buffer.in_memory)
 
 
-async def test_a_successor_goes_on(tmp_path: Path) -> None:
+async def test_a_successor_continues(tmp_path: Path) -> None:
     """What is on disk is written by the next process, before anything newer."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):

@@ -47,7 +47,7 @@ def test_candles_lie_in_their_order() -> None:
     assert len(having(root, "volume")) == 27
 
 
-def test_gaps_are_shaded_by_what_became_of_them() -> None:
+def test_gaps_are_shaded_by_status() -> None:
     """Each in its colour at its place, the shortest as wide as can be seen, with its cause."""
     shades = having(drawn(sample()), "gap")[:4]
     assert [shade.get("fill") for shade in shades] == [
@@ -60,7 +60,7 @@ def test_gaps_are_shaded_by_what_became_of_them() -> None:
     assert shades[3][0].text == "Fri 20 Nov 2026, 16:50:00 to 17:15:00: a <halt> (excluded)"
 
 
-def test_it_tells_those_who_cannot_see_it() -> None:
+def test_the_picture_has_a_text_alternative() -> None:
     """It is an image with a title and a description."""
     root = drawn(sample())
     assert root.get("role") == "img"
@@ -69,7 +69,7 @@ def test_it_tells_those_who_cannot_see_it() -> None:
     assert (drawn(friday(bar(60, 1, 1)))[1].text or "").endswith("Gaps: None.")
 
 
-def test_it_needs_no_network() -> None:
+def test_the_picture_needs_no_network() -> None:
     """It has no script and refers to nothing outside of it; a dark screen gets other colours."""
     text = svg.draw(sample())
     assert not {element.tag for element in ET.fromstring(text).iter()} & {f"{SVG}script", f"{SVG}image", f"{SVG}use"}
@@ -87,7 +87,7 @@ def paints(element: ET.Element, inherited: tuple[str, str] = ("black", "none")) 
 
 
 @pytest.mark.parametrize("kind", STATUSES)
-def test_it_is_whole_without_its_style_sheet(kind: str) -> None:
+def test_the_picture_is_complete_without_its_style_sheet(kind: str) -> None:
     """Each shape has a colour of the light palette as an attribute, and nothing is a variable."""
     text = svg.draw(replace(sample(), gaps=(gap(0, 10, kind),)))
     assert "var(" not in text
@@ -109,7 +109,7 @@ def test_a_dark_screen_has_colours_of_its_own() -> None:
     assert "$" not in style
 
 
-def test_signs_that_markup_is_made_of() -> None:
+def test_markup_characters_are_escaped() -> None:
     """Whatever a symbol or a cause consists of, it is shown as it is, but for what XML can't hold."""
     series = friday(bar(60, 1, 1), gaps=(gap(1, 2, cause='"]]><a&b\x01'),), symbol="<A&B'\"].NZ")
     root = drawn(series)
@@ -128,7 +128,7 @@ def test_edges(series: Series) -> None:
 
 
 @pytest.mark.parametrize("prices", [(1.5, 1.7e308), (-1e308, 1e308), (1e308, 1e308), (5e-324, 1.5), (-1.7e308, 0.0)])
-def test_prices_of_no_market(prices: tuple[float, float]) -> None:
+def test_extreme_prices(prices: tuple[float, float]) -> None:
     """What the recorder accepts can be drawn: the axis ends somewhere, and its labels stay short."""
     series = friday(bar(60, 1.5, 1.5), bar(61, *prices), bar(62, 1.5, 1.5))
     root = drawn(series)

@@ -15,13 +15,13 @@ def test_steps_hold_what_happened_in_them() -> None:
     assert history.steps(20.0) == [Step(7, 0.2, 0.3), Step(100, None, None)]
 
 
-def test_silence_has_steps_too() -> None:
+def test_silence_fills_steps() -> None:
     history = History(0.0)
     history.add_ticks(1, 1.0)
     assert history.steps(3 * STEP) == [Step(1, None, None), Step(0, None, None), Step(0, None, None)]
 
 
-def test_an_hour_is_kept_and_no_more() -> None:
+def test_only_the_last_hour_is_kept() -> None:
     """Also after a pause of days."""
     history = History(0.0)
     history.add_ticks(1, 1.0)

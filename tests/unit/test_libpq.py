@@ -65,14 +65,14 @@ def test_every_parameter_of_the_client_has_its_place() -> None:
         ({"sslrootcert": "system", "sslmode": "require"}, "needs sslmode=verify-full"),
     ],
 )
-def test_what_is_wrong_is_named(given: dict[str, str], words: str) -> None:
+def test_invalid_parameters_are_named(given: dict[str, str], words: str) -> None:
     """An unknown parameter, and a wrong value, are refused with what to write; the value does not show."""
     with pytest.raises(ParameterError) as caught:
         settled(given, {}, {})
     assert words in str(caught.value)
 
 
-def test_what_comes_first() -> None:
+def test_precedence() -> None:
     """The URL comes before the service file, and that before variables; older ways to ask for TLS are read, too."""
     environment = {"PGOPTIONS": "e", "PGAPPNAME": "e", "PGREQUIRESSL": "1", "PGHOST": "", "PGTZ": "x"}
     found = settled({"options": "u"}, {"options": "s", "port": "1"}, environment)

@@ -4,7 +4,7 @@ from ingestor.telemetry.liveness import GRACE, PATIENCE, LivenessDeadline
 from tests.clocks import ManualClock
 
 
-def test_a_promise_is_kept_or_not() -> None:
+def test_a_missed_deadline_is_stuck() -> None:
     """A loop is stuck when it is late by more than the grace; when it is back, it is not stuck any more."""
     clock = ManualClock()
     liveness = LivenessDeadline(clock)
@@ -18,7 +18,7 @@ def test_a_promise_is_kept_or_not() -> None:
     assert [*found, liveness.is_stuck] == [False, True, False]
 
 
-def test_who_waits_for_others_is_not_stuck() -> None:
+def test_a_cleared_deadline_is_not_stuck() -> None:
     """Without a database there is nothing to do, for as long as it takes."""
     clock = ManualClock()
     liveness = LivenessDeadline(clock)

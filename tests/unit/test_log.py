@@ -34,7 +34,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_libraries_speak_in_our_format(capsys: pytest.CaptureFixture[str]) -> None:
+def test_library_logs_use_our_format(capsys: pytest.CaptureFixture[str]) -> None:
     """A warning of a library is JSON with a constant event, without secrets; its chatter is left out."""
     configure("info", "json")
     register_secret("tk_secret")
@@ -54,7 +54,7 @@ def test_libraries_speak_in_our_format(capsys: pytest.CaptureFixture[str]) -> No
     assert "tk_secret" not in str(second)
 
 
-def test_a_secret_is_hidden_wherever_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_are_redacted_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     """Deep in a fact, in a name, and as JSON quotes it."""
     configure("info", "json")
     register_secret('p"ass\\word')
@@ -65,7 +65,7 @@ def test_a_secret_is_hidden_wherever_it_is(capsys: pytest.CaptureFixture[str]) -
     assert "tk_secret" not in text
 
 
-def test_the_next_line_of_a_library_counts_what_was_left_out(
+def test_the_next_library_line_counts_suppressed_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As that of our own events does, if nobody has told before."""
@@ -102,7 +102,7 @@ def test_a_flood_is_cut_and_counted() -> None:
     assert limit.admit("a") == 0
 
 
-def test_what_was_left_out_is_told_although_nothing_follows() -> None:
+def test_suppressed_lines_are_reported_without_a_next_line() -> None:
     """Once the window is over, or at the end of the process; and once only."""
     now = 0.0
     limit = FloodLimit(lambda: now)
@@ -160,7 +160,7 @@ def test_events_are_constants_and_documented() -> None:
     assert documented == logged_events() | {"library"}
 
 
-def test_a_log_that_takes_nothing_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_log_does_not_stop_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even where the disk is full on which it lies: then what is to be said is just that."""
     with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
         monkeypatch.setattr("sys.stderr", full)

@@ -49,7 +49,7 @@ def test_lines_arrive_in_order(pipe: tuple[int, int]) -> None:
     assert writer.lines_dropped == 0
 
 
-def test_a_reader_that_stops_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
+def test_a_stopped_reader_costs_only_lines(pipe: tuple[int, int]) -> None:
     """The oldest lines are kept; when it reads again it gets them, the number of lost ones, and what comes then."""
     writer = LogWriter(pipe[1], max_bytes=10_000, report=lambda count: writer.write(f"gap {count}\n".encode()))
     for number in range(1000):
@@ -62,7 +62,7 @@ def test_a_reader_that_stops_costs_lines_and_nothing_else(pipe: tuple[int, int])
     assert read(pipe[0], b"next\n") == [b"next\n"]
 
 
-def test_the_number_of_lost_lines_is_written_where_they_are_missing(pipe: tuple[int, int]) -> None:
+def test_the_number_of_lost_lines_is_logged_in_their_place(pipe: tuple[int, int]) -> None:
     """In plain words, for commands without a log."""
     writer = LogWriter(pipe[1], max_bytes=1000)
     for number in range(100):
@@ -93,7 +93,7 @@ def test_a_descriptor_that_another_process_made_nonblocking(pipe: tuple[int, int
     assert not os.get_blocking(pipe[1])
 
 
-def test_a_full_disk_and_a_closed_descriptor_cost_lines_only(tmp_path: Path) -> None:
+def test_a_full_disk_and_a_closed_descriptor_cost_only_lines(tmp_path: Path) -> None:
     """They are counted; once there is room, the count is reported."""
     target = os.open("/dev/full", os.O_WRONLY)
     writer = LogWriter(target)
@@ -112,7 +112,7 @@ def test_a_full_disk_and_a_closed_descriptor_cost_lines_only(tmp_path: Path) -> 
     assert writer.lines_dropped == 3
 
 
-def test_a_reader_that_is_gone_costs_lines_only(pipe: tuple[int, int]) -> None:
+def test_a_closed_reader_costs_only_lines(pipe: tuple[int, int]) -> None:
     os.close(pipe[0])
     writer = LogWriter(pipe[1])
     writer.write(line(0))
@@ -134,7 +134,7 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(pipe: tuple[int, 
     assert (tmp_path / "log").read_bytes().startswith(b"\nnext\n")
 
 
-def test_a_process_that_gets_no_thread_goes_on(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_thread_continues(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lines wait for the next one that gets a thread."""
 
     def refuse(_: threading.Thread) -> None:

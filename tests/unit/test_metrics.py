@@ -51,7 +51,7 @@ def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
     assert found == documented
 
 
-def test_what_is_not_known_is_absent() -> None:
+def test_unknown_values_are_absent() -> None:
     """A zero would be a claim."""
     names = {name for name, _ in samples(scraped(UNKNOWN))}
     assert not names & {"ingestor_open_gaps", "ingestor_oldest_open_gap_seconds", "ingestor_coverage_ratio"}

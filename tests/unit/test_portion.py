@@ -30,7 +30,7 @@ def batch_of(messages: list[int]) -> Batch:
 
 
 @given(st.lists(st.integers(0, 99), max_size=40), st.lists(st.integers(64, 3000), min_size=1, max_size=5))
-def test_the_parts_of_a_batch_are_the_batch(messages: list[int], sizes: list[int]) -> None:
+def test_the_portions_add_up_to_the_batch(messages: list[int], sizes: list[int]) -> None:
     """Whatever the sizes, each message is in one part, in its place; only the last part covers or ends."""
     batch = batch_of(messages)
     parts: list[Batch] = []
@@ -56,7 +56,7 @@ def test_the_parts_of_a_batch_are_the_batch(messages: list[int], sizes: list[int
 
 
 @given(st.integers(2000, 10**6), st.integers(1, 300))
-def test_a_limit_that_stays_is_found_and_seldom_tried(limit: int, backlog: int) -> None:
+def test_a_permanent_limit_is_found_and_rarely_retried(limit: int, backlog: int) -> None:
     """Against any limit a backlog gets through; failures stay few, and when the limit goes the size is normal soon."""
     size = TransactionSize()
     waiting = [Batch(SESSION, number, b"x" * 8000, 100) for number in range(backlog)]
@@ -80,7 +80,7 @@ def test_a_limit_that_stays_is_found_and_seldom_tried(limit: int, backlog: int) 
     assert size.is_normal
 
 
-def test_failures_without_end_stop_to_shrink() -> None:
+def test_permanent_failures_stop_shrinking() -> None:
     """At about one row nothing is smaller, so the next try waits like any other; from there it takes 17 commits."""
     size = TransactionSize()
     shrinks = [size.failed([Batch(SESSION, 1, b"x" * 2**20, 100)]) for _ in range(20)]
@@ -100,6 +100,6 @@ def test_failures_without_end_stop_to_shrink() -> None:
         *((state, False) for state in ("40P01", "53100", "53300", "55P03", "23505", "23514", "25006", "P0001")),
     ],
 )
-def test_failures_that_a_smaller_transaction_may_escape(state: str | None, expected: bool) -> None:
+def test_failures_that_shrink_the_transaction(state: str | None, expected: bool) -> None:
     """Limits of time, memory and size are among them; a row's fault, a full disk and a missing privilege are not."""
     assert may_be_too_large(StoreError("x", sqlstate=state)) is expected

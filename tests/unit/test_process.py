@@ -22,7 +22,7 @@ def untouched(_: str) -> None:
 
 
 @pytest.mark.parametrize("number", sorted(STOP), ids=lambda number: signal.Signals(number).name)
-async def test_the_first_signal_asks_for_a_stop_and_the_second_one_for_haste(number: int) -> None:
+async def test_the_second_signal_makes_the_stop_immediate(number: int) -> None:
     """Also SIGHUP of a terminal that was closed, and SIGQUIT: their default action would end the process at once."""
     before = signal.getsignal(number)
     with stop_on_signals(untouched) as request:
@@ -37,7 +37,7 @@ async def test_the_first_signal_asks_for_a_stop_and_the_second_one_for_haste(num
     assert signal.getsignal(number) is before
 
 
-async def test_signals_without_a_meaning_end_nothing() -> None:
+async def test_other_signals_do_not_end_the_process() -> None:
     """They are told by their names: those of users, of timers, and of real time."""
     names: list[str] = []
     taken = {number for number in MEANINGLESS if signal.getsignal(number) is signal.SIG_DFL}
@@ -50,7 +50,7 @@ async def test_signals_without_a_meaning_end_nothing() -> None:
     assert {"SIGUSR1", "SIGUSR2", "SIGPROF", "SIGRTMIN", "SIGRTMIN+1"} <= set(names)
 
 
-async def test_what_nohup_ignores_stays_ignored() -> None:
+async def test_nohup_stays_in_effect() -> None:
     """And is ignored after the block too."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -62,7 +62,7 @@ async def test_what_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_every_signal_that_would_end_a_process_is_decided_on() -> None:
+def test_every_fatal_signal_is_handled_or_listed() -> None:
     """Those with the default action to end are stops, meaningless, faults of the program, or can't be caught."""
     users = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO, signal.SIGSTKFLT, signal.SIGRTMIN, signal.SIGRTMAX}
     timers = {signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF}

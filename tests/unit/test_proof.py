@@ -27,6 +27,6 @@ def batch(number: int, before: int, count: int, covered_until: int | None) -> Ba
         (9, [batch(2, 5, 5, 10)], (10, 0)),
     ],
 )
-def test_what_is_lost_proves_nothing(held: int, batches: list[Batch], expected: tuple[int | None, int]) -> None:
+def test_lost_commits_prove_nothing(held: int, batches: list[Batch], expected: tuple[int | None, int]) -> None:
     """Coverage reaches to what is missing, before the batches or between them, and never over it."""
     assert proof(batches, held) == expected

@@ -85,7 +85,7 @@ def test_the_longest_secret_first() -> None:
     assert redact("secret-and-more secret and-more") == "[hidden] [hidden] [hidden]"
 
 
-def test_what_is_too_short_is_no_secret() -> None:
+def test_short_values_are_no_secrets() -> None:
     """An empty or tiny secret would garble every line; in an address it is hidden by its place."""
     for text in ("", "1", "abc"):
         register_secret(text)
@@ -183,7 +183,7 @@ def test_values_before_they_are_formatted() -> None:
     assert redact_values({"tk_secret": None}, keys=True) == {"[hidden]": None}
 
 
-def test_words_of_the_system_hold_no_address() -> None:
+def test_system_errors_hold_no_address() -> None:
     """What a library adds to them stays out."""
     for error, words in (
         (ConnectionRefusedError(111, "Connect call failed ('p4ss', 1)"), "Connection refused"),

@@ -67,12 +67,12 @@ def test_totals() -> None:
     assert EMPTY.totals.percent is None
 
 
-@given(heard=st.integers(0, 60_000_000), missed=st.integers(1_000, 60_000_000))
-def test_what_is_filled_makes_the_whole(heard: int, missed: int) -> None:
+@given(covered=st.integers(0, 60_000_000), missing=st.integers(1_000, 60_000_000))
+def test_a_fully_backfilled_day_is_100_percent(covered: int, missing: int) -> None:
     """A day whose every missed microsecond was backfilled is at 100 %, though its minutes are rounded one by one."""
     (day,) = sample(1).days
     trading_minutes, covered_minutes, missing_minutes = (
-        round(n / 60_000_000, 6) for n in (heard + missed, heard, missed)
+        round(n / 60_000_000, 6) for n in (covered + missing, covered, missing)
     )
     filled = replace(
         day,
@@ -148,7 +148,7 @@ def test_the_page_shows_everything() -> None:
     assert f"{report.open_gaps} of {len(report.gaps)}" in page.text
 
 
-def test_a_page_about_nothing() -> None:
+def test_an_empty_page() -> None:
     """Before the first session there is a page, too."""
     text = Page(as_html(EMPTY)).text
     assert "no trading day" in text

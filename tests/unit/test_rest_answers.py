@@ -117,7 +117,7 @@ def test_a_bar_that_lacks_a_field(name: str) -> None:
         "2026-11-20T10:01:00\ud800", "2026-11-20T10:01:00+13:00:30", "2026-11-20x10:01:00",
     ],
 )  # fmt: skip
-def test_a_timestamp_that_is_none(stamp: Any) -> None:
+def test_an_invalid_timestamp(stamp: Any) -> None:
     """What RFC 3339 forbids, and Python's own reader may take, is a wrong record whose minute is not known."""
     found = parse(bar(0), bar(1, timestamp=stamp), bar(2))
     assert found.bars == (taken(0), taken(2))
@@ -177,14 +177,14 @@ def test_a_time_that_the_clocks_skipped() -> None:
     assert [fault.reason for fault in found.faults] == ["a time that the exchange's clocks skipped"]
 
 
-def test_what_lies_outside_beside_what_was_asked_for() -> None:
+def test_bars_outside_of_the_range_among_others() -> None:
     """A generous server does no harm; a wrong bar that was not asked for costs nothing."""
     assert parse(bar(-60), bar(0), bar(10), bar(300), bar(11, open=-1)) == Bars((taken(0),), 5)
     assert parse(bar(-60), bar(1, **NONE)) == Bars((), 2)
 
 
 @pytest.mark.parametrize("minutes", [(-1,), (11, 12), (10, 11), (-300, 300), (1440,), (-(365 * 1440),)])
-def test_nothing_but_what_was_not_asked_for(minutes: tuple[int, ...]) -> None:
+def test_only_bars_outside_of_the_range(minutes: tuple[int, ...]) -> None:
     """An answer of which nothing lies in the asked range is the answer to another question, not one without trades."""
     with pytest.raises(MalformedAnswerError, match="none of the asked range"):
         parse(*map(bar, minutes))
@@ -247,7 +247,7 @@ def test_an_answer_to_another_question(fields: dict[str, Any], what: str) -> Non
         {"date_from": None, "date_to": ""}, {"date_from": "2026-01-01", "date_to": "2027-01-01"},
     ],
 )  # fmt: skip
-def test_an_answer_that_says_what_it_is(fields: dict[str, Any]) -> None:
+def test_an_answer_that_names_its_parameters(fields: dict[str, Any]) -> None:
     """In whatever case, with its suffix or without; with the asked span, a wider one, or that of its records."""
     assert parse(bar(1), **fields) == Bars((taken(1),), 1)
 
@@ -264,7 +264,7 @@ def test_an_answer_that_says_what_it_is(fields: dict[str, Any]) -> None:
         b'{"data": [' + b'"\\ud800"' + b",[]" * MAX_VALUES + b"]}",
     ],
 )  # fmt: skip
-def test_an_answer_that_is_none(body: bytes) -> None:
+def test_an_invalid_answer(body: bytes) -> None:
     """It is not of the documented form, or of a size that no honest answer has."""
     for parse_any in (lambda: parse_bars(body, QUESTION), lambda: parse_instruments(body)):
         with pytest.raises(UnreadableAnswerError):
@@ -276,7 +276,7 @@ def test_an_answer_that_is_none(body: bytes) -> None:
     [b'{"open": NaN}', b'"\\ud800"', b'"\xff"', b'{"timestamp": "\xff"}', b'{"\xff": 1}', b"1e400", b"9" * 5000,
      b"-Infinity", b'{"timestamp": "2026-11-20T10:01:00", "timestamp": 7}'],
 )  # fmt: skip
-def test_a_record_that_spoils_the_text(broken: bytes) -> None:
+def test_a_record_that_breaks_the_json(broken: bytes) -> None:
     """What JSON forbids, but services send, costs its own record."""
     body = b'\xef\xbb\xbf{"data": [' + json.dumps(bar(0)).encode() + b", " + broken + b"]}"
     for each in (body, body[3:]):
@@ -285,7 +285,7 @@ def test_a_record_that_spoils_the_text(broken: bytes) -> None:
         assert len(found.faults) == 1
 
 
-def test_numbers_as_they_may_be_written() -> None:
+def test_forms_of_numbers() -> None:
     """Integers, floats and strings of either; a large volume is exact."""
     record = bar(0, open=2, high="3", low="1.0", close=2.5, volume=9_007_199_254_740_993)
     assert parse(record).bars == (Bar(START, 2.0, 3.0, 1.0, 2.5, 9_007_199_254_740_993),)
@@ -300,7 +300,7 @@ def test_the_other_label() -> None:
     assert [fault.time for fault in found.faults] == [START + MINUTE]
 
 
-def test_faults_in_words() -> None:
+def test_texts_of_faults() -> None:
     """Each reason has its names, the first of them; nothing that came from outside is long, odd or secret."""
     faults = [Fault("a negative volume", f"record {number}") for number in range(5)] + [Fault("no open", "x")]
     assert summarize(faults, 1020) == (
@@ -352,7 +352,7 @@ def test_odd_fields_of_an_instrument() -> None:
     ("records", "fields"),
     [(({"symbol": "A.NZ"},), {"hits": 2}), (({"symbol": "A.NZ"},), {"exchange": "asx"}), ((7, 8), {})],
 )
-def test_a_listing_that_is_none(records: tuple[Any, ...], fields: dict[str, Any]) -> None:
+def test_an_invalid_listing(records: tuple[Any, ...], fields: dict[str, Any]) -> None:
     """A part of the instruments, those of another exchange, or nothing that is one: no answer."""
     with pytest.raises(MalformedAnswerError):
         listing(*records, **fields)

@@ -88,7 +88,7 @@ def test_a_problem_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str
     assert caught.value.exit_code == 78
 
 
-def test_every_problem_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_problem_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """All problems at once, one line for each."""
     monkeypatch.setenv("INGESTOR_HEARTBEAT", "x")
     monkeypatch.setenv("INGESTOR_LOG_LEVEL", "x")
@@ -107,7 +107,7 @@ def test_loopback_may_be_unencrypted(monkeypatch: pytest.MonkeyPatch, url: str) 
     assert load_settings().stream_url == url
 
 
-def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither repr nor str nor a dump shows a secret."""
     monkeypatch.setenv("INGESTOR_TOKEN", SECRET)
     monkeypatch.setenv("INGESTOR_DATABASE_URL", f"postgresql://u:{SECRET}@h/d")
@@ -178,7 +178,7 @@ def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 @pytest.mark.parametrize("before", ["", "\ufeff", "\ufeffexport "])
-def test_what_dotenv_gives(
+def test_values_of_dotenv(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, meant: str, line_end: str, before: str
 ) -> None:
     """A `.env` of any editor is read: nothing is put in for a `$`, and the first variable counts."""
@@ -192,7 +192,7 @@ def test_what_dotenv_gives(
     ("written", "meant"),
     [("'x'", "x"), ('"x"', "x"), ("x\r", "x"), (' "x" ', "x"), ("a$b${HOME}", "a$b${HOME}"), ("a'b", "a'b")],
 )
-def test_what_the_environment_gives(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
+def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
     """Quotation marks that docker keeps around a value, and white space, are no part of it; a `$` is one."""
     monkeypatch.setenv("INGESTOR_INSTANCE", written)
     monkeypatch.setenv("INGESTOR_HEARTBEAT", '"3s"')

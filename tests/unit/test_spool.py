@@ -108,7 +108,7 @@ def test_reading(spool: Spool) -> None:
     assert spool.read(5, 1, 1) == []
 
 
-def test_an_append_can_be_repeated(spool: Spool) -> None:
+def test_append_is_idempotent(spool: Spool) -> None:
     """An append whose outcome is not known is done again, and counts once."""
     entries = [entry(1), entry(2), entry(3)]
     spool.append(entries)
@@ -142,7 +142,7 @@ def test_the_file_shrinks(spool: Spool, tmp_path: Path) -> None:
     assert sizes[-1] < 6 * 2**20
 
 
-def test_nobody_else_can_read_it(spool: Spool, tmp_path: Path) -> None:
+def test_only_the_owner_can_read_it(spool: Spool, tmp_path: Path) -> None:
     """Prices of a paid feed are not for every user of the machine."""
     spool.append([entry(1)])
     for name in ("spool.db", "spool.db-wal"):

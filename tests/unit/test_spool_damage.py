@@ -214,7 +214,7 @@ def test_the_newest_is_gone_before_an_append(clean: Path, replaced: int | None) 
     spool.close()
 
 
-def test_text_is_as_good_as_bytes(clean: Path) -> None:
+def test_a_text_value_is_read_as_bytes(clean: Path) -> None:
     """Only what is in a body counts."""
     spool = Spool(clean)
     spool.open()

@@ -44,12 +44,12 @@ def full_pipe() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("code", "status"), [(CRASH, 1), (ABORT, -signal.SIGABRT), (PRINT, 0)])
-def test_no_end_of_a_process_waits_for_its_reader(code: str, status: int, full_pipe: int) -> None:
+def test_exit_never_waits_for_the_reader(code: str, status: int, full_pipe: int) -> None:
     """Neither a traceback, nor the report of a crash in a signal handler, nor what was printed last."""
     assert run(code, full_pipe).returncode == status
 
 
-def test_what_a_process_says_last_is_written() -> None:
+def test_the_last_output_is_written() -> None:
     """In its order, on both streams, and with a line that has no end."""
     reader, writer = os.pipe()
     for code in (PRINT, CRASH):

@@ -27,7 +27,7 @@ def said(manager: socket.socket) -> list[str]:
 
 
 @pytest.mark.parametrize("is_abstract", [False, True])
-def test_the_manager_is_told(tmp_path: Path, is_abstract: bool) -> None:
+def test_messages_to_the_manager(tmp_path: Path, is_abstract: bool) -> None:
     """By a path or by a name of the abstract namespace; a status only where it is a new one, and in one line."""
     name = f"@ingestor-test-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
     with listening(name.replace("@", "\0")) as manager:
@@ -50,7 +50,7 @@ def test_the_manager_is_told(tmp_path: Path, is_abstract: bool) -> None:
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
-def test_without_a_manager_nothing_is_said(environment: dict[str, str]) -> None:
+def test_nothing_is_sent_without_a_manager(environment: dict[str, str]) -> None:
     notifier = SystemdNotifier(environment)
     notifier.ready()
     notifier.close()
@@ -66,7 +66,7 @@ def test_a_status_that_utf8_lacks_is_escaped(tmp_path: Path) -> None:
         notifier.close()
 
 
-def test_what_a_full_queue_did_not_take_is_said_again(tmp_path: Path) -> None:
+def test_messages_that_a_full_queue_refused_are_sent_again(tmp_path: Path) -> None:
     """Or a manager that was busy for a moment would wait for a start that is over, and end it."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
@@ -95,7 +95,7 @@ def test_a_stop_while_starting(tmp_path: Path) -> None:
         notifier.close()
 
 
-def test_a_manager_that_is_gone_or_does_not_listen_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_manager_that_is_gone_or_stuck_does_not_block(tmp_path: Path) -> None:
     """Neither a socket that nobody reads nor one that nobody holds can stop the recorder."""
     name = str(tmp_path / "notify")
     with listening(name):
@@ -116,5 +116,5 @@ def test_a_manager_that_is_gone_or_does_not_listen_holds_nothing_up(tmp_path: Pa
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_the_watchdog_is_for_the_process_that_it_names(environment: dict[str, str], expected: float | None) -> None:
+def test_the_watchdog_needs_our_process_id(environment: dict[str, str], expected: float | None) -> None:
     assert SystemdNotifier(environment).watchdog_seconds == expected

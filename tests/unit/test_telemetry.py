@@ -23,7 +23,7 @@ def _own_log() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def test_secrets_are_scrubbed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_secrets_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     """A registered secret reaches no log line, also not in the text of an error or its traceback."""
     register_secret("tk_secret")
     configure("debug", "json")
@@ -44,7 +44,7 @@ def commit(telemetry: Telemetry, tally: Tally, end: SessionEnd | None = None) ->
     telemetry.committed((batch,), written=1, ticks=1, tallies={SESSION.id: tally}, seconds=0.1, lag=0.2)
 
 
-def test_trouble_is_said_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_logged_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     """The same trouble does not flood the log; another one is said at once, and so is its end."""
     configure("info", "json")
     clock = ManualClock()
@@ -80,7 +80,7 @@ def test_ends_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert instance.counts.ends == {"closed": 1, "stopped": 1, "finished": 1}
 
 
-def test_spooling_is_said_with_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_spooling_is_logged_with_its_end(capsys: pytest.CaptureFixture[str]) -> None:
     """A database that is slow now and then does not flood the log; what was said to begin is said to end."""
     configure("info", "json")
     clock = ManualClock()
@@ -103,7 +103,7 @@ def test_spooling_is_said_with_its_end(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
-def test_trouble_with_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_of_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
     """A disk that takes nothing is said once a minute, a damaged spool each time, with its new name, and counted."""
     configure("info", "json")
     clock = ManualClock()
@@ -145,7 +145,7 @@ def test_a_commit_without_an_answer_is_counted_by_the_next() -> None:
     assert (instance.counts.ticks_written, instance.counts.ticks_recovered) == (26, 0)
 
 
-def test_what_an_earlier_process_left_is_counted_apart() -> None:
+def test_ticks_of_an_earlier_process_are_counted_separately() -> None:
     """Ticks out of an inherited spool are not of this process's sessions."""
     instance = Telemetry()
     batch = Batch(Session(UUID(int=2), "test", "ws://localhost/ws", 0), 7, b"", 5)
@@ -182,7 +182,7 @@ def test_the_stream_is_followed() -> None:
     )
 
 
-def test_the_latest_batches_are_kept_and_no_more() -> None:
+def test_only_the_latest_batches_are_kept() -> None:
     """Enough of them for the ticks that the page shows."""
     instance = Telemetry()
     for number in range(1, 100):

@@ -27,7 +27,7 @@ class CountedClock(ManualClock):
         await super().sleep(seconds)
 
 
-async def test_a_database_that_is_not_there_is_tried_for_ever() -> None:
+async def test_an_unavailable_database_is_retried_without_limit() -> None:
     """The first retry comes within a second, later ones every five seconds at most, and none is the last."""
     with socket.create_server(("127.0.0.1", 0)) as reader:
         port = reader.getsockname()[1]

@@ -15,7 +15,7 @@ from uuid import UUID
 from ingestor.model import SECOND, Micros
 
 MINUTE: Micros = 60 * SECOND
-FOREVER: Micros = 10**18
+INFINITY: Micros = 10**18
 """Stands for `infinity`."""
 
 CAUSES = {
@@ -80,14 +80,14 @@ class Minutes:
     """A row of `market.coverage`, in microseconds."""
 
     trading: Micros = 0
-    heard: Micros = 0
-    missed: Micros = 0
+    covered: Micros = 0
+    missing: Micros = 0
     backfilled: Micros = 0
 
     @property
     def percent(self) -> Fraction | None:
         """Exactly, not rounded."""
-        return Fraction(100 * (self.heard + self.backfilled), self.trading) if self.trading else None
+        return Fraction(100 * (self.covered + self.backfilled), self.trading) if self.trading else None
 
 
 @dataclass
@@ -111,12 +111,12 @@ def answer(world: World) -> Answer:
         minutes = found.days.setdefault(day, Minutes())
         if any(start < _expected_until(world, each) and start >= _begin(each) for each in _covering(world)):
             minutes.trading += end - start
-            minutes.heard += end - start
+            minutes.covered += end - start
             continue
         status = _status(world, start)
         if status != "excluded":
             minutes.trading += end - start
-            minutes.missed += end - start
+            minutes.missing += end - start
             minutes.backfilled += (end - start) * (status == "backfilled")
         if pieces and pieces[-1][1:] == (start, day, status):
             pieces[-1] = (pieces[-1][0], end, day, status)
@@ -129,8 +129,8 @@ def answer(world: World) -> Answer:
 
 
 def _events(world: World) -> set[Micros]:
-    found = {world.now, _ledger_ends(world)}
-    if (since := _ledger_begins(world)) is not None:
+    found = {world.now, _record_ends(world)}
+    if (since := _record_begins(world)) is not None:
         found.add(since)
     for _, opens, closes in world.calendar:
         found |= {opens - world.lead, opens, closes, closes + world.tail}
@@ -141,23 +141,23 @@ def _events(world: World) -> set[Micros]:
     return found
 
 
-def _ledger_begins(world: World) -> Micros | None:
+def _record_begins(world: World) -> Micros | None:
     accepted = [each.authenticated_at for each in world.sessions if each.kind == "stream"]
     known = [at for at in accepted if at is not None]
     return world.since if world.since is not None else min(known, default=None)
 
 
-def _ledger_ends(world: World) -> Micros:
+def _record_ends(world: World) -> Micros:
     return world.now - 30 * SECOND
 
 
 def _trading_day(world: World, at: Micros) -> date | None:
     """The day to whose trading time a moment belongs: the tail of one session goes before the lead of the next."""
-    begins = _ledger_begins(world)
-    if begins is None or not begins <= at < _ledger_ends(world):
+    begins = _record_begins(world)
+    if begins is None or not begins <= at < _record_ends(world):
         return None
     for number, (day, opens, closes) in enumerate(world.calendar):
-        following = world.calendar[number + 1][1] if number + 1 < len(world.calendar) else FOREVER
+        following = world.calendar[number + 1][1] if number + 1 < len(world.calendar) else INFINITY
         if opens - world.lead <= at < closes + world.tail and at < following:
             return day
     return None

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 
 from ingestor.model import SECOND, Micros
 from ingestor.store.connect import connect
-from tests.ledger import CAUSES, FOREVER, MINUTE, Answer, Gap, Recorded, World, answer
+from tests.coverage_oracle import CAUSES, INFINITY, MINUTE, Answer, Gap, Recorded, World, answer
 from tests.servers import TestServer
 
 SETS = int(os.environ.get("INGESTOR_TEST_SETS", "100"))
@@ -60,7 +60,7 @@ def a_world(seed: int, now: Micros) -> World:
     sessions: list[Recorded] = []
     for _ in range(random.choice((0, 1, 2, 3, 5, 9))):
         sessions.append(each := _session(random, moment, now))
-        if each.covered_until not in {None, FOREVER} and random.random() < 0.3:
+        if each.covered_until not in {None, INFINITY} and random.random() < 0.3:
             instants += [each.covered_until] * 4  # another one takes over at that moment
     identities = [each.id for each in sessions] + [_identity(random)]
     exclusions = {span(): random.choice(("halt", "outage")) for _ in range(random.choice((0, 0, 1, 2)))}
@@ -115,9 +115,9 @@ def _session(random: Random, moment: Any, now: Micros) -> Recorded:
         id=_identity(random),
         kind="replay" if random.random() < 0.1 else "stream",
         connected_at=connected,
-        authenticated_at=maybe(-FOREVER if random.random() < 0.02 else random.choice((connected, authenticated)), 0.2),
-        covered_until=maybe(FOREVER if random.random() < 0.03 else covered),
-        last_tick_at=maybe(random.choice((message, covered, -FOREVER if random.random() < 0.1 else covered))),
+        authenticated_at=maybe(-INFINITY if random.random() < 0.02 else random.choice((connected, authenticated)), 0.2),
+        covered_until=maybe(INFINITY if random.random() < 0.03 else covered),
+        last_tick_at=maybe(random.choice((message, covered, -INFINITY if random.random() < 0.1 else covered))),
         last_seen_at=maybe(seen),
         ended_at=ended if has_ended else None,
         end_reason=maybe(random.choice([*CAUSES, "stall", "crashed"])) if has_ended or random.random() < 0.1 else None,
@@ -131,7 +131,7 @@ def _probes(random: Random, world: World) -> list[Micros]:
     found = {
         (at // MINUTE + beside) * MINUTE
         for at in edges
-        if at is not None and abs(at) < FOREVER
+        if at is not None and abs(at) < INFINITY
         for beside in (-1, 0, 1)
     }
     return sorted(random.sample(sorted(found), min(len(found), 40)))
@@ -161,7 +161,7 @@ def check(expected: Answer, found: dict[str, Any]) -> None:
     assert set(days) == set(expected.days)
     for day, (*minutes, percent) in days.items():
         its = expected.days[day]
-        for mine, theirs in zip((its.trading, its.heard, its.missed, its.backfilled), minutes, strict=True):
+        for mine, theirs in zip((its.trading, its.covered, its.missing, its.backfilled), minutes, strict=True):
             assert math.isclose(mine / MINUTE, theirs, abs_tol=2e-6)
         assert (percent is None) == (its.percent is None)
         assert percent is None or -1e-9 <= float(its.percent or 0) - percent < 0.01 + 1e-9
@@ -169,7 +169,7 @@ def check(expected: Answer, found: dict[str, Any]) -> None:
     assert len(found["bars"] or []) == len(expected.sources)
 
 
-async def test_the_views_say_what_is_so(server: TestServer) -> None:
+async def test_the_views_agree_with_the_oracle(server: TestServer) -> None:
     """Overlaps, stalls, crashes, what lives, what was lost, nulls, clocks that are wrong: gaps, coverage and bars."""
     name = server.new_name()
     connection = await connect(await server.create(name, server.template))
