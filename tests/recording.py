@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
-from ingestor.model import SECOND, Tick
+from ingestor.clock import from_datetime
+from ingestor.model import Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import Settings, load_settings
@@ -19,7 +20,7 @@ from tests.servers import query
 COUNT = "SELECT count(*) FROM market.ticks"
 ENDS = "SELECT end_reason FROM ingest.stream_sessions ORDER BY connected_at"
 TOTALS = "SELECT sum(ticks)::int, sum(duplicates)::int, sum(rejected)::int FROM ingest.stream_sessions"
-NOW = int(datetime.now(UTC).timestamp()) * SECOND
+NOW = from_datetime(datetime.now(UTC).replace(microsecond=0))
 
 
 def settings(simulator: Simulator, database: str, **changes: Any) -> Settings:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.coverage.calendar import xnze
 from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
-from ingestor.model import SECOND
 
 MADE_AT = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 CAUSES = (
@@ -20,11 +20,11 @@ CAUSES = (
 
 def sample(days: int = 400) -> Report:
     """Return the report of so many trading days, with a gap in every ninth."""
-    sessions = [session for session in xnze() if session.opens_at < MADE_AT.timestamp() * SECOND][-days:]
+    sessions = [session for session in xnze() if session.opens_at < from_datetime(MADE_AT)][-days:]
     gaps: list[Gap] = []
     spans: list[tuple[datetime, datetime]] = []
     for number, session in enumerate(sessions):
-        opens = datetime.fromtimestamp(session.opens_at / SECOND, UTC)
+        opens = to_datetime(session.opens_at)
         spans.append((opens - timedelta(hours=1), opens + timedelta(hours=7, minutes=15)))
         if number % 9 == 4:
             kind = number // 9

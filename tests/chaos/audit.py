@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from uuid import UUID
 
+from ingestor.clock import from_datetime
 from ingestor.model import SECOND, Micros, Tick
 from ingestor.simulator.server import Account
 from tests.servers import query
@@ -161,4 +162,4 @@ def _share(moments: Sequence[Micros], ranges: Sequence[tuple[Micros, Micros]]) -
 
 
 def _micros(moment: datetime) -> Micros:
-    return round(moment.timestamp() * SECOND)
+    return from_datetime(moment)

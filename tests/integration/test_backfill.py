@@ -14,6 +14,7 @@ from ingestor.backfill.bars import EXCHANGE
 from ingestor.backfill.client import RestClient
 from ingestor.backfill.fill import Backfill, Summary, asked_for, cut
 from ingestor.backfill.instruments import refresh_instruments
+from ingestor.clock import from_datetime
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import SECOND, Bar, GapSpan, Instrument
 from ingestor.redaction import register_secret
@@ -24,7 +25,7 @@ from tests.rest import HANG, Asked, answer, scripted
 from tests.servers import query
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
-LATER = round((ENDS + timedelta(hours=1)).timestamp()) * SECOND
+LATER = from_datetime(ENDS + timedelta(hours=1))
 STATES = "SELECT symbol, status, bars FROM ingest.backfills ORDER BY gap_from, symbol"
 GAPS = f"SELECT started_at, ended_at, status FROM market.gaps WHERE started_at < '{ENDS}' ORDER BY started_at"
 
@@ -455,7 +456,7 @@ async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: bars(*(at(minute) for minute in range(480)))) as server:
         for minute in (101, 150.2, 201, 205):
-            await fill(writer_url, server.url, ManualClock(round(at(minute).timestamp()) * SECOND))
+            await fill(writer_url, server.url, ManualClock(from_datetime(at(minute))))
         ends = [asked.parameters["datetime_to"] for asked in server.asked]
     assert ends == ["2026-11-20 11:29:00", "2026-11-20 12:19:00", "2026-11-20 12:21:00"]
     assert {row[2] for row in await query(database, GAPS)} == {"backfilled"}

@@ -11,6 +11,7 @@ import pytest
 
 from ingestor.admin import retention
 from ingestor.admin.aggregates import LEVELS
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import SECOND
 from ingestor.settings import LEAST_RETENTION
 from ingestor.store.connect import connect
@@ -96,11 +97,11 @@ async def test_late_ticks_make_bars_stale(writer_url: str, database: str) -> Non
     """In the transaction of their batch, by the hour; what is on time (by the database's clock), or no tick, is not."""
     store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
     instance = batcher()
-    now = round(datetime.now(UTC).timestamp()) * SECOND
+    now = from_datetime(datetime.now(UTC).replace(microsecond=0))
     await store.write([filled(instance, tick(time=now - 3000 * SECOND)), filled(instance)])
     assert await query(database, REFRESHES) == []
-    hour = datetime.fromtimestamp(now // SECOND, UTC).replace(minute=0, second=0)
-    old = round((hour - timedelta(hours=5)).timestamp()) * SECOND
+    hour = to_datetime(now).replace(minute=0, second=0)
+    old = from_datetime(hour - timedelta(hours=5))
     late = filled(instance, tick(time=now), tick("B", old), tick("C", old + 1800 * SECOND), tick("D", now))
     await store.write([late])
     span = (hour - timedelta(hours=5), hour + timedelta(hours=1))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import structlog
 
-from ingestor.clock import ClockDifference, SystemClock
+from ingestor.clock import ClockDifference, SystemClock, from_datetime
 from ingestor.model import SECOND, EndReason, SessionEnd
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
@@ -135,7 +135,7 @@ async def test_coverage_ends_at_the_earlier_clock(writer_url: str, database: str
     await store.write([instance.close()])
     await store.close()
     sql = "SELECT authenticated_at, covered_until FROM ingest.stream_sessions WHERE authenticated_at IS NOT NULL"
-    found = [round(at.timestamp()) * SECOND for at in (await query(database, sql))[0]]
+    found = [from_datetime(at) for at in (await query(database, sql))[0]]
     latest, earliest = max(begins, begins + clock.skew), min(ends, ends + clock.skew)
     assert -SECOND < found[0] - latest < 60 * SECOND
     assert -SECOND < earliest - found[1] < 60 * SECOND

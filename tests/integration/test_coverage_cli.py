@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from ingestor.cli import _backfill
-from ingestor.model import SECOND, Tick
+from ingestor.clock import from_datetime
+from ingestor.model import Tick
 from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.gaps import Bounds
@@ -42,7 +43,7 @@ async def with_a_gap(database: str) -> None:
 
 
 def seconds(minute: float) -> int:
-    return round(at(minute).timestamp()) * SECOND
+    return from_datetime(at(minute))
 
 
 async def test_gaps_as_a_table(writer_url: str, database: str) -> None:

@@ -14,6 +14,7 @@ from ingestor.admin.aggregates import mend_aggregates
 from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
 from ingestor.admin.migrate import migrate
+from ingestor.clock import from_datetime
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Micros
 from ingestor.settings import load_settings
@@ -29,7 +30,7 @@ from tests.servers import TestServer, execute_all, query, with_parts
 pytestmark = pytest.mark.skipif("timescale" not in EDITIONS, reason="needs INGESTOR_TEST_TIMESCALE_URL")
 
 MARCH = datetime(2026, 3, 5, tzinfo=UTC)
-NOW: Micros = round(datetime.now(UTC).timestamp()) * SECOND
+NOW: Micros = from_datetime(datetime.now(UTC).replace(microsecond=0))
 KINDS = {True: "partitioned", False: "hypertable"}
 
 # A server that has the extension, for whoever may create it: at first, nobody may.
@@ -198,7 +199,7 @@ async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> 
     assert found.returncode == 0, found.stdout + found.stderr
     assert await query(partitioned, "SELECT obj_description('market.ticks_adopted'::regclass) IS NULL") == [(False,)]
     store = TickStore(timescale.writer_url(partitioned), write_timeout=10)
-    old = round((MARCH - timedelta(days=50)).timestamp()) * SECOND
+    old = from_datetime(MARCH - timedelta(days=50))
     await store.write([filled(batcher(), tick("LATE.NZ", old))])
     await store.close()
 

@@ -13,11 +13,12 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from ingestor.clock import from_datetime
 from ingestor.model import SECOND, Tick
 from ingestor.simulator.server import PORT, TOKEN, Simulator
 from ingestor.simulator.wire import price_message, wall_time
 
-NOW = int(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC).timestamp()) * SECOND
+NOW = from_datetime(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC))
 
 # The client as it is: it connects to ws://localhost:5005/ws, for ever, and calls back with each message.
 CLIENT = """

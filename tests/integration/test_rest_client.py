@@ -17,7 +17,7 @@ import pytest
 from ingestor.backfill import client as module
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
-from ingestor.clock import SystemClock
+from ingestor.clock import SystemClock, from_datetime
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Bar, Tick
 from ingestor.simulator.server import TOKEN, Simulator
@@ -57,7 +57,7 @@ async def minutes(url: str, *, until: int = 10, **options: Any) -> list[int]:
 async def test_against_the_simulator() -> None:
     """The documented API: bars of what was streamed, instruments with their names, an unknown ticker."""
     async with Simulator(port=0, rate=0) as simulator:
-        start = round(START.timestamp()) * SECOND
+        start = from_datetime(START)
         simulator.send([Tick("AIR.NZ", start + 61 * SECOND, price, 10) for price in (0.5, 0.75, 0.25)])
         async with client(simulator.rest_url) as found:
             assert await found.minutes("AIR.NZ", START, START + 5 * MINUTE, "start") == Bars(

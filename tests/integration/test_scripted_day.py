@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.backfill.instruments import Refresh, refresh_instruments
-from ingestor.clock import UNCOMPARED, ClockDifference
+from ingestor.clock import UNCOMPARED, ClockDifference, from_datetime
 from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
@@ -111,7 +111,7 @@ async def test_a_scripted_day(
     """Cuts, a crash and a database outage: after the backfill every minute of every symbol is the market's own."""
     monkeypatch.setattr(clocks, "compare_clocks", as_scripted)
     await calendar_of_one_day(database)
-    clock = SteppedClock(round((OPENS - 5 * MINUTE).timestamp()) * SECOND)
+    clock = SteppedClock(from_datetime(OPENS - 5 * MINUTE))
     async with Simulator(port=0, rate=0, market_clock=clock.wall) as simulator:
         day = Day(
             simulator,
@@ -165,7 +165,7 @@ async def test_a_scripted_day(
             summary = await backfill.run(await backfill.requests(Bounds()))
         assert (summary.pending, summary.unfillable) == (0, 0)
         assert summary.filled > 36
-        start, end = (round(moment.timestamp()) * SECOND for moment in (BEGINS, ENDS))
+        start, end = (from_datetime(moment) for moment in (BEGINS, ENDS))
         symbols = {symbol for (symbol,) in await query(database, "SELECT symbol FROM market.instruments")}
         expected = {
             (symbol, bar.start // SECOND): (bar.open, bar.high, bar.low, bar.close, bar.volume)

@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as connect_sync
 
+from ingestor.clock import from_datetime
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Tick
 from ingestor.simulator import server
@@ -99,7 +100,7 @@ async def test_stream_limit() -> None:
 
 async def test_prices_come_as_documented() -> None:
     """The documented sample arrives as it is in the documentation; who has not authenticated does not get it."""
-    time = int(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC).timestamp()) * SECOND
+    time = from_datetime(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC))
     async with Simulator(port=0, rate=0) as simulator, authenticated(simulator) as client:
         await simulator.wait_connected()
         async with connect(simulator.stream_url, proxy=None) as stranger:

@@ -13,6 +13,7 @@ import pytest
 
 from ingestor.admin.migrate import head_revision
 from ingestor.batch import Batcher
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.errors import SchemaError, StoreError
 from ingestor.model import SECOND, Batch, EndReason, Micros, Reason, Session, SessionEnd, Tick
 from ingestor.store.connect import connect
@@ -23,7 +24,7 @@ from ingestor.stream.decoder import Decoder
 from tests.proxy import Proxy
 from tests.servers import TestServer, query
 
-T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+T0: Micros = from_datetime(datetime(2026, 3, 2, tzinfo=UTC))
 
 
 def session(**changes: Any) -> Session:
@@ -71,7 +72,7 @@ async def test_a_batch_is_stored_completely(store: TickStore, database: str) -> 
         "SELECT ticks, rejected, duplicates, last_batch, authenticated_at, covered_until, last_message_at, "
         "last_tick_at, ended_at FROM ingest.stream_sessions",
     )
-    start = datetime.fromtimestamp(T0 / SECOND, UTC)
+    start = to_datetime(T0)
     last, last_tick = start.replace(microsecond=101), start.replace(microsecond=2)
     assert found == (3, 2, 0, 1, start, last, last, last_tick, None)
     assert await query(database, "SELECT position, reason, raw, raw_bytes FROM ingest.rejected_messages") == [
@@ -121,7 +122,7 @@ async def test_sessions_are_joined_in_one_transaction(store: TickStore, database
 async def test_months_are_made_on_demand(store: TickStore, database: str) -> None:
     """A tick of any month since 1990 finds its place, as a role that owns nothing."""
     times = [datetime(1990, 1, 1, tzinfo=UTC), datetime(2001, 12, 31, 23, 59, 59, tzinfo=UTC), datetime.now(UTC)]
-    ticks = [tick(time=int(time.timestamp()) * SECOND) for time in times]
+    ticks = [tick(time=from_datetime(time.replace(microsecond=0))) for time in times]
     await store.write([filled(batcher(), *ticks)])
     rows = await query(database, "SELECT time FROM market.ticks ORDER BY time")
     assert [row[0] for row in rows] == [time.replace(microsecond=0) for time in times]
@@ -166,7 +167,7 @@ async def test_crashed_sessions(store: TickStore, database: str) -> None:
     rows = await query(
         database, "SELECT id, end_reason, ended_at FROM ingest.stream_sessions WHERE ended_at IS NOT NULL"
     )
-    assert rows == [(old.session.id, "crashed", datetime.fromtimestamp(T0 / SECOND, UTC).replace(microsecond=1))]
+    assert rows == [(old.session.id, "crashed", to_datetime(T0).replace(microsecond=1))]
     assert await store.end_crashed_sessions("test", [mine.session.id]) == 0
 
 
@@ -292,7 +293,7 @@ async def test_one_refused_row(store: TickStore, database: str) -> None:
     message = (
         '{"type": "price", "data": {"date": "2026-03-02T00:00:05+00:00", "price": -2.5, "volume": 3, "symbol": "Ω.NZ"}}'
     ).encode()
-    start = datetime.fromtimestamp(T0 / SECOND, UTC)
+    start = to_datetime(T0)
     assert rows == [
         (1, 2, start.replace(microsecond=2), "not_json", b"nonsense", 8),
         (1, 4, start.replace(microsecond=4), "database:23514", message, len(message)),

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingestor.batch import Batcher
+from ingestor.clock import from_datetime
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Session, Tick
 from ingestor.store.connect import connect
 from ingestor.store.ticks import TickStore
 from ingestor.stream.decoder import EARLIEST
 
-T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+T0: Micros = from_datetime(datetime(2026, 3, 2, tzinfo=UTC))
 LIMIT = """
 CREATE TABLE IF NOT EXISTS public.most AS SELECT 1000 AS rows;
 CREATE OR REPLACE FUNCTION public.limit_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

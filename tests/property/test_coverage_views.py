@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import SECOND, Micros
 from ingestor.store.connect import connect
 from tests.coverage_oracle import CAUSES, INFINITY, MINUTE, Answer, Gap, Recorded, World, answer
@@ -85,7 +86,7 @@ def a_world(seed: int, now: Micros) -> World:
 
 
 def _first_day(random: Random, now: Micros) -> date:
-    today = datetime.fromtimestamp(now / SECOND, ZONE).date()
+    today = to_datetime(now).astimezone(ZONE).date()
     if random.random() < 0.6:
         return today - timedelta(days=DAYS - 2)
     days = [today - timedelta(days=number) for number in range(DAYS, 400)]
@@ -138,7 +139,7 @@ def _probes(random: Random, world: World) -> list[Micros]:
 
 
 def _instant(day: date, at: time) -> Micros:
-    return round(datetime.combine(day, at, ZONE).timestamp()) * SECOND
+    return from_datetime(datetime.combine(day, at, ZONE))
 
 
 def _identity(random: Random) -> UUID:
@@ -177,7 +178,7 @@ async def test_the_views_agree_with_the_oracle(server: TestServer) -> None:
         for first in range(0, SETS, AT_ONCE):
             seeds = range(first, min(first + AT_ONCE, SETS))
             async with connection.transaction():
-                now = round((await connection.fetchval("SELECT now()")).timestamp() * SECOND)
+                now = from_datetime(await connection.fetchval("SELECT now()"))
                 worlds = [a_world(seed, now) for seed in seeds]
                 await connection.execute(EVALUATE)
                 rows = await connection.fetch(

@@ -7,9 +7,10 @@ from uuid import UUID
 import pytest
 
 from ingestor.batch import COPY_HEADER, COPY_TRAILER, MAX_BYTES, Batcher, Numbering
-from ingestor.model import RAW_LIMIT, SECOND, EndReason, Micros, Reason, Session, SessionEnd, Tick
+from ingestor.clock import from_datetime
+from ingestor.model import RAW_LIMIT, EndReason, Micros, Reason, Session, SessionEnd, Tick
 
-T0: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+T0: Micros = from_datetime(datetime(2026, 3, 2, tzinfo=UTC))
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", T0)
 
 
@@ -25,7 +26,7 @@ def test_packed_row() -> None:
     """A row is what PostgreSQL's documentation of the binary COPY format says, field by field."""
     instance = batcher()
     instance.add(tick("Ω", T0, 0.1, 7), T0 + 3)
-    since_2000 = T0 - int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * SECOND
+    since_2000 = T0 - from_datetime(datetime(2000, 1, 1, tzinfo=UTC))
     expected = struct.pack("!h", 6)
     expected += struct.pack("!iq", 8, since_2000) + struct.pack("!iq", 8, since_2000 + 3)
     expected += struct.pack("!id", 8, 0.1) + struct.pack("!iq", 8, 7)
@@ -99,8 +100,7 @@ def test_months(times: list[str], months: list[tuple[int, int]]) -> None:
     """A batch names the UTC months that its ticks need."""
     instance = batcher()
     for text in times:
-        moment = datetime.fromisoformat(text).replace(tzinfo=UTC)
-        instance.add(tick(time=round(moment.timestamp()) * SECOND - (moment.microsecond > 0)), T0)
+        instance.add(tick(time=from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC))), T0)
     assert instance.close().months == {date(year, month, 1) for year, month in months}
     assert instance.close().months == frozenset()
 

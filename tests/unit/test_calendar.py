@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 import exchange_calendars
 import pytest
 
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.coverage.calendar import TradingSession, load, sessions, xnze
 from ingestor.model import SECOND, Micros
 from ingestor.service.reader import is_stalled
@@ -15,7 +16,7 @@ AUCKLAND = "Pacific/Auckland"
 
 
 def local(text: str) -> Micros:
-    return round(datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(AUCKLAND)).timestamp()) * SECOND
+    return from_datetime(datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(AUCKLAND)))
 
 
 def on(day: str) -> TradingSession | None:
@@ -34,8 +35,8 @@ def test_the_snapshot_is_what_the_library_says() -> None:
     ours = [
         (
             session.trading_day,
-            datetime.fromtimestamp(session.opens_at / SECOND, UTC),
-            datetime.fromtimestamp(session.closes_at / SECOND, UTC),
+            to_datetime(session.opens_at),
+            to_datetime(session.closes_at),
         )
         for session in xnze()
     ]

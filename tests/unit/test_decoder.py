@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from ingestor.model import DAY, SECOND, Micros, Reason, Tick
+from ingestor.clock import from_datetime
+from ingestor.model import DAY, Micros, Reason, Tick
 from ingestor.stream.decoder import (
     EARLIEST,
     MAX_VOLUME,
@@ -18,7 +19,7 @@ from ingestor.stream.decoder import (
     authenticate,
 )
 
-NOW: Micros = int(datetime(2026, 3, 2, tzinfo=UTC).timestamp()) * SECOND
+NOW: Micros = from_datetime(datetime(2026, 3, 2, tzinfo=UTC))
 GOOD = {"date": "2021-09-29T09:33:30", "price": 2.61, "volume": 5000, "symbol": "SUM020.NZ"}
 
 
@@ -37,8 +38,7 @@ def decode(frame: bytes, *, binary: bool = False) -> Message:
 
 
 def instant(text: str) -> Micros:
-    moment = datetime.fromisoformat(text)
-    return int(moment.replace(microsecond=0).timestamp()) * SECOND + moment.microsecond
+    return from_datetime(datetime.fromisoformat(text))
 
 
 DOCUMENTED = [

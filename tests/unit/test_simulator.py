@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Micros, Tick
 from ingestor.simulator.bars import Bars
@@ -19,7 +20,7 @@ from ingestor.simulator.wire import price_message, wall_time
 from ingestor.stream.decoder import Decoder, Refused
 
 ZONE = ZoneInfo("Pacific/Auckland")
-NOW: Micros = int(datetime(2026, 3, 2, 1, 0, tzinfo=UTC).timestamp()) * SECOND  # 14:00 in Auckland
+NOW: Micros = from_datetime(datetime(2026, 3, 2, 1, 0, tzinfo=UTC))  # 14:00 in Auckland
 
 
 def ticks(seed: int = 1, rate: float = 100, seconds: int = 60, cycle: float = 60) -> list[Tick]:
@@ -66,7 +67,7 @@ def test_it_behaves_like_a_market() -> None:
 
 def test_wire_format_is_the_documented_one() -> None:
     """The documented sample, to the letter of its values; a whole price is an integer."""
-    time = int(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC).timestamp()) * SECOND
+    time = from_datetime(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC))
     message = json.loads(price_message(Tick("SUM020.NZ", time, 2.61, 5000), ZONE))
     sample = {"date": "2021-09-29T09:33:30", "price": 2.61, "volume": 5000, "symbol": "SUM020.NZ"}
     assert message == {"type": "price", "data": sample}
@@ -86,9 +87,7 @@ def test_wire_format_is_the_documented_one() -> None:
 )
 def test_wall_time(utc: str, expected: str) -> None:
     """An instant is sent as the clock in Auckland shows it, without an offset, also on the days it is changed."""
-    moment = datetime.fromisoformat(utc).replace(tzinfo=UTC)
-    instant = int(moment.replace(microsecond=0).timestamp()) * SECOND + moment.microsecond
-    assert wall_time(instant, ZONE) == expected
+    assert wall_time(from_datetime(datetime.fromisoformat(utc).replace(tzinfo=UTC)), ZONE) == expected
 
 
 def test_what_is_sent_is_what_is_read() -> None:
@@ -191,14 +190,14 @@ def test_bars_over_days(day: str, interval: str) -> None:
     """Minutes, hours and days of three days of ticks are, to the unit, those computed anew by the exchange's clock."""
     noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZONE)
     begin, end = noon - timedelta(days=1), noon + timedelta(days=1)
-    start = int(begin.timestamp()) * SECOND
+    start = from_datetime(begin)
     # 432 seconds of a market, drawn out to two days.
     made = [Tick(t.symbol, start + (t.time - NOW) * 400, t.price, t.volume) for t in ticks(5, 20, 432, 432)]
     bars = Bars()
     expected: dict[str, list[Tick]] = {}
     for tick in made:
         bars.add(tick)
-        wall = datetime.fromtimestamp(tick.time // SECOND, ZONE)
+        wall = to_datetime(tick.time).astimezone(ZONE).replace(microsecond=0)
         label = wall.replace(second=0)
         if interval != "1m":
             label = label.replace(minute=0)
