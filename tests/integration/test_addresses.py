@@ -1,4 +1,4 @@
-"""Names with several addresses, of which some are dead, for everything that the daemon and the commands connect to."""
+"""Every connection of the daemon and the commands works with a name that has several addresses, some of them dead."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DEAD, LIVE, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
 @contextlib.asynccontextmanager
 async def relay(url: str, context: ssl.SSLContext | None = None, host: str = LIVE) -> AsyncIterator[int]:
-    """Reach a server by another address of this machine, whose port is yielded; with `context` PostgreSQL by TLS."""
+    """Forward another address of this machine to a server and yield its port; with `context`, offer TLS."""
     target = urlsplit(url)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -58,13 +58,13 @@ async def relay(url: str, context: ssl.SSLContext | None = None, host: str = LIV
 
 
 def named(url: str, name: str, port: int, query: str = "") -> str:
-    """Put a name and a port into a database URL; the password stays."""
+    """Replace the host and the port of a database URL and keep the password."""
     parts = urlsplit(url)
     return f"postgresql://{parts.netloc.rpartition('@')[0]}@{name}:{port}{parts.path}{query}"
 
 
 async def test_the_daemon_and_the_checks(writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stream and database are reached by the second address, where the first swallows all that is sent to it."""
+    """Stream and database are reached by the second address if the first swallows all packets."""
     async with Simulator(port=0, rate=0) as simulator, relay(simulator.stream_url) as feed, relay(writer_url) as port:
         resolve(monkeypatch, {"localhost": [DEAD, LIVE], "db.test": [DEAD, LIVE]})
         with swallowing(DEAD, feed), swallowing(DEAD, port):
@@ -81,7 +81,7 @@ async def test_the_daemon_and_the_checks(writer_url: str, database: str, monkeyp
 
 
 async def test_the_rest_api(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The REST API, too."""
+    """The REST client reaches the second address if the first swallows all packets."""
     async with Simulator(port=0, rate=0) as simulator, relay(simulator.rest_url) as port:
         resolve(monkeypatch, {"localhost": [DEAD, LIVE]})
         with swallowing(DEAD, port):
@@ -95,7 +95,7 @@ async def test_the_rest_api(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_certificate_is_checked_for_the_name(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`verify-full` holds for the name, whichever address answers, and the password file is asked for the name."""
+    """`verify-full` checks the certificate against the name, whichever address answers; so does the password file."""
     authority, other = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
@@ -118,7 +118,7 @@ async def test_a_certificate_is_checked_for_the_name(
 async def test_a_password_file_knows_the_name(
     server: TestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The password is looked up for the name, whose addresses are looked up for each connection; limits are kept."""
+    """The password is looked up by name, addresses are resolved per connection, and connection limits hold."""
     role = server.new_name()
     await server.run(f"CREATE ROLE {role} LOGIN PASSWORD 'a:b'")
     file = tmp_path / "passwords"
@@ -141,7 +141,7 @@ async def test_a_password_file_knows_the_name(
 
 
 async def test_addresses_that_swallow_packets(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A member of a pool that accepts and stays silent does not keep the next from being tried, for both."""
+    """An address that accepts and stays silent does not keep the next one from being tried, for stream and database."""
     never = asyncio.Event()
 
     async def hang(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -160,7 +160,7 @@ async def test_addresses_that_swallow_packets(database: str, monkeypatch: pytest
 
 
 async def test_a_proxy_with_a_dead_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is the proxy's addresses that are tried, and it is asked for the server's name."""
+    """The proxy's addresses are tried in turn, and the proxy receives the server's name."""
     asked: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -182,7 +182,7 @@ async def test_a_proxy_with_a_dead_address(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 async def test_every_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names each address and what is wrong with it, and the stream is tried again."""
+    """The error names each address with its failure, and the stream is retried."""
     resolve(monkeypatch, {"localhost": [LIVE, OTHER]})
     with pytest.raises(StoreError) as caught:
         await connect("postgresql://u:hunter2@localhost:1/d")
@@ -197,7 +197,7 @@ async def test_every_address_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_losing_connections_are_closed() -> None:
-    """Of two attempts that succeed at once one is used, and the other let go."""
+    """If two attempts succeed at once, one connection is used and the other is closed."""
     begun: list[str] = []
     dropped: list[str] = []
     together = asyncio.Event()
@@ -219,7 +219,7 @@ async def test_losing_connections_are_closed() -> None:
 
 @pytest.mark.parametrize("case", ["password", "database", "role", "setting", "parameter", "service"])
 async def test_operator_errors(server: TestServer, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal that stays is 78; the daemon keeps what it received, and ends if it was never let in."""
+    """A permanent refusal ends a daemon that was never accepted with 78; an accepted daemon keeps what it received."""
     role = server.new_name()
     await server.run(f"CREATE ROLE {role} LOGIN PASSWORD 'right'")
     url = with_parts(server.url, database="postgres", user=role, password="right")
@@ -250,7 +250,7 @@ async def test_operator_errors(server: TestServer, case: str, monkeypatch: pytes
 
 
 async def test_a_login_that_is_refused_later(writer_url: str, server: TestServer, database: str) -> None:
-    """A daemon that was let in tries again, with an error in the log, and goes on when the operator has acted."""
+    """A daemon that was accepted before retries with an error in the log, and continues once the login is fixed."""
     role = server.new_name()
     await server.run(f"CREATE ROLE {role} LOGIN PASSWORD 'right' IN ROLE market_write")
     name = urlsplit(database).path[1:]

@@ -22,7 +22,7 @@ PASSWORD = "a-Long_password:with/@?#$%"
 
 @pytest.fixture
 async def name(server: TestServer, database: str) -> AsyncIterator[str]:
-    """The name of a login, which is gone after the test."""
+    """Return the name of a login that is dropped after the test."""
     name = f"{server.new_name()} Ω%"
     yield name
     await server.run(f'DROP ROLE "{name}"')
@@ -40,7 +40,7 @@ async def grant(url: str, name: str, password: str | None = PASSWORD, timeout: f
 
 
 async def test_an_analyst_reads(database: str, name: str) -> None:
-    """All of `market`, and nothing else; a query that takes too long is ended, and nothing can be written."""
+    """An analyst reads all of `market` and nothing else, writes nothing, and long queries are ended."""
     lines = await grant(database, name, timeout=0.3)
     assert lines[0].startswith(f"{name} was made")
     assert not any(PASSWORD in line for line in lines)
@@ -96,7 +96,7 @@ async def test_an_analyst_reads(database: str, name: str) -> None:
 def test_the_address_of_an_analyst(
     monkeypatch: pytest.MonkeyPatch, url: str, variables: dict[str, str], expected: str
 ) -> None:
-    """It names the server wherever that is said, with what its TLS needs, and nobody's password."""
+    """The printed address names the server with what its TLS needs, and never a password."""
     for variable, value in variables.items():
         monkeypatch.setenv(variable, value)
     found = analyst_url(url, "a b", "m/x")
@@ -107,7 +107,7 @@ def test_the_address_of_an_analyst(
 
 
 async def test_again(database: str, name: str, server: TestServer) -> None:
-    """Of an analyst's login the password and the limit are changed; nobody else's is touched, nor made a login."""
+    """A second run changes the analyst's password and limits; any other login stays as it is."""
     for options in ("LOGIN PASSWORD 'its own'", "IN ROLE market_read"):
         await server.run(f'CREATE ROLE "{name}" {options}')
         with pytest.raises(StoreError, match=r"is there already, for something else\. Choose another name; or"):
@@ -128,7 +128,7 @@ async def test_again(database: str, name: str, server: TestServer) -> None:
 
 
 async def test_connect_privilege_is_granted(database: str, name: str, server: TestServer) -> None:
-    """Where nobody may connect without being let in, the analyst is."""
+    """If the database refuses connections by default, the analyst is granted CONNECT."""
     short = database.rpartition("/")[2].partition("?")[0]
     await server.run(f"REVOKE CONNECT ON DATABASE {short} FROM PUBLIC")
     await grant(database, name)
@@ -137,7 +137,7 @@ async def test_connect_privilege_is_granted(database: str, name: str, server: Te
 
 
 async def test_logins_refused_as_analysts(database: str, server: TestServer) -> None:
-    """Whoever owns or writes the data would be kept from it; names that can't be are refused in one line."""
+    """Owners and writers are refused as analysts; invalid names are refused in one line."""
     ((owner,),) = await query(database, "SELECT current_user::text")
     boss = server.new_name()
     await server.run(f"CREATE ROLE {boss} LOGIN IN ROLE market_read, pg_write_all_data")
@@ -151,13 +151,13 @@ async def test_logins_refused_as_analysts(database: str, server: TestServer) -> 
 
 
 async def test_without_the_privilege(writer_url: str) -> None:
-    """Who may not make roles is told what it needs."""
+    """A role without CREATEROLE gets an error that names the missing privilege."""
     with pytest.raises(StoreError, match="The login could not be made: permission denied"):
         await grant(writer_url, "somebody")
 
 
 async def test_on_the_command_line(database: str, name: str, tmp_path: Path) -> None:
-    """The password comes from a file, and shows nowhere; where nobody reads it, none is made up."""
+    """The password is read from a file and never shown; without a reader, no password is generated."""
     file = tmp_path / "password"
     file.write_text(f"{PASSWORD}\n", encoding="utf-8")
     status, output, errors = await ingestor("grant-analyst", name, "--password-file", str(file), DATABASE_URL=database)

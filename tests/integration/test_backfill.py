@@ -1,4 +1,4 @@
-"""Gaps are filled: a scripted day, and everything that can go wrong with it."""
+"""Backfill fills the gaps of a scripted day, and handles every failure of the provider."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def job(
 
 
 async def fill(writer_url: str, rest_url: str, clock: Any = None, bounds: Bounds | None = None) -> Summary:
-    """Do what `ingestor backfill` does, for that Friday."""
+    """Run `ingestor backfill` for that Friday."""
     bounds = bounds or Bounds(until=ENDS)
     async with job(writer_url, rest_url, clock) as (backfill, _):
         await backfill.begin(await backfill.plan(bounds))
@@ -54,13 +54,13 @@ async def known(url: str, *symbols: str) -> None:
 
 
 def bars(*starts: datetime) -> bytes:
-    """Bars of the price 1.5 that begin at these moments."""
+    """Return bars of the price 1.5 that begin at these moments."""
     prices = dict.fromkeys(("open", "high", "low", "close"), 1.5)
     return answer({"data": [{"timestamp": start.isoformat(), **prices, "volume": 10} for start in starts]})
 
 
 async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
-    """Bars, no bars, and a symbol that the provider does not know: each is on record, and the gap is partly filled."""
+    """Bars, no bars and an unknown symbol are each recorded, and the gap is partly filled."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "GONE.NZ")
@@ -95,7 +95,7 @@ async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
 
 
 async def test_a_listed_symbol_that_is_unknown_for_a_while(writer_url: str, database: str) -> None:
-    """One 404 does not settle it; the third does, until it is asked for again."""
+    """One 404 does not settle a listed symbol; the third does, until a retry is requested."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -115,7 +115,7 @@ async def test_a_listed_symbol_that_is_unknown_for_a_while(writer_url: str, data
 
 
 def records(*starts: datetime, **changed: Any) -> list[dict[str, Any]]:
-    """Records of the price 1.5 that begin at these moments, with some fields changed."""
+    """Return records of the price 1.5 that begin at these moments, with some fields changed."""
     prices = dict.fromkeys(("open", "high", "low", "close"), 1.5)
     return [{"timestamp": start.isoformat(), **prices, "volume": 10, **changed} for start in starts]
 
@@ -131,7 +131,7 @@ async def gap_of_twenty(database: str, writer_url: str) -> None:
 
 
 async def test_a_minute_of_nulls_among_others(writer_url: str, database: str) -> None:
-    """It has no trades: the others are kept, the question is put once, and the gap is filled."""
+    """A minute of nulls has no trades: the other bars are stored, one request is made, and the gap is filled."""
     await gap_of_twenty(database, writer_url)
     body = {"data": [*records(*map(at, range(100, 119))), *records(at(119), **NULLS)]}
     async with scripted(lambda _: answer(body)) as server:
@@ -153,7 +153,7 @@ async def test_a_minute_of_nulls_among_others(writer_url: str, database: str) ->
     ],
 )
 async def test_a_wrong_record_among_others(wrong: list[Any], reason: str, writer_url: str, database: str) -> None:
-    """It is named, the others are kept, and the gap is not settled; after some tries it is partly filled."""
+    """A wrong record is named and the others are stored; the gap stays open, and later it is partly filled."""
     await gap_of_twenty(database, writer_url)
     right = records(*(at(minute) for minute in range(100, 120) if minute != 105))
     error = f"1 of 20 records are wrong: {reason}"
@@ -177,7 +177,7 @@ async def test_a_wrong_record_among_others(wrong: list[Any], reason: str, writer
 
 
 async def test_nothing_but_wrong_records(writer_url: str, database: str) -> None:
-    """They are no silence: after some tries the gap is unfillable, with the reason."""
+    """Wrong records alone do not mean silence: after some attempts the gap is unfillable, with the reason."""
     await gap_of_twenty(database, writer_url)
     async with scripted(lambda _: answer({"data": records(at(105), volume=-1)})) as server:
         assert [(await fill(writer_url, server.url)).unfillable for _ in range(3)] == [0, 0, 1]
@@ -198,7 +198,7 @@ async def test_nothing_but_wrong_records(writer_url: str, database: str) -> None
     ],
 )
 async def test_an_answer_to_another_question(body: dict[str, Any], writer_url: str, database: str) -> None:
-    """It never means that nobody traded: the gap stays open with the reason, however often it comes."""
+    """An answer to another question never means "no trades": the gap stays open with the reason."""
     await gap_of_twenty(database, writer_url)
     async with scripted(lambda _: answer(body)) as server:
         for _ in range(4):
@@ -212,7 +212,7 @@ async def test_an_answer_to_another_question(body: dict[str, Any], writer_url: s
 
 
 async def test_a_wrong_record_concerns_its_own_gap(writer_url: str, database: str) -> None:
-    """Of two gaps that one answer serves, the other one is settled."""
+    """Of two gaps that one answer serves, a wrong record leaves only its own open."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), at(200))
     await record_session(database, at(202), ENDS + MINUTE)
@@ -226,7 +226,7 @@ async def test_a_wrong_record_concerns_its_own_gap(writer_url: str, database: st
 
 
 async def test_wrong_records_are_no_absence(writer_url: str, database: str) -> None:
-    """A source that answers, if badly, is there: the run goes through all symbols."""
+    """A provider whose records are wrong still counts as available: the run goes through all symbols."""
     await record_session(database, BEGINS - MINUTE, at(101))
     await record_session(database, at(119), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(20)))
@@ -237,7 +237,7 @@ async def test_wrong_records_are_no_absence(writer_url: str, database: str) -> N
 
 
 async def test_a_listing_with_wrong_records(writer_url: str, database: str) -> None:
-    """They cost themselves, and retire nobody: they may stand for whatever is not listed any more."""
+    """Wrong records of a listing are refused alone and delist no symbol, since each may stand for a missing one."""
     await known(writer_url, "A.NZ", "B.NZ")
     body = {"data": [{"symbol": "A.NZ"}, {"symbol": None}, {"symbol": "x" * 4000}]}
     async with scripted(lambda _: answer(body)) as server:
@@ -249,7 +249,7 @@ async def test_a_listing_with_wrong_records(writer_url: str, database: str) -> N
 
 
 async def test_watching_retries(writer_url: str, database: str) -> None:
-    """What fails again and again is asked for less and less often; by hand it is asked for at once."""
+    """With `--watch`, repeated failures are retried less and less often; a run by hand retries at once."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -265,7 +265,7 @@ async def test_watching_retries(writer_url: str, database: str) -> None:
 
 
 async def test_unknown_symbols(writer_url: str, database: str) -> None:
-    """A mistyped symbol is said to be one."""
+    """A symbol that is neither listed nor stored is reported as unknown."""
     await known(writer_url, "A.NZ")
     async with job(writer_url, "http://127.0.0.1:1") as (backfill, _):
         await backfill.check({"A.NZ"})
@@ -274,7 +274,7 @@ async def test_unknown_symbols(writer_url: str, database: str) -> None:
 
 
 async def test_errors_without_secrets(writer_url: str, database: str) -> None:
-    """What is put on record of a failure is scrubbed."""
+    """The recorded reason of a failure holds no secret."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -287,7 +287,7 @@ async def test_errors_without_secrets(writer_url: str, database: str) -> None:
 
 
 async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str) -> None:
-    """However often the stream was cut, a symbol is asked for once a day; what was heard is not taken from it."""
+    """A symbol is asked for once a day, however often the stream was cut; covered minutes are not replaced."""
     for minute in range(0, 480, 20):
         await record_session(database, at(minute or -1), at(minute + 19))
     await record_session(database, at(480), ENDS + MINUTE)
@@ -303,7 +303,7 @@ async def test_one_question_for_all_gaps_of_a_day(writer_url: str, database: str
 
 
 async def test_a_stopped_run_is_resumed(writer_url: str, database: str) -> None:
-    """A run that was interrupted, or whose answers failed, asks only for what is not settled yet."""
+    """After an interrupted run, or one with failures, the next run asks only for pending symbols."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ", "C.NZ", "D.NZ", "E.NZ", "F.NZ")
@@ -326,7 +326,7 @@ async def test_a_stopped_run_is_resumed(writer_url: str, database: str) -> None:
 
 
 async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
-    """What was settled before the end stays so."""
+    """Symbols that were settled before a kill stay settled."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, *(f"{letter}.NZ" for letter in "ABCDEFGH"))
@@ -352,7 +352,7 @@ async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
 
 
 async def test_concurrent_runs(writer_url: str, database: str) -> None:
-    """One that watches and one by hand: everything is settled, whoever settles the last symbols."""
+    """A watching run and one by hand settle everything together, whichever settles the last symbols."""
     for minute in range(0, 480, 20):
         await record_session(database, at(minute or -1), at(minute + 19))
     await record_session(database, at(480), ENDS + MINUTE)
@@ -364,7 +364,7 @@ async def test_concurrent_runs(writer_url: str, database: str) -> None:
 
 
 async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> None:
-    """Two processes that settle them in the same moment don't take each other's symbol for pending."""
+    """Two processes that settle the last two symbols at once both see the gap as settled."""
     pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(60)]
     async with GapStore(writer_url) as one, GapStore(writer_url) as other:
         for piece in pieces:
@@ -377,7 +377,7 @@ async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> N
 
 
 async def test_settled_gaps_are_not_asked_for_again(writer_url: str, database: str) -> None:
-    """A slower run that fails, or finds nothing, does not undo what another has settled, nor store its bars."""
+    """A slower run that fails or finds nothing neither undoes another run's outcome nor stores bars."""
     piece = GapSpan(at(100), at(102))
     bar = Bar(at(100), 1.0, 1.0, 1.0, 1.0, 5)
     async with GapStore(writer_url) as gap_store:
@@ -391,7 +391,7 @@ async def test_settled_gaps_are_not_asked_for_again(writer_url: str, database: s
 
 
 async def test_pending_for_more_than_a_year(writer_url: str, database: str) -> None:
-    """What failed until the source did not keep it any more is unfillable, not without trades."""
+    """A symbol that failed until the provider no longer kept the time is unfillable, not without trades."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -404,7 +404,7 @@ async def test_pending_for_more_than_a_year(writer_url: str, database: str) -> N
 
 
 async def test_another_label(writer_url: str, database: str) -> None:
-    """When the label is changed, bars are moved, the gap is asked for again, and a run of before stores nothing."""
+    """After a change of the label, bars are moved, the gap is asked for again, and an older run stores nothing."""
     piece = GapSpan(at(100), at(102))
     async with GapStore(writer_url) as gap_store, GapStore(writer_url) as older:
         await gap_store.begin(piece, ["A.NZ"])
@@ -422,7 +422,7 @@ async def test_another_label(writer_url: str, database: str) -> None:
 
 
 async def test_only_some_symbols(writer_url: str, database: str) -> None:
-    """With `--symbol` the others stay pending, so the gap stays open."""
+    """With `--symbol` the other symbols stay pending, so the gap stays open."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
@@ -436,7 +436,7 @@ async def test_only_some_symbols(writer_url: str, database: str) -> None:
 
 
 async def test_gaps_older_than_the_provider_keeps(writer_url: str, database: str) -> None:
-    """A gap of more than a year ago is not asked for, and says why it stays."""
+    """A gap of more than a year ago is not asked for, and its reason is reported."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -450,7 +450,7 @@ async def test_gaps_older_than_the_provider_keeps(writer_url: str, database: str
 
 
 async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
-    """Its older part is filled while it lasts, and the rest later; no minute is asked for before it is over."""
+    """The older part of a lasting gap is filled first and the rest later; no minute is asked for before its end."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(200), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -465,7 +465,7 @@ async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
 
 
 async def test_minutes_at_the_edges_of_coverage_are_asked_for(writer_url: str, database: str) -> None:
-    """Within the margin of its ends a session may have missed a trade: no gap, but the bars come from the source."""
+    """Minutes within the margin of a session's ends are no gap, but their bars come from the provider."""
     await record_session(database, BEGINS - timedelta(seconds=2), ENDS + timedelta(seconds=2))
     await known(writer_url, "A.NZ")
     async with scripted(lambda _: bars(at(-1), at(0), at(1), at(493), at(494), at(495))) as server:
@@ -476,7 +476,7 @@ async def test_minutes_at_the_edges_of_coverage_are_asked_for(writer_url: str, d
 
 
 async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database: str) -> None:
-    """It lies in no gap, but its bar may not be ours."""
+    """A minute with a rejection lies in no gap, but its bar comes from the provider."""
     session = await record_session(database, BEGINS - MINUTE, ENDS + MINUTE)
     await execute(
         database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
@@ -489,7 +489,7 @@ async def test_a_minute_with_a_rejection_is_asked_for(writer_url: str, database:
 
 
 async def test_gaps_that_a_late_spool_closes(writer_url: str, database: str) -> None:
-    """A gap that was begun and is none any more, since a spool was written, is forgotten."""
+    """A begun gap is removed if a late spool covers it."""
     session = await record_session(database, BEGINS - MINUTE, at(100), None)
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ")
@@ -502,7 +502,7 @@ async def test_gaps_that_a_late_spool_closes(writer_url: str, database: str) -> 
 
 
 async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> None:
-    """No other symbol would fare better, and nothing is settled by it."""
+    """A refused token ends the run and settles nothing."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, "A.NZ", "B.NZ")
@@ -513,7 +513,7 @@ async def test_a_refused_token_ends_the_run(writer_url: str, database: str) -> N
 
 
 async def test_an_unavailable_provider(writer_url: str, database: str) -> None:
-    """After some failures in a row a run ends, instead of trying every symbol for hours; the next one goes on."""
+    """A run ends after some failures in a row; the next run continues."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     await known(writer_url, *(f"{number}.NZ" for number in range(50)))
@@ -528,7 +528,7 @@ async def test_an_unavailable_provider(writer_url: str, database: str) -> None:
 
 
 async def test_instruments(writer_url: str, database: str) -> None:
-    """Names from the provider, first and last seen from the ticks; what is no longer listed is no longer active."""
+    """Names come from the provider, first and last times from the ticks; delisted instruments become inactive."""
     tick = (
         "INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) VALUES ($1, $1, 1, 1, 1, $2)"
     )
@@ -549,14 +549,14 @@ async def test_instruments(writer_url: str, database: str) -> None:
         assert await gap_store.active_symbols(at(100)) == ["A.NZ", "BOND.NZ"]
         await gap_store.store_instruments(
             EXCHANGE, listed[1:]
-        )  # a symbol that was heard shortly before may have traded
+        )  # a symbol that was received shortly before may have traded
         assert await gap_store.active_symbols(at(100)) == ["A.NZ", "B.NZ", "BOND.NZ"]
         assert await gap_store.active_symbols(at(100) + timedelta(days=31)) == ["B.NZ", "BOND.NZ"]
     assert [row[2] for row in await query(database, rows)] == [False, True, None]
 
 
 async def test_a_short_listing_delists_no_symbol(writer_url: str, database: str) -> None:
-    """That a part of the exchange is gone from one day to the next is not believed."""
+    """A listing that lacks a large part of the exchange delists nothing."""
     listed = [Instrument(f"{number}.NZ", None, None, None, True) for number in range(120)]
     active = "SELECT count(*) FROM market.instruments WHERE active"
     async with GapStore(writer_url) as gap_store:
@@ -577,7 +577,7 @@ MARGIN = timedelta(seconds=5)
      (100 + 5 / 60, 101 - 5 / 60, 100, 101)],
 )  # fmt: skip
 def test_whole_minutes_are_asked_for(start: float, end: float, first: int, last: int) -> None:
-    """From the minute of the start less the margin to the minute after the end and the margin."""
+    """The request reaches from the minute of the start less the margin to the minute after the end plus the margin."""
     piece = GapSpan(rounded(start), rounded(end))
     assert asked_for(piece, MARGIN) == (at(first), at(last))
 
@@ -586,7 +586,7 @@ def test_whole_minutes_are_asked_for(start: float, end: float, first: int, last:
     ("now", "until"), [(104.1, 102), (104.0, 101 - 5 / 60 + 1), (101.5, None), (102.2, 101 - 5 / 60), (500, 102)]
 )
 def test_minutes_that_are_too_young(now: float, until: float | None) -> None:
-    """A minute is asked for when it has been over for the margin and a minute."""
+    """A minute is asked for once it has been over for the margin and one more minute."""
     piece = GapSpan(at(100), at(102))
     part = cut(piece, rounded(now), MARGIN)
     assert part == (None if until is None else GapSpan(at(100), rounded(until)))

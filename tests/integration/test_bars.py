@@ -1,4 +1,4 @@
-"""Bars from ticks, in every edition: the same relations, the same answers."""
+"""Bars made from ticks have the same relations and values in every edition."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from tests.servers import TestServer, query
 pytestmark = pytest.mark.usefixtures("bundled_calendar")
 
 SUMMER = datetime(2026, 9, 26, 2, 30, tzinfo=UTC)
-"""On the day before New Zealand's clocks go forward: the next one has 23 hours."""
+"""The day before New Zealand's clocks go forward: the next day has 23 hours."""
 
 REFRESHES = "SELECT range_from, range_until FROM ingest.stale_ranges ORDER BY range_from"
 
 
 async def test_bars_of_every_width(database: str) -> None:
-    """Each value of each bar, over days of 23 and 24 hours; open and close by arrival within a second."""
+    """Each value of each bar is right over days of 23 and 24 hours; arrival orders the ticks of one second."""
     await insert(database, some_ticks(SUMMER, 3, 2000))
     counts = await assert_bars(database)
     assert counts["1m"] > counts["5m"] > counts["1h"] > counts["1d"] == 3 * 4
 
 
 async def test_the_order_within_a_second(database: str) -> None:
-    """Time first, then arrival, then occurrence: a late tick of the second before is not the last one."""
+    """Ticks are ordered by time, arrival, occurrence: a late tick of the second before is not the last one."""
     second = timedelta(seconds=1)
     await insert(
         database,
@@ -55,7 +55,7 @@ async def test_the_order_within_a_second(database: str) -> None:
 
 
 async def test_ticks_with_extreme_prices(database: str) -> None:
-    """Prices and volumes at the ends of their types spoil no sum, and no other bar."""
+    """Prices and volumes at the ends of their types break no sum and no other bar."""
     hostile = [(1e308, 2**63 - 1), (-1e308, 2**63 - 1), (1e308, 2**63 - 1), (5e-324, 2**63 - 1), (0.0, 1)]
     rows = [(SUMMER, SUMMER, price, volume, 1, "A.NZ") for price, volume in hostile[:2]]
     rows += [(SUMMER, SUMMER, price, volume, 1, f"{n}.NZ") for n, (price, volume) in enumerate(hostile)]
@@ -68,9 +68,9 @@ async def test_ticks_with_extreme_prices(database: str) -> None:
 
 
 async def test_bounds_are_looked_up(database: str, server: TestServer) -> None:
-    """Whoever asks for a span of time reads that span, and not all ticks of a symbol."""
+    """A query for a span of time reads only that span, not all ticks of a symbol."""
     if server.is_community:
-        return  # they are computed ahead, and kept by symbol and time
+        return  # aggregates are stored by symbol and time
     await insert(database, some_ticks(SUMMER, 1, 50))
     connection = await connect(database)
     for way in ("seqscan", "indexscan", "indexonlyscan"):
@@ -83,7 +83,7 @@ async def test_bounds_are_looked_up(database: str, server: TestServer) -> None:
 
 
 async def test_the_last_ticks(database: str) -> None:
-    """One of each symbol: the last by time, arrival and occurrence."""
+    """`market.latest` has the last tick of each symbol by time, arrival and occurrence."""
     rows = some_ticks(SUMMER, 2, 300)
     await insert(database, rows)
     expected = {}
@@ -94,7 +94,7 @@ async def test_the_last_ticks(database: str) -> None:
 
 
 async def test_late_ticks_make_bars_stale(writer_url: str, database: str) -> None:
-    """In the transaction of their batch, by the hour; what is on time (by the database's clock), or no tick, is not."""
+    """The batch's transaction marks the hours of late ticks as stale; ticks on time mark nothing."""
     store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
     instance = batcher()
     now = from_datetime(datetime.now(UTC).replace(microsecond=0))
@@ -110,7 +110,7 @@ async def test_late_ticks_make_bars_stale(writer_url: str, database: str) -> Non
     await store.write([filled(instance, tick("E", old), tick("E", now))])
     assert await query(database, REFRESHES) == [span]
     assert await query(database, "SELECT noted_at FROM ingest.stale_ranges") > noted
-    await store.write([late])  # was committed before, so nothing comes of it but the same list
+    await store.write([late])  # was committed before, so it only marks the same hours again
     await store.close()
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(7,)]
     assert await maintained(database) != []
@@ -119,9 +119,9 @@ async def test_late_ticks_make_bars_stale(writer_url: str, database: str) -> Non
 
 
 async def test_retention_drops_old_ticks(database: str, server: TestServer) -> None:
-    """Whole partitions or chunks, none that is younger, and how far it went is on record; late ticks have room."""
+    """Retention drops whole old partitions or chunks and records how far it went; late ticks still have a partition."""
     name = database.rpartition("/")[2]
-    await server.run(f"ALTER DATABASE {name} SET standard_conforming_strings = off")  # as an old program may need it
+    await server.run(f"ALTER DATABASE {name} SET standard_conforming_strings = off")  # an older program may need it
     now = datetime.now(UTC).replace(microsecond=0)
     ages = [1, 20, 100, 130, 400]
     await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, f"{age}.NZ") for age in ages])
@@ -138,7 +138,7 @@ async def test_retention_drops_old_ticks(database: str, server: TestServer) -> N
 
 
 async def test_concurrent_maintenance(database: str) -> None:
-    """They wait for each other; none fails over what the other has just dropped, and each piece is dropped by one."""
+    """Two maintenance runs wait for each other and neither fails; each partition is dropped once."""
     now = datetime.now(UTC).replace(microsecond=0)
     await insert(database, [(now - timedelta(days=age), now, 1.5, 10, 1, "A.NZ") for age in (100, 200, 300)])
     reports = await asyncio.gather(*(maintained(database, retention="60d") for _ in range(3)))
@@ -148,7 +148,7 @@ async def test_concurrent_maintenance(database: str) -> None:
 
 
 async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long query keeps its ticks, and the next run drops them; the first tick of a symbol stays on record."""
+    """A long query keeps its ticks until the next run; the first tick of each symbol stays recorded."""
     monkeypatch.setattr(retention, "LOCK_TIMEOUT", "100ms")
     now = datetime.now(UTC).replace(microsecond=0)
     old = now - timedelta(days=100)
@@ -170,12 +170,12 @@ async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.Mon
 
 
 def test_retention_keeps_ticks_of_stale_bars() -> None:
-    """No policy looks at ticks that retention may have dropped."""
+    """No refresh policy reaches ticks that retention may have dropped."""
     assert max(level.start + level.width for level in LEVELS) <= timedelta(seconds=LEAST_RETENTION)
 
 
 async def test_analysts_read_the_market_and_nothing_else(database: str, server: TestServer) -> None:
-    """Every relation of `market`, those that are made later too; no other schema, and no writing."""
+    """Analysts read every relation of `market`, also later ones, no other schema, and write nothing."""
     name = server.new_name()
     await server.run(f"CREATE ROLE {name} LOGIN IN ROLE market_read")
     connection = await connect(database)

@@ -1,4 +1,4 @@
-"""The cause of a failure is named in words, also where the driver reports a state of its own."""
+"""Errors name the cause of a failure in words, also where the driver reports only its own state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.sessions import execute
 SHUT_DOWN = "The database closed the connection: terminating connection due to administrator command (57P01)."
 CLOSED = "The connection to the database broke: the server closed it in the middle of an operation."
 PRIVATE = re.compile("cannot switch|middle of operation|asyncpg|<class|Error\\b")
-"""Words of the driver and of libraries."""
+"""Terms of the driver and of libraries that no message may contain."""
 
 
 BAR = """
@@ -40,7 +40,7 @@ VALUES ('SUM020.NZ', '2026-11-19 21:30+00', '1 minute', 6.5, 6.6, 6.4, 6.45, 70,
 
 
 async def _failure(url: str, what: str, ends: asyncio.Event) -> str:
-    """Return what the daemon would say of a connection that is lost while it is used, or while nobody uses it."""
+    """Return the daemon's error for a connection that is lost in use, or idle."""
     guarded = GuardedConnection(await connect(url), 60)
     try:
         async with guarded as connection:
@@ -59,7 +59,7 @@ async def _failure(url: str, what: str, ends: asyncio.Event) -> str:
 async def test_a_server_that_shuts_down(
     writer_url: str, database: str, process: ServerProcess, number: signal.Signals, words: str
 ) -> None:
-    """A query hears why the server ends it, and what follows says that the connection is gone."""
+    """The interrupted query reports the server's reason; later queries report a closed connection."""
     ends = asyncio.Event()
     observer = await connect(database)
     uses = [asyncio.create_task(_failure(writer_url, what, ends)) for what in ("query", "idle")]
@@ -82,7 +82,7 @@ async def test_a_session_that_ends_in_copy(
     caplog: pytest.LogCaptureFixture,
     number: signal.Signals,
 ) -> None:
-    """A COPY whose session is ended says so, stops sending, and makes asyncio log nothing."""
+    """A COPY whose session is ended reports the reason and stops sending; asyncio logs nothing."""
     guarded = GuardedConnection(await connect(database), 60)
 
     def rows() -> Iterator[bytes]:
@@ -92,11 +92,11 @@ async def test_a_session_that_ends_in_copy(
     with pytest.raises(StoreError) as raised:
         async with guarded as connection:
             await copy_rows(connection, "market", "ticks", rows(), lambda: None)
-    assert str(raised.value).startswith((SHUT_DOWN, CLOSED))  # a reset may overtake the server's last words
+    assert str(raised.value).startswith((SHUT_DOWN, CLOSED))  # a reset may overtake the server's last message
     assert [record for record in caplog.records if record.name == "asyncio"] == []
     assert process.is_running
     async with asyncio.timeout(30):
-        while True:  # a killed session makes the server end all others, and recover
+        while True:  # if one session is killed, the server ends all others and recovers
             with contextlib.suppress(StoreError):
                 await (await connect(database)).close()
                 break
@@ -104,7 +104,7 @@ async def test_a_session_that_ends_in_copy(
 
 
 async def test_an_owner_whose_session_ends(database: str) -> None:
-    """Migration and maintenance say the same, and no class of a library."""
+    """Migration and maintenance report the same reason, without the class of a library."""
     with pytest.raises(StoreError) as raised:
         async with as_owner(database, failure="It failed", verb="") as engine, engine.connect() as connection:
             await connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
@@ -113,7 +113,7 @@ async def test_an_owner_whose_session_ends(database: str) -> None:
 
 
 async def test_a_daemon_whose_server_goes(writer_url: str, database: str, process: ServerProcess) -> None:
-    """Whatever the daemon logs of a server that is restarted again and again is in words."""
+    """All log lines about a server that restarts repeatedly are in words."""
     with structlog.testing.capture_logs() as lines:
         async with recording(writer_url) as (market, daemon):
             for number in (signal.SIGINT, signal.SIGQUIT):
@@ -140,7 +140,7 @@ async def test_a_daemon_whose_server_goes(writer_url: str, database: str, proces
     ],
 )
 async def test_a_closed_connection_of_an_owner(error: Exception, database: str) -> None:
-    """An error that SQLAlchemy does not know is no traceback either."""
+    """An error that SQLAlchemy does not recognise is reported without a traceback."""
     with pytest.raises(StoreError, match="It failed: The connection to the database broke: the server closed it"):
         async with as_owner(database, failure="It failed", verb=""):
             raise error
@@ -148,7 +148,7 @@ async def test_a_closed_connection_of_an_owner(error: Exception, database: str) 
 
 @pytest.mark.usefixtures("bundled_calendar")
 async def test_commands_that_end_well(server: TestServer, database: str, tmp_path: Path) -> None:
-    """Each command says nothing on standard error when it ends well, but for a log without warnings."""
+    """A successful command writes nothing to standard error but a log without warnings."""
     recorded = tmp_path / "recorded.jsonl"
     price = {"date": "2021-09-29T09:33:30", "price": 2.61, "volume": 5000, "symbol": "SUM020.NZ"}
     recorded.write_text(json.dumps({"type": "price", "data": price}) + "\n", encoding="utf-8")
@@ -192,6 +192,6 @@ async def test_commands_that_end_well(server: TestServer, database: str, tmp_pat
 
 
 def _alarms(text: str) -> list[str]:
-    """Return what is said beside the ordinary lines of a log."""
+    """Return the lines of a log other than the ordinary ones."""
     levels = [(json.loads(line)["level"] if line.startswith("{") else "", line) for line in text.splitlines()]
     return [line for level, line in levels if level not in {"info", "debug"}]

@@ -1,4 +1,4 @@
-"""`ingestor chart`, as a user runs it."""
+"""`ingestor chart` works as a user runs it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FRIDAY = "AIR.NZ, Friday 20 November 2026"
 
 @pytest.fixture
 async def traded(database: str) -> None:
-    """Friday was heard from 10:00 to 17:00, but for half an hour, which was filled, and two minutes, which were not."""
+    """Cover Friday from 10:00 to 17:00 except half an hour, which is backfilled, and two minutes, which are not."""
     await record_session(database, BEGINS - MINUTE, at(180), "closed")
     await record_session(database, at(210), at(300), "keepalive")
     await record_session(database, at(302), ENDS + MINUTE, "stopped")
@@ -50,14 +50,14 @@ async def traded(database: str) -> None:
 
 
 async def on_a_terminal(url: str, span: Bounds, width: Width | None = None) -> list[str]:
-    """Return the lines that a terminal of 100 columns and 40 lines shows, of AIR.NZ."""
+    """Return the lines that a terminal of 100 columns and 40 lines shows for AIR.NZ."""
     file = io.StringIO()
     show(Console(file=file, width=100, height=40), *await read(url, "AIR.NZ", span, width))
     return file.getvalue().splitlines()
 
 
 async def test_a_chart_on_a_terminal(writer_url: str, traded: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last day that has bars, as large as the terminal; gaps are shaded, and listed with their cause."""
+    """The chart shows the last day with bars at the terminal's size, and shades and lists gaps with their cause."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "40")
     status, output, errors = await ingestor("chart", "air.nz", DATABASE_URL=writer_url)
@@ -73,7 +73,7 @@ async def test_a_chart_on_a_terminal(writer_url: str, traded: None, monkeypatch:
 
 
 async def test_a_part_of_a_day(writer_url: str, traded: None) -> None:
-    """Bounds are days or instants; what lies outside is neither drawn nor listed."""
+    """Bounds are days or instants; bars and gaps outside are neither drawn nor listed."""
     lines = await on_a_terminal(writer_url, Bounds(at(120), at(150)), Width.MINUTE)
     assert lines[1] == "1m bars. Open 5.6, high 5.89, low 5.6, close 5.89, volume 3,000"
     assert not any("░" in line or "Gaps" in line for line in lines)
@@ -83,7 +83,7 @@ async def test_a_part_of_a_day(writer_url: str, traded: None) -> None:
 
 
 async def test_a_chart_as_svg(writer_url: str, traded: None, tmp_path: Path) -> None:
-    """WriteResult to standard output, or to a file, with a candle for each bar."""
+    """The SVG is written to standard output or to a file, with a candle for each bar."""
     days = ("--since=2026-11-16", "--until=2026-11-21")
     (status, output, _), (written, nothing, _) = await asyncio.gather(
         ingestor("chart", "AIR.NZ", "--format=svg", DATABASE_URL=writer_url),
@@ -99,9 +99,9 @@ async def test_a_chart_as_svg(writer_url: str, traded: None, tmp_path: Path) -> 
 
 
 async def test_nothing_to_draw(writer_url: str, database: str, traded: None) -> None:
-    """What is missing is told, with what to do about it."""
+    """A missing symbol, day or schema is reported with its remedy."""
     await execute(database, "INSERT INTO market.instruments (symbol, exchange) VALUES ('MEL.NZ', 'nzx')")
-    await execute(database, TICKS, at(209.5), at(209.5), "SPK.NZ")  # heard, but its minute was not whole
+    await execute(database, TICKS, at(209.5), at(209.5), "SPK.NZ")  # received, but its minute was not fully covered
     elsewhere = (
         "AIR.NZ has no bars in that time; its last are of 2026-11-20. Choose other days with --since and --until"
     )
@@ -119,7 +119,7 @@ async def test_nothing_to_draw(writer_url: str, database: str, traded: None) -> 
 
 
 async def test_the_last_bar_is_found_behind_days_without_any(writer_url: str, database: str, traded: None) -> None:
-    """Later ticks that are no bars do not hide the last day that has some."""
+    """Later ticks without bars do not hide the last day that has bars."""
     for days in (2, 5, 9):
         await execute(database, TICKS, ENDS + timedelta(days=days), ENDS + timedelta(days=days), "AIR.NZ")
     async with GapStore(writer_url) as gap_store:

@@ -31,7 +31,7 @@ def line(**fields: Any) -> bytes:
 
 @pytest.fixture
 async def login(server: TestServer) -> AsyncIterator[str]:
-    """A daemon's login with a password that can't be there by chance."""
+    """Yield the URL of a daemon's login with a distinctive password."""
     name = server.new_name()
     await server.run(f"CREATE ROLE {name} LOGIN PASSWORD '{PASSWORD}' IN ROLE market_write")
     yield name
@@ -55,7 +55,7 @@ COMMANDS = (
 
 
 async def test_help() -> None:
-    """Each command is listed, and explains itself."""
+    """Each command is listed and has its own help."""
     status, listing, _ = await ingestor("--help")
     assert status == 0
     for command in COMMANDS:
@@ -67,7 +67,7 @@ async def test_help() -> None:
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_for_people(command: str) -> None:
-    """It shows a type only where a value is to be written, and no type of Python."""
+    """Help shows a type only for options with a value, and never a Python type."""
     found = CliRunner().invoke(app, [*filter(None, [command]), "--help"], env={"COLUMNS": "300"})
     assert not re.search(r"<bool>|list\[|<str>.*(duration|day)", found.output)
     flag = re.search(r"^│ *--help +-h +(.*?) *│$", found.output, flags=re.MULTILINE)
@@ -93,7 +93,7 @@ def test_help_is_for_people(command: str) -> None:
     ],
 )
 def test_wrong_arguments(arguments: str, words: str) -> None:
-    """Each is told in our words, and none in those of a library."""
+    """Each wrong argument is reported in the project's words, without a library's."""
     status, _, errors = ingestor_here(*arguments.split(), COLUMNS="300", TERMINAL_WIDTH="300")
     assert status in {2, 78}
     assert re.search(words, errors), errors
@@ -101,7 +101,7 @@ def test_wrong_arguments(arguments: str, words: str) -> None:
 
 
 async def test_version_and_wrong_option() -> None:
-    """The version is shown; a wrong option ends with 2."""
+    """`--version` prints the version; a wrong option ends with 2."""
     assert (await ingestor("--version"))[:2] == (0, "ingestor 0.1.0\n")
     assert (await ingestor("run", "--wrong"))[0] == 2
 
@@ -116,7 +116,7 @@ async def test_version_and_wrong_option() -> None:
     ],
 )
 async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> None:
-    """A missing or malformed setting is one line that names it, and exit status 78."""
+    """A missing or malformed setting is reported in one line by name, with exit status 78."""
     status, _, errors = await ingestor("run", **environment)
     lines = errors.splitlines()
     assert status == 78
@@ -131,7 +131,7 @@ async def test_wrong_settings(environment: dict[str, str], words: list[str]) -> 
      ("maintain", 69), ("grant-analyst", 69)],
 )  # fmt: skip
 async def test_a_dead_database_shows_no_password(command: str, expected: int, tmp_path: Path) -> None:
-    """A database that can't be reached is told in a line, with the password neither as written nor as meant."""
+    """An unreachable database is reported in one line, with the password in neither encoded nor decoded form."""
     (tmp_path / "ticks.jsonl").write_bytes(line())
     needed = {
         "replay": ["ticks.jsonl"],
@@ -151,7 +151,7 @@ async def test_a_dead_database_shows_no_password(command: str, expected: int, tm
 @pytest.mark.parametrize("form", ["json", "auto"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_run(login: str, database: str, server: TestServer, number: signal.Signals, form: str) -> None:
-    """The daemon records until it is told to stop, ends with 0, and shows no secret to anybody."""
+    """The daemon records until it is stopped, ends with 0, and shows no secret."""
     async with Simulator(port=0, rate=200) as simulator:
         name = urlsplit(database).path.lstrip("/")
         process = await start(
@@ -178,7 +178,7 @@ async def test_run(login: str, database: str, server: TestServer, number: signal
 
 
 async def test_run_with_a_refused_token(writer_url: str) -> None:
-    """A token that never worked ends with 78 and one clear line, without the token."""
+    """A token that was never accepted ends the daemon with 78 and one line without the token."""
     async with Simulator(port=0, rate=0) as simulator:
         status, _, errors = await ingestor(
             "run", TOKEN="tk_wrong_token_00001", DATABASE_URL=writer_url, STREAM_URL=simulator.stream_url
@@ -189,7 +189,7 @@ async def test_run_with_a_refused_token(writer_url: str) -> None:
 
 
 async def test_check(writer_url: str, empty_database: str) -> None:
-    """`check` is content with a prepared database, and names what is missing otherwise."""
+    """`check` accepts a prepared database, and names what an unprepared one lacks."""
     async with Simulator(port=0, rate=0) as simulator:
         stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url, "REST_URL": simulator.rest_url}
         status, output, errors = await ingestor("check", **stream, DATABASE_URL=writer_url)
@@ -219,7 +219,7 @@ async def test_check(writer_url: str, empty_database: str) -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 async def test_replay(writer_url: str, database: str, tmp_path: Path, packed: bool) -> None:
-    """Recorded messages become rows once, however often; what is no tick is kept; nothing counts as coverage."""
+    """Repeated replays store each message once and keep rejections; a replay covers no time."""
     content = b"\n".join([line(), line(), b"", b"nonsense", b'"' + b"x" * 2**20 + b'"', line(symbol="SPK.NZ")])
     file = tmp_path / ("ticks.jsonl.gz" if packed else "ticks.jsonl")
     file.write_bytes(gzip.compress(content) if packed else content)
@@ -238,7 +238,7 @@ async def test_replay(writer_url: str, database: str, tmp_path: Path, packed: bo
 
 
 async def test_replay_of_a_damaged_file(writer_url: str, database: str, tmp_path: Path) -> None:
-    """A file that breaks off is an error; what was read before is written."""
+    """A truncated file is an error; the messages before the end are stored."""
     file = tmp_path / "ticks.jsonl.gz"
     whole = gzip.compress(b"\n".join(line(volume=n) for n in range(50_000)))
     file.write_bytes(whole[: len(whole) // 2])
@@ -249,7 +249,7 @@ async def test_replay_of_a_damaged_file(writer_url: str, database: str, tmp_path
 
 
 async def test_replay_without_a_schema(empty_database: str, tmp_path: Path) -> None:
-    """A database that was not prepared is said to need `ingestor migrate`."""
+    """An unprepared database is reported to need `ingestor migrate`."""
     (tmp_path / "ticks.jsonl").write_bytes(line())
     status, _, errors = await ingestor("replay", str(tmp_path / "ticks.jsonl"), DATABASE_URL=empty_database)
     assert status == 78
@@ -257,7 +257,7 @@ async def test_replay_without_a_schema(empty_database: str, tmp_path: Path) -> N
 
 
 async def test_demo() -> None:
-    """The demonstration writes every tick, says so from SQL, and leaves nothing running."""
+    """The demo writes every tick, proves it by SQL, and leaves no process running."""
     status, output, errors = await ingestor("demo", "--duration", "2s", "--rate", "300")
     assert "its status page is at http://127.0.0.1:" in output
     assert status == 0, output + errors
@@ -266,14 +266,14 @@ async def test_demo() -> None:
 
 
 async def test_demo_is_stopped(tmp_path: Path) -> None:
-    """Ctrl-C, and a terminal that is closed, end it in order: summary, exit status 0, and no process left."""
+    """Ctrl-C or a closed terminal ends the demo with its summary, exit status 0 and no process left."""
     process = await start("demo", "--duration", "1h")
     assert process.stdout is not None
     while b"ticks written" not in await asyncio.wait_for(process.stdout.readline(), 30):
         pass
     started = children(process.pid)
     assert started
-    # Under nohup the signal is ignored, and stays so.
+    # Under nohup the signal stays ignored.
     process.send_signal(signal.SIGTERM if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else signal.SIGHUP)
     output, errors = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 0, errors
@@ -284,7 +284,7 @@ async def test_demo_is_stopped(tmp_path: Path) -> None:
 if "INGESTOR_TEST_RECORDED" in os.environ:
 
     async def test_recorded_trades(writer_url: str, database: str) -> None:
-        """Real trades arrive with the counts that are known of them, and a second replay adds none."""
+        """Recorded trades are stored with their known counts, and a second replay adds none."""
         file = os.environ["INGESTOR_TEST_RECORDED"]
         sql = (
             "SELECT symbol, count(*), sum(volume)::bigint, min(time)::text, max(time)::text "

@@ -1,4 +1,4 @@
-"""A clock that is wrong against the database's: it is said, and neither life nor coverage is judged by it."""
+"""A clock that differs from the database's is reported, and affects neither liveness nor coverage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SEEN = "SELECT count(*) FROM ingest.stream_sessions WHERE last_seen_at IS NOT NU
 
 @contextlib.asynccontextmanager
 async def skewed(url: str, clock: SkewedClock, **changes: Any) -> AsyncIterator[tuple[Market, Daemon]]:
-    """A market and a daemon whose clock is wrong."""
+    """Run a market and a daemon whose clock is wrong."""
     request = StopRequest()
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, url, **changes), clock=clock)
@@ -51,9 +51,9 @@ async def skewed(url: str, clock: SkewedClock, **changes: Any) -> AsyncIterator[
 
 
 async def test_a_clock_that_is_behind(writer_url: str, database: str) -> None:
-    """While the daemon lives there is no gap; it says by how much its clock is behind, in the log, JSON and metrics.
+    """A live daemon has no gap; its clock's lag is in the log, the JSON and the metrics.
 
-    It covers nothing from before it began, either.
+    Coverage does not begin before the session either.
     """
     await execute(database, ALWAYS)
     ((before,),) = await query(database, "SELECT now()")
@@ -76,7 +76,7 @@ async def test_a_clock_that_is_behind(writer_url: str, database: str) -> None:
 
 
 async def test_a_clock_that_is_ahead(writer_url: str, database: str) -> None:
-    """What has not come is never covered, not by what is written nor when its time has come; and nothing fails."""
+    """Future time is never covered, neither when it is written nor when it comes, and nothing fails."""
     await execute(database, f"{ALWAYS}, coverage_since = now() - interval '10 minutes'")
     async with skewed(writer_url, SkewedClock(180)) as (market, daemon):
         market.trade()
@@ -92,7 +92,7 @@ async def test_a_clock_that_is_ahead(writer_url: str, database: str) -> None:
 
 
 async def test_clocks_that_agree(writer_url: str, database: str) -> None:
-    """Then it is said, too, and nothing is wrong."""
+    """Equal clocks are reported without a warning."""
     with structlog.testing.capture_logs() as lines:
         async with skewed(writer_url, SkewedClock(0)) as (market, daemon):
             market.trade()
@@ -114,7 +114,7 @@ async def test_clocks_that_agree(writer_url: str, database: str) -> None:
     ],
 )
 def test_a_slow_answer_is_no_wrong_clock(ahead: float, error: float, is_large: bool, most: tuple[float, float]) -> None:
-    """The round trip bounds what is known: a difference counts when it is more than a second beyond it."""
+    """The round trip limits precision: a difference counts if it exceeds the error by more than a second."""
     difference = ClockDifference(round(ahead * SECOND), round(error * SECOND))
     assert difference.is_large is is_large
     assert (difference.most_ahead / SECOND, difference.most_behind / SECOND) == most
@@ -122,7 +122,7 @@ def test_a_slow_answer_is_no_wrong_clock(ahead: float, error: float, is_large: b
 
 @pytest.mark.parametrize("skew", [180, -180])
 async def test_coverage_ends_at_the_earlier_clock(writer_url: str, database: str, skew: int) -> None:
-    """Also what waited in a spool; and a clock that is set meanwhile is compared once more."""
+    """Coverage ends at the earlier clock, also for spooled batches; a clock that is set is compared again."""
     clock = SkewedClock(0)
     store = TickStore(writer_url, write_timeout=10, clock=clock)
     await store.write([filled(batcher())])
@@ -142,7 +142,7 @@ async def test_coverage_ends_at_the_earlier_clock(writer_url: str, database: str
 
 
 async def test_coverage_never_ends_in_the_future(writer_url: str, database: str) -> None:
-    """Even one that a batch brings from a clock which was right again when it was written."""
+    """Coverage never ends in the future, also in a batch that is written after the clock was corrected."""
     store = TickStore(writer_url, write_timeout=10)
     now = SystemClock().wall()
     instance = batcher(session(connected_at=now))
@@ -155,7 +155,7 @@ async def test_coverage_never_ends_in_the_future(writer_url: str, database: str)
 
 
 async def test_a_clock_that_was_set_between_two_starts(writer_url: str, database: str) -> None:
-    """A session that seems to have begun after its successor was started is ended all the same."""
+    """A session that seems to begin after its successor's start is still ended."""
     store = TickStore(writer_url, write_timeout=10)
     later = SystemClock().wall() + 3600 * SECOND
     earlier = batcher(session(instance="one", connected_at=later))
@@ -169,7 +169,7 @@ async def test_a_clock_that_was_set_between_two_starts(writer_url: str, database
 
 
 async def test_ticks_of_a_clock_that_is_years_ahead_are_written(writer_url: str, database: str) -> None:
-    """Partitions are made ahead of the database's month, not of ours; and what is late is so by its clock."""
+    """Partitions are made ahead of the database's month, and lateness is measured by its clock."""
     store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(3 * 365 * 86_400))
     now = SystemClock().wall() // SECOND * SECOND
     assert (await store.write([filled(batcher(), tick(time=now))])).ticks == 1
@@ -178,7 +178,7 @@ async def test_ticks_of_a_clock_that_is_years_ahead_are_written(writer_url: str,
 
 
 async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, tmp_path: Path) -> None:
-    """That its successor writes what it left is no sign of life of the dead: it has crashed, and its gap is one."""
+    """A successor that writes a dead process's spool does not revive it: its session is crashed, with one gap."""
     await execute(database, f"{ALWAYS}, coverage_since = now() - interval '1 minute'")
     async with Simulator(port=0, rate=0) as simulator, Proxy(writer_url) as wire:
         there = settings(simulator, wire.url, spool_dir=tmp_path / "spool", spool_after="10ms")
@@ -191,7 +191,7 @@ async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, 
         async with asyncio.timeout(10):
             while daemon.telemetry.counts.messages < market.sent or daemon.buffer.in_memory:
                 await asyncio.sleep(0.01)
-        task.cancel()  # as if it were killed: nothing of its end is written
+        task.cancel()  # as if it were killed: its end is not recorded
         await asyncio.gather(task, return_exceptions=True)
         wire.refuses = False
         await simulator.wait_connected(0)
@@ -209,7 +209,7 @@ async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, 
 
 
 async def test_inherited_sessions_do_not_count_as_alive(writer_url: str, database: str) -> None:
-    """Not even of a session that has been seen before; what the session's own process writes is one."""
+    """Inherited batches are no sign of life, even of a session that was seen before; the process's own writes are."""
     store = TickStore(writer_url, write_timeout=10)
     instance, seen = batcher(), "SELECT last_seen_at FROM ingest.stream_sessions"
     await store.write_inherited([filled(instance, tick())])
@@ -225,7 +225,7 @@ async def test_inherited_sessions_do_not_count_as_alive(writer_url: str, databas
 
 
 async def test_a_process_with_a_wrong_clock(writer_url: str, database: str, tmp_path: Path) -> None:
-    """`ingestor run` records with it, `ingestor check` warns of it; nothing of the future is covered."""
+    """`ingestor run` records with a wrong clock, `ingestor check` warns of it, and no future time is covered."""
     async with Simulator(port=0, rate=0) as simulator:
         environment = {
             "token": TOKEN,

@@ -1,7 +1,7 @@
-"""What only TimescaleDB Community does: continuous aggregates, policies, the columnstore. Jobs are run by hand.
+"""The features of TimescaleDB Community work: continuous aggregates, policies, the columnstore. Jobs are run by hand.
 
-For a full server (INGESTOR_TEST_TIMESCALE_URL), and for one that has neither COPY nor a second connection
-(INGESTOR_TEST_COMMUNITY_URL, whose database is emptied): so one test after the other goes on with the same database.
+The tests use a full server (INGESTOR_TEST_TIMESCALE_URL) and one that has neither COPY nor a second connection
+(INGESTOR_TEST_COMMUNITY_URL, whose database is emptied). They run in order on the same database.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ COMPRESSED = "SELECT count(*) FROM timescaledb_information.chunks WHERE hypertab
 
 
 async def _store_late(url: str, rows: list[TickRow]) -> None:
-    """Store ticks as the daemon does: with the list of what came late."""
+    """Store ticks as the daemon does, marking stale ranges."""
     await insert(url, rows)
     connection = await connect(url)
     await connection.execute(QUERIES["note_late"], min(row[0] for row in rows), max(row[0] for row in rows))
@@ -52,7 +52,7 @@ async def _counted(url: str) -> dict[str, Any]:
 
 
 async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
-    """Old rows vanish behind what a policy has computed; what is on the list comes back with `maintain`."""
+    """Late rows before a policy's range are missing until `maintain` recomputes the stale ranges."""
     await _store_late(community, some_ticks(OLD, 10, 600))
     await insert(community, some_ticks(RECENT, 0.3, 300, seed=2))
     whole = await assert_bars(community)
@@ -66,7 +66,7 @@ async def test_old_ticks_and_a_policy_then_maintenance(community: str) -> None:
 
 
 async def test_bars_before_the_computed_range(community: str) -> None:
-    """Weeks of ticks that were on time, while no job ran; then a recent window alone was computed, and it is mended."""
+    """If a recent window was computed before weeks of older ticks, `maintain` computes the older bars."""
     rows = [(NOW - timedelta(days=days), NOW, 4.5, 1, 1, "IDLE.NZ") for days in range(1, 41)]
     await insert(community, rows)
     count = "SELECT count(*) FROM market.ohlcv_1d WHERE symbol = 'IDLE.NZ'"
@@ -78,13 +78,13 @@ async def test_bars_before_the_computed_range(community: str) -> None:
 
 
 async def test_late_ticks(community: str) -> None:
-    """A tick below what was computed is not seen until `maintain` runs; then every width has it."""
+    """A late tick in a computed range appears in every width after `maintain`."""
     before = await assert_bars(community)
     late = OLD - timedelta(days=3)
     await _store_late(
         community, [(late, NOW, 1.5, 10, 1, "LATE.NZ"), (NOW - timedelta(days=3), NOW, 2.5, 1, 1, "A.NZ")]
     )
-    # As if the jobs had not run for weeks, and then the recent ones only.
+    # As if the jobs had not run for weeks, and then only the recent ones.
     await insert(community, [(NOW - timedelta(days=20), NOW, 3.5, 1, 1, "LEFT.NZ")])
     assert await _counted(community) == before
     await maintained(community)
@@ -94,7 +94,7 @@ async def test_late_ticks(community: str) -> None:
 
 
 async def test_the_columnstore(community: str) -> None:
-    """Chunks of two weeks ago are compressed; copies and late ticks meet the same ticks there as before."""
+    """Chunks are compressed after two weeks; copies and late ticks meet the same ticks there as before."""
     rows = await query(community, "SELECT * FROM market.ticks ORDER BY time, symbol")
     assert "Ticks go to the columnstore" in "".join(await maintained(community, columnstore_after="15d"))
     assert not [line for line in await maintained(community, columnstore_after="15d") if "columnstore" in line]
@@ -118,7 +118,7 @@ async def test_the_columnstore(community: str) -> None:
 
 
 async def test_an_interrupted_migration(community: str) -> None:
-    """Where a policy is missing, what was never computed is computed first; twice changes nothing."""
+    """A repeated migration computes the missing range before it adds a missing policy; a third one changes nothing."""
     for level in LEVELS[:2]:
         await execute_all(community, f"SELECT remove_continuous_aggregate_policy('{level.view}')")
     lines: list[str] = []
@@ -133,7 +133,7 @@ async def test_an_interrupted_migration(community: str) -> None:
 
 
 async def test_a_server_that_changed_its_edition(community: str) -> None:
-    """Bars that are views, since the licence was another one, become aggregates of all that is there."""
+    """If views were made under another licence, `migrate` replaces them by aggregates of all ticks."""
     whole = await assert_bars(community)
     grants = (
         "SELECT grantee::regrole::text, privilege_type FROM pg_class, aclexplode(relacl) "
@@ -161,7 +161,7 @@ async def test_a_server_that_changed_its_edition(community: str) -> None:
 
 
 async def test_down_and_up_with_data(community: str) -> None:
-    """The aggregates, and the columnstore, go and come again; no tick does."""
+    """A downgrade and an upgrade remove and restore aggregates and columnstore and keep every tick."""
     whole = await assert_bars(community)
     ticks = "SELECT count(*) FROM market.ticks"
     before = await query(community, ticks)
@@ -182,7 +182,7 @@ def _alembic(run: Any, config: Any, url: str, revision: str) -> None:
 
 
 async def test_retention_keeps_the_bars(community: str) -> None:
-    """Old ticks are dropped, their bars stay; and a late tick among them does not take the place of those."""
+    """Retention keeps the bars of dropped ticks, and a late tick among them does not replace those bars."""
     whole = await assert_bars(community)
     assert any("dropped" in line for line in await maintained(community, retention="30d"))
     assert await _counted(community) == whole

@@ -1,4 +1,4 @@
-"""Completion, in the shells themselves."""
+"""Completion works in the shells themselves."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
-    """Commands, options, and the values that an option takes, after what the manual says to run."""
+    """The shell completes commands, options and their values after the documented set-up."""
     program = need(shell, package=shell)
     script = SCRIPTS[shell] + "".join(f"\nask '{line}'" for line in LINES)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -64,7 +64,7 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
 
 
 def test_only_shells_that_have_a_script() -> None:
-    """Another one is a wrong option; what is printed is the script and nothing else."""
+    """An unsupported shell is a wrong option; the output is the script alone."""
     status, output, errors = ingestor_here("--completion", "sh")
     assert (status, output) == (2, "")
     assert "'bash', 'zsh', 'fish'" in errors
@@ -75,7 +75,7 @@ def test_only_shells_that_have_a_script() -> None:
 
 
 def test_zsh_completion(tmp_path: Path) -> None:
-    """The words with their help are code for the completion system, a line for each, that says nothing else."""
+    """The completion script for zsh holds one line of code for each word with its help, and nothing else."""
     script = """
         compdef() { completer=$1 }
         _arguments() { print -r -- "$1" }

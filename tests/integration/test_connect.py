@@ -24,7 +24,7 @@ PASSWORD = "p@ss/w:rd%é ?#&=+"
 
 
 async def works(url: str) -> None:
-    """Connect in both ways by the same URL."""
+    """Connect by both drivers with the same URL."""
     connection = await connect(url)
     assert await connection.fetchval("SELECT 1") == 1
     await connection.close()
@@ -35,7 +35,7 @@ async def works(url: str) -> None:
 
 
 async def fails(url: str) -> list[StoreError]:
-    """Try in both ways, and return what each raised."""
+    """Fail by both drivers, and return the error of each."""
     with pytest.raises(StoreError) as direct:
         await connect(url, timeout=5)
     engine = create_engine(url)
@@ -47,7 +47,7 @@ async def fails(url: str) -> list[StoreError]:
 
 
 def everything(error: BaseException | None) -> str:
-    """Return all that an error and the errors behind it could show to anybody."""
+    """Return the whole text of an error and of its causes."""
     if error is None:
         return ""
     shown = f"{error} {error!r} {error.args!r} {vars(error)!r}"
@@ -56,7 +56,7 @@ def everything(error: BaseException | None) -> str:
 
 @contextlib.asynccontextmanager
 async def tls_proxy(url: str, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """A server of PostgreSQL's protocol with TLS, in front of any server; yields its port."""
+    """Put a TLS server of PostgreSQL's protocol in front of any server, and yield its port."""
     target = urlsplit(url)
     tasks: set[asyncio.Task[None]] = set()
 
@@ -91,19 +91,19 @@ def at_port(url: str, port: int, query: str, host: str = "127.0.0.1") -> str:
 
 
 async def test_schemes(database: str) -> None:
-    """All three ways of writing the scheme are the same."""
+    """The three schemes of a URL are equivalent."""
     for scheme in ("postgres", "postgresql", "postgresql+asyncpg"):
         await works(database.replace("postgresql", scheme, 1))
 
 
 @pytest.mark.parametrize("mode", ["disable", "allow", "prefer"])
 async def test_sslmode_without_tls(database: str, mode: str) -> None:
-    """The modes that do without encryption work with a server that has none."""
+    """Modes without required encryption work with a server that has none."""
     await works(f"{database}{'&' if '?' in database else '?'}sslmode={mode}")
 
 
 async def test_sslmode_require_without_tls() -> None:
-    """`require` and `verify-full` never go on unencrypted."""
+    """`require` and `verify-full` never continue unencrypted."""
     with EmbeddedServer() as server:
         await works(server.url())
         for mode in ("require", "verify-full&sslrootcert=/dev/null"):
@@ -111,7 +111,7 @@ async def test_sslmode_require_without_tls() -> None:
 
 
 async def test_sslmode_with_tls(database: str, tmp_path: Path) -> None:
-    """`prefer` and `require` encrypt; `verify-full` asks for a certificate of the right authority and name."""
+    """`prefer` and `require` encrypt; `verify-full` checks the authority and the name of the certificate."""
     authority, other = trustme.CA(), trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     other.cert_pem.write_to_path(str(tmp_path / "other.pem"))
@@ -129,7 +129,7 @@ async def test_sslmode_with_tls(database: str, tmp_path: Path) -> None:
 
 
 async def test_session_settings_of_the_administrator(database: str, server: TestServer) -> None:
-    """What our SQL takes for granted holds in both ways, whatever is set for the database."""
+    """Both drivers override the database's settings that our SQL depends on."""
     name = database.rpartition("/")[2]
     expected = {
         "transaction_isolation": "read committed",
@@ -151,14 +151,14 @@ async def test_session_settings_of_the_administrator(database: str, server: Test
 
 
 async def test_several_hosts(database: str) -> None:
-    """The first host that answers is taken."""
+    """The first host that answers is used."""
     parts = urlsplit(database)
     userinfo, _, host = parts.netloc.rpartition("@")
     await works(f"postgresql://{userinfo}@127.0.0.1:1,{host}{parts.path}")
 
 
 async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) -> None:
-    """Neither a host that never answers nor one that does not know the user keeps the next one from being tried."""
+    """A host that never answers, or refuses the user, does not keep the next one from being tried."""
     parts = urlsplit(database)
     userinfo, _, host = parts.netloc.rpartition("@")
     never = asyncio.Event()
@@ -174,7 +174,7 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
         connection = await connect(f"postgresql://{userinfo}@{hosts}{parts.path}", timeout=1)
         assert await connection.fetchval("SELECT current_database()") == parts.path.strip("/")
         await connection.close()
-        with pytest.raises(StoreError, match="refused the connection"):  # which says more than that one was silent
+        with pytest.raises(StoreError, match="refused the connection"):  # the first error says more
             await connect(
                 f"postgresql://nobody:known@127.0.0.1:{refusing.port},{hanging}/postgres", timeout=0.2, read_write=True
             )
@@ -183,7 +183,7 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
 
 
 async def test_the_writable_host_is_chosen() -> None:
-    """Of several hosts the one that is not read-only is found, wherever it stands; if there is none, that is said."""
+    """The writable host is found at any position; if there is none, the error says so."""
     with EmbeddedServer(settings={"default_transaction_read_only": "on"}) as one, EmbeddedServer() as two:
         for server in (one, two):
             admin = await connect(server.url())
@@ -201,7 +201,7 @@ async def test_the_writable_host_is_chosen() -> None:
 
 
 async def test_socket_and_percent_encoded_password() -> None:
-    """A Unix socket works, and a password with every awkward character, percent-encoded."""
+    """A Unix socket works with a percent-encoded password of every special character."""
     with EmbeddedServer() as server:
         admin = await connect(server.url())
         await admin.execute(f"CREATE ROLE awkward LOGIN PASSWORD '{PASSWORD}'")
@@ -212,7 +212,7 @@ async def test_socket_and_percent_encoded_password() -> None:
 
 
 async def test_errors_hold_no_password(server: TestServer) -> None:
-    """A refused, a missing and an unreachable database are told with what helps, and without the password."""
+    """A refused, a missing and an unreachable database are reported with a remedy and without the password."""
     name = server.new_name()
     await server.run(f"CREATE ROLE {name} LOGIN PASSWORD 'right'")
     try:
@@ -232,7 +232,7 @@ async def test_errors_hold_no_password(server: TestServer) -> None:
 
 
 async def test_errors_name_the_remedy() -> None:
-    """A wrong password and a missing database come with their SQLSTATE and a hint, a dead host with its address."""
+    """A wrong password and a missing database are reported with SQLSTATE and hint, a dead host with its address."""
     with EmbeddedServer() as server:
         wrong = f"postgresql://postgres:{quote(PASSWORD, safe='')}@127.0.0.1:{server.port}"
         for url, sqlstate, words in (
@@ -255,7 +255,7 @@ async def test_errors_name_the_remedy() -> None:
 
 @pytest.mark.parametrize("rest", ["127.0.0.1:1/x?sslmode=bogus", "127.0.0.1:99999/x", "[127.0.0.1:1/x"])
 async def test_a_url_that_cannot_be_used(rest: str) -> None:
-    """A wrong option, an impossible port and a broken address are told apart from a server that is away."""
+    """A wrong option, an impossible port and a malformed address differ from an unavailable server."""
     for error in await fails(f"postgresql://someone:hunter2@{rest}"):
         assert "cannot be used" in error.message
         assert "postgresql://USER" in error.hint
@@ -264,7 +264,7 @@ async def test_a_url_that_cannot_be_used(rest: str) -> None:
 
 @pytest.mark.parametrize("password", ["hunt/er2", "hunt#er2", "hunt?er2"])
 async def test_errors_hold_no_part_of_a_password(password: str) -> None:
-    """Of a password that was not percent-encoded, no piece shows either."""
+    """No part of a password that was not percent-encoded is shown."""
     for error in await fails(f"postgresql://someone:{password}@127.0.0.1:1/x"):
         assert "hunt" not in everything(error)
         assert "er2" not in everything(error)

@@ -1,4 +1,4 @@
-"""Gaps and coverage in SQL, from sessions that are put on record by hand."""
+"""The SQL of gaps and coverage is right for sessions that are recorded by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FRIDAY = date(2026, 11, 20)
 
 
 async def gaps(url: str, until: datetime = ENDS) -> list[tuple[Any, ...]]:
-    """The gaps of that Friday: whatever the tests are run on, the days after it are gaps too."""
+    """Return the gaps of that Friday alone: the days up to today are gaps, too."""
     return [row for row in await query(url, GAPS) if row[0] < until]
 
 
@@ -35,20 +35,20 @@ async def friday(url: str) -> tuple[float, ...]:
 
 
 async def test_nothing_was_ever_recorded(database: str) -> None:
-    """Without a session there is no coverage: neither gaps nor trading time."""
+    """Without a session there are neither gaps nor trading time."""
     assert await query(database, GAPS) == []
     assert await query(database, DAYS) == []
 
 
 async def test_a_whole_day(database: str) -> None:
-    """A session around the trading time, across midnight of either clock, leaves no gap."""
+    """A session around the trading time, across midnight in both time zones, leaves no gap."""
     await record_session(database, BEGINS - timedelta(hours=3), ENDS + timedelta(hours=20))
     assert await gaps(database) == []
     assert await friday(database) == (495, 495, 0, 0, 100)
 
 
 async def test_a_cut_is_a_gap_with_its_cause(database: str) -> None:
-    """What lies between two sessions is missed, and says how the first of them ended."""
+    """The time between two sessions is a gap with the end reason of the first."""
     await record_session(database, BEGINS, at(100), "closed")
     await record_session(database, at(103), at(200), "keepalive")
     await record_session(database, at(201.5), ENDS, "stopped")
@@ -60,7 +60,7 @@ async def test_a_cut_is_a_gap_with_its_cause(database: str) -> None:
 
 
 async def test_overlapping_instances(database: str) -> None:
-    """What one of two instances heard was heard; a gap is what both missed, by the cause of the later."""
+    """Time that one of two instances covers is covered; a common gap has the cause of the later session."""
     await record_session(database, BEGINS, at(100), "closed", instance="one")
     await record_session(database, at(50), at(110), "frozen", instance="two")
     await record_session(database, at(120), ENDS, instance="one")
@@ -69,21 +69,21 @@ async def test_overlapping_instances(database: str) -> None:
 
 
 async def test_no_gap_outside_of_trading_time(database: str) -> None:
-    """The nights and the weekend are no gaps: a daemon that is stopped then has missed nothing."""
+    """Nights and the weekend are no gaps."""
     await record_session(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
     await record_session(database, BEGINS, ENDS, "stopped")
     assert await gaps(database) == []
 
 
 async def test_from_the_opening_on(database: str) -> None:
-    """A daemon that was started too late has missed the time from the beginning of the trading time."""
+    """If the daemon starts late, the gap begins with the trading time."""
     await record_session(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
     await record_session(database, at(45), ENDS)
     assert await gaps(database) == [(BEGINS, at(45), "the daemon was stopped", "open")]
 
 
 async def test_coverage_begins_with_the_first_session(database: str) -> None:
-    """What was before is no gap, unless it is said that the gap store begins earlier."""
+    """Coverage begins with the first session, unless a setting puts its begin earlier."""
     await record_session(database, at(60), ENDS)
     assert await gaps(database) == []
     await execute(database, "UPDATE ingest.settings SET coverage_since = $1", BEGINS + 10 * MINUTE)
@@ -91,14 +91,14 @@ async def test_coverage_begins_with_the_first_session(database: str) -> None:
 
 
 async def test_a_killed_process(database: str) -> None:
-    """A session that never ended and shows no life covers until its last proof."""
+    """A dead session without an end covers until its last proof."""
     await record_session(database, BEGINS, at(200), None)
     await record_session(database, at(210), ENDS)
     assert await gaps(database) == [(at(200), at(210), "the process died without a word", "open")]
 
 
 async def test_a_spool_that_is_written_later(database: str) -> None:
-    """A gap goes when what covers it arrives after all."""
+    """A gap closes when a late spool covers it."""
     first = await record_session(database, BEGINS, at(200), None)
     await record_session(database, at(210), ENDS)
     assert len(await gaps(database)) == 1
@@ -108,7 +108,7 @@ async def test_a_spool_that_is_written_later(database: str) -> None:
 
 
 async def test_a_stall_covers_until_the_last_tick(database: str) -> None:
-    """Pongs that were answered, and messages that are no ticks, do not count once it shows that no price came."""
+    """After a stall, coverage ends with the last tick: pongs and other messages do not count."""
     await record_session(database, BEGINS, at(200), "stall", last=at(194))
     await record_session(database, at(201), ENDS)
     assert await gaps(database) == [(at(194), at(201), "connected, but mute in trading hours", "open")]
@@ -116,7 +116,7 @@ async def test_a_stall_covers_until_the_last_tick(database: str) -> None:
 
 @pytest.mark.parametrize("reason", ["stall", "crashed", None])
 async def test_messages_that_are_no_ticks_cover_nothing(database: str, reason: str | None) -> None:
-    """A session in which nothing could be read was heard for no time at all, however long it was answered."""
+    """A session without a readable message covers nothing, however long its pings were answered."""
     session = await record_session(database, at(100), at(200), reason)
     await execute(database, "UPDATE ingest.stream_sessions SET last_tick_at = NULL WHERE id = $1", session)
     await record_session(database, BEGINS, at(100))
@@ -126,21 +126,21 @@ async def test_messages_that_are_no_ticks_cover_nothing(database: str, reason: s
 
 @pytest.mark.parametrize(("reason", "missed"), [(None, 16), ("crashed", 16), ("closed", 10)])
 async def test_a_crash_during_a_stall(database: str, reason: str | None, missed: float) -> None:
-    """A process that died can't have said that the stream was mute for too long; the gap store finds it."""
+    """If a process died before it could report a stall, the view finds the stall."""
     await record_session(database, BEGINS, at(200), reason, last=at(194))
     await record_session(database, at(210), ENDS)
     assert (await friday(database))[:3] == (495, 495 - missed, missed)
 
 
 async def test_silence_before_the_opening_is_no_stall(database: str) -> None:
-    """In the lead silence is right: only a session's open hours count."""
+    """Silence in the lead is no stall: only open hours count."""
     await record_session(database, BEGINS, at(62), "crashed", last=BEGINS + MINUTE)
     await record_session(database, at(65), ENDS)
     assert await gaps(database) == [(at(62), at(65), "the process died without a word", "open")]
 
 
 async def test_a_live_session(database: str) -> None:
-    """What a live session has not proved yet is no gap; once its process has not written for a minute, it is one."""
+    """Unproved time of a live session is no gap; a minute after the last write of its process, it is."""
     now = datetime.now(UTC)
     proved = now - timedelta(seconds=70)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
@@ -148,7 +148,7 @@ async def test_a_live_session(database: str) -> None:
     assert await query(database, GAPS) == []
     assert [row[5] for row in await query(database, DAYS)][-1] == 100
     see = "UPDATE ingest.stream_sessions SET last_seen_at = $2 WHERE id = $1"
-    for seen in (now - timedelta(seconds=61), None, now + timedelta(minutes=10)):  # the last: a clock that was set back
+    for seen in (now - timedelta(seconds=61), None, now + timedelta(minutes=10)):  # its clock was set back
         await execute(database, see, session, seen)
         ((start, end, cause, status),) = await query(database, GAPS)
         assert (start, cause, status) == (proved, "the process died without a word", "open")
@@ -156,7 +156,7 @@ async def test_a_live_session(database: str) -> None:
 
 
 async def test_a_live_session_whose_clock_is_behind(database: str) -> None:
-    """Who lives is judged by the database's clock alone: what the daemon's says of its last proof does not matter."""
+    """Only the database's clock decides whether a session is alive; the time of its last proof does not matter."""
     now = datetime.now(UTC)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
     await record_session(database, now - timedelta(hours=1), now - timedelta(minutes=30), None, seen=now)
@@ -164,7 +164,7 @@ async def test_a_live_session_whose_clock_is_behind(database: str) -> None:
 
 
 async def test_the_future_is_not_covered(database: str) -> None:
-    """A session of a clock that is ahead covers until now at most, and nothing before it has begun; it is no error."""
+    """A session with a clock ahead covers until now at most, covers nothing before its begin, and causes no error."""
     now = datetime.now(UTC)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always', coverage_since = $1", now - 10 * MINUTE)
     await record_session(database, now - 5 * MINUTE, now + 5 * MINUTE, "closed")
@@ -177,7 +177,7 @@ async def test_the_future_is_not_covered(database: str) -> None:
 
 
 async def test_null_covers_nothing(database: str) -> None:
-    """A session of which the database has lost messages proves nothing, however it ended, or if it still lives."""
+    """A session that lost committed messages covers nothing, whether it ended or is alive."""
     await record_session(database, BEGINS, at(100))
     session = await record_session(database, at(100), at(200), None, seen=datetime.now(UTC))
     await record_session(database, at(200), ENDS)
@@ -193,7 +193,7 @@ async def test_null_covers_nothing(database: str) -> None:
 
 
 async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
-    """Whatever stands in a session's row, times without end or in the wrong order too, the views have an answer."""
+    """The views answer for any row of a session, also with infinite times or times out of order."""
     await record_session(database, BEGINS, at(100))
     session = await record_session(database, at(110), at(120), "crashed", last=at(111))
     instants = ["NULL", "'infinity'", "'-infinity'", f"'{at(1)}'"]
@@ -210,7 +210,7 @@ async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
 
 
 async def test_invalid_rows_of_operators_are_refused(database: str) -> None:
-    """A range in the wrong order, or an endless one, would be an error of the views, and hide every gap."""
+    """Ranges that are endless or out of order are refused, since they would break the views."""
     backfill = "INSERT INTO ingest.backfills (gap_from, gap_until, symbol, status) VALUES ($1, $2, '*', 'backfilled')"
     for statement, *arguments in (
         ("UPDATE ingest.settings SET coverage_lead = '-1 s'",),
@@ -230,7 +230,7 @@ async def test_invalid_rows_of_operators_are_refused(database: str) -> None:
 
 
 async def test_refused_connections_are_part_of_the_cause(database: str) -> None:
-    """A gap tells what later tries met."""
+    """The cause of a gap includes the failures of later attempts."""
     await record_session(database, BEGINS, at(100), "closed")
     await record_session(database, at(101), at(101), "stream_limit", accepted=False)
     await record_session(database, at(105), at(105), "not_authorised", accepted=False)
@@ -243,7 +243,7 @@ async def test_refused_connections_are_part_of_the_cause(database: str) -> None:
 
 
 async def test_a_replay_covers_nothing(database: str) -> None:
-    """A file that is replayed says nothing about what the stream sent."""
+    """A replayed file covers nothing."""
     await record_session(database, BEGINS, at(100))
     await record_session(database, at(100), at(200), kind="replay")
     await record_session(database, at(200), ENDS)
@@ -251,7 +251,7 @@ async def test_a_replay_covers_nothing(database: str) -> None:
 
 
 async def test_an_exclusion(database: str) -> None:
-    """A halt that is on record is excluded, only where it was; what is excluded does not count as trading time."""
+    """A recorded halt is excluded from gaps and from trading time."""
     await record_session(database, BEGINS, at(100))
     await record_session(database, at(200), ENDS)
     await execute(database, "INSERT INTO ingest.exclusions VALUES ($1, $2, 'outage of the exchange')", at(150), at(400))
@@ -263,7 +263,7 @@ async def test_an_exclusion(database: str) -> None:
 
 
 async def test_outcomes_of_a_gap(database: str) -> None:
-    """Each part of a gap has the outcome of its own backfill; what is pending is open."""
+    """Each part of a gap has the outcome of its own backfill; a pending part is open."""
     await record_session(database, BEGINS, at(100))
     await record_session(database, at(200), ENDS)
     for begin, end, status in ((100, 120, "backfilled"), (120, 130, "partial"), (130, 140, "unfillable"),
@@ -285,7 +285,7 @@ async def test_outcomes_of_a_gap(database: str) -> None:
 
 
 async def test_the_change_of_summer_time(database: str) -> None:
-    """Trading days are as long on both sides of the change, and move by an hour in UTC; calendar days are not."""
+    """Trading days are as long before and after the change of the clocks, and move by an hour in UTC."""
     await record_session(database, datetime(2026, 9, 1, tzinfo=UTC), datetime(2026, 10, 1, tzinfo=UTC))
     sql = "SELECT trading_day, lower(span) FROM ingest.trading_time WHERE trading_day IN ('2026-09-25', '2026-09-28')"
     assert sorted(await query(database, sql)) == [
@@ -301,7 +301,7 @@ async def test_the_change_of_summer_time(database: str) -> None:
 
 
 async def test_early_closes_and_holidays(database: str) -> None:
-    """Christmas Eve is shorter, Christmas Day is none."""
+    """Christmas Eve is shorter, and Christmas Day is no trading day."""
     await execute(database, "UPDATE ingest.settings SET coverage_since = '2025-12-23+00'")
     await record_session(database, BEGINS, ENDS)
     days = {row[0]: row[1] for row in await query(database, DAYS)}
@@ -311,7 +311,7 @@ async def test_early_closes_and_holidays(database: str) -> None:
 
 
 async def test_a_gap_over_midnight_belongs_to_both_days(database: str) -> None:
-    """Where every day adjoins the next, a gap is told by day."""
+    """If trading days adjoin, a gap over midnight is divided by day."""
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
     midnight = datetime(2026, 11, 18, 11, tzinfo=UTC)
     await record_session(database, midnight - timedelta(hours=5), midnight - timedelta(hours=1))
@@ -324,7 +324,7 @@ async def test_a_gap_over_midnight_belongs_to_both_days(database: str) -> None:
 
 
 async def test_every_end_reason_has_a_text(database: str) -> None:
-    """No cause is an internal name."""
+    """Every end reason has a text, not an internal name."""
     for reason in EndReason:
         ((words,),) = await query(database, f"SELECT ingest.cause('{reason}')")
         assert " " in words
@@ -332,15 +332,15 @@ async def test_every_end_reason_has_a_text(database: str) -> None:
 
 @pytest.mark.parametrize("view", ["market.gaps", "market.coverage"])
 async def test_the_work_grows_with_the_days(view: str, database: str) -> None:
-    """Daily restarts in the middle of the trading day: two years more cost about twice the rows of one year more."""
+    """With a restart every trading day, two more years cost about twice the rows of one more year."""
     one, two, four = [await rows_handled(database, view, years) for years in (1, 2, 4)]
     assert (four - two) / (two - one) < 3, (one, two, four)
 
 
 async def rows_handled(database: str, view: str, years: int) -> int:
-    """Return how many rows the steps of a query take in, over so many years of sessions that end once a day.
+    """Return the number of rows that the steps of a query read, over so many years with a session a day.
 
-    Unlike its time, this does not depend on the machine; a join of every gap with every day would square it.
+    Unlike the time, this does not depend on the machine; a join of every gap with every day would square it.
     """
     connection = await connect(database)
     await connection.execute("TRUNCATE ingest.stream_sessions CASCADE")
@@ -382,7 +382,7 @@ SERIES = "SELECT time, open, source FROM market.bars_1m WHERE symbol = 'A.NZ' OR
 
 
 async def test_one_series_of_bars(database: str) -> None:
-    """Ours where the minute was wholly covered, the fetched one elsewhere; of two, only one."""
+    """A bar is ours if its minute was fully covered, else the provider's; each minute has one bar."""
     await record_session(database, BEGINS, at(100))
     await record_session(database, at(102.5), ENDS)
     for minute in (98, 99, 102, 103, 105):
@@ -390,17 +390,17 @@ async def test_one_series_of_bars(database: str) -> None:
     for minute in (98, 99, 100, 102, 104):
         await execute(database, BAR, at(minute), "A.NZ")
     assert await query(database, SERIES) == [
-        (at(98), 1.5, "stream"),  # heard, and fetched for nothing
+        (at(98), 1.5, "stream"),  # covered, and fetched without need
         (at(99), 9, "backfill"),  # within the margin of the gap: a tick may be on the other side
         (at(100), 9, "backfill"),
-        (at(102), 9, "backfill"),  # half of it was heard
+        (at(102), 9, "backfill"),  # half covered
         (at(103), 1.5, "stream"),
-        (at(105), 1.5, "stream"),  # of 104, wholly heard, we know better: there was no trade
+        (at(105), 1.5, "stream"),  # 104 was fully covered, so the provider's bar is wrong: there was no trade
     ]
 
 
 async def test_a_minute_with_a_rejection_is_incomplete(database: str) -> None:
-    """A message that could not be read may have been a trade of that minute."""
+    """A minute with a rejection is not fully covered: the message may have been a trade."""
     session = await record_session(database, BEGINS, ENDS)
     await execute(
         database, "INSERT INTO ingest.rejected_messages VALUES ($1, 1, 1, $2, 'not_json', 'x', 1)", session, at(50.5)
@@ -412,7 +412,7 @@ async def test_a_minute_with_a_rejection_is_incomplete(database: str) -> None:
 
 
 async def test_sessions_that_touch_make_one_range(database: str) -> None:
-    """No margin is taken where one session takes over from another."""
+    """No margin is taken off where one session follows another at once."""
     await record_session(database, BEGINS, at(100.5), instance="one")
     await record_session(database, at(100.4), ENDS, instance="two")
     await execute(database, TICK, at(100), 1.5, "A.NZ")

@@ -1,4 +1,4 @@
-"""gaps, backfill, reconcile and maintain, as a user runs them."""
+"""`gaps`, `backfill`, `reconcile` and `maintain` work as a user runs them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ LISTED = answer({"data": [{"symbol": "A.NZ"}, {"symbol": "B.NZ", "uuid4": "no uu
 
 @pytest.fixture(autouse=True)
 def _wide_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No line of a table is broken."""
+    """Make the terminal so wide that no line of a table is wrapped."""
     monkeypatch.setenv("COLUMNS", "200")
 
 
 async def with_a_gap(database: str) -> None:
-    """Friday was heard, but for two minutes."""
+    """Cover Friday except for two minutes."""
     await record_session(database, BEGINS - MINUTE, at(100), "closed")
     await record_session(database, at(102), ENDS + MINUTE, "stopped")
 
@@ -47,7 +47,7 @@ def seconds(minute: float) -> int:
 
 
 async def test_gaps_as_a_table(writer_url: str, database: str) -> None:
-    """Totals, the day that is not whole, the gap with its cause in the exchange's time, and what its outcome means."""
+    """The table shows totals, the incomplete day, the gap with cause and local time, and the meaning of its outcome."""
     status, output, _ = await ingestor("gaps", DATABASE_URL=writer_url)
     assert (status, output) == (
         0, "There was no trading time yet. Coverage begins with the first session of `ingestor run`.\n",
@@ -64,7 +64,7 @@ async def test_gaps_as_a_table(writer_url: str, database: str) -> None:
 
 
 async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path) -> None:
-    """JSON and CSV to standard output or to a file; the status tells whether a gap is open."""
+    """JSON and CSV go to standard output or a file; the exit status tells whether a gap is open."""
     await with_a_gap(database)
     status, output, _ = await ingestor("gaps", "--format", "json", *UNTIL, DATABASE_URL=writer_url)
     document = json.loads(output)
@@ -91,7 +91,7 @@ async def test_gaps_for_programs(writer_url: str, database: str, tmp_path: Path)
 
 
 async def test_an_exclusion(writer_url: str, database: str) -> None:
-    """A halt is put on record with a reason, and its gap is no open one any more."""
+    """A halt is recorded with its reason, and its gap is no longer open."""
     await with_a_gap(database)
     arguments = (
         "gaps",
@@ -123,21 +123,21 @@ async def test_an_exclusion(writer_url: str, database: str) -> None:
     ],
 )
 async def test_wrong_options(writer_url: str, arguments: tuple[str, ...]) -> None:
-    """Each is told, with 2."""
+    """Each wrong option is reported, with exit status 2."""
     status, _, errors = await ingestor("gaps", *arguments, DATABASE_URL=writer_url)
     assert status == 2
     assert "Traceback" not in errors
 
 
 async def test_without_a_schema(empty_database: str) -> None:
-    """The remedy is one line, and it is a person's turn."""
+    """A missing schema is reported in one line with its remedy, as an error that requires operator action."""
     status, _, errors = await ingestor("gaps", DATABASE_URL=empty_database)
     assert status == 78
     assert "ingestor migrate" in errors
 
 
 async def test_backfill(writer_url: str, database: str) -> None:
-    """What would be asked for, then the bars, then nothing more to do."""
+    """A dry run lists the requests, a run stores the bars, and a second run has nothing to do."""
     await with_a_gap(database)
     async with Simulator(port=0, rate=0) as simulator:
         simulator.send([Tick("AIR.NZ", seconds(100.5), 0.5, 10), Tick("FPH.NZ", seconds(300), 30.0, 10)])
@@ -163,7 +163,7 @@ async def test_backfill(writer_url: str, database: str) -> None:
 
 
 async def test_backfill_that_fails(writer_url: str, database: str) -> None:
-    """What failed is said, with how often, and 1 says that there is something left."""
+    """Failures are reported with their number, and exit status 1 means that symbols are pending."""
     await with_a_gap(database)
 
     def script(asked: Asked) -> bytes:
@@ -178,7 +178,7 @@ async def test_backfill_that_fails(writer_url: str, database: str) -> None:
 
 
 async def test_backfill_with_a_refused_token(writer_url: str, database: str) -> None:
-    """A person must act, and the token does not show."""
+    """A refused token ends the command as an error that requires operator action, and is not shown."""
     await with_a_gap(database)
     async with Simulator(port=0, rate=0) as simulator:
         environment = {"DATABASE_URL": writer_url, "REST_URL": simulator.rest_url, "TOKEN": "tk_unmistakable_7Qz"}
@@ -189,7 +189,7 @@ async def test_backfill_with_a_refused_token(writer_url: str, database: str) -> 
 
 
 async def test_backfill_that_watches(writer_url: str, database: str) -> None:
-    """It fills gaps as they appear, until it is told to stop."""
+    """With `--watch`, gaps are filled as they appear, until a signal ends the command."""
     await record_session(database, BEGINS - MINUTE, at(100), "closed")
     later = await record_session(database, at(100), ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:
@@ -210,7 +210,7 @@ async def test_backfill_that_watches(writer_url: str, database: str) -> None:
 async def test_watching_with_a_token_that_is_refused_for_a_while(
     writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that was accepted is tried again, loudly; what is listed is asked for once an hour."""
+    """A token that was accepted is retried with an error in the log; the listing is requested once an hour."""
     await record_session(database, BEGINS - MINUTE, at(100), "closed")
     later = await record_session(database, at(102), ENDS + MINUTE, "stopped")
     status = 200
@@ -237,7 +237,7 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
 
 
 async def test_a_stop_during_the_request_for_the_listing(writer_url: str, database: str) -> None:
-    """Whoever watches ends at once, whatever it is waiting for."""
+    """A signal ends a watching command at once, whatever it waits for."""
     await with_a_gap(database)
     async with scripted(lambda _: HANG) as server:
         process = await start("backfill", "--watch", DATABASE_URL=writer_url, REST_URL=server.url, TOKEN=TOKEN)
@@ -255,7 +255,7 @@ def ohlcv(price: float, volume: int, minute: float) -> dict[str, Any]:
 
 
 async def test_reconcile(writer_url: str, database: str) -> None:
-    """What differs is shown and put on record, by the label that fits; then nothing differs any more."""
+    """Differences are shown and recorded under the matching label; then none are left."""
     await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     for minute in (*range(40, 52), 15, 20):
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
@@ -306,7 +306,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
 async def test_a_wrong_record_is_no_difference(
     wrong: dict[str, Any], reason: str, writer_url: str, database: str
 ) -> None:
-    """Its minute is not compared, which is said; the others are."""
+    """The minute of a wrong record is reported and not compared; the others are."""
     await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     for minute in range(40, 52):
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
@@ -325,7 +325,7 @@ async def test_a_wrong_record_is_no_difference(
 
 
 async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database: str) -> None:
-    """By reason, for all symbols, and those of the list of instruments too; the run has not done all."""
+    """Wrong records are counted by reason over all symbols and the listing, and the run is incomplete."""
     await with_a_gap(database)
 
     def script(asked: Asked) -> bytes:
@@ -345,7 +345,7 @@ async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database
 
 
 async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database: str) -> None:
-    """The stream looked alive, and the simulator's bars say what it had sent."""
+    """The simulator's bars reveal ticks that the server dropped while the stream looked alive."""
     await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:
         for minute in range(5, 25):
@@ -363,7 +363,7 @@ async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database
 
 
 async def test_reconcile_without_anything_to_compare(writer_url: str, database: str) -> None:
-    """A day that is none, or was not heard, is told."""
+    """A day without trading or coverage is reported."""
     await record_session(database, BEGINS - MINUTE, BEGINS + timedelta(seconds=5))
     environment = {"DATABASE_URL": writer_url, "REST_URL": "http://127.0.0.1:1", "TOKEN": TOKEN}
     status, _, errors = await ingestor("reconcile", "--date=2026-11-21", **environment)
@@ -375,7 +375,7 @@ async def test_reconcile_without_anything_to_compare(writer_url: str, database: 
 
 
 async def test_maintain(database: str, writer_url: str) -> None:
-    """The calendar is corrected: sessions that are missing, moved, or none."""
+    """Missing, moved and invalid sessions of the stored calendar are corrected."""
     await execute(database, "DELETE FROM ingest.trading_sessions WHERE trading_day = '2026-11-20'")
     early = "UPDATE ingest.trading_sessions SET closes_at = closes_at - $1::interval WHERE trading_day = '2026-11-19'"
     await execute(database, early, MINUTE)

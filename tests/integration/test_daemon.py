@@ -26,7 +26,7 @@ TICKS = "SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.stream_sessions"
 
 
 async def test_the_documented_messages_become_eight_rows(writer_url: str, database: str) -> None:
-    """The samples of the documentation arrive as eight rows with the right UTC instants."""
+    """The documented samples are stored as eight rows with the right UTC instants."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await simulator.wait_connected()
         for symbol, time, price, volume in DOCUMENTED:
@@ -40,7 +40,7 @@ async def test_the_documented_messages_become_eight_rows(writer_url: str, databa
 
 
 async def test_a_busy_market_is_stored_completely(writer_url: str, database: str) -> None:
-    """Every tick sent has a row, and none has two."""
+    """Every tick that was sent has exactly one row."""
     async with Simulator(port=0, rate=2000, record=True) as simulator:
         async with running(settings(simulator, writer_url)):
             await simulator.wait_connected()
@@ -68,7 +68,7 @@ async def test_a_busy_market_is_stored_completely(writer_url: str, database: str
 
 
 async def test_garbage_is_kept_with_its_reason(writer_url: str, database: str) -> None:
-    """What can't be read becomes a rejection, and the stream goes on."""
+    """An unreadable message becomes a rejection, and the stream continues."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await simulator.wait_connected()
         simulator.send_raw("nonsense")
@@ -88,7 +88,7 @@ async def test_garbage_is_kept_with_its_reason(writer_url: str, database: str) -
 
 
 async def test_quiet_time_is_covered_by_pongs(writer_url: str, database: str) -> None:
-    """Without a message, coverage follows the pings that were answered."""
+    """In a quiet time, coverage follows the answered pings."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await until(
             database,
@@ -100,7 +100,7 @@ async def test_quiet_time_is_covered_by_pongs(writer_url: str, database: str) ->
 
 
 async def test_a_cut_connection_is_reopened(writer_url: str, database: str) -> None:
-    """Each connection is a session with its reason; a replay by the server adds no copies."""
+    """Each connection is a session with its end reason; ticks that the server replays are not stored twice."""
     tick = Tick("AIR.NZ", NOW, 0.5, 100)
     async with Simulator(port=0, rate=0, faults=["replay"]) as simulator:
         async with running(settings(simulator, writer_url)):
@@ -129,7 +129,7 @@ async def test_a_cut_connection_is_reopened(writer_url: str, database: str) -> N
 async def test_faults_end_a_session(
     writer_url: str, database: str, fault: str, changes: dict[str, Any], reason: str
 ) -> None:
-    """A half-open, a mute and a cut connection each end with their own reason, and are made again."""
+    """A half-open, a mute and a cut connection each end with their own reason, and are reopened."""
     async with Simulator(port=0, rate=0, faults=[fault], max_streams=1000) as simulator:
         async with running(settings(simulator, writer_url, **changes)):
             await until(database, "SELECT count(*) >= 2 FROM ingest.stream_sessions WHERE ended_at IS NOT NULL", True)
@@ -138,7 +138,7 @@ async def test_faults_end_a_session(
 
 
 async def test_a_frame_that_is_too_big(writer_url: str, database: str) -> None:
-    """A message over 1 MiB ends the session with its reason, and the stream goes on in the next."""
+    """A message over 1 MiB ends the session with its reason, and the next session continues."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await simulator.wait_connected()
         simulator.send_raw("x" * (2**20 + 1))
@@ -150,7 +150,7 @@ async def test_a_frame_that_is_too_big(writer_url: str, database: str) -> None:
 
 
 async def test_stream_limit_waits(writer_url: str, database: str) -> None:
-    """A reached limit is no reason to give up; the try is on record."""
+    """A reached stream limit is retried, and the attempt is recorded."""
     async with Simulator(port=0, rate=0, max_streams=1) as simulator:
         async with running(settings(simulator, writer_url, instance="first")):
             await simulator.wait_connected()
@@ -163,7 +163,7 @@ async def test_stream_limit_waits(writer_url: str, database: str) -> None:
 
 
 async def test_a_refused_token_requires_operator_action(writer_url: str, database: str) -> None:
-    """A token that never worked ends the daemon with 78, and does not show in the message."""
+    """A token that was never accepted ends the daemon with 78, and is not shown in the message."""
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, writer_url, token="tk_wrong_token_00001"))
         with pytest.raises(ConfigurationError, match="not authorised") as caught:
@@ -176,7 +176,7 @@ async def test_a_refused_token_requires_operator_action(writer_url: str, databas
 
 @pytest.mark.parametrize(("fault", "reason"), [("reject", "not_authorised"), ("no-access", "no_access")])
 async def test_a_token_that_worked_before_is_retried(writer_url: str, database: str, fault: str, reason: str) -> None:
-    """After it was accepted once, a refusal is the other side's fault: no exit."""
+    """Once a token was accepted, a refusal is the provider's fault, and the daemon does not exit."""
     async with Simulator(port=0, rate=0, faults=[fault]) as simulator:
         async with running(settings(simulator, writer_url)):
             await simulator.wait_connected()
@@ -185,7 +185,7 @@ async def test_a_token_that_worked_before_is_retried(writer_url: str, database: 
 
 
 async def test_a_database_that_is_migrated_later(empty_database: str, quick: None) -> None:
-    """The stream is kept while the schema is missing; nothing is lost when it comes."""
+    """Ticks that arrive before the schema exists are kept, and are stored once it does."""
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database)
         async with running(configuration) as daemon:
@@ -199,7 +199,7 @@ async def test_a_database_that_is_migrated_later(empty_database: str, quick: Non
 
 
 async def test_a_full_buffer_closes_the_stream(empty_database: str, quick: None) -> None:
-    """With no room left the stream is closed with that reason, and nothing is dropped in silence."""
+    """If the buffer is full, the stream is closed with that reason, and no tick is dropped silently."""
     ticks = [Tick("AIR.NZ", NOW, 0.5, number) for number in range(20_000)]
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database, spool_max_bytes="1MiB")
@@ -219,7 +219,7 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str, quick: None)
 
 
 async def test_a_stop_while_the_database_is_unavailable(empty_database: str, quick: None) -> None:
-    """What can't be written goes to the spool, the exit is an orderly one, and the next start writes it."""
+    """Unwritten ticks go to the spool, the exit status is 0, and the next start writes them."""
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, empty_database)
         async with running(configuration) as daemon:
@@ -235,10 +235,10 @@ async def test_a_stop_while_the_database_is_unavailable(empty_database: str, qui
 
 
 async def test_lost_messages_are_reported(empty_database: str, tmp_path: Path) -> None:
-    """With no database and a full disk the exit status is 1, and the message says how much is missing."""
+    """Without a database and with a full disk the exit status is 1, and the message counts the lost messages."""
     with contextlib.ExitStack() as stack:
         try:
-            disk = stack.enter_context(small_disk(tmp_path / "disk", 2**20))  # with no room for the ballast
+            disk = stack.enter_context(small_disk(tmp_path / "disk", 2**20))  # without space for the ballast
         except PermissionError as error:
             pytest.skip(str(error))
         async with Simulator(port=0, rate=0) as simulator:
@@ -255,7 +255,7 @@ async def test_lost_messages_are_reported(empty_database: str, tmp_path: Path) -
 
 
 async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str, database: str) -> None:
-    """Who signals twice does not wait for the database, and loses nothing all the same."""
+    """After a second signal the daemon does not wait for the database, and still loses nothing."""
     blocker = await connect(database)
     async with Simulator(port=0, rate=0) as simulator:
         configuration = settings(simulator, writer_url, stop_timeout="10m", write_timeout="10m", spool_after="60s")
@@ -277,7 +277,7 @@ async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str
 
 
 async def test_a_refused_token_outranks_the_database(empty_database: str) -> None:
-    """A token that needs a person ends with 78 also while the database is away."""
+    """A refused token ends the daemon with 78 also while the database is unavailable."""
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, empty_database, token="tk_wrong_token_00001", stop_timeout="1s"))
         with pytest.raises(ConfigurationError, match="not authorised"):
@@ -286,7 +286,7 @@ async def test_a_refused_token_outranks_the_database(empty_database: str) -> Non
 
 @pytest.mark.parametrize("status", ["302 Found", "401 Unauthorized", "403 Forbidden", "404 Not Found"])
 async def test_a_refused_handshake(writer_url: str, status: str) -> None:
-    """Refusals and redirects of the handshake need a person; the token is not sent to anybody."""
+    """A refused or redirected handshake requires operator action; the token is sent nowhere else."""
     received = bytearray()
     async with Simulator(port=0, rate=0) as elsewhere:
 
@@ -310,7 +310,7 @@ async def test_a_refused_handshake(writer_url: str, status: str) -> None:
 
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 async def test_a_busy_server_is_retried(writer_url: str, status: str) -> None:
-    """A server that is too busy, or down for a while, ends nothing."""
+    """An overloaded or unavailable server is retried."""
     tries = 0
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -331,7 +331,7 @@ async def test_a_busy_server_is_retried(writer_url: str, status: str) -> None:
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_is_honoured(writer_url: str, form: str) -> None:
-    """A server that says when to come again is not tried before."""
+    """A server that sends Retry-After is not tried earlier."""
     said = {
         "seconds": b"Retry-After: 60\r\n",
         "date": b"Date: Fri, 20 Nov 2026 10:00:00 GMT\r\nRetry-After: Fri, 20 Nov 2026 10:01:00 GMT\r\n",
@@ -362,7 +362,7 @@ async def test_compression_is_used(writer_url: str) -> None:
 
 
 async def test_a_database_that_is_unavailable_at_the_start(writer_url: str, database: str, server: TestServer) -> None:
-    """The stream is heard from the first second; what came before the database does is written then."""
+    """The daemon receives ticks from the start, and stores them once the database is available."""
     await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS false")
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)) as daemon:
         await simulator.wait_connected()
@@ -375,7 +375,7 @@ async def test_a_database_that_is_unavailable_at_the_start(writer_url: str, data
 
 
 async def test_a_calendar_that_runs_out(writer_url: str, database: str) -> None:
-    """Some weeks before its end the log and the counts tell, with what to do."""
+    """Some weeks before the calendar's end, log and metrics report it with the remedy."""
     connection = await connect(database)
     await connection.execute("DELETE FROM ingest.trading_sessions WHERE trading_day > now() + interval '20 days'")
     await connection.execute("UPDATE ingest.settings SET calendar = 'XNZE'")

@@ -1,4 +1,4 @@
-"""The daemon is killed, stopped, frozen and doubled: real processes, real signals."""
+"""Daemons are killed, stopped, frozen and run twice: real processes, real signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.servers import TestServer, query
 def process_of(
     simulator_url: str, database: str, directory: Path, name: str = "daemon", **changes: Any
 ) -> DaemonProcess:
-    """A daemon's process with its own spool."""
+    """Return a daemon's process with its own spool."""
     defaults = {
         "stream_url": simulator_url,
         "token": TOKEN,
@@ -40,7 +40,7 @@ def process_of(
 
 @pytest.fixture
 def ended() -> Iterator[list[DaemonProcess]]:
-    """Processes that end with the test."""
+    """Yield a list of processes that are ended after the test."""
     processes: list[DaemonProcess] = []
     yield processes
     for each in processes:
@@ -50,7 +50,7 @@ def ended() -> Iterator[list[DaemonProcess]]:
 async def test_killed_while_the_database_is_unavailable(
     writer_url: str, database: str, server: TestServer, tmp_path: Path, ended: list[DaemonProcess]
 ) -> None:
-    """What reached the spool is written by the next process; from there to the next session is no coverage."""
+    """The next process writes the spool; the time from its end to the next session is not covered."""
     name = database.rpartition("/")[2]
     await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     async with Simulator(port=0, rate=0, record=True) as simulator:
@@ -64,7 +64,7 @@ async def test_killed_while_the_database_is_unavailable(
             await asyncio.sleep(0.05)
         spooled = market.sent
         await asyncio.sleep(1.0)
-        market.trade()  # of these nobody knows
+        market.trade()  # not recorded by anyone
         daemon.kill()
         await simulator.wait_connected(0)
         await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
@@ -91,7 +91,7 @@ async def test_killed_while_the_database_is_unavailable(
 
 
 async def test_killed_at_any_moment(writer_url: str, database: str, tmp_path: Path, ended: list[DaemonProcess]) -> None:
-    """SIGKILL in the middle of a busy market: what is covered is there, and nothing is there twice."""
+    """After SIGKILL at any moment of a busy market, covered ticks are stored, and none is stored twice."""
     chance = random.Random(7)
     async with Simulator(port=0, rate=0, record=True) as simulator:
         daemon = process_of(simulator.stream_url, writer_url, tmp_path)
@@ -120,9 +120,9 @@ async def test_killed_at_any_moment(writer_url: str, database: str, tmp_path: Pa
     for account, (covered_until, ticks) in zip(accounts, sessions, strict=True):
         volumes = [tick.volume for tick in account.ticks]
         kept = [volume for volume in volumes if volume in stored_volumes]
-        assert kept == volumes[: len(kept)]  # without a hole
+        assert kept == volumes[: len(kept)]  # without a gap
         assert ticks == len(kept)
-        latency = 400_000  # of a busy machine
+        latency = 400_000  # on a busy machine
         assert sum(at < covered_until - latency for at in account.sent_at) <= len(kept)
     assert (await query(database, TOTALS))[0][1] == 0
 
@@ -130,7 +130,7 @@ async def test_killed_at_any_moment(writer_url: str, database: str, tmp_path: Pa
 async def test_stopped_while_the_database_is_unavailable(
     writer_url: str, database: str, server: TestServer, tmp_path: Path, ended: list[DaemonProcess]
 ) -> None:
-    """SIGTERM without a database: exit 0 soon, all on disk; the next start writes it and the session's end."""
+    """After SIGTERM without a database the exit status is 0 and all ticks are on disk; the next start stores them."""
     name = database.rpartition("/")[2]
     await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
     async with Simulator(port=0, rate=0) as simulator:
@@ -151,7 +151,7 @@ async def test_stopped_while_the_database_is_unavailable(
 
 
 async def test_two_processes_and_one_spool(writer_url: str, tmp_path: Path, ended: list[DaemonProcess]) -> None:
-    """The second one ends with 78 and says what to do; the first one goes on."""
+    """The second process ends with 78 and the remedy; the first one continues."""
     async with Simulator(port=0, rate=0) as simulator:
         first = process_of(simulator.stream_url, writer_url, tmp_path, "first")
         second = process_of(simulator.stream_url, writer_url, tmp_path, "second", spool_dir=tmp_path / "first")
@@ -165,7 +165,7 @@ async def test_two_processes_and_one_spool(writer_url: str, tmp_path: Path, ende
 
 
 async def test_two_instances(writer_url: str, database: str, tmp_path: Path, ended: list[DaemonProcess]) -> None:
-    """Two of them on one feed, each killed in its turn: the union of what they heard, nothing twice."""
+    """Two instances on one feed are killed in turn: the union of their ticks is stored, each once."""
     async with Simulator(port=0, rate=0, max_streams=4) as simulator:
         pair = [process_of(simulator.stream_url, writer_url, tmp_path, name) for name in ("one", "two")]
         ended += pair
@@ -192,7 +192,7 @@ async def test_two_instances(writer_url: str, database: str, tmp_path: Path, end
 async def test_a_process_that_is_stopped_and_continued(
     writer_url: str, database: str, tmp_path: Path, ended: list[DaemonProcess]
 ) -> None:
-    """Frozen for longer than the keepalive: what waited in its socket is kept, the time is not covered."""
+    """After a freeze beyond the keepalive, the waiting messages are stored and the time is not covered."""
     async with Simulator(port=0, rate=0) as simulator:
         daemon = process_of(simulator.stream_url, writer_url, tmp_path, ping_interval="100ms", ping_timeout="900ms")
         ended.append(daemon)
@@ -217,7 +217,7 @@ async def test_a_process_that_is_stopped_and_continued(
 
 
 async def test_a_damaged_spool(writer_url: str, database: str, tmp_path: Path) -> None:
-    """The daemon starts, says where it put the file, and records."""
+    """The daemon starts, logs where it moved the damaged file, and records."""
     spool = tmp_path / "state"
     spool.mkdir()
     (spool / "spool.db").write_bytes(b"this is no database" * 1000)

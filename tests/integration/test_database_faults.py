@@ -1,4 +1,4 @@
-"""The database goes, hangs, fills up, refuses and lies, and the wire to it is cut: real servers, real signals."""
+"""The database restarts, hangs, fills up, refuses and loses commits; its wire is cut: real servers, real signals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.servers import TestServer, query
 
 @pytest.mark.parametrize("how", ["stop", "kill"])
 async def test_a_server_restart(writer_url: str, database: str, process: ServerProcess, how: str) -> None:
-    """A server that is restarted, or dies without a word, costs nothing; the stream is not touched."""
+    """A restart or a crash of the server loses nothing and does not affect the stream."""
     async with recording(writer_url) as (market, daemon):
         market.trade()
         await until(database, COUNT, market.sent)
@@ -44,7 +44,7 @@ async def test_a_server_restart(writer_url: str, database: str, process: ServerP
 
 
 async def test_a_server_that_hangs(writer_url: str, database: str, process: ServerProcess) -> None:
-    """A write that hangs is given up and done again; meanwhile everything is on disk within a second or so."""
+    """A hanging write is aborted and retried; within a second or so everything is on disk."""
     async with recording(writer_url, write_timeout="500ms", spool_after="200ms") as (market, daemon):
         market.trade()
         await until(database, COUNT, market.sent)
@@ -63,7 +63,7 @@ async def test_a_server_that_hangs(writer_url: str, database: str, process: Serv
 async def test_a_second_signal_does_not_wait_for_a_server_that_hangs(
     writer_url: str, database: str, process: ServerProcess
 ) -> None:
-    """Who asks twice is not kept waiting until the write is given up; what is not written is on disk."""
+    """A second signal does not wait for the write's timeout; unwritten batches are on disk."""
     request = StopRequest()
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, writer_url, write_timeout="60s", stop_timeout="60s"))
@@ -92,7 +92,7 @@ RETURNING covered_until
 
 
 async def test_a_database_that_lost_what_it_had_acknowledged(writer_url: str, database: str) -> None:
-    """After a restore the session vouches for nothing more and ends, and a new one goes on; what comes then is kept."""
+    """After a restore the session covers nothing and ends; a new one continues, and later ticks are stored."""
     async with recording(writer_url) as (market, daemon):
         market.trade()
         await until(database, COUNT, market.sent)
@@ -115,7 +115,7 @@ async def test_a_database_that_lost_what_it_had_acknowledged(writer_url: str, da
 
 @contextlib.asynccontextmanager
 async def locked(url: str, table: str) -> AsyncIterator[None]:
-    """Let nobody read a table."""
+    """Lock a table against all readers."""
     connection = await connect(url)
     async with connection.transaction():
         await connection.execute(f"LOCK TABLE {table}")
@@ -124,14 +124,14 @@ async def locked(url: str, table: str) -> AsyncIterator[None]:
 
 
 async def test_check_of_a_server_that_hangs(writer_url: str, database: str) -> None:
-    """Whoever looks at a database is not kept waiting by it."""
+    """`check` gives up on a server that hangs."""
     async with locked(database, "ingest.trading_sessions"):
         with pytest.raises(StoreError):
             await asyncio.wait_for(inspect(writer_url, timeout=0.2), 5)
 
 
 async def test_a_stop_during_the_coverage_query(writer_url: str, database: str, process: ServerProcess) -> None:
-    """The look at the coverage and at the calendar, too, is let go of when the server hangs."""
+    """A stop cancels the coverage query and the calendar query of a server that hangs."""
     request = StopRequest()
     looking = (
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() "
@@ -149,7 +149,7 @@ async def test_a_stop_during_the_coverage_query(writer_url: str, database: str, 
 
 
 async def test_connections_that_are_terminated(writer_url: str, database: str) -> None:
-    """An administrator who ends our connections, over and over, costs nothing."""
+    """Connections that an administrator terminates, repeatedly, lose nothing."""
     async with recording(writer_url) as (market, _):
         admin = await connect(database)
         for _ in range(10):
@@ -167,7 +167,7 @@ async def test_connections_that_are_terminated(writer_url: str, database: str) -
 
 @pytest.fixture
 def tablespace(process: ServerProcess) -> Iterator[Path]:
-    """A disk of 48 MiB in the server's world."""
+    """Put a tablespace on a disk of 48 MiB."""
     name = f"/tmp/ingestor-tablespace-{process.pid}"
     with contextlib.ExitStack() as stack:
         try:
@@ -181,7 +181,7 @@ def tablespace(process: ServerProcess) -> Iterator[Path]:
 async def test_a_server_whose_disk_is_full(
     writer_url: str, database: str, server: TestServer, process: ServerProcess, tablespace: Path
 ) -> None:
-    """What the server has no room for waits here, and is written when there is room."""
+    """Batches wait on this machine while the server's disk is full, and are stored when it has space."""
     name = server.new_name()
     inside = "/" + str(tablespace.relative_to(process.root))
     await server.run(f"CREATE TABLESPACE {name} LOCATION '{inside}'")
@@ -205,7 +205,7 @@ async def test_a_server_whose_disk_is_full(
 
 
 async def test_an_answer_to_a_commit_that_is_lost(writer_url: str, database: str) -> None:
-    """Whether the commit was done nobody knows, so it is done again, and counts once: ticks and rejections."""
+    """A commit with an unknown outcome is repeated and counted once, for ticks and rejections."""
     async with Proxy(writer_url) as proxy:
         async with Simulator(port=0, rate=0) as simulator:
             async with running(settings(simulator, proxy.url, write_timeout="1s")) as daemon:
@@ -214,7 +214,7 @@ async def test_an_answer_to_a_commit_that_is_lost(writer_url: str, database: str
                 for _ in range(3):
                     market.trade()
                     await until(database, COUNT, market.sent)
-                    proxy.mutes_server = True  # whatever is committed now, we do not hear of it
+                    proxy.mutes_server = True  # the answer to any later commit is lost
                     simulator.send_raw("nonsense")
                     market.trade()
                     await asyncio.sleep(0.2)
@@ -227,7 +227,7 @@ async def test_an_answer_to_a_commit_that_is_lost(writer_url: str, database: str
 
 
 async def test_a_wire_to_the_database_that_is_cut(writer_url: str, database: str) -> None:
-    """Resets at any moment, in the middle of a message too, and an answer that is late, cost nothing."""
+    """Resets at any moment, also within a message, and late answers lose nothing."""
     async with Proxy(writer_url, seed=1) as proxy, recording(proxy.url, write_timeout="1s") as (market, _):
         for turn in range(20):
             market.trade(50)
@@ -242,7 +242,7 @@ async def test_a_wire_to_the_database_that_is_cut(writer_url: str, database: str
 async def test_the_daemon_moves_from_a_standby_to_the_primary(
     writer_url: str, database: str, server: TestServer, process: ServerProcess
 ) -> None:
-    """A server in recovery takes nothing: it is tried until it is promoted, and nothing is lost."""
+    """A server in recovery is retried until it is promoted, and nothing is lost."""
     async with recording(writer_url) as (market, daemon):
         market.trade()
         await until(database, COUNT, market.sent)
@@ -263,7 +263,7 @@ async def test_the_daemon_moves_from_a_standby_to_the_primary(
 
 
 async def test_a_server_that_becomes_read_only(writer_url: str, database: str, server: TestServer) -> None:
-    """25006 in the middle of everything: the connection is left, and another one that takes writes is found."""
+    """After error 25006 the daemon leaves the connection and finds a server that accepts writes."""
     name = database.rpartition("/")[2]
     async with recording(writer_url) as (market, daemon):
         market.trade()
@@ -298,7 +298,7 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
 async def test_errors_that_require_operator_action(
     writer_url: str, database: str, server: TestServer, quick: None, breaks: str, repairs: str, remedy: str
 ) -> None:
-    """It is tried again every few seconds, with the remedy in one line; meanwhile everything is on disk."""
+    """The error is retried every few seconds with its remedy in one line; meanwhile everything is on disk."""
     with structlog.testing.capture_logs() as lines:
         async with recording(writer_url) as (market, daemon):
             market.trade()
@@ -320,7 +320,7 @@ async def test_errors_that_require_operator_action(
 
 
 async def test_a_tick_that_the_database_refuses(writer_url: str, database: str) -> None:
-    """One bad row in the middle of the stream costs nobody anything: it is kept beside the others, and counted."""
+    """A refused row in the middle of the stream is kept as a rejection and counted; all others are stored."""
     admin = await connect(database)
     await admin.execute("ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK (price > 0)")
     await admin.close()
@@ -335,7 +335,7 @@ async def test_a_tick_that_the_database_refuses(writer_url: str, database: str) 
 
 
 async def test_a_slow_database_never_breaks_the_stream(writer_url: str, database: str) -> None:
-    """While a write is held back for many keepalives, pings are answered and the session goes on."""
+    """While a write is held back for many keepalives, pings are answered and the session continues."""
     blocker = await connect(database)
     changes = {"ping_interval": "50ms", "ping_timeout": "500ms", "write_timeout": "10m", "spool_after": "100ms"}
     async with recording(writer_url, **changes) as (market, daemon):
@@ -351,7 +351,7 @@ async def test_a_slow_database_never_breaks_the_stream(writer_url: str, database
 
 
 async def test_batches_spooled_during_slow_writes_are_written_once(writer_url: str, database: str) -> None:
-    """A batch that went to disk while its commit was on the way leaves it with the commit."""
+    """A batch that was spooled during its commit is removed from the disk after the commit."""
     blocker = await connect(database)
     async with recording(writer_url, spool_after="50ms") as (market, daemon):
         for _ in range(3):

@@ -27,7 +27,7 @@ async def answer(url: str) -> int:
 
 
 async def test_starts_stops_and_starts_again() -> None:
-    """The server of the wheel answers, and nothing of it is left after the block."""
+    """The wheel's server answers, and leaves nothing behind after the block."""
     with EmbeddedServer() as server:
         assert await answer(server.url()) == 42
         server.stop()
@@ -39,7 +39,7 @@ async def test_starts_stops_and_starts_again() -> None:
 
 
 async def test_asks_for_a_password() -> None:
-    """Other users of the machine can't just connect."""
+    """Other users of the machine need the password."""
     with EmbeddedServer() as server:
         url = server.url().replace(":" + server.url().split(":")[2].split("@")[0] + "@", ":wrong@")
         with pytest.raises(Exception, match="password authentication failed"):
@@ -48,7 +48,7 @@ async def test_asks_for_a_password() -> None:
 
 @pytest.mark.parametrize("private", [False, True])
 def test_the_server_stops_with_its_parent(private: bool) -> None:
-    """When its parent is killed without a word, the server stops and takes its directory along."""
+    """If its parent is killed, the server stops and removes its directory."""
     with private_copy() if private else nullcontext(wheel_binaries()) as binaries:
         _kill_and_look(binaries)
 
@@ -76,7 +76,7 @@ def _kill_and_look(binaries: Path) -> None:
 
 @contextmanager
 def private_copy() -> Iterator[Path]:
-    """The wheel's programs in a directory that only we may enter."""
+    """Copy the wheel's programs into a directory that only this user may enter."""
     package, place = wheel_binaries().parents[1], Path(mkdtemp(prefix="private-"))
     try:
         for name in (package.name, f"{package.name}.libs"):
@@ -89,7 +89,7 @@ def private_copy() -> Iterator[Path]:
 
 
 async def test_works_in_a_private_directory() -> None:
-    """An environment in a directory that `nobody` can't enter (a clone in /root) works as well."""
+    """An environment that the user `nobody` can't enter (a clone in /root) works as well."""
     with private_copy() as binaries, EmbeddedServer(binaries) as server:
         assert await answer(server.url()) == 42
         if os.geteuid() == 0:
@@ -97,6 +97,6 @@ async def test_works_in_a_private_directory() -> None:
 
 
 def test_a_failed_start_says_why() -> None:
-    """A server that ends at its start is noticed by its end, not by a time limit, with the end of its log."""
+    """A server that ends during its start is reported at once, with the end of its log."""
     with pytest.raises(EmbeddedServerError, match="shared_buffers"), EmbeddedServer(settings={"shared_buffers": "x"}):
         pass

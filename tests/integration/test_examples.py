@@ -1,4 +1,4 @@
-"""Every documented query gives the documented answer, in every edition, to somebody who may only read."""
+"""Every documented query gives the documented answer, in every edition, to a login that may only read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("bundled_calendar")
 
 
 def test_twenty_questions() -> None:
-    """All of the page's questions are asked, and all but those that only set something have an answer."""
+    """Every question of the page is run, and all but those that only set something have an answer."""
     page = PAGE.read_text(encoding="utf-8")
     found = examples(page)
     assert sum(each.language == "sql" for each in found) == 21
@@ -26,7 +26,7 @@ def test_twenty_questions() -> None:
 
 
 async def test_the_documented_answers(database: str, server: TestServer) -> None:
-    """As an analyst's login."""
+    """An analyst's login gets the documented answers."""
     name = server.new_name()
     await seed(database)
     await maintain(load_settings(database_url=database), lambda _: None)
@@ -39,7 +39,7 @@ async def test_the_documented_answers(database: str, server: TestServer) -> None
 
 
 async def test_the_documented_answers_of_continuous_aggregates(community: str) -> None:
-    """As the owner, where there is one connection at a time."""
+    """The owner gets the documented answers from continuous aggregates, over one connection at a time."""
     await seed(community)
     await maintain(load_settings(database_url=community), lambda _: None)
     await assert_answers(community)

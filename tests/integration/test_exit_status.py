@@ -1,4 +1,4 @@
-"""An exit status of 1 is an answer of the command; whatever keeps a command from its work has another one."""
+"""Exit status 1 is an answer of the command; a failure of the command has another status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOWHERE = "postgresql://ingestor@127.0.0.1:1/market"
 
 @contextmanager
 def broken_pipe() -> Iterator[int]:
-    """Yield the writing end of a pipe whose reader is gone."""
+    """Yield the writing end of a pipe whose reader is closed."""
     reader, writer = os.pipe()
     os.close(reader)
     yield writer
@@ -37,7 +37,7 @@ def full_disk() -> Iterator[int]:
 
 
 async def test_gaps(writer_url: str, database: str) -> None:
-    """0 and 1 tell whether a gap is open; a database that can't be asked, or a report that can't be kept, is 69."""
+    """0 and 1 tell whether a gap is open; an unavailable database or an unwritable report is 69."""
     await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     assert (await ingestor("gaps", *UNTIL, DATABASE_URL=writer_url))[0] == 0
     await record_session(database, ENDS + 2 * MINUTE, ENDS + 3 * MINUTE, "stopped")
@@ -51,7 +51,7 @@ async def test_gaps(writer_url: str, database: str) -> None:
 async def test_an_output_that_accepts_nothing(
     form: str, output: Callable[[], AbstractContextManager[int]], writer_url: str, database: str
 ) -> None:
-    """A report that did not reach its reader is 69 and one line, not the answer that gaps are open."""
+    """A report that cannot be written ends with 69 and one line, not with 1, which means open gaps."""
     await record_session(database, BEGINS - MINUTE, at(100), "closed")
     with output() as stdout:
         process = await asyncio.create_subprocess_exec(
@@ -80,7 +80,7 @@ async def test_an_output_that_accepts_nothing(
     ids=repr,
 )
 def test_errors(error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each kind of failure has its own status, and no unexpected one is taken for an answer."""
+    """Each kind of failure has its own status, and an unexpected error is never taken for an answer."""
 
     def fails(*_: object) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""The wire to the feed is cut, held and slowed down."""
+"""The wire to the feed is cut, held up and slowed down."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.servers import query
     ],
 )
 async def test_a_wire_to_the_feed_that_breaks(writer_url: str, database: str, fault: str, reasons: set[str]) -> None:
-    """A reset, one in the middle of a frame, and a half-open connection: each ends the session, and is made again."""
+    """A reset, a reset within a frame and a half-open connection each end the session, and the stream is reopened."""
     async with Simulator(port=0, rate=0, max_streams=9) as simulator, Proxy(simulator.stream_url, seed=3) as proxy:
         configuration = settings(simulator, writer_url, stream_url=proxy.url, ping_timeout="300ms")
         async with running(configuration) as daemon:
@@ -47,7 +47,7 @@ async def test_a_wire_to_the_feed_that_breaks(writer_url: str, database: str, fa
 
 
 async def test_a_slow_wire(writer_url: str, database: str) -> None:
-    """A delay below the keepalive's patience changes nothing but the time of arrival."""
+    """A delay below the keepalive's timeout changes only the time of arrival."""
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as proxy:
         proxy.delay = 0.1
         async with running(settings(simulator, writer_url, stream_url=proxy.url, ping_timeout="2s")):

@@ -13,7 +13,7 @@ from tests.unit.test_fuzz import all_of
 async def test_a_tick_that_is_lost(
     writer_url: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The daemon's cases find one that stores all ticks but one."""
+    """The daemon's cases detect a daemon that stores all ticks but one."""
     add = Batcher.add
     seen: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""REST servers that mean harm: nothing that they send takes the memory, the time, or the truth of an answer."""
+"""Hostile REST servers can neither exhaust memory or time nor falsify an answer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GOOD = json.dumps({"data": [bar(1)]}).encode()
     ],
 )
 async def test_a_compressed_answer(encoding: str, pack: Callable[[bytes], bytes]) -> None:
-    """It was not asked for, and is refused before its body is read; the error names the encoding."""
+    """A compressed answer is refused before its body is read; the error names the encoding."""
     async with scripted(lambda _: answer(pack(GOOD), content_encoding=encoding)) as server:
         with pytest.raises(SourceError, match=rf"compressed \({encoding[:39]}"):
             await minutes(server.url)
@@ -48,7 +48,7 @@ async def test_a_compressed_answer(encoding: str, pack: Callable[[bytes], bytes]
 
 @pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
 async def test_an_answer_with_identity_encoding(encoding: str) -> None:
-    """It is taken."""
+    """An answer with `Content-Encoding: identity` is accepted."""
     async with scripted(lambda _: answer(GOOD, content_encoding=encoding)) as server:
         assert await minutes(server.url) == [1]
 
@@ -65,7 +65,7 @@ async def test_an_answer_with_identity_encoding(encoding: str) -> None:
     ids=["body", "chunks", "headers", "status line", "interim answers"],
 )
 async def test_an_answer_that_never_ends(reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However it goes on, there is an end to waiting: a sign of life is no answer."""
+    """The wait ends however the answer continues: single bytes do not extend it."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     async with scripted(lambda _: reply) as server:
         with pytest.raises(SourceError, match="no complete answer"):
@@ -73,7 +73,7 @@ async def test_an_answer_that_never_ends(reply: Reply, monkeypatch: pytest.Monke
 
 
 async def test_a_server_that_never_shakes_hands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TLS without an answer ends as well."""
+    """A TLS handshake without an answer times out."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     async with scripted(lambda _: b"") as server:
         with pytest.raises(SourceError, match="no complete answer"):
@@ -90,7 +90,7 @@ async def test_a_server_that_never_shakes_hands(monkeypatch: pytest.MonkeyPatch)
     ids=["until the end", "chunks", "length"],
 )
 async def test_a_body_without_end(reply: Reply) -> None:
-    """No more than a bounded size of it is read."""
+    """An endless body is read up to a fixed size."""
     async with scripted(lambda _: reply) as server:
         with pytest.raises(SourceError, match="larger than 4 MiB"):
             await minutes(server.url)
@@ -116,7 +116,7 @@ async def test_a_body_without_end(reply: Reply) -> None:
     ],
 )  # fmt: skip
 async def test_frames_that_are_broken(reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers without end, lengths and chunks that lie: no answer, and an error that is short and without secrets."""
+    """Endless headers, wrong lengths and broken chunks give a short error without secrets."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     register_secret(TOKEN)
     async with scripted(lambda _: reply) as server:
@@ -128,7 +128,7 @@ async def test_frames_that_are_broken(reply: Reply, monkeypatch: pytest.MonkeyPa
 
 
 async def test_an_unexpected_second_answer() -> None:
-    """A second answer on a connection is not taken for that of the next question, and no cookie is sent back."""
+    """A second answer on a connection is not used for the next request, and no cookie is sent back."""
     other = answer({"data": [bar(7)]}).replace(b"connection: close\r\n", b"")
     first = answer({"data": [bar(1)]}, set_cookie="a=b").replace(b"connection: close\r\n", b"")
     async with scripted(lambda _: first + other) as server, client(server.url) as found:
@@ -150,7 +150,7 @@ async def test_an_unexpected_second_answer() -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("header", ["retry_after", "x_ratelimit_reset"])
 async def test_absurd_limits(text: str, seconds: float, header: str) -> None:
-    """A reset that makes no sense, or lies too far away, is waited for a bounded time."""
+    """The wait for an invalid or distant reset is limited."""
     clock = ManualClock()
     waits: list[float] = []
     written = formatdate(clock.wall() / SECOND + 40, usegmt=True) if text == "date" else text
@@ -188,12 +188,12 @@ asyncio.run(main())
 
 
 def filled(start: bytes, unit: bytes, end: bytes = b"]}") -> bytes:
-    """Return a body that is just not too large."""
+    """Return a body just below the size limit."""
     return start + unit * ((MAX_ANSWER - len(start) - len(end)) // len(unit)) + end
 
 
 def bomb() -> bytes:
-    """Return a few kilobytes that are two gigabytes when they are unpacked twice."""
+    """Return a few kilobytes that unpack, in two steps, to two gigabytes."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     mebibyte = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return gzip.compress(b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + 2048 * mebibyte, 9)
@@ -216,6 +216,6 @@ HOSTILE["bomb"] = (bomb, {"content_encoding": "gzip, gzip"})
 
 
 def test_limits_of_an_answer() -> None:
-    """Of memory: a few times its size, which is bounded, whatever is in it."""
+    """An answer takes a few times its own size of memory, whatever its content; its size is limited."""
     found = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=120)
     assert int(found.stdout) < 200

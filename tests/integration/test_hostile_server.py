@@ -1,4 +1,4 @@
-"""Servers that hold back, flood, and do not read: raw bytes on real sockets."""
+"""Servers that hold back, flood and do not read are simulated by raw bytes on real sockets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.servers import query
 
 PRICE = b'{"type":"price","data":{"date":"2021-09-29T09:33:30","price":2.61,"volume":5000,"symbol":"SUM020.NZ"}}'
 ROOM = 128 * 1024
-"""More than we may ever hold to be written: the library's high-water mark, and a few pongs."""
+"""More than may ever wait to be written: the library's high-water mark, and a few pongs."""
 
 
 def daemon_settings(url: str, database: str, **changes: Any) -> Any:
@@ -56,7 +56,7 @@ def daemon_settings(url: str, database: str, **changes: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here waits for a server that does not close."""
+    """Shorten the wait for a server that does not close."""
     monkeypatch.setattr(wire, "CLOSE_TIMEOUT", 0.05)
 
 
@@ -81,7 +81,7 @@ ENDINGS = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 async def test_pongs_do_not_cover_a_message_that_is_half_sent(writer_url: str, database: str, ending: str) -> None:
-    """Coverage ends where an unfinished message began, though pings were answered after it, and a close was sent."""
+    """Coverage ends where an unfinished message began, although later pings were answered and a close was sent."""
     deflate, pieces = ENDINGS[ending]
     after = 0.0
 
@@ -96,7 +96,9 @@ async def test_pongs_do_not_cover_a_message_that_is_half_sent(writer_url: str, d
             await talk.send(piece)
             await asyncio.sleep(0.05)
         await talk.answer_pings(2)
-        after = time.time()  # the second ping was sent when the first was answered, after the beginning had been read
+        after = (
+            time.time()
+        )  # the second ping followed the answer to the first, which was read after the beginning of the message
         await talk.answer_pings(5)
         await talk.send(frame(CLOSE, b"\x03\xe8"))
 
@@ -111,7 +113,7 @@ async def test_pongs_do_not_cover_a_message_that_is_half_sent(writer_url: str, d
 
 
 async def test_a_message_that_is_finished_after_all(writer_url: str, database: str) -> None:
-    """Between its fragments pings are answered; once it is whole it is a tick, and coverage goes on."""
+    """Pings between the fragments of a message are answered; the finished message is a tick, and coverage continues."""
 
     async def script(talk: Talk) -> None:
         await talk.welcome()
@@ -137,7 +139,7 @@ async def opened(url: str, handler: Any, test: Callable[[FeedConnection], Any]) 
 
 
 def keep_little(connection: FeedConnection) -> None:
-    """Let the system take little of what is written, so that it waits with us."""
+    """Let the system buffer little of the output, so that it waits in the process."""
     connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
 
@@ -146,7 +148,7 @@ def ignore(payloads: Sequence[bytes], binary: bool) -> None:
 
 
 async def test_pings_are_answered_in_order() -> None:
-    """As many as a server may have sent while it was not read, each on its own; of more, the newest."""
+    """Each ping that a server may send unread is answered; of more, only the newest."""
     answers: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
 
     async def script(talk: Talk) -> None:
@@ -172,7 +174,7 @@ async def test_pings_are_answered_in_order() -> None:
 
 @pytest.mark.parametrize("ping", [frame(PING, b"p" * 125), frame(PING), frame(PING, b"p" * 125) + frame(PONG)])
 async def test_a_server_that_floods_pings_and_never_reads(ping: bytes) -> None:
-    """What waits to be written stays small. When the server reads again it is answered, and the connection lives."""
+    """The output queue stays small; when the server reads again, pings are answered and the connection lives."""
     received: list[bytes] = []
     flooded, reads = asyncio.Event(), asyncio.Event()
 
@@ -206,7 +208,7 @@ async def test_a_server_that_floods_pings_and_never_reads(ping: bytes) -> None:
 
 
 async def test_a_server_that_never_reads_does_not_block_the_daemon() -> None:
-    """Its ping unanswered ends the session, and the close that it will never read does not keep us waiting."""
+    """An unanswered ping ends the session, and an unread close frame does not delay it."""
     stuffed = asyncio.Event()
 
     async def script(talk: Talk) -> None:
@@ -242,7 +244,7 @@ TOO_BIG = {
 
 @pytest.mark.parametrize("what", TOO_BIG)
 async def test_a_message_without_end(what: str) -> None:
-    """However a message grows beyond its bound, it ends the session, and is never held."""
+    """A message over the size limit ends the session and is never held in memory."""
     deflate, frames = TOO_BIG[what]
 
     async def script(talk: Talk) -> None:
@@ -263,7 +265,7 @@ async def test_a_message_without_end(what: str) -> None:
 
 
 async def test_fragments_that_hold_nothing() -> None:
-    """A flood of them is one message that is not finished: it costs no memory, and the connection stays."""
+    """A flood of empty fragments is one unfinished message: it takes no memory, and the connection stays open."""
     received: list[bytes] = []
 
     async def script(talk: Talk) -> None:
@@ -286,7 +288,7 @@ async def test_fragments_that_hold_nothing() -> None:
 
 @pytest.mark.parametrize("line", [b"X: y\r\n", b"X" * 100, b"\r\n" * 100])
 async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
-    """Headers or a line that never end are no handshake; the try is over in its time, and little is held."""
+    """An endless header or line is no handshake; the attempt times out, and little is held."""
     monkeypatch.setattr(wire, "OPEN_TIMEOUT", 0.3)
 
     async def script(talk: Talk) -> None:
@@ -300,7 +302,7 @@ async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch, line: byte
 
 
 async def test_messages_before_the_handler_is_attached() -> None:
-    """What comes with the handshake's answer is kept in order until somebody takes it: a few reads at most."""
+    """Messages after the handshake's answer are kept in order until a handler is attached: a few reads at most."""
     received: list[bytes] = []
 
     async def script(talk: Talk) -> None:
@@ -320,7 +322,7 @@ async def test_messages_before_the_handler_is_attached() -> None:
 
 
 async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever comes before it is authenticated does not make a session that waits for ever."""
+    """Messages before the answer to the token do not extend the wait for it."""
     monkeypatch.setattr(reader, "AUTHENTICATION_TIMEOUT", 0.3)
 
     async def script(talk: Talk) -> None:
@@ -348,7 +350,7 @@ async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatc
 
 
 async def test_heartbeats_instead_of_prices(writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no tick keeps no mute stream alive: it is not ready, stalls, and vouches until its last tick only."""
+    """Messages other than ticks do not keep a mute stream ready: it stalls, and coverage ends with its last tick."""
     monkeypatch.setattr(rejections, "MIN_SPAN", SECOND // 10)
 
     async def script(talk: Talk) -> None:

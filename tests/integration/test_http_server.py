@@ -1,4 +1,4 @@
-"""Hostile visitors of the HTTP server, on real sockets: they keep nobody waiting, and get nothing by a false name."""
+"""Hostile clients of the HTTP server, on real sockets, delay no other client and get nothing by a false host name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GET = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 class Source:
-    """A daemon of which only the answers are there; its status is `size` bytes long."""
+    """A daemon that only has a status, of `size` bytes."""
 
     def __init__(self, size: int = 10_000) -> None:
         self._status = {"text": LARGE[:size]}
@@ -43,7 +43,7 @@ class Source:
 
 @contextlib.asynccontextmanager
 async def serving(limits: Limits | None = None, source: Source | None = None) -> AsyncIterator[str]:
-    """A server with the application; yields its URL."""
+    """Serve the application and yield its URL."""
     server, closing = HttpServer("127.0.0.1", 0, limits), asyncio.Event()
     server.bind()
     url = server.url
@@ -57,7 +57,7 @@ async def serving(limits: Limits | None = None, source: Source | None = None) ->
 
 
 def is_cut(visitor: socket.socket) -> bool:
-    """Whether the server has closed the connection; says so without reading from it."""
+    """Return whether the server has closed the connection, without reading from it."""
     poll = select.poll()
     poll.register(visitor, select.POLLRDHUP)
     return bool(poll.poll(0))
@@ -75,7 +75,7 @@ def client(url: str) -> httpx.AsyncClient:
 
 
 async def test_clients_that_never_read_leave_room_for_probes() -> None:
-    """However many they are, and whatever they ask for: who comes next is answered, before any deadline."""
+    """The next client is answered before any deadline, however many clients request what and do not read."""
     kinds = [
         GET % b"/status",
         GET % b"/metrics",
@@ -91,7 +91,7 @@ async def test_clients_that_never_read_leave_room_for_probes() -> None:
 
 
 async def test_slow_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether they do not ask or do not read; also while they send a byte now and then."""
+    """Clients that send no request or do not read are disconnected, also if they send a byte now and then."""
     monkeypatch.setattr(app, "EVERY", 0.002)
     kinds = [
         b"",
@@ -110,7 +110,7 @@ async def test_slow_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_an_event_client_that_never_reads_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a page that does."""
+    """A client of the events that does not read is disconnected, and a page that does gets its place."""
     monkeypatch.setattr(app, "EVERY", 0.002)
     monkeypatch.setattr(app, "MAX_WATCHERS", 1)
     async with serving(Limits(timeout=0.2)) as url, client(url) as page:
@@ -123,7 +123,7 @@ async def test_an_event_client_that_never_reads_is_disconnected(monkeypatch: pyt
 
 
 async def test_a_client_that_reads_receives_everything() -> None:
-    """An answer longer than all buffers, and another one on the same connection."""
+    """A long answer, and another one on the same connection, are received completely."""
     async with serving(source=Source(len(LARGE))) as url, client(url) as visitor:
         for _ in range(2):
             assert (await visitor.get("/status")).json() == {"text": LARGE}
@@ -131,7 +131,7 @@ async def test_a_client_that_reads_receives_everything() -> None:
 
 
 async def test_a_new_client_replaces_the_longest_idle_one() -> None:
-    """Not that of a page that is being looked at, unless there are only such pages."""
+    """A page in use is not replaced, unless all places are taken by such pages."""
     async with serving(Limits(connections=3, timeout=3600)) as url, client(url) as page:
         async with page.stream("GET", "/events") as response:
             events = response.aiter_lines()
@@ -151,7 +151,7 @@ async def test_a_new_client_replaces_the_longest_idle_one() -> None:
 
 
 async def test_connections_that_are_opened_and_left() -> None:
-    """They take no more descriptors than they may."""
+    """Abandoned connections take no more descriptors than the limit."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     async with serving(Limits(connections=20, timeout=3600)) as url, client(url) as probe:
         address = urlsplit(url)
@@ -166,7 +166,7 @@ async def test_connections_that_are_opened_and_left() -> None:
 
 
 def test_few_descriptors_mean_fewer_clients() -> None:
-    """The recorder needs the others."""
+    """The recorder keeps the descriptors that it needs."""
     assert Limits().within(1024) == Limits()
     assert Limits(timeout=1).within(64) == Limits(connections=16, timeout=1)
     assert Limits().within(3).connections == Limits().within(3).accepted_at_once == 1
@@ -174,7 +174,7 @@ def test_few_descriptors_mean_fewer_clients() -> None:
 
 
 async def test_a_request_that_is_broken_in_the_middle_of_an_answer(caplog: pytest.LogCaptureFixture) -> None:
-    """It ends the connection, and is no fault of ours."""
+    """A request that breaks off during the answer ends the connection and is not logged as an error."""
     head = b"GET /events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     async with serving() as url, mute(url, head) as (visitor,):
         await asyncio.sleep(0.05)
@@ -184,14 +184,14 @@ async def test_a_request_that_is_broken_in_the_middle_of_an_answer(caplog: pytes
 
 
 async def test_the_stop_does_not_wait_for_a_client_that_never_reads(caplog: pytest.LogCaptureFixture) -> None:
-    """Nor does it complain."""
+    """A client that never reads neither delays the stop nor makes it fail."""
     async with serving(Limits(timeout=3600)) as url, mute(url, GET % b"/status" * 500):
         await asyncio.sleep(0.1)
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_an_unknown_host_name() -> None:
-    """A page of another name that leads here gets nothing from any path."""
+    """A request for another host name gets nothing from any path."""
     async with serving() as url, client(url) as visitor:
         for path in ("/", "/page.js", "/status", "/metrics", "/events", "/nothing"):
             response = await visitor.get(path, headers={"Host": "evil.example:9464"})
@@ -201,7 +201,7 @@ async def test_an_unknown_host_name() -> None:
 
 
 async def test_probes_by_any_name() -> None:
-    """They are answered, without details."""
+    """Probes are answered under any name, without details."""
     async with serving() as url, client(url) as visitor:
         strange = {"Host": "ingestor.monitoring.svc"}
         assert (await visitor.get("/healthz", headers=strange)).status_code == 200
@@ -210,7 +210,7 @@ async def test_probes_by_any_name() -> None:
 
 
 async def test_requests_without_one_clear_name() -> None:
-    """HTTP/1.1 demands exactly one; health is answered to older probes too; a head has its bounds."""
+    """HTTP/1.1 needs exactly one host; health is answered to older probes too; the size of a head is limited."""
     async with serving() as url:
         address = urlsplit(url)
         for head, status in (

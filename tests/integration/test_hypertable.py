@@ -1,4 +1,4 @@
-"""A database that gained TimescaleDB after it was migrated: the same ticks, in a hypertable."""
+"""A database that gains TimescaleDB after its migration keeps the same ticks in a hypertable."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MARCH = datetime(2026, 3, 5, tzinfo=UTC)
 NOW: Micros = from_datetime(datetime.now(UTC).replace(microsecond=0))
 KINDS = {True: "partitioned", False: "hypertable"}
 
-# A server that has the extension, for whoever may create it: at first, nobody may.
+# A server that has the extension, which at first no role may create.
 REFUSE = """
 CREATE FUNCTION public.refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'not now'; END $$;
@@ -53,7 +53,7 @@ ROWS = "SELECT * FROM market.ticks ORDER BY symbol, time, price, volume, occurre
 
 @pytest.fixture(scope="module")
 def template(timescale: TestServer) -> Iterator[str]:
-    """A database with partitions of five months, on a server that has the extension."""
+    """Make a database with partitions of five months on a server that has the extension."""
     name = timescale.new_name()
     asyncio.run(_prepare(timescale, name))
     yield name
@@ -72,7 +72,7 @@ async def _prepare(server: TestServer, name: str) -> None:
 
 @pytest.fixture
 async def partitioned(timescale: TestServer, template: str) -> AsyncIterator[str]:
-    """The same for one test; the URL is its owner's."""
+    """Clone that database for one test and return its owner's URL."""
     name = timescale.new_name()
     yield await timescale.create(name, template)
     await timescale.drop(name)
@@ -103,7 +103,7 @@ def _stop_at(part: str) -> Callable[[str], None]:
 
 
 async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) -> None:
-    """Every row and every bar, the names, grants and comments; nothing is left to do, and to go back is possible."""
+    """Every row, bar, name, grant and comment is kept; a second run does nothing, and a downgrade works."""
     await execute_all(
         partitioned, "GRANT SELECT (price) ON market.ticks TO PUBLIC", "GRANT SELECT ON market.latest TO PUBLIC"
     )
@@ -145,7 +145,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
 
 
 async def test_the_daemon_keeps_writing(partitioned: str, timescale: TestServer) -> None:
-    """One connection writes before, during and after, old ticks too: none fails, and each is there once."""
+    """A connection that writes before, during and after, old ticks too, never fails; each tick is stored once."""
     store, instance, written = TickStore(timescale.writer_url(partitioned), write_timeout=10), batcher(), 0
     before = await query(partitioned, "SELECT count(*) FROM market.ticks")
 
@@ -177,16 +177,16 @@ async def test_the_daemon_keeps_writing(partitioned: str, timescale: TestServer)
     assert await _kind(partitioned) == "hypertable"
     distinct = "SELECT count(*), count(DISTINCT symbol) FROM market.ticks WHERE symbol ~ '^[0-9]+\\.NZ$'"
     ((ticks, symbols),) = await query(partitioned, distinct)
-    assert symbols in {written, written + 1}  # what was cancelled may be committed
+    assert symbols in {written, written + 1}  # a cancelled commit may have succeeded
     assert ticks == 2 * symbols
     assert await query(partitioned, "SELECT count(*) FROM market.ticks") == [(before[0][0] + ticks,)]
     async with as_owner(partitioned, failure="", verb="") as engine, without_transactions(engine) as owner:
-        await mend_aggregates(owner, lambda _: None)  # of the Community edition; old ticks came while they were made
+        await mend_aggregates(owner, lambda _: None)  # in the Community edition; old ticks came during their creation
     await assert_bars(partitioned)
 
 
 async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> None:
-    """SIGKILL while it copies, and in the last step: it goes on, with a late tick too, and nobody is disturbed."""
+    """After SIGKILL during the copy and in the last step, a second run completes, with a late tick too."""
     bars = await assert_bars(partitioned)
     with pytest.raises(InterruptedError):
         await _adopted(partitioned, _stop_at("2026-02"))
@@ -214,7 +214,7 @@ async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> 
 
 
 async def _kill_where_it_waits_for(url: str, statement: str) -> None:
-    """Kill the command where it waits for what somebody else's transaction has done."""
+    """Kill the command while it waits for another transaction."""
     holder, watcher = await connect(url), await connect(url)
     transaction = holder.transaction()
     await transaction.start()
@@ -338,7 +338,7 @@ async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> No
 
 
 async def test_concurrent_runs(partitioned: str) -> None:
-    """The second finds that the first has done it."""
+    """The second of two concurrent runs finds the work done."""
     rows = await query(partitioned, ROWS)
     results = await asyncio.gather(_adopted(partitioned), _adopted(partitioned), return_exceptions=True)
     assert any(isinstance(lines, list) and "is a hypertable now" in lines[-1] for lines in results), results
@@ -347,7 +347,7 @@ async def test_concurrent_runs(partitioned: str) -> None:
 
 
 async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
-    """What is made belongs to the owner of the ticks, who can go on with it."""
+    """New objects belong to the owner of the ticks, who can continue."""
     name = timescale.new_name()
     await timescale.run(f"CREATE ROLE {name} LOGIN PASSWORD 'owner' CREATEROLE")
     url = await timescale.create(name)
@@ -371,7 +371,7 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
 
 
 async def test_a_server_without_it(plain: TestServer) -> None:
-    """One line says what to do, with exit status 69; before that, nothing is said of it."""
+    """A missing extension ends the command with one line, the remedy and exit status 69."""
     if await query(plain.url, "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"):
         pytest.skip("the server that is named has the extension")
     name = plain.new_name()

@@ -1,4 +1,4 @@
-"""Stream and REST API by way of the proxy and the authorities of the environment: one rule for both."""
+"""Stream and REST API use the environment's proxy and certificate authorities by one rule."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def tunnel(port: int, status: str = "200 OK") -> AsyncIterator[tuple[str, list[str]]]:
-    """A proxy for CONNECT that leads every host to one port; yields its address and what it was asked."""
+    """Run a CONNECT proxy that leads every host to one port; yield its address and the requests."""
     asked: list[str] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +61,7 @@ async def tunnel(port: int, status: str = "200 OK") -> AsyncIterator[tuple[str, 
 
 @contextlib.asynccontextmanager
 async def encrypted(tmp_path: Path) -> AsyncIterator[int]:
-    """A simulator behind TLS; yields its port. Its authority is in `ca.pem`."""
+    """Run a simulator behind TLS and yield its port; its authority is in `ca.pem`."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -88,7 +88,7 @@ BOTH = pytest.mark.parametrize("way", [stream, rest])
 @BOTH
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
 async def test_a_proxy(way: Way, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each goes through the proxy with its user and password, end to end encrypted; the proxy never sees the token."""
+    """Both use the proxy with its user and password, encrypted end to end; the proxy never sees the token."""
     async with encrypted(tmp_path) as port, tunnel(port) as (address, asked):
         monkeypatch.setenv(name, address)
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -118,7 +118,7 @@ async def test_no_proxy(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_a_proxy_that_refuses(
     way: Way, status: str, words: str, fatal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error names the proxy, and what to change if it is wrong from the start; no password shows."""
+    """The error names the proxy and, if the proxy is wrong from the start, the remedy; it shows no password."""
     async with tunnel(1, status) as (address, _):
         monkeypatch.setenv("HTTPS_PROXY", address)
         load_settings()
@@ -136,7 +136,7 @@ async def test_a_proxy_that_refuses(
 
 @BOTH
 async def test_trusted_certificate_authorities(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody but the authorities of the system, or of SSL_CERT_FILE; a file that can't be read is named."""
+    """Only the system's authorities or SSL_CERT_FILE are trusted; an unreadable file is named."""
     async with encrypted(tmp_path) as port:
         with pytest.raises((ssl.SSLCertVerificationError, ConfigurationError)) as caught:
             await way(port, "localhost")
@@ -152,7 +152,7 @@ async def test_trusted_certificate_authorities(way: Way, tmp_path: Path, monkeyp
 @BOTH
 @pytest.mark.parametrize("address", ["socks5://127.0.0.1:1", "socks://127.0.0.1:1", "socks5h://u:Qz1@127.0.0.1:1"])
 async def test_a_socks_proxy_without_its_package(way: Way, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a setting that needs a person, who is told what to install."""
+    """A missing package is an error that requires operator action and names what to install."""
     monkeypatch.setenv("ALL_PROXY", address)
     with pytest.raises(ConfigurationError, match=r"ALL_PROXY: .*pip install 'python-socks\[asyncio\]' 'socksio'"):
         await way(443)
@@ -180,12 +180,12 @@ async def test_a_socks_proxy_without_its_package(way: Way, address: str, monkeyp
     ],
 )
 def test_exceptions(exceptions: str, host: str, expected: bool) -> None:
-    """NO_PROXY names hosts, domains, addresses, networks and ports, between commas or spaces."""
+    """NO_PROXY holds hosts, domains, addresses, networks and ports, separated by commas or spaces."""
     assert is_excepted(exceptions, host, 443) is expected
 
 
 def test_loopback_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is not encrypted never leaves by a proxy."""
+    """Unencrypted traffic never leaves by a proxy."""
     monkeypatch.setenv("ALL_PROXY", "http://proxy.invalid:1")
     assert proxy_for("http://localhost:5005") is None
     assert proxy_for("ws://localhost:5005/ws") is None
@@ -193,7 +193,7 @@ def test_loopback_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_check_names_what_fails(writer_url: str) -> None:
-    """`check` asks the REST API: a refused token needs a person, one that is away is a warning."""
+    """`check` asks the REST API: a refused token is an error, an unavailable provider a warning."""
     async with Simulator(port=0, rate=0) as simulator:
         common = {"STREAM_URL": simulator.stream_url, "DATABASE_URL": writer_url}
         wrong = await ingestor("check", TOKEN="tk_0123456789abcdefg", REST_URL=simulator.rest_url, **common)

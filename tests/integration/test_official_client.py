@@ -20,7 +20,7 @@ from ingestor.simulator.wire import price_message, wall_time
 
 NOW = from_datetime(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC))
 
-# The client as it is: it connects to ws://localhost:5005/ws, for ever, and calls back with each message.
+# The client is unchanged: it connects to ws://localhost:5005/ws without end, and calls back with each message.
 CLIENT = """
 import json, sys
 from financefeast.common import EnvironmentsStream
@@ -35,14 +35,14 @@ Stream(sys.argv[1], on_data=on_data, environment=EnvironmentsStream.local).conne
 
 
 class Client:
-    """The official client in a process of its own, and what it was called back with."""
+    """The official client in a process of its own, with the arguments of its callbacks."""
 
     def __init__(self, token: str, log: Path) -> None:
         self.log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", CLIENT, token],
-                env={**os.environ, "no_proxy": "localhost"},  # the client would ask a proxy for localhost too
+                env={**os.environ, "no_proxy": "localhost"},  # the client would use a proxy for localhost too
                 stdout=subprocess.PIPE,
                 stderr=errors,
             )
@@ -73,7 +73,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def _port_is_free() -> None:
-    """The client knows no other port: whoever has it must go, on each address of localhost."""
+    """Wait for the client's fixed port: it must be free on each address of localhost."""
     for family, _, _, _, address in socket.getaddrinfo("localhost", PORT, type=socket.SOCK_STREAM):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(address) == 0:
@@ -81,7 +81,7 @@ def _port_is_free() -> None:
 
 
 async def test_receives_exactly_what_was_sent(tmp_path: Path) -> None:
-    """The official client, unchanged, authenticates and is called back with every price, in order."""
+    """The unchanged official client authenticates and receives every price in order."""
     ticks = [Tick("AIR.NZ", NOW + n * SECOND, n / 8, n) for n in range(200)]
     async with Simulator(port=PORT, rate=0) as simulator:
         with Client(TOKEN, tmp_path / "log") as client:
@@ -98,7 +98,7 @@ async def test_receives_exactly_what_was_sent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("token", ["tk_wrong_token_00001", "pk_simulator_0123456"])
 async def test_a_bad_token_is_refused(token: str, tmp_path: Path) -> None:
-    """A wrong token, and one of another region, get the documented error, and no price."""
+    """A wrong token, and one of another region, get the documented error and no price."""
     async with Simulator(port=PORT, rate=0) as simulator:
         with Client(token, tmp_path / "log") as client:
             (message,) = await client.messages(1)

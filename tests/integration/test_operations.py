@@ -1,4 +1,4 @@
-"""A running daemon seen from outside: health, readiness, metrics, the service manager's socket, and its port."""
+"""A running daemon is observed from outside: health, readiness, metrics, the service manager's socket and its port."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.servers import execute_all, query
 
 @contextlib.asynccontextmanager
 async def seen(daemon: Daemon) -> AsyncIterator[Window]:
-    """A visitor of a daemon in this process, as soon as it listens."""
+    """Yield an HTTP client of a daemon in this process, once it listens."""
     async with asyncio.timeout(10):
         while not daemon.http.is_bound:
             await asyncio.sleep(0.01)
@@ -57,7 +57,7 @@ async def becomes(window: Window, value: float, metric: str, **labels: str) -> N
 
 
 async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
-    """A daemon that hears and writes is alive and ready; its counters are what the database says."""
+    """A daemon that receives and writes is alive and ready; its counters agree with the database."""
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
         market.trade(300)
         market.trade(1)
@@ -74,7 +74,7 @@ async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
         assert status["stream"]["state"] == "streaming"
         assert status["market"]["open"] is True
         assert len(status["history"]["ticks"]) == 360
-        await becomes(window, 0, "ingestor_open_gaps")  # calendar and gaps are looked at once the database has answered
+        await becomes(window, 0, "ingestor_open_gaps")  # calendar and gaps are read once the database has answered
         assert await window.metric("ingestor_oldest_open_gap_seconds") == 0
         async with asyncio.timeout(10):
             while (days := (await window.get("/status"))[1]["calendar_days_left"]) is None:
@@ -83,7 +83,7 @@ async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
 
 
 async def test_an_unavailable_database(writer_url: str, database: str, quick: None) -> None:
-    """It reddens readiness at the first failed write, never health, and shows in metrics and on the page."""
+    """A failed write makes the daemon unready at once, never unhealthy, and shows in metrics and on the page."""
     async with Proxy(writer_url) as proxy, recording(proxy.url) as (market, daemon), seen(daemon) as window:
         market.trade()
         await stored(database, market)
@@ -103,7 +103,7 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
         proxy.refuses = False
         await eventually(window, "/readyz", ready=True)
         await stored(database, market)
-        async with asyncio.timeout(10):  # the rows are seen before the answer to their commit is
+        async with asyncio.timeout(10):  # the rows are visible before the commit is acknowledged
             while await window.metric("ingestor_ticks_written_total") != market.sent:
                 await asyncio.sleep(0.02)
 
@@ -111,7 +111,7 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
 async def test_a_database_that_fails_only_the_coverage_query(
     writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gaps that can't be asked for are not shown for ever as they once were; and the recorder goes on."""
+    """If the coverage query fails, old gaps are not shown indefinitely, and the recorder continues."""
     monkeypatch.setattr(coverage_monitor, "MINUTE", 0.05)
     monkeypatch.setattr(coverage_monitor, "FORGET", 0.1)
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
@@ -133,7 +133,7 @@ async def test_a_database_that_fails_only_the_coverage_query(
 async def test_a_file_that_is_gone_for_a_moment(
     writer_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A secret that is being replaced while somebody looks ends no recorder: the address is read when it starts."""
+    """A secret file that is missing for a moment does not end the daemon, which reads the address at its start."""
     monkeypatch.setattr(coverage_monitor, "MINUTE", 0.05)
     file = tmp_path / "url"
     file.write_text(writer_url)
@@ -151,7 +151,7 @@ async def test_a_file_that_is_gone_for_a_moment(
 
 
 async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
-    """When nothing more can be kept the stream is closed: all three checks say why, and recover by themselves."""
+    """If nothing more can be kept, the stream is closed; all three checks give the reason, and recover."""
     bound = {"spool_max_bytes": "1MiB"}
     async with Proxy(writer_url) as proxy, recording(proxy.url, **bound) as (market, daemon), seen(daemon) as window:
         await eventually(window, "/readyz", ready=True)
@@ -175,7 +175,7 @@ async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
 
 
 async def test_a_database_without_a_schema(empty_database: str) -> None:
-    """The reason says what to do."""
+    """The reason names the remedy."""
     async with recording(empty_database) as (_, daemon), seen(daemon) as window:
         async with asyncio.timeout(10):
             while "ingestor migrate" not in str((await window.get("/readyz"))[1]):
@@ -183,7 +183,7 @@ async def test_a_database_without_a_schema(empty_database: str) -> None:
 
 
 async def test_a_stuck_writer_makes_the_daemon_unready(writer_url: str, database: str) -> None:
-    """A live stream has heartbeats, and each is a commit: three of them without one make readiness red."""
+    """Each heartbeat of a live stream is a commit; after three missed ones the daemon is unready."""
     changes = {"write_timeout": "60s", "heartbeat": "200ms"}
     async with Proxy(writer_url) as proxy, recording(proxy.url, **changes) as (market, daemon), seen(daemon) as window:
         market.trade()
@@ -197,7 +197,7 @@ async def test_a_stuck_writer_makes_the_daemon_unready(writer_url: str, database
 
 
 async def test_an_unavailable_stream(writer_url: str) -> None:
-    """Its loss is said with the reason and the next try, and counted by its cause."""
+    """The loss of the stream is reported with its reason and the next attempt, and counted by cause."""
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as proxy:
         there = settings(simulator, writer_url, stream_url=proxy.url, reconnect_max_delay="60s")
         async with running(there) as daemon, seen(daemon) as window:
@@ -211,32 +211,32 @@ async def test_an_unavailable_stream(writer_url: str) -> None:
                     await asyncio.sleep(0.02)
             assert retry["state"] == "waiting"
             assert await window.metric("ingestor_reconnects_total", cause="closed") == 1
-            await becomes(window, 1, "ingestor_session_state", state="waiting")  # it waits, tries, and waits again
+            await becomes(window, 1, "ingestor_session_state", state="waiting")  # it waits, tries and waits again
             _, status = await window.get("/status")
             assert status["connections"][0]["reason"] == "closed"
 
 
 async def test_a_writer_that_does_not_advance(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Health fails, and says which loop; the watchdog is not fed any more, so the manager starts a new process."""
+    """Health fails and names the loop; the watchdog gets no more messages, so the manager restarts the daemon."""
     with manager() as (notified, name):
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         monkeypatch.setenv("WATCHDOG_USEC", "100000")
         async with recording(writer_url, stop_timeout="1s") as (market, daemon), seen(daemon) as window:
             await notice(notified, "WATCHDOG=1")
             monkeypatch.setattr(daemon._store, "write", lambda _: asyncio.Event().wait())
-            daemon._writer._liveness._patience = 0.1 - liveness.GRACE  # of the writer alone
+            daemon._writer._liveness._patience = 0.1 - liveness.GRACE  # only that of the writer
             market.trade()
             stuck = await eventually(window, "/healthz", alive=False)
             assert stuck["loops"] == {"reader": "ok", "writer": "stuck"}
             assert (await window.get("/healthz"))[0] == 503
             received(notified)
-            await asyncio.sleep(0.3)  # three times the watchdog's time
+            await asyncio.sleep(0.3)  # three times the watchdog's interval
             assert "WATCHDOG=1" not in received(notified)
 
 
 @contextlib.contextmanager
 def manager() -> Iterator[tuple[socket.socket, str]]:
-    """A service manager's socket, and its name."""
+    """Yield a service manager's socket and its name."""
     name = f"@ingestor-manager-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.bind(name.replace("@", "\0"))
@@ -245,7 +245,7 @@ def manager() -> Iterator[tuple[socket.socket, str]]:
 
 
 def received(manager: socket.socket) -> list[str]:
-    """What the manager was told since it was asked last."""
+    """Return the messages to the manager since the last call."""
     found = []
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -254,7 +254,7 @@ def received(manager: socket.socket) -> list[str]:
 
 
 async def notice(manager: socket.socket, message: str, *before: str) -> list[str]:
-    """Wait until the manager is told so, if it was not told `before`; return all that it was told until then."""
+    """Wait for a message to the manager, unless it is in `before`; return all messages until then."""
     found = list(before)
     async with asyncio.timeout(20):
         while not any(line.startswith(message) for line in found):
@@ -264,7 +264,7 @@ async def notice(manager: socket.socket, message: str, *before: str) -> list[str
 
 
 async def test_notifications_to_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The daemon is up without database and stream; it is watched while it runs, and says that it stops."""
+    """The daemon reports that it is up without database and stream, feeds the watchdog, and reports its stop."""
     with manager() as (notified, name):
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         monkeypatch.setenv("WATCHDOG_USEC", "400000")
@@ -297,7 +297,7 @@ async def test_notifications_to_the_service_manager(tmp_path: Path, monkeypatch:
 
 
 async def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """A person must choose another one: status 78 and one line, before anything else is begun."""
+    """A used port ends the daemon with status 78 and one line before anything else starts."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         daemon = DaemonProcess(
@@ -325,7 +325,7 @@ async def test_an_address_of_another_machine(tmp_path: Path, host: str) -> None:
 
 
 async def test_read_only_endpoints_without_secrets(writer_url: str) -> None:
-    """Other methods are refused, other paths are not there; each answer carries the headers, and none a secret."""
+    """Other methods are refused, other paths do not exist; each answer has the headers and no secret."""
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
         market.trade(1)
         for path in ("/", "/status", "/metrics", "/healthz", "/readyz", "/page.css", "/page.js", "/nothing"):
@@ -344,7 +344,7 @@ async def test_read_only_endpoints_without_secrets(writer_url: str) -> None:
 
 
 async def test_the_events_end_with_the_daemon(writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each second the page hears how it is; too many pages are refused; the stop does not wait for them."""
+    """The page receives the status every second; too many pages are refused; a stop does not wait for them."""
     monkeypatch.setattr(app, "MAX_WATCHERS", 1)
     request = StopRequest()
     async with Simulator(port=0, rate=0) as simulator:
@@ -367,14 +367,14 @@ async def test_the_events_end_with_the_daemon(writer_url: str, database: str, mo
 
 
 async def received_events(response: httpx.Response) -> AsyncIterator[Any]:
-    """Yield what the server's events carry."""
+    """Yield the values of the server's events."""
     async for line in response.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
 
 
 async def test_http_clients_do_not_slow_the_recorder(writer_url: str, database: str) -> None:
-    """Ticks are written and probes are answered, however many connections ask without reading, or do not ask."""
+    """Ticks are written and probes are answered while many connections request without reading, or wait."""
     requests = [
         f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in ("/status", "/metrics", "/events")
     ]

@@ -1,4 +1,4 @@
-"""The status page in a real browser, against a real daemon: what it shows, how it looks, what it says of trouble."""
+"""The status page is tested in a real browser against a real daemon: its values, its looks, its failures."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ SENTENCE = """async (status) => {
 
 @dataclass
 class View:
-    """A page at one width, and all that went wrong in it."""
+    """A page at one width, with all errors in it."""
 
     page: Page
     faults: list[str] = field(default_factory=list)
@@ -83,7 +83,7 @@ class View:
         self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url}"))
 
     async def says(self, sentence: str) -> None:
-        """Wait until it says so at the top."""
+        """Wait for a headline."""
         await expect(self.page.locator("#sentence")).to_have_text(re.compile(sentence), timeout=10_000)
 
     async def card(self, label: str, value: str) -> None:
@@ -96,7 +96,7 @@ class View:
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    """Debian's Chromium, without a window."""
+    """Start Debian's Chromium without a window."""
     path = need("chromium", package="chromium")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
@@ -116,7 +116,7 @@ async def view(browser: Browser, url: str, width: int = 768, scheme: str = "ligh
 
 
 async def address(daemon: Daemon) -> str:
-    """Return where the page is, as soon as the daemon listens."""
+    """Return the page's address once the daemon listens."""
     async with asyncio.timeout(10):
         while not daemon.http.is_bound:
             await asyncio.sleep(0.01)
@@ -125,15 +125,15 @@ async def address(daemon: Daemon) -> str:
 
 @pytest.fixture
 def fast_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The charts have points after a moment, instead of ten seconds."""
+    """Give the charts points after a moment instead of ten seconds."""
     monkeypatch.setattr(history, "STEP", 0.1)
     monkeypatch.setattr(status, "STEP", 0.1)
 
 
 @pytest.mark.usefixtures("fast_steps")
 async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, browser: Browser) -> None:
-    """At three widths, in light and dark: the same numbers, no fault, nothing too wide, nothing without a name."""
-    # With the usual heartbeat a busy machine does not miss three of them.
+    """At three widths, light and dark, the numbers agree; no error, no overflow, no element without a name."""
+    # With the usual heartbeat, a busy machine does not miss three of them.
     calm = {"heartbeat": "5s"}
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url, **calm)) as daemon:
         url = await address(daemon)
@@ -180,7 +180,7 @@ async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, 
 
 
 async def _keyboard_reads_the_charts(page: Page) -> None:
-    """Tab goes by the skip link to the charts; arrows read a point out; the table has the same points."""
+    """Tab reaches the charts by the skip link; arrows read a point aloud; the table has the same points."""
     await page.keyboard.press("Tab")
     assert await page.evaluate("document.activeElement.className") == "skip"
     for name in ("Ticks a second", "Wire to commit"):
@@ -197,7 +197,7 @@ async def _keyboard_reads_the_charts(page: Page) -> None:
 
 
 async def _needs_a_script(browser: Browser, url: str) -> None:
-    """Without one, it says where the same facts are."""
+    """Without scripts, the page names the endpoints with the same facts."""
     context = await browser.new_context(java_script_enabled=False)
     page = await context.new_page()
     await page.goto(url)
@@ -206,7 +206,7 @@ async def _needs_a_script(browser: Browser, url: str) -> None:
 
 
 async def test_the_page_shows_failures_and_recoveries(writer_url: str, database: str, browser: Browser) -> None:
-    """The stream is cut, then the database is away: sentence, title and list of problems change each time."""
+    """After a cut of the stream, then of the database, headline, title and list of problems change."""
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as stream, Proxy(writer_url) as wire:
         there = settings(simulator, wire.url, stream_url=stream.url, reconnect_max_delay="1s")
         async with running(there) as daemon:
@@ -243,7 +243,7 @@ async def test_the_page_shows_failures_and_recoveries(writer_url: str, database:
 
 
 async def _read_after(daemon: Daemon, before: datetime | None) -> datetime:
-    """Return when coverage was read, once that is another moment than `before`: sooner than the next minute."""
+    """Return when coverage was read, if that differs from `before`: sooner than the next minute."""
     async with asyncio.timeout(20):
         while (found := daemon._coverage_monitor.coverage) is None or found.as_of == before:
             await asyncio.sleep(0.02)
@@ -251,7 +251,7 @@ async def _read_after(daemon: Daemon, before: datetime | None) -> datetime:
 
 
 class MadeUp:
-    """A daemon of which only the answer is there."""
+    """A daemon that only has a status."""
 
     def __init__(self, status: dict[str, Any]) -> None:
         self._status = status
@@ -267,7 +267,7 @@ class MadeUp:
 
 
 def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
-    """The middle of 24 November in Auckland, with one gap of each outcome, and a hostile cause."""
+    """Return the middle of 24 November in Auckland, with a gap of each outcome and a hostile cause."""
     opens = datetime(2026, 11, 23, 21, tzinfo=UTC)
     start, now, closes = (opens + timedelta(minutes=minutes) for minutes in (100, 200, 400))
     gaps = [
@@ -301,7 +301,7 @@ def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
-    """The time line is the whole trading day; each gap is on it where it was, in words and as a row of the list."""
+    """The time line shows the whole trading day; each gap is on it, in its text and in a row of the list."""
     async with recording(writer_url) as (_, daemon), Window(await address(daemon)) as window:
         _, status = await window.get("/status")
     server, closing = HttpServer("127.0.0.1", 0), asyncio.Event()
@@ -333,7 +333,7 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
 
 
 async def _sentences_agree_with_what_is_below(page: Page, status: dict[str, Any]) -> None:
-    """A stream that stands is never called away, and a database that does not write never said to be written to."""
+    """An open stream is never shown as lost, nor a failing database as written to."""
     since = (datetime.fromisoformat(status["now"]) - timedelta(seconds=20)).isoformat()
     problems = [
         {"check": check, "since": since, "detail": detail}
@@ -348,7 +348,7 @@ async def _sentences_agree_with_what_is_below(page: Page, status: dict[str, Any]
         for chosen in (each for size in range(4) for each in combinations(problems, size)):
             names = [problem["check"] for problem in chosen]
             if state == "waiting" and "stream" not in names:
-                continue  # of a stream that waits this is always a problem
+                continue  # for a waiting stream this is always a problem
             made_up = {
                 **status,
                 "stream": {**status["stream"], "state": state, "detail": None},
@@ -366,7 +366,7 @@ async def _sentences_agree_with_what_is_below(page: Page, status: dict[str, Any]
 
 
 async def test_the_page_shows_a_stopped_daemon(writer_url: str, browser: Browser, tmp_path: Path) -> None:
-    """No old number is taken for a new one: the page says at once that nobody answers, and recovers by itself."""
+    """Without an answer the page shows no old number as current, reports the daemon as gone, and recovers."""
     async with Simulator(port=0, rate=0) as simulator:
         log = tmp_path / "log"
         environment = {
@@ -400,7 +400,7 @@ def _colours(style: str) -> dict[str, str]:
 
 
 def _schemes() -> dict[str, dict[str, str]]:
-    """The colours of both schemes, by their names."""
+    """Return the colours of both schemes by name."""
     light: dict[str, str] = {}
     dark: dict[str, str] = {}
     for style in (palette(), files("ingestor.web").joinpath("static", "page.css").read_text(encoding="utf-8")):
@@ -427,7 +427,7 @@ def _contrast(one: list[float], other: list[float]) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(scheme: str) -> None:
-    """Each colour of text has a contrast of 4.5 with each ground that it stands on, and each sign has one of 3."""
+    """Each text colour has a contrast of at least 4.5 with each of its backgrounds, and each sign one of 3."""
     colours = {name: _channels(value) for name, value in _schemes()[scheme].items()}
     pairs = [("ink", "paper"), ("ink", "card"), ("faint", "paper"), ("faint", "card"), ("care", "card")]
     assert {pair: value for pair in pairs if (value := _contrast(*(colours[name] for name in pair))) < 4.5} == {}

@@ -1,4 +1,4 @@
-"""A connection pooler between us and the database: PgBouncer, in each of its modes."""
+"""All programs work through a connection pooler: PgBouncer, in each of its modes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TICKS = "SELECT symbol, time, price, volume, occurrence FROM market.ticks ORDER 
 
 @pytest.fixture
 def started(server: TestServer) -> Iterator[Started]:
-    """Starts PgBouncer before the server."""
+    """Start PgBouncer before the server."""
     poolers: list[Pooler] = []
 
     def start(mode: str, size: int) -> Pooler:
@@ -57,13 +57,13 @@ def started(server: TestServer) -> Iterator[Started]:
 async def test_every_command_works_through_a_pooler(
     started: Started, empty_database: str, server: TestServer, mode: str, size: int
 ) -> None:
-    """The schema, the daemon's writes, the gap store and the owner's commands do the same as on a direct connection."""
+    """Schema, daemon's writes, gap store and owner's commands work as on a direct connection."""
     pooler = started(mode, size)
     owner, writer = pooler.url(empty_database), pooler.url(server.writer_url(empty_database))
     settings = load_settings(database_url=owner, retention="3650d")
     said: list[str] = []
     async with asyncio.timeout(60):
-        for _ in range(2):  # the second one finds no lock of the first
+        for _ in range(2):  # the second run finds no lock of the first
             await migrate(owner, settings, said.append)
         one, other = TickStore(writer, write_timeout=30), TickStore(writer, write_timeout=30)
         ticks = [tick(volume=volume) for volume in range(50)]
@@ -71,8 +71,8 @@ async def test_every_command_works_through_a_pooler(
         first = await one.write([filled(batcher(), *ticks)])
         if mode == "session":
             await one.close()
-        second = await other.write([filled(again, *ticks)])  # by COPY, then through the temporary table
-        third = await other.write([filled(again, *ticks), filled(batcher(), tick("B.NZ"))])  # that once more
+        second = await other.write([filled(again, *ticks)])  # by COPY, then through the staging table
+        third = await other.write([filled(again, *ticks), filled(batcher(), tick("B.NZ"))])  # the second way again
         assert [(each.ticks, each.duplicates) for each in (first, second, third)] == [(50, 0), (50, 50), (51, 0)]
         await one.close()
         await other.close()
@@ -93,7 +93,7 @@ async def test_every_command_works_through_a_pooler(
 
 
 async def test_no_session_state_is_left_behind(started: Started, database: str, server: TestServer) -> None:
-    """After our writes, the session that others get has no setting, lock, table or prepared statement of ours."""
+    """Our writes leave no setting, lock, table or prepared statement in a session that others get."""
     pooler = started("transaction", 1)
     writer = pooler.url(server.writer_url(database))
     store = TickStore(writer, write_timeout=7)
@@ -108,7 +108,7 @@ async def test_no_session_state_is_left_behind(started: Started, database: str, 
 
 
 async def test_a_pooler_is_known_by_its_process_id(started: Started, database: str, server: TestServer) -> None:
-    """Behind a pooler nothing is prepared by name; without one, the driver's faster way stays."""
+    """Behind a pooler no statement is prepared by name; without one, named statements stay in use."""
     pooler = started("transaction", 1)
     for url, expected in ((server.writer_url(database), False), (pooler.url(server.writer_url(database)), True)):
         connection = await connect(url, read_write=True)
@@ -120,7 +120,7 @@ async def test_a_pooler_is_known_by_its_process_id(started: Started, database: s
 
 
 async def test_two_writers_share_one_connection(started: Started, database: str, server: TestServer) -> None:
-    """They take turns, with readers between them, and nobody waits for ever."""
+    """Two writers take turns with readers between them, and none waits indefinitely."""
     pooler = started("transaction", 1)
     writer = pooler.url(server.writer_url(database))
     stores = [TickStore(writer, write_timeout=30) for _ in range(2)]
@@ -141,7 +141,7 @@ async def test_two_writers_share_one_connection(started: Started, database: str,
 
 
 async def test_a_pooler_that_allows_no_transactions(started: Started, database: str, server: TestServer) -> None:
-    """It is named with what to set, and the command ends with 78."""
+    """The error names the pooler and its remedy, and the command ends with 78."""
     url = started("statement", 1).url(server.writer_url(database))
     with pytest.raises(PoolerError, match=r"pool_mode is statement.*pool_mode=transaction"):
         await connect(url)

@@ -1,4 +1,4 @@
-"""The daemon as a process: a log that nobody reads, streams that are closed or full, and every signal."""
+"""The daemon is tested as a process: an unread log, closed or full streams, and every signal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def simulator() -> AsyncIterator[Simulator]:
 
 @pytest.fixture
 def start(simulator: Simulator, writer_url: str, tmp_path: Path) -> Iterator[Start]:
-    """Starts a daemon with settings, and with options of `subprocess.Popen`; it ends with the test."""
+    """Return a function that starts a daemon with settings and options of `subprocess.Popen`, until the test's end."""
     started = []
 
     def start(popen: dict[str, Any] | None = None, **changes: Any) -> DaemonProcess:
@@ -66,13 +66,13 @@ def start(simulator: Simulator, writer_url: str, tmp_path: Path) -> Iterator[Sta
 
 
 async def stopped(daemon: DaemonProcess) -> int:
-    """SIGTERM; return the exit status."""
+    """Send SIGTERM and return the exit status."""
     return await asyncio.to_thread(daemon.stop)
 
 
 @pytest.fixture
 def full_pipe() -> Iterator[tuple[int, int]]:
-    """A small pipe that holds as much as it can."""
+    """Return a small full pipe."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
     fill_up(writer)
@@ -90,7 +90,7 @@ def fill_up(writer: int) -> None:
 
 
 def read_until(descriptor: int, part: bytes) -> list[bytes]:
-    """Read lines until one has this in it."""
+    """Read lines until one contains a text."""
     text = b""
     while not (text.endswith(b"\n") and part in text.splitlines()[-1]):
         text += os.read(descriptor, 65536)
@@ -98,10 +98,10 @@ def read_until(descriptor: int, part: bytes) -> list[bytes]:
 
 
 async def test_an_unread_log(simulator: Simulator, start: Start, database: str, full_pipe: tuple[int, int]) -> None:
-    """Ticks commit, health is answered, SIGTERM ends it with 0; a late reader learns how many lines are lost."""
+    """Ticks commit, health is answered, SIGTERM ends it with 0; a late reader finds the number of lost lines."""
     port = free_port()
     reader, writer = full_pipe
-    unknown = {f"unknown_{number}_{'x' * 8000}": "1" for number in range(15)}  # each is warned of by its name
+    unknown = {f"unknown_{number}_{'x' * 8000}": "1" for number in range(15)}  # a warning names each of them
     daemon = start({"stdout": writer, "stderr": writer}, log_level="debug", http_port=port, **unknown)
     await simulator.wait_connected()
     market = Market(simulator)
@@ -126,7 +126,7 @@ def close_standard_streams() -> None:
 
 
 async def test_streams_that_are_closed_from_the_start(simulator: Simulator, start: Start, database: str) -> None:
-    """No file and no socket takes their place, or log lines would be written into it."""
+    """No file and no socket gets the number of a closed stream, or the log would be written into it."""
     daemon = start({"preexec_fn": close_standard_streams}, log_level="debug")
     await simulator.wait_connected()
     market = Market(simulator)
@@ -141,7 +141,7 @@ def few_descriptors() -> None:
 
 
 async def test_a_full_disk_under_the_log_and_few_descriptors(simulator: Simulator, start: Start, database: str) -> None:
-    """Lines are lost and counted; visitors leave the recorder its descriptors; ticks are written."""
+    """Lines are lost and counted; HTTP clients leave the recorder its descriptors; ticks are written."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     full = os.open("/dev/full", os.O_WRONLY)
@@ -161,7 +161,7 @@ async def test_a_full_disk_under_the_log_and_few_descriptors(simulator: Simulato
 
 
 async def test_a_terminal_that_is_closed(simulator: Simulator, start: Start, database: str) -> None:
-    """SIGHUP stops it as SIGTERM does: what waits in memory for a table is spooled, and the next process writes it."""
+    """SIGHUP stops the daemon like SIGTERM: ticks that wait for a table are spooled and written by the next process."""
     patient = {"write_timeout": "60s", "spool_after": "60s", "stop_timeout": "600s"}
     daemon = start(**patient)
     await simulator.wait_connected()
@@ -180,7 +180,7 @@ async def test_a_terminal_that_is_closed(simulator: Simulator, start: Start, dat
             await asyncio.sleep(0.1)
         daemon.signal(signal.SIGHUP)
         await logged(daemon, "stopping", signal="SIGHUP")
-        daemon.signal(signal.SIGHUP)  # does not wait for the table any longer
+        daemon.signal(signal.SIGHUP)  # no longer waits for the table
         assert await asyncio.to_thread(daemon.wait) == 0
     await connection.close()
 
@@ -200,7 +200,7 @@ def as_nohup() -> None:
 
 
 async def logged(daemon: DaemonProcess, event: str, **facts: Any) -> None:
-    """Wait until an event with these facts is in the log."""
+    """Wait until an event with these fields is in the log."""
     async with asyncio.timeout(60):
         while not any(
             line.items() >= {"event": event, **facts}.items()

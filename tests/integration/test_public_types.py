@@ -1,4 +1,4 @@
-"""The types of what analysts read: those that every client reads."""
+"""Every client can read the types of the public columns."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ READ_EVERYWHERE = {
     "text",
     "timestamp with time zone",
 }
-"""What pandas, Polars (ADBC, connectorx), DuckDB over Arrow and Grafana read as what it is."""
+"""Types that pandas, Polars (ADBC, connectorx), DuckDB over Arrow and Grafana read without loss."""
 
 EXCEPTIONS = {
-    ("gaps", "duration"): "interval",  # seconds is beside it
+    ("gaps", "duration"): "interval",  # the column of seconds stands beside it
     ("bars", "resolution"): "interval",  # part of the key; market.bars_1m has none
     ("instruments", "uuid"): "uuid",  # no client fails on it; Polars over ADBC shows its bytes
 }
@@ -31,7 +31,7 @@ EXCEPTIONS = {
 
 
 async def test_every_client_reads_the_public_columns(database: str) -> None:
-    """No public column has a type that some client does not read, except for those that are documented."""
+    """Each public column has a type that every client reads, except for the documented ones."""
     columns = {(relation, column): kind for relation, column, kind in await query(database, COLUMNS)}
     assert {column: kind for column, kind in columns.items() if kind not in READ_EVERYWHERE} == EXCEPTIONS
     assert columns["gaps", "seconds"] == "double precision"

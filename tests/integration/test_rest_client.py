@@ -1,4 +1,4 @@
-"""The client of the REST API, against servers that behave, and servers that do not."""
+"""The REST client works against correct and incorrect servers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MINUTE = timedelta(minutes=1)
 
 
 def bar(minute: int, price: float = 1.0, volume: Any = 5) -> dict[str, Any]:
-    """A bar as the API sends it: in Auckland's time, without an offset."""
+    """Return a bar as the API sends it: in Auckland's time, without an offset."""
     moment = (START + minute * MINUTE).astimezone(ZoneInfo("Pacific/Auckland")).replace(tzinfo=None)
     prices = dict.fromkeys(("open", "high", "low", "close"), price)
     return {"timestamp": moment.isoformat(), **prices, "volume": volume}
@@ -48,14 +48,14 @@ async def client(url: str, clock: Any = None, timeout: float = 5.0) -> AsyncIter
 
 
 async def minutes(url: str, *, until: int = 10, **options: Any) -> list[int]:
-    """Ask for the minutes from the start on; return which came."""
+    """Request the minutes from the start on; return those that came."""
     async with client(url, **options) as found:
         received = await found.minutes("AIR.NZ", START, START + until * MINUTE, "start")
     return [(each.time - START) // MINUTE for each in received.bars]
 
 
 async def test_against_the_simulator() -> None:
-    """The documented API: bars of what was streamed, instruments with their names, an unknown ticker."""
+    """The documented API serves bars of the streamed ticks and instruments with names; an unknown ticker is refused."""
     async with Simulator(port=0, rate=0) as simulator:
         start = from_datetime(START)
         simulator.send([Tick("AIR.NZ", start + 61 * SECOND, price, 10) for price in (0.5, 0.75, 0.25)])
@@ -76,7 +76,7 @@ async def test_against_the_simulator() -> None:
 
 
 async def test_requests_of_bars() -> None:
-    """The exchange's wall time, the ticker, and the token in a header, where it does not show in any log."""
+    """A request has the exchange's wall time, the ticker, and the token in a header, where no log shows it."""
     async with scripted(lambda _: bars()) as server:
         await minutes(server.url)
     (asked,) = server.asked
@@ -92,7 +92,7 @@ async def test_requests_of_bars() -> None:
 
 
 async def test_bars_outside_of_the_range_are_dropped() -> None:
-    """Whether the end is meant inclusively is not documented; a whole day instead of some minutes does no harm."""
+    """Bars outside of the range are dropped: the end may be inclusive, or the answer a whole day."""
     async with scripted(lambda _: bars(-5, -1, 0, 3, 9, 10, 300)) as server:
         assert await minutes(server.url) == [0, 3, 9]
 
@@ -116,7 +116,7 @@ async def test_bars_outside_of_the_range_are_dropped() -> None:
     ],
 )
 async def test_passing_failures(failure: bytes) -> None:
-    """A server error, a cut or malformed answer is asked again; when it stays so, the error says how often."""
+    """A server error, a cut or a malformed answer is retried; the final error gives the number of attempts."""
     left = [failure, failure]
     async with scripted(lambda _: left.pop() if left else bars(1, 2)) as server:
         assert await minutes(server.url) == [1, 2]
@@ -128,14 +128,14 @@ async def test_passing_failures(failure: bytes) -> None:
 
 
 async def test_a_server_that_hangs() -> None:
-    """It is given up after a while, and asked again."""
+    """A hanging server times out and is retried."""
     left = [HANG]
     async with scripted(lambda _: left.pop() if left else bars(1)) as server:
         assert await minutes(server.url, timeout=0.2) == [1]
 
 
 async def test_a_server_that_is_not_there() -> None:
-    """Nobody listens: the error says so."""
+    """The error says that no server listens."""
     async with scripted(lambda _: HANG) as server:
         url = server.url
     with pytest.raises(SourceError, match="Connection refused"):
@@ -147,7 +147,7 @@ async def test_a_server_that_is_not_there() -> None:
     [({"hits": 400}, "400 hits"), ({"interval": "1h"}, "interval"), ({"ticker": "FPH.NZ"}, "ticker 'FPH.NZ'")],
 )
 async def test_an_answer_to_another_question(fields: dict[str, Any], what: str) -> None:
-    """What it says of itself must be true: a part of the bars, or longer ones, are no answer."""
+    """An answer that names a smaller range or a longer interval is refused."""
     async with scripted(lambda _: answer({"data": [bar(2)], **fields})) as server:
         with pytest.raises(SourceError, match=what):
             await minutes(server.url)
@@ -155,13 +155,13 @@ async def test_an_answer_to_another_question(fields: dict[str, Any], what: str) 
 
 @pytest.mark.parametrize("ticker", ["AIR.NZ", "air.nz", "AIR", None])
 async def test_an_answer_that_names_its_ticker(ticker: str | None) -> None:
-    """In whatever case, with its suffix or without."""
+    """The ticker of an answer may be in any case, with or without its suffix."""
     async with scripted(lambda _: answer({"data": [bar(2)], "ticker": ticker})) as server:
         assert await minutes(server.url) == [2]
 
 
 async def test_an_incomplete_listing() -> None:
-    """A part of the instruments is no answer: the others would be taken for delisted."""
+    """An incomplete listing is refused, since the missing instruments would seem delisted."""
     async with scripted(lambda _: answer({"hits": 2, "data": [{"symbol": "A.NZ"}]})) as server:
         async with client(server.url) as found:
             with pytest.raises(SourceError, match=r"/info/ticker: .* 2 hits and 1 instruments"):
@@ -169,7 +169,7 @@ async def test_an_incomplete_listing() -> None:
 
 
 async def test_a_bad_instrument_leaves_the_others_intact() -> None:
-    """A record that is none is left out; odd fields are mended or empty."""
+    """An invalid record is left out; invalid fields are corrected or left empty."""
     records = [{"symbol": "A.NZ", "active": None, "company_name": "a\0b", "uuid4": "x"}, {"symbol": 7}, {}, "B.NZ",
                {"symbol": "C\0.NZ"}, {"symbol": "D.NZ", "active": False, "meta": [[[[]]]]}]  # fmt: skip
     async with scripted(lambda _: answer({"data": records})) as server, client(server.url) as found:
@@ -181,7 +181,7 @@ async def test_a_bad_instrument_leaves_the_others_intact() -> None:
 
 @pytest.mark.parametrize("url", ["https://xn--a.com", "https://a\x01b.nz"])
 async def test_an_address_that_cannot_be_used(url: str) -> None:
-    """It is a setting to be mended."""
+    """An unusable address is an error of the settings."""
     with pytest.raises(ConfigurationError, match="INGESTOR_REST_URL"):
         await minutes(url)
 
@@ -196,7 +196,7 @@ async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_refused_token_requires_operator_action(status: int) -> None:
-    """No other request would fare better."""
+    """A refused token ends the run, since no other request would succeed."""
     async with scripted(lambda _: answer({"message": "no"}, status=status)) as server:
         with pytest.raises(ConfigurationError, match=rf"INGESTOR_TOKEN: 127.0.0.1 refused it \({status}") as caught:
             await minutes(server.url)
@@ -206,7 +206,7 @@ async def test_a_refused_token_requires_operator_action(status: int) -> None:
 
 @pytest.mark.parametrize("status", [301, 307, 400, 410])
 async def test_redirects_and_other_refusals(status: int) -> None:
-    """The token is not carried anywhere else, and what will not change is not asked again."""
+    """The token follows no redirect, and a permanent refusal is not retried."""
     async with scripted(lambda _: answer({}, status=status, location="http://127.0.0.1:1/")) as server:
         with pytest.raises(SourceError, match=f"answered {status}"):
             await minutes(server.url)
@@ -215,7 +215,7 @@ async def test_redirects_and_other_refusals(status: int) -> None:
 
 @pytest.mark.parametrize("form", ["moment", "milliseconds", "seconds", "retry-after", "nothing"])
 async def test_the_rate_limit(form: str) -> None:
-    """429 is waited for until its reset, however that is written, and never counts as a failure."""
+    """After a 429 the client waits until the reset, in any form, and counts no failure."""
     clock = ManualClock()
     began = clock.monotonic()
     forms: dict[str, dict[str, Any]] = {
@@ -241,7 +241,7 @@ async def test_the_rate_limit(form: str) -> None:
 
 
 async def test_nothing_left_of_the_rate_limit() -> None:
-    """When an answer says that it was the last one, the next waits for the reset instead of running into it."""
+    """If an answer used up the limit, the next request waits for the reset."""
     clock = ManualClock()
     began = clock.monotonic()
     good = {"data": [bar(1)]}
@@ -253,10 +253,10 @@ async def test_nothing_left_of_the_rate_limit() -> None:
 
 
 async def test_a_shorter_wait_does_not_replace_a_longer_one() -> None:
-    """Of answers that come one after the other, the reset that is furthest away counts."""
+    """Of consecutive answers, the latest reset counts."""
     clock = ManualClock()
     began = clock.monotonic()
-    resets = [5, 600]  # of two questions at once, the last to be answered
+    resets = [5, 600]  # of two concurrent requests, the last to be answered
 
     def script(_: Asked) -> bytes:
         return answer({"data": []}, x_ratelimit_remaining=0, x_ratelimit_reset=resets.pop()) if resets else bars(1)
@@ -270,7 +270,7 @@ async def test_a_shorter_wait_does_not_replace_a_longer_one() -> None:
 
 
 async def test_retry_after_of_a_busy_server() -> None:
-    """A server that is unavailable for a while (503) is not asked again before the time that it names."""
+    """After a 503, the server is not asked before the time in Retry-After."""
     clock = ManualClock()
     began = clock.monotonic()
     left = [answer({}, status=503, retry_after=90)]
@@ -280,14 +280,14 @@ async def test_retry_after_of_a_busy_server() -> None:
 
 
 async def test_a_rate_limit_without_end() -> None:
-    """A server that never lets us is given up."""
+    """A rate limit that never ends is an error."""
     async with scripted(lambda _: answer({}, status=429, x_ratelimit_reset=5)) as server:
         with pytest.raises(SourceError, match="20 resets"):
             await minutes(server.url)
 
 
 async def test_offsets_and_the_hour_that_comes_twice() -> None:
-    """Times with an offset are what they say; of an hour that comes twice the bars are taken in their order."""
+    """Offsets in times are respected; the bars of a repeated hour are taken in their order."""
     first = datetime(2026, 4, 4, 13, 0, tzinfo=UTC)  # 02:00 in Auckland, for the first time
     stamps = ["2026-04-05T02:00:00", "2026-04-05T02:59:00", "2026-04-05T02:00:00", "2026-04-05T02:30:00.000000",
               "2026-04-05T03:00:00", "2026-04-05T03:01:00+12:00"]  # fmt: skip
@@ -303,7 +303,7 @@ async def test_offsets_and_the_hour_that_comes_twice() -> None:
 
 
 async def test_no_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token goes where the URL says, whatever proxies are set."""
+    """The client uses the URL's host directly, whatever proxies are set."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
     async with scripted(lambda _: bars(1)) as server:

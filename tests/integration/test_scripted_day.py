@@ -1,4 +1,4 @@
-"""A whole day of a market, a daemon and a database that fail: afterwards every minute is the market's own."""
+"""Market, daemon and database fail through a whole day; afterwards every minute equals the market's own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.sessions import BEGINS, ENDS, MINUTE, OPENS, execute
 
 
 class Day:
-    """A market and a daemon on one clock, from which the test decides when time passes."""
+    """A market and a daemon on one clock, which the test advances."""
 
     def __init__(self, simulator: Simulator, clock: SteppedClock, configuration: Settings) -> None:
         self.simulator = simulator
@@ -35,7 +35,7 @@ class Day:
         self._counted = 0
 
     async def start(self) -> None:
-        """Start a daemon, as a process would be started: it knows nothing but its settings and its spool."""
+        """Start a daemon like a process: it knows only its settings and its spool."""
         self._counted = sum(account.sent for account in self.simulator.accounts)
         self._request = StopRequest()
         self._daemon = Daemon(self._configuration, clock=self.clock)
@@ -44,19 +44,19 @@ class Day:
             await self._step(trading=False)
 
     async def trade(self, minutes: float) -> None:
-        """Let so much time pass, with trades, whoever hears them."""
+        """Advance the clock with trades, received or not."""
         until = self.clock.wall() + round(minutes * 60) * SECOND
         while self.clock.wall() < until:
             await self._step(trading=True)
 
     async def rest(self, minutes: float) -> None:
-        """Let time pass without trades."""
+        """Advance the clock without trades."""
         until = self.clock.wall() + round(minutes * 60) * SECOND
         while self.clock.wall() < until:
             await self._step(trading=False)
 
     async def cut(self) -> None:
-        """Cut the connection; it is made again as time passes."""
+        """Cut the connection; it is reopened as time passes."""
         self.simulator.drop_all()
         await self.simulator.wait_connected(0)
 
@@ -72,18 +72,18 @@ class Day:
                 await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
-        """SIGTERM."""
+        """Send SIGTERM."""
         self._request()
         await asyncio.wait_for(self._task, 10)
 
     async def die(self) -> None:
-        """End without a word: what was only in memory is gone, and nothing of an end is written."""
+        """End the daemon as by SIGKILL: ticks in memory are lost, and no end is recorded."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
 
 async def calendar_of_one_day(database: str) -> None:
-    """A trading day of 40 minutes, with five minutes around it."""
+    """Return a trading day of 40 minutes, with lead and tail of five minutes."""
     await execute(database, "DELETE FROM ingest.trading_sessions")
     await execute(
         database,
@@ -101,14 +101,14 @@ async def allow_connections(server: TestServer, database: str, allowed: bool) ->
 
 
 async def as_scripted(*_: object) -> ClockDifference:
-    """The database's clock, too, shows the time of the script; that it does not would be a wrong clock."""
+    """Let the database's clock show the time of the script too; a difference would count as a wrong clock."""
     return UNCOMPARED
 
 
 async def test_a_scripted_day(
     writer_url: str, database: str, server: TestServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cuts, a crash and a database outage: after the backfill every minute of every symbol is the market's own."""
+    """After cuts, a crash, a database outage and the backfill, every minute of every symbol is the market's own."""
     monkeypatch.setattr(clocks, "compare_clocks", as_scripted)
     await calendar_of_one_day(database)
     clock = SteppedClock(from_datetime(OPENS - 5 * MINUTE))

@@ -1,4 +1,4 @@
-"""What outsiders say of our secrets: a server that repeats the token, a proxy, a database that can't be reached."""
+"""No outsider makes a secret visible: a server that repeats the token, a proxy, an unreachable database."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _own_log() -> Iterator[None]:
 
 
 async def test_the_password_of_an_azure_url(tmp_path: Path) -> None:
-    """Real processes say which address can't be reached, and not by which password: on all ways out."""
+    """Real processes name the unreachable address without its password, in every output."""
     settings = {
         "DATABASE_URL": AZURE,
         "TOKEN": TOKEN,
@@ -77,7 +77,7 @@ async def test_the_password_of_an_azure_url(tmp_path: Path) -> None:
 
 
 async def all_pages(url: str) -> AsyncIterator[str]:
-    """Yield what each route answers, of the endless one its first event."""
+    """Yield the answer of each route, and the first event of the endless one."""
     async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
         for path in ("/", "/healthz", "/readyz", "/metrics", "/status"):
             yield (await client.get(path)).text
@@ -90,7 +90,7 @@ async def all_pages(url: str) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("encoded", [False, True])
 async def test_a_user_and_a_password_with_special_characters(server: TestServer, encoded: bool) -> None:
-    """An address as Azure's users write it works, percent-encoded or not, and so does a second host."""
+    """An address in Azure's form works, percent-encoded or not, and so does a second host."""
     name = f"{server.new_name()}@server"
     literal = HOSTILE.replace("'", "''")
     await server.run(f"CREATE ROLE \"{name}\" LOGIN PASSWORD '{literal}'")
@@ -110,7 +110,7 @@ async def test_a_user_and_a_password_with_special_characters(server: TestServer,
 
 @contextlib.asynccontextmanager
 async def repeating(talk: Talk) -> AsyncIterator[str]:
-    """A stream that does with the token what `talk` does; yields its URL."""
+    """Run a stream that does `talk` with the token, and yield its URL."""
 
     async def handle(connection: ServerConnection) -> None:
         token = json.loads(await connection.recv())["data"]["token"]
@@ -153,7 +153,7 @@ async def trades(connection: ServerConnection, token: str) -> None:
 async def test_a_server_that_repeats_the_token(
     writer_url: str, database: str, talk: Talk, form: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither the page nor the log nor the database's records of the session hold it, nor a piece of it."""
+    """Neither the page nor the log nor the session's records hold the token or a part of it."""
     token = "tk_Qz1\"Qz2'Qz3\\Qz4<&>%Qz5"
     configure("debug", "json" if form == "json" else "console")
     async with repeating(talk) as stream:
@@ -188,7 +188,7 @@ async def something_happened(daemon: Daemon, database: str) -> None:
 
 @contextlib.asynccontextmanager
 async def proxy(answer: bytes) -> AsyncIterator[tuple[int, list[bytes]]]:
-    """A proxy that gives each request this answer; yields its port and what it was asked."""
+    """Run a proxy that gives each request this answer; yield its port and the requests."""
     asked: list[bytes] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -215,7 +215,7 @@ ANSWERS = {
 @pytest.mark.parametrize("kind", ["wss_proxy", "HTTPS_PROXY", "https_proxy"])
 @pytest.mark.parametrize("answer", ANSWERS)
 async def test_the_password_of_a_proxy(answer: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The proxy gets user and password as they are meant; no error shows them, whatever it answers."""
+    """The proxy gets user and password decoded; no error shows them, whatever it answers."""
     password = "Qz1@Qz2/Qz3:Qz4 Qz5?#Qz6"
     said = password.encode() + b" Basic " + base64.b64encode(b"user@corp:" + password.encode())
     async with proxy(ANSWERS[answer].replace(b"%s", said)) as (port, asked):
@@ -244,7 +244,7 @@ async def test_the_password_of_a_proxy(answer: str, kind: str, monkeypatch: pyte
     ],
 )
 async def test_a_proxy_that_cannot_be_one(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a setting that a person must mend; the error names the variable, and nothing of the address."""
+    """An invalid proxy is an error that requires operator action; it names the variable and no part of the address."""
     monkeypatch.setenv("HTTPS_PROXY", address)
     load_settings()
     with pytest.raises((ConfigurationError, OSError)) as caught:
@@ -271,7 +271,7 @@ async def test_a_proxy_that_cannot_be_one(address: str, monkeypatch: pytest.Monk
     ],
 )
 def test_a_secret_in_the_wrong_place(arguments: list[str], settings: dict[str, str]) -> None:
-    """Typed as an option, or given to another setting, it is not repeated."""
+    """A token given as an option or to another setting is not repeated in the error."""
     status, output, errors = ingestor_here(
         *arguments, **{f"INGESTOR_{name}": value for name, value in settings.items()}
     )
@@ -281,7 +281,7 @@ def test_a_secret_in_the_wrong_place(arguments: list[str], settings: dict[str, s
 
 
 async def test_an_unexpected_error(tmp_path: Path) -> None:
-    """Its traceback holds no secret either, though Python prints it by itself."""
+    """The traceback that Python prints by itself holds no secret."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\nimport ingestor.admin.migrate as module\nfrom ingestor.cli import main\n"
@@ -302,7 +302,7 @@ async def test_an_unexpected_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["table", "json", "csv", "html"])
 async def test_a_reason_with_a_secret(database: str, form: str) -> None:
-    """A cause that an operator has put on record is redacted and visible in each form of the report."""
+    """A cause that an operator has recorded is redacted and printable in each form of the report."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(102), ENDS + MINUTE)
     reason = 'outage,\x1b[31m see tk_Qz1"Qz2'

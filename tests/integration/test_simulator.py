@@ -56,7 +56,7 @@ async def authenticated(simulator: Simulator) -> AsyncIterator[ClientConnection]
     ids=lambda first: repr(first[:60]),
 )
 async def test_refused(first: str | bytes) -> None:
-    """Whatever is not the documented authentication gets `not authorised`, and the connection is closed."""
+    """Any message but the documented authentication gets `not authorised`, and the connection is closed."""
     async with Simulator(port=0, rate=0) as simulator, connect(simulator.stream_url, proxy=None) as client:
         await client.send(first)
         message = json.loads(await client.recv())
@@ -68,7 +68,7 @@ async def test_refused(first: str | bytes) -> None:
 
 
 async def test_no_authentication(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who says nothing in time gets `not authorised`, and is closed."""
+    """A client that sends nothing in time gets `not authorised`, and is closed."""
     monkeypatch.setattr(server, "AUTHENTICATION_TIMEOUT", 0.05)
     async with Simulator(port=0, rate=0) as simulator, connect(simulator.stream_url, proxy=None) as client:
         message = json.loads(await client.recv())
@@ -79,7 +79,7 @@ async def test_no_authentication(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_stream_limit() -> None:
-    """One stream more than the plan allows gets the limit in an error and is closed; a place given up is free."""
+    """One stream over the plan's limit gets the error and is closed; a closed stream frees its place."""
     async with Simulator(port=0, rate=0, max_streams=2) as simulator:
         async with authenticated(simulator) as first, authenticated(simulator) as second:
             await simulator.wait_connected(2)
@@ -99,7 +99,7 @@ async def test_stream_limit() -> None:
 
 
 async def test_prices_come_as_documented() -> None:
-    """The documented sample arrives as it is in the documentation; who has not authenticated does not get it."""
+    """The documented sample arrives as documented, to authenticated clients only."""
     time = from_datetime(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC))
     async with Simulator(port=0, rate=0) as simulator, authenticated(simulator) as client:
         await simulator.wait_connected()
@@ -114,14 +114,14 @@ async def test_prices_come_as_documented() -> None:
 
 
 async def test_compression_is_negotiated() -> None:
-    """permessage-deflate, as documented."""
+    """permessage-deflate is negotiated, as documented."""
     async with Simulator(port=0, rate=0) as simulator, authenticated(simulator) as client:
         assert client.response is not None
         assert "permessage-deflate" in client.response.headers["Sec-WebSocket-Extensions"]
 
 
 async def test_both_apis_share_a_port() -> None:
-    """REST is answered over HTTP on the stream's port, and its bars are those of the messages a client received."""
+    """REST is answered on the stream's port, with the bars of the messages that a client received."""
     first = int(datetime(2026, 3, 2, 1, tzinfo=UTC).timestamp())
     ticks = [Tick("FPH.NZ", (first + n) * SECOND, 30 + n % 7 / 4, n + 1) for n in range(100)]
     async with Simulator(port=0, rate=0, rate_limit=5, market_clock=lambda: first * SECOND) as simulator:
@@ -154,7 +154,7 @@ async def test_both_apis_share_a_port() -> None:
 
 
 async def test_a_market_is_streamed() -> None:
-    """What a client receives of a market is what the simulator has on record for it, in order."""
+    """A client receives the recorded ticks of the simulator in order."""
     async with Simulator(port=0, rate=500, record=True) as simulator, authenticated(simulator) as client:
         received = [json.loads(await client.recv()) for _ in range(100)]
         await simulator.stop_market()
@@ -166,7 +166,7 @@ async def test_a_market_is_streamed() -> None:
 
 
 async def test_port_taken() -> None:
-    """A port that is in use is said in one line; the command ends with 78."""
+    """A port in use is reported in one line; the command ends with 78."""
     async with Simulator(port=0, rate=0) as simulator:
         port = int(simulator.rest_url.rpartition(":")[2])
         with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1:{port}"):
@@ -205,11 +205,11 @@ async def test_mute(fault: str, answers: bool) -> None:
         done, _ = await asyncio.wait({asyncio.ensure_future(pong)}, timeout=5 if answers else 0.2)
         assert bool(done) is answers
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(client.recv(), 0.05)  # the pong would have come after it
+            await asyncio.wait_for(client.recv(), 0.05)  # the pong would have followed it
 
 
 async def test_a_half_open_connection_frees_its_place() -> None:
-    """A client that comes back from half-open connections is not locked out by the plan's limit."""
+    """A client that returns after half-open connections is not blocked by the plan's limit."""
     async with Simulator(port=0, rate=0, faults=["half-open=1ms"], max_streams=1) as simulator:
         for number in (1, 2, 3):
             async with authenticated(simulator):
@@ -220,7 +220,7 @@ async def test_a_half_open_connection_frees_its_place() -> None:
 
 
 async def test_garbage() -> None:
-    """Malformed messages come in addition to the good ones, of which none is missing, and end nothing."""
+    """Malformed messages come in addition to the good ones, and neither remove one nor end the connection."""
     garbage: list[str | bytes] = []
     good: list[str | bytes] = []
     simulator = Simulator(port=0, rate=200, faults=["garbage=1ms"], record=True)
@@ -234,7 +234,7 @@ async def test_garbage() -> None:
 
 
 async def test_replay() -> None:
-    """After a reconnect the last messages come again, in order; on the first connection nothing does."""
+    """After a reconnect the last messages are repeated in order; on the first connection none is."""
     ticks = [Tick("AIR.NZ", 0, 1.0, number) for number in range(300)]
     async with Simulator(port=0, rate=0, faults=["replay"]) as simulator:
         async with authenticated(simulator) as client:
@@ -246,7 +246,7 @@ async def test_replay() -> None:
             assert [await client.recv() for _ in range(200)] == first[100:]
             await simulator.wait_connected()
             simulator.send([TICK])
-            assert json.loads(await client.recv())["data"]["symbol"] == TICK.symbol  # 200, and no more
+            assert json.loads(await client.recv())["data"]["symbol"] == TICK.symbol  # 200 at most
     assert len(set(first)) == 300
 
 
@@ -254,7 +254,7 @@ async def test_replay() -> None:
     ("fault", "words"), [("reject", "not authorised"), ("limit", "stream limit"), ("no-access", "no access")]
 )
 async def test_every_second_authentication_is_refused(fault: str, words: str) -> None:
-    """The first is accepted, the second is not, the third is again."""
+    """The first authentication is accepted, the second refused, the third accepted."""
     async with Simulator(port=0, rate=0, faults=[fault], max_streams=9) as simulator:
         answers = []
         for _ in range(3):
@@ -267,7 +267,7 @@ async def test_every_second_authentication_is_refused(fault: str, words: str) ->
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_command(number: signal.Signals) -> None:
-    """`ingestor simulate` listens where it says, and ends with 0 when it is asked to, also with a client on it."""
+    """`ingestor simulate` prints its address, and ends with 0 after a signal, also with a client connected."""
     command = [sys.executable, "-m", "ingestor", "simulate", "--port", "0", "--rate", "10"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
