@@ -1,4 +1,4 @@
-"""A name with several addresses on this machine, some of which swallow what is sent to them."""
+"""A name with several addresses on this machine, some of which swallow packets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 @contextlib.contextmanager
 def swallowing(host: str, port: int) -> Iterator[None]:
-    """Let an address swallow packets: its queue of connections is full, so that the system answers to none."""
+    """Let an address swallow packets: its queue of connections is full, so the system never answers."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(socket.socket(family))
@@ -28,7 +28,7 @@ def swallowing(host: str, port: int) -> Iterator[None]:
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> None:
-    """Give names their addresses, in this order; the lists may be changed later."""
+    """Resolve names to these addresses in order; the lists may be changed later."""
     usual: Any = socket.getaddrinfo
 
     def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:
@@ -42,7 +42,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> Non
 
 
 def prefer(address: str) -> None:
-    """Give `localhost` an address before its others, for the rest of this process."""
+    """Put an address before the others of `localhost`, for the rest of this process."""
     usual: Any = socket.getaddrinfo
 
     def lookup(host: Any, port: Any, *args: Any, **kwargs: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What bars must be: computed in Python from the ticks of a database, and compared with its relations."""
+"""Expected bars, computed in Python from the ticks of a database and compared with its relations."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BUCKETS: dict[str, Callable[[datetime], datetime]] = {
 
 
 def some_ticks(start: datetime, days: float, count: int, seed: int = 1) -> list[TickRow]:
-    """Return ticks of a few symbols: many in a second, some equal, in no order of arrival."""
+    """Return ticks of a few symbols: many in a second, some equal, in random order of arrival."""
     chance = random.Random(seed)
     seen: dict[tuple[Any, ...], int] = defaultdict(int)
     rows: list[TickRow] = []
@@ -51,7 +51,7 @@ def some_ticks(start: datetime, days: float, count: int, seed: int = 1) -> list[
 
 
 async def insert(url: str, rows: Iterable[TickRow]) -> None:
-    """Store ticks by INSERT, which every server understands."""
+    """Store ticks by INSERT, which every server supports."""
     connection, rows = await connect(url), list(rows)
     for month in {row[0].replace(day=1).date() for row in rows}:
         await connection.execute("SELECT ingest.ensure_partition($1)", month)
@@ -60,7 +60,7 @@ async def insert(url: str, rows: Iterable[TickRow]) -> None:
 
 
 async def assert_bars(url: str) -> dict[str, int]:
-    """Compare every bar of every width with the ticks; return how many of each there are."""
+    """Compare every bar of every width with the ticks; return the number of bars by width."""
     ticks = await _fetch(url, "SELECT * FROM market.ticks")
     counts: dict[str, int] = {}
     for name, bucket in BUCKETS.items():
@@ -98,7 +98,7 @@ def _assert_bar(row: dict[str, Any], ticks: list[Any], name: str) -> None:
 
 
 async def maintained(url: str, **changes: str) -> list[str]:
-    """Do what `ingestor maintain` does; return what it reports."""
+    """Run `ingestor maintain`; return its report."""
     lines: list[str] = []
     await maintain(load_settings(database_url=url, **changes), lines.append)
     return lines

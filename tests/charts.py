@@ -1,4 +1,4 @@
-"""Made-up bars, for the tests of what is drawn of them."""
+"""Made-up bars for the tests of charts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bar(
     volume: int = 100,
     backfilled: bool = False,
 ) -> Candle:
-    """Return the bar of a minute, given as an instant or counted from the beginning of Friday's trading time."""
+    """Return the bar of a minute, given as an instant or counted from the start of Friday's trading time."""
     start = minute if isinstance(minute, datetime) else at(minute)
     high = max(opening, close) if high is None else high
     low = min(opening, close) if low is None else low
@@ -35,12 +35,12 @@ def gap(since: float, until: float, kind: str = "open", cause: str = "the connec
 
 
 def friday(*bars: Candle, gaps: tuple[Band, ...] = (), symbol: str = "AIR.NZ") -> Series:
-    """Return the series of these bars, over all of Friday's trading time."""
+    """Return the series of these bars over all of Friday's trading time."""
     return Series(symbol, ZONE, bars, ((BEGINS, ENDS),), gaps)
 
 
 def sample() -> Series:
-    """Return a day with something of everything: an hour a candle rises, the next it falls; two were backfilled."""
+    """Return a day of every kind of bar: candles rise and fall in alternate hours; two were backfilled."""
     bars = []
     for quarter in range(4, 31):
         price = 1.5 + 0.01 * (abs(quarter % 8 - 4) + quarter // 8)
@@ -54,7 +54,7 @@ def sample() -> Series:
 
 
 def many(count: int) -> Series:
-    """Return so many minutes without a pause, over as many days as that takes."""
+    """Return so many consecutive minutes, over as many days as needed."""
     start = BEGINS - timedelta(days=count // 1440)
     return Series("AIR.NZ", ZONE, tuple(bar(start + n * MINUTE, 1 + n % 7, 1 + n % 5) for n in range(count)))
 
@@ -67,4 +67,4 @@ EDGES = {
     "edges": friday(bar(494, -1, 0), gaps=(gap(0, 0.01), gap(494.99, 495))),
     "many": replace(many(6000), width=Width.MINUTE),
 }
-"""What every picture must bear."""
+"""Extreme series that every picture must handle."""

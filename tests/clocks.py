@@ -1,4 +1,4 @@
-"""Clocks that move when they are told to."""
+"""Clocks that the tests advance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ingestor.model import SECOND, Micros
 
 
 class ManualClock:
-    """A `Clock` for tests: `sleep` moves it, and so does `advance`."""
+    """A `Clock` for tests that `sleep` and `advance` move."""
 
     def __init__(self, wall: Micros = 1_790_000_000 * SECOND) -> None:
         self._wall = wall
@@ -27,7 +27,7 @@ class ManualClock:
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self._monotonic += seconds
         self._wall += round(seconds * SECOND)
 
@@ -37,7 +37,7 @@ class ManualClock:
 
 
 class SkewedClock(SystemClock):
-    """The machine's own clocks, of which the wall clock is wrong: so many seconds ahead, or behind (negative)."""
+    """The machine's clocks with a wrong wall clock: so many seconds ahead, or behind (negative)."""
 
     def __init__(self, seconds: float) -> None:
         self.skew = round(seconds * SECOND)
@@ -47,7 +47,7 @@ class SkewedClock(SystemClock):
 
 
 class SteppedClock(ManualClock):
-    """One for whole daemons: who sleeps is woken by `advance`, in the order of time, and does not move the clock."""
+    """A clock for whole daemons: only `advance` moves it, and wakes sleepers in the order of their times."""
 
     def __init__(self, wall: Micros) -> None:
         super().__init__(wall)

@@ -1,4 +1,4 @@
-"""The command line, as processes of their own."""
+"""Runs the command line in processes of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ingestor import cli
 
 
 async def ingestor(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run a command as a process of its own; return its status, output and error output."""
+    """Run a command in a process of its own; return its status, output and error output."""
     process = await start(*arguments, **environment)
     output, errors = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode is not None
@@ -37,13 +37,13 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
 
 
 def ingestor_here(*arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Run a command within this process, for tests of many; return the same. `environment` is added as it is."""
+    """Run a command within this process, for tests of many; return the same. `environment` is added unchanged."""
     output, errors = io.StringIO(), io.StringIO()
     with (
         patch.dict(os.environ, environment),
         patch.object(sys, "argv", ["ingestor", *arguments]),
         patch.object(cli, "redact_tracebacks"),
-        # Until the command sets up its log: what libraries say comes from an earlier test, whose output is closed.
+        # Until the command sets up its log: library messages belong to an earlier test, whose output is closed.
         patch.object(logging.root, "handlers", [logging.NullHandler()]),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
@@ -55,5 +55,5 @@ def ingestor_here(*arguments: str, **environment: str) -> tuple[int, str, str]:
         else:
             status = 0
         finally:
-            logging.captureWarnings(capture=False)  # what `configure` has changed of this process
+            logging.captureWarnings(capture=False)  # restores what `configure` has changed in this process
     return status, output.getvalue(), errors.getvalue()

@@ -28,12 +28,12 @@ WORKERS = 4
 """Processes at most: each has a PostgreSQL server of its own."""
 
 TOGETHER = {
-    "tests/integration/test_community.py": "community",  # one database, step by step, and one connection at a time
+    "tests/integration/test_community.py": "community",  # one database, test by test, over one connection at a time
     "tests/integration/test_examples.py": "community",
-    "tests/integration/test_official_client.py": "official client",  # it knows one port only
+    "tests/integration/test_official_client.py": "official client",  # it has one fixed port
     "tests/integration/test_wheel.py": "wheel",  # it is built once
 }
-"""Files whose tests stay in one process, with those of the same name. Every other test runs wherever there is time."""
+"""Files whose tests run in one process, with those of the same group. Every other test runs in any process."""
 
 NAMED_SERVERS = {
     "plain": os.environ.get("INGESTOR_TEST_DATABASE_URL"),
@@ -41,7 +41,7 @@ NAMED_SERVERS = {
 }
 """Servers that the processes share."""
 
-# Processes share the cores: how long an example takes says nothing.
+# Processes share the cores: the duration of an example proves nothing.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
@@ -69,7 +69,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Keep the tests that stop a shared server apart from all others on it, their fixtures included."""
+    """Run the tests that stop a shared server, with their fixtures, apart from all others on it."""
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
     fixtures = getattr(item, "fixturenames", ())
     used = {*fixtures, parameters.get("server"), "timescale" if "community" in fixtures else None}
@@ -82,7 +82,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of the person who runs the tests reaches them, and no `.env`."""
+    """Remove the developer's settings and any `.env`."""
     for name in list(os.environ):
         if name.startswith("INGESTOR_") and not name.startswith("INGESTOR_TEST_"):
             monkeypatch.delenv(name)
@@ -93,13 +93,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The secrets that a test registers end with it."""
+    """Unregister the secrets of a test at its end."""
     monkeypatch.setattr(redaction, "_registry", redaction.Registry())
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that is less patient with what a person must mend."""
+    """Let the writer retry sooner after errors that require operator action."""
     monkeypatch.setattr(writer, "MAX_WAIT", 0.3)
 
 
@@ -116,27 +116,27 @@ def _prepared(url: str, edition: str) -> Iterator[TestServer]:
 
 @pytest.fixture(scope="session")
 def plain() -> Iterator[TestServer]:
-    """PostgreSQL without the extension (unless the named server has it)."""
+    """Yield PostgreSQL without the extension (unless the named server has it)."""
     with plain_server() as url:
         yield from _prepared(url, "plain")
 
 
 @pytest.fixture(scope="session")
 def timescale() -> Iterator[TestServer]:
-    """The server of INGESTOR_TEST_TIMESCALE_URL."""
+    """Yield the server of INGESTOR_TEST_TIMESCALE_URL."""
     yield from _prepared(os.environ["INGESTOR_TEST_TIMESCALE_URL"], "timescale")
 
 
 @pytest.fixture(params=EDITIONS)
 def server(request: pytest.FixtureRequest) -> TestServer:
-    """Each edition in turn."""
+    """Yield each edition in turn."""
     found: TestServer = request.getfixturevalue(request.param)
     return found
 
 
 @pytest.fixture
 async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
-    """The server's process, for tests that stop it; at their end it runs, whatever was done to it."""
+    """Yield the server's process, for tests that stop it; it is restarted after them."""
     process = await ServerProcess.of(server.url)
     yield process
     await process.revive()
@@ -144,7 +144,7 @@ async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
 
 @pytest.fixture
 async def database(server: TestServer) -> AsyncIterator[str]:
-    """A migrated database of its own; the URL is its owner's."""
+    """Yield the owner's URL of a migrated database."""
     name = server.new_name()
     yield await server.create(name, server.template)
     await server.drop(name)
@@ -152,7 +152,7 @@ async def database(server: TestServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def empty_database(server: TestServer) -> AsyncIterator[str]:
-    """A database of its own with nothing in it."""
+    """Yield the owner's URL of an empty database."""
     name = server.new_name()
     yield await server.create(name)
     await server.drop(name)
@@ -160,19 +160,19 @@ async def empty_database(server: TestServer) -> AsyncIterator[str]:
 
 @pytest.fixture
 def writer_url(server: TestServer, database: str) -> str:
-    """The same database for the daemon's login, which owns nothing."""
+    """Return the URL of the same database for the daemon's login, which owns nothing."""
     return server.writer_url(database)
 
 
 @pytest.fixture
 def bundled_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Maintenance without the library of calendars, which takes seconds to be imported."""
+    """Let maintenance use the bundled calendar, since the import of the library takes seconds."""
     monkeypatch.setattr(maintenance, "known_sessions", lambda: ("the bundled snapshot", list(xnze())))
 
 
 @pytest.fixture(scope="module")
 def community(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A migrated database of a server with the Community edition."""
+    """Yield a migrated database of a server with the Community edition."""
     if url := os.environ.get("INGESTOR_TEST_COMMUNITY_URL"):
         asyncio.run(_empty(url))
         asyncio.run(migrate(url, load_settings(), lambda _: None))

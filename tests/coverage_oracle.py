@@ -1,4 +1,4 @@
-"""What the views of coverage must say, computed slowly: every moment between two events is asked about by itself.
+"""The expected rows of the views of coverage, computed slowly: each moment between two events is examined by itself.
 
 Written from the definitions in docs/explanation/coverage.md, without a range or a subtraction. Instants and lengths are
 microseconds.
@@ -46,7 +46,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class World:
-    """All that the views look at. Trading sessions (day, opening, close) are in their order and do not overlap."""
+    """The input of the views. Trading sessions (day, opening, close) are in order and do not overlap."""
 
     now: Micros
     since: Micros | None
@@ -86,13 +86,13 @@ class Minutes:
 
     @property
     def percent(self) -> Fraction | None:
-        """Exactly, not rounded."""
+        """The exact percentage, not rounded."""
         return Fraction(100 * (self.covered + self.backfilled), self.trading) if self.trading else None
 
 
 @dataclass
 class Answer:
-    """What the views should say. `sources` are those of the bars of the minutes that were probed."""
+    """The expected rows. `sources` are those of the bars of the minutes in `probes`."""
 
     gaps: list[Gap] = field(default_factory=list)
     days: dict[date, Minutes] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class Answer:
 
 
 def answer(world: World) -> Answer:
-    """Look at each moment in turn."""
+    """Examine each moment in turn."""
     found = Answer()
     moments = sorted(_events(world))
     pieces: list[tuple[Micros, Micros, date, str]] = []
@@ -152,7 +152,7 @@ def _record_ends(world: World) -> Micros:
 
 
 def _trading_day(world: World, at: Micros) -> date | None:
-    """The day to whose trading time a moment belongs: the tail of one session goes before the lead of the next."""
+    """Return the day whose trading time contains a moment: the tail of one session precedes the lead of the next."""
     begins = _record_begins(world)
     if begins is None or not begins <= at < _record_ends(world):
         return None
@@ -168,7 +168,7 @@ def _is_alive(world: World, each: Recorded) -> bool:
 
 
 def _covering(world: World) -> list[Recorded]:
-    """Sessions that vouch for something, or may yet."""
+    """Return the sessions that cover something, or may yet."""
     return [
         each
         for each in world.sessions
@@ -186,7 +186,7 @@ def _last_word(each: Recorded) -> Micros:
 
 
 def _covered_until(world: World, each: Recorded) -> Micros:
-    """The end of what a session vouches for; at its beginning, or before it, for nothing."""
+    """Return the end of a session's coverage; if that is not after its beginning, it covers nothing."""
     assert each.covered_until is not None
     until = min(each.covered_until, world.now)
     if _is_alive(world, each):
@@ -197,7 +197,7 @@ def _covered_until(world: World, each: Recorded) -> Micros:
 
 
 def _was_mute(world: World, each: Recorded, until: Micros) -> bool:
-    """Whether a session that can't have said so heard nothing for too long while the market was open."""
+    """Return whether a session that did not report it received nothing for too long while the market was open."""
     return any(min(until, closes) - max(_last_word(each), opens) > world.stall for _, opens, closes in world.calendar)
 
 
@@ -234,7 +234,7 @@ def _cause(world: World, start: Micros, end: Micros, status: str) -> str:
 
 
 def _is_whole(world: World, minute: Micros) -> bool:
-    """Whether everything was heard from the margin before a minute to the margin after it, and could be read."""
+    """Return whether a minute is covered with the margin on both sides, and has no rejection."""
     replays = {each.id for each in world.sessions if each.kind == "replay"}
     first, last = minute - world.margin, minute + MINUTE + world.margin
     if any(first <= at < last and session not in replays for session, at in world.rejections):

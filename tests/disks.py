@@ -1,4 +1,4 @@
-"""A small disk of its own, to be filled: real, and needing root (or CAP_SYS_ADMIN)."""
+"""A real small disk to be filled; it needs root (or CAP_SYS_ADMIN)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def mount(path: Path, size: int) -> bool:
 
 
 def unmount(path: Path) -> None:
-    """Take the disk away, whoever still has a file open on it."""
+    """Unmount the disk, even if files on it are open."""
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 @contextlib.contextmanager
 def small_disk(path: Path, size: int) -> Iterator[Path]:
-    """Mount a disk for the block. Raises PermissionError where that is not possible."""
+    """Mount a disk for the block. Raises PermissionError if that is not possible."""
     path.mkdir(exist_ok=True)
     try:
         if not mount(path, size):
@@ -34,13 +34,13 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
         finally:
             unmount(path)
     finally:
-        with contextlib.suppress(OSError):  # it was there before, and is not empty
+        with contextlib.suppress(OSError):  # it existed before, and is not empty
             path.rmdir()
 
 
 @contextlib.contextmanager
 def pinned(path: Path) -> Iterator[None]:
-    """Keep a file from being renamed for the block. Raises PermissionError where that is not possible."""
+    """Keep a file from being renamed for the block. Raises PermissionError if that is not possible."""
     if subprocess.run(["mount", "--bind", str(path), str(path)], check=False, capture_output=True).returncode:
         raise PermissionError("this machine does not let us mount a file")
     try:
@@ -50,9 +50,9 @@ def pinned(path: Path) -> Iterator[None]:
 
 
 def fill(disk: Path, *, leave: int = 0) -> Path:
-    """Fill a disk up to `leave` bytes with one file, and return that."""
+    """Fill a disk up to `leave` bytes with one file, and return its path."""
     filler = disk / "filler"
-    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # somebody else may be faster
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):  # another process may be faster
         while (free := shutil.disk_usage(disk).free) > leave:
             file.write(b"x" * min(free - leave, 2**20))
     return filler

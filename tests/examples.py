@@ -1,6 +1,6 @@
-"""The documented queries: read from the page, run against a small market that is always the same, and compared.
+"""The documented queries: read from the page, run against a fixed small market, and compared.
 
-`python -m tests.examples` writes into the page what they answer.
+`python -m tests.examples` writes their answers into the page.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FRIDAY = datetime(2026, 11, 19, 21, tzinfo=UTC)
 DAYS = tuple(FRIDAY - timedelta(days=days) for days in (2, 1, 0))
 SESSION = timedelta(hours=6, minutes=45)
 CUTS = {DAYS[1]: (240.0, 242.0, "keepalive"), DAYS[2]: (90.0, 102.0, "closed")}
-"""When the stream was cut, in minutes after the opening, and how it ended. The last was backfilled."""
+"""When the stream was cut, in minutes after the opening, and with which reason. The last gap was backfilled."""
 
 MARKET = (
     ("AIR.NZ", "Air New Zealand Limited", "Industrials", 0.62, 0.005, 20),
@@ -42,7 +42,7 @@ MARKET = (
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A block of the page, and what it answers there; empty where nothing is shown."""
+    """A block of the page with its answer; empty if none is shown."""
 
     language: str
     code: str
@@ -55,7 +55,7 @@ def examples(page: str) -> list[Example]:
 
 
 def trades() -> list[TickRow]:
-    """Return what was traded: the opening auction, then a trade now and then, some of them twice in a second."""
+    """Return the trades: the opening auction, then a trade now and then, some of them twice in a second."""
     rows: list[TickRow] = []
     for number, opens in enumerate(DAYS):
         for symbol, _, _, price, step, pause in MARKET:
@@ -72,7 +72,7 @@ def trades() -> list[TickRow]:
 
 
 async def seed(url: str) -> None:
-    """Store three trading days, as they were heard, and what was backfilled."""
+    """Store three trading days as received, and the backfilled bars."""
     rows = trades()
     await insert(url, [row for row in rows if not _is_missed(row[0])])
     connection = await connect(url)
@@ -111,7 +111,7 @@ async def _hear(connection: asyncpg.Connection, opens: datetime) -> None:
 
 
 async def _backfill(connection: asyncpg.Connection, rows: list[TickRow]) -> None:
-    """Store the bars of what was missed, with the minutes beside it, and that this was all of it."""
+    """Store the bars of a gap and the minutes beside it, and record that they are complete."""
     start, end, _ = CUTS[FRIDAY]
     groups: dict[tuple[str, datetime], list[TickRow]] = {}
     for row in sorted(rows):
@@ -132,10 +132,10 @@ async def _backfill(connection: asyncpg.Connection, rows: list[TickRow]) -> None
 
 
 async def answers(url: str, found: list[Example]) -> list[str]:
-    """Run the blocks, all SQL in one session, and return what each answers."""
+    """Run the blocks, all SQL in one session, and return their answers."""
     connection = await connect(url)
     answered = [await _table(connection, each.code) if each.language == "sql" else "" for each in found]
-    await connection.close()  # some servers take one connection at a time
+    await connection.close()  # some servers accept one connection at a time
     return [
         _printed(url, each.code) if each.language == "python" else text
         for each, text in zip(found, answered, strict=True)
@@ -143,7 +143,7 @@ async def answers(url: str, found: list[Example]) -> list[str]:
 
 
 async def _table(connection: asyncpg.Connection, sql: str) -> str:
-    """Run one statement; return its rows as text, as the server writes them."""
+    """Run one statement; return its rows as the server's text."""
     statement = await connection.prepare(sql.strip().removesuffix(";"))
     columns = [attribute.name for attribute in statement.get_attributes()]
     if not columns:
@@ -168,7 +168,7 @@ def _aligned(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def _printed(url: str, code: str) -> str:
-    """Run a script as an analyst would, with the address in the environment; return what it prints."""
+    """Run a script as an analyst would, with the address in the environment; return its output."""
     address = driver_url(url).replace("postgresql://", "postgresql+psycopg://")
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "DATABASE_URL": address}
     done = subprocess.run(

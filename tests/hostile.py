@@ -1,4 +1,4 @@
-"""A server of raw bytes, for what no well-made one does: it shakes hands, and then follows a script."""
+"""A server of raw bytes for behaviour that no library allows: it answers the handshake, and then follows a script."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FIRST, DEFLATED, FIRST_DEFLATED = 0x01, 0xC1, 0x41
 
 
 def frame(head: int, payload: bytes = b"", size: int | None = None) -> bytes:
-    """Return a frame of a server; `size` is what its header says, where that is not so."""
+    """Return a server's frame; `size` replaces the length in its header."""
     size = len(payload) if size is None else size
     if size < 126:
         return bytes([head, size]) + payload
@@ -29,13 +29,13 @@ def frame(head: int, payload: bytes = b"", size: int | None = None) -> bytes:
 
 
 def deflated(payload: bytes) -> bytes:
-    """Return a payload as permessage-deflate has it."""
+    """Return a payload as permessage-deflate encodes it."""
     compressor = zlib.compressobj(wbits=-15)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 class Talk:
-    """One client, of which nothing is read unless the script does so."""
+    """One client, which is read only by the script."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -56,7 +56,7 @@ class Talk:
         return head, bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
 
     async def answer_pings(self, count: int) -> None:
-        """Answer so many pings; whatever else comes is left."""
+        """Answer so many pings and ignore other frames."""
         while count:
             head, payload = await self.receive()
             if head == PING:
@@ -64,7 +64,7 @@ class Talk:
                 count -= 1
 
     async def shake_hands(self, extra: str = "") -> None:
-        """Upgrade the connection, with more headers if need be."""
+        """Upgrade the connection, with additional headers if given."""
         request = await self.reader.readuntil(b"\r\n\r\n")
         key = next(line for line in request.decode().split("\r\n") if line.lower().startswith("sec-websocket-key"))
         answer = accept_key(key.partition(":")[2].strip())
@@ -72,7 +72,7 @@ class Talk:
         await self.send(f"{lines}{extra}Sec-WebSocket-Accept: {answer}\r\n\r\n".encode())
 
     async def welcome(self, *, deflate: bool = False) -> None:
-        """Shake hands, and accept whatever token comes."""
+        """Answer the handshake, and accept any token."""
         await self.shake_hands("Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflate else "")
         await self.receive()
         await self.send(frame(TEXT, AUTHENTICATED))
@@ -81,7 +81,7 @@ class Talk:
 class Hostile:
     """Listens on a port of its own while entered; each client meets the script, then a cut connection.
 
-    The system keeps few bytes for it, so that a client which is not read notices soon.
+    Its socket buffers are small, so that a client soon notices if it is not read.
     """
 
     def __init__(self, script: Callable[[Talk], Awaitable[None]]) -> None:

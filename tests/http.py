@@ -1,4 +1,4 @@
-"""What a daemon answers over HTTP, for the tests."""
+"""A daemon's answers over HTTP, for the tests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def samples(text: str) -> dict[Sample, float]:
 
 
 class Window:
-    """A visitor of one daemon. `url` is that of its page."""
+    """A client of one daemon. `url` is that of its page."""
 
     def __init__(self, url: str) -> None:
         self.client = httpx.AsyncClient(base_url=url, trust_env=False)
@@ -36,7 +36,7 @@ class Window:
         return response.status_code, response.json()
 
     async def metric(self, name: str, **labels: str) -> float | None:
-        """Return the value of a series now; None where it is absent."""
+        """Return the current value of a series; None if it is absent."""
         response = await self.client.get("/metrics")
         return samples(response.text).get((name, frozenset(labels.items())))
 
@@ -49,7 +49,7 @@ class Window:
 
 @contextlib.asynccontextmanager
 async def mute(url: str, *requests: bytes) -> AsyncIterator[list[socket.socket]]:
-    """Connections that send this and never read."""
+    """Open connections that send this and never read."""
     address = urlsplit(url)
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:

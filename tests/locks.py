@@ -1,4 +1,4 @@
-"""A server that several test processes share: used by many at a time, stopped by one alone."""
+"""A server that several test processes share: any number use it, or one stops it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import ClassVar
 
 
 class ServerLock:
-    """Locks of files, which end with their process. Who wants the server alone is not overtaken by others.
+    """Locks on files, released when their process ends. A process that waits for the exclusive lock is not overtaken.
 
-    Who holds it may hold it once more.
+    The lock is reentrant.
     """
 
     _held: ClassVar[set[Path]] = set()
@@ -25,7 +25,7 @@ class ServerLock:
 
     @contextlib.contextmanager
     def held(self, *, alone: bool) -> Iterator[None]:
-        """Hold it for the block, alone or with others."""
+        """Hold the lock for the block, shared or exclusive."""
         if self._lock in self._held:
             yield
             return

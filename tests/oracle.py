@@ -1,7 +1,7 @@
-"""Reads a message as the standards have it, slowly: JSON by RFC 8259, dates by RFC 3339, numbers as fractions.
+"""Reads a message as the standards define it, slowly: JSON by RFC 8259, dates by RFC 3339, numbers as fractions.
 
-Written from the grammars and from the tables of docs/reference/messages.md, to be compared with the decoder. It shares
-no code with it, and uses neither regular expressions nor a parser of a library.
+Written from the grammars and from the tables of docs/reference/messages.md, for comparison with the decoder. It shares
+no code with it, and uses neither regular expressions nor a library's parser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST = 2**63 - 1
 
 
 class NotJson(Exception):  # noqa: N818 - a finding
-    """The text is no JSON."""
+    """The text is not JSON."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Number:
 
 @dataclass(frozen=True)
 class Word:
-    """NaN or an infinity, which JSON lacks: they are read so that the reason can be told."""
+    """NaN or an infinity, which JSON lacks: they are parsed so that the reason can be given."""
 
     text: str
 
 
 class Cursor:
-    """A place in a text."""
+    """A position in a text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -69,7 +69,7 @@ class Cursor:
 
 
 def parse(text: str) -> Any:
-    """Return the value of a JSON text: of a name that occurs twice, the last one. Raises NotJson."""
+    """Return the value of a JSON text; of a repeated name, the last value. Raises NotJson."""
     cursor = Cursor(text)
     value = _value(cursor)
     if not cursor.at_end:
@@ -149,7 +149,7 @@ def _string(cursor: Cursor) -> str:
             raise NotJson
         cursor.at += 1
         units.append(_escape(cursor) if character == "\\" else character)
-    # Two halves of a pair are one character; half a pair stays what it is.
+    # Two surrogates of a pair are one character; a lone surrogate stays.
     return "".join(units).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
@@ -168,7 +168,7 @@ def _escape(cursor: Cursor) -> str:
 
 
 def number(cursor: Cursor) -> str | None:
-    """Take a number of the grammar, and return it; None where there is none."""
+    """Consume and return a number of the grammar; return None if there is none."""
     start = cursor.at
     cursor.take("-")
     whole = cursor.digits()
@@ -194,7 +194,7 @@ def _is_number(text: str) -> bool:
 
 
 def _exact(text: str) -> Fraction:
-    """Return the value of a number. Exponents are cut at 5,000: far beyond what a float or a volume holds."""
+    """Return the value of a number. Exponents are cut at 5,000: far beyond a float or a volume."""
     mantissa, _, exponent = text.lower().partition("e")
     whole, _, decimals = mantissa.partition(".")
     power = max(-5000, min(5000, int(exponent or 0)))
@@ -202,7 +202,7 @@ def _exact(text: str) -> Fraction:
 
 
 def price(value: Any) -> float | Reason:
-    """Return the nearest float of a price, or what is wrong with it."""
+    """Return the nearest float of a price, or its fault."""
     if isinstance(value, Word):
         return Reason.PRICE_NOT_FINITE
     text = value.text if isinstance(value, Number) else value
@@ -218,7 +218,7 @@ def price(value: Any) -> float | Reason:
 
 
 def volume(value: Any) -> int | Reason:
-    """Return a volume, or what is wrong with it."""
+    """Return a volume, or its fault."""
     if isinstance(value, Word):
         return Reason.VOLUME_INVALID
     text = value.text if isinstance(value, Number) else value
@@ -235,7 +235,7 @@ def volume(value: Any) -> int | Reason:
 
 
 def symbol(value: Any) -> str | Reason:
-    """Return a symbol, or what is wrong with it."""
+    """Return a symbol, or its fault."""
     if not isinstance(value, str):
         return Reason.WRONG_TYPE
     codes = [ord(character) for character in value]
@@ -247,9 +247,9 @@ def symbol(value: Any) -> str | Reason:
 
 
 def date(value: Any, now: Micros, zone: ZoneInfo) -> Micros | Reason:  # noqa: PLR0911 - the grammar, in its order
-    """Return the instant of a `date-time` (RFC 3339, section 5.6), or what is wrong with it.
+    """Return the instant of a `date-time` (RFC 3339, section 5.6), or its fault.
 
-    The liberties: a blank for the T; without an offset it is wall time. A leap second is none.
+    Two liberties: a blank may replace the T, and a time without an offset is wall time. A leap second is refused.
     """
     if not isinstance(value, str):
         return Reason.WRONG_TYPE
@@ -294,7 +294,7 @@ def _field(cursor: Cursor, width: int, before: str = "") -> int:
 
 
 def _offset(cursor: Cursor) -> int | None:
-    """Return an offset in seconds; None where there is none."""
+    """Return an offset in seconds; None if there is none."""
     if cursor.at_end:
         return None
     if cursor.take("Z") or cursor.take("z"):
@@ -311,7 +311,7 @@ def _seconds(moment: datetime) -> int:
 
 
 def _local(wall: datetime, zone: ZoneInfo) -> int | None:
-    """Return the first instant at which clocks in a zone show a wall time; None where they never do."""
+    """Return the first instant at which clocks in a zone show a wall time; None if they never do."""
     for hours in range(15, -16, -1):  # the earliest instant has the largest offset
         for half in (30, 0):
             instant = wall.replace(tzinfo=UTC) - timedelta(hours=hours, minutes=half)
@@ -321,7 +321,7 @@ def _local(wall: datetime, zone: ZoneInfo) -> int | None:
 
 
 def read(frame: bytes, now: Micros, timezone: str) -> Tick | set[Reason]:  # noqa: PLR0911 - a table
-    """Return the tick of a message of the type price, or all that is wrong with it."""
+    """Return the tick of a price message, or all its faults."""
     try:
         message = parse(frame.decode())
     except UnicodeDecodeError:

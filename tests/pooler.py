@@ -1,4 +1,4 @@
-"""PgBouncer, as a process of its own before a server."""
+"""Runs PgBouncer in a process of its own before a server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ingestor.store.connect import driver_url
 from tests.tools import need
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin") or ""
-"""Its path, or nothing where it is not there. Debian keeps it where only administrators look."""
+"""Its path, or None if it is missing. Debian keeps it where only administrators look."""
 
 EXAMPLE = Path(__file__).parents[1] / "docs/how-to/operate.md"
-"""Where operators find the configuration that is tried here, with other addresses."""
+"""The configuration for operators, which is tested here with other addresses."""
 
 
 @dataclass
 class Pooler:
-    """Listens on `port` while it runs. Each database of the server is there by its name."""
+    """A pooler that listens on `port` while it runs and offers each database of the server by its name."""
 
     upstream: str
     mode: str = "transaction"
@@ -36,7 +36,7 @@ class Pooler:
     """Passwords by name, besides the upstream's own user."""
     port: int = 0
     directory: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="ingestor-pooler-")))
-    """Where another user may write: pytest's own is closed to others."""
+    """A directory that another user may write to: pytest's own is closed to others."""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -77,25 +77,25 @@ class Pooler:
         raise AssertionError((self.directory / "pgbouncer.log").read_text())
 
     def url(self, url: str, database: str | None = None) -> str:
-        """Return the address of a database of the server through the pooler."""
+        """Return the address of a database through the pooler."""
         parts = urlsplit(driver_url(url))
         login = parts.netloc.rpartition("@")[0] or "postgres"
         path = parts.path if database is None else f"/{database}"
         return urlunsplit((parts.scheme, f"{login}@127.0.0.1:{self.port}", path, "", ""))
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         if self.process is not None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
 
     def revive(self) -> None:
-        """See that it runs."""
+        """Start it unless it runs."""
         if self.process is None:
             self.start()
 
     def close(self) -> None:
-        """End it, and leave nothing."""
+        """Stop it and remove its files."""
         self.kill()
         shutil.rmtree(self.directory)

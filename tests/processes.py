@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def state(pid: int) -> tuple[str, int]:
-    """Return a process's state (`R`, `T`, `Z` …; nothing if it is gone) and its parent."""
+    """Return a process's state (`R`, `T`, `Z` …; empty if it is gone) and its parent."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -46,7 +46,7 @@ def send(number: Signals, *pids: int) -> None:
 
 @dataclass
 class ServerProcess:
-    """A PostgreSQL server on this machine, of whatever installation, as its process shows it."""
+    """A PostgreSQL server on this machine, of any installation, described by its process."""
 
     url: str
     pid: int
@@ -81,11 +81,11 @@ class ServerProcess:
 
     @property
     def data(self) -> Path:
-        """The data directory. A server's working directory is its data directory."""
+        """The data directory, which is the server's working directory."""
         return self.outside(self.directory)
 
     def outside(self, path: str) -> Path:
-        """Return where a path of the server's world is in ours."""
+        """Translate a path of the server's root into ours."""
         return Path(self.root) / path.lstrip("/")
 
     def processes(self) -> list[int]:
@@ -96,17 +96,17 @@ class ServerProcess:
         return is_alive(self.pid)
 
     def give(self, path: Path) -> None:
-        """Let the server own a file or directory."""
+        """Give a file or directory to the server's user."""
         os.chown(path, self.user, self.group)
 
     async def revive(self) -> None:
-        """See that it runs, whatever was done to it."""
+        """Let the server run, in whatever state it is."""
         self.resume()
         if not self.is_running:
             await self.start()
 
     def kill(self) -> None:
-        """SIGKILL, to the server and to all that it has started."""
+        """Send SIGKILL to the server and to its children."""
         victims = self.processes()
         send(signal.SIGKILL, *victims)
         self._wait_for(victims)
@@ -118,15 +118,15 @@ class ServerProcess:
         self._wait_for(victims)
 
     def pause(self) -> None:
-        """SIGSTOP, to all of it."""
+        """Send SIGSTOP to the server and to its children."""
         send(signal.SIGSTOP, *self.processes())
 
     def resume(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT to the server and to its children."""
         send(signal.SIGCONT, *self.processes())
 
     async def start(self) -> None:
-        """Start it again, as it was started before, and wait until it takes connections."""
+        """Start it again with the same command, and wait until it accepts connections."""
         self._launch()
         async with asyncio.timeout(60):
             while True:
@@ -142,7 +142,7 @@ class ServerProcess:
         if os.geteuid() == 0:
             command = ["chroot", f"--userspec={self.user}:{self.group}", "--groups=", self.root, *command]
             directory = Path("/")
-        # By way of a shell that ends at once, so that it is nobody's child, like the one that it replaces.
+        # A shell that ends at once starts it, so that it has no parent here, like the process before it.
         shell = ["sh", "-c", '"$@" >>"$0" 2>&1 </dev/null & echo $!', str(self.log), *command]
         result = subprocess.run(
             shell, check=True, capture_output=True, env=self.environment, cwd=directory, start_new_session=True
@@ -150,7 +150,7 @@ class ServerProcess:
         self.pid = int(result.stdout)
 
     def _remove_locks(self) -> None:
-        """Remove what a killed server has left: while its process is on the list, as a zombie, it would count."""
+        """Remove the lock files of a killed server: while its process is a zombie, they would count."""
         status = self.data / "postmaster.pid"
         with contextlib.suppress(FileNotFoundError):
             _, _, _, port, sockets, *_ = status.read_text(encoding="utf-8").splitlines()
@@ -165,16 +165,16 @@ class ServerProcess:
 
 
 class DaemonProcess:
-    """`ingestor run`, as a process of its own, with a file for its log."""
+    """`ingestor run` in a process of its own, with a file for its log."""
 
     def __init__(self, log: Path, **settings: Any) -> None:
         self.log = log
         self.popen: dict[str, Any] = {}
-        """How else it is started: `subprocess.Popen`'s own options."""
+        """More options of `subprocess.Popen`."""
         self.skew = 0.0
-        """By how many seconds its clock is ahead of this machine's from its next start on; negative: behind."""
+        """Seconds by which its clock is ahead of this machine's from its next start on; negative: behind."""
         self.first_address: str | None = None
-        """An address that `localhost` has for it before its others."""
+        """An address that it finds for `localhost` before the others."""
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._log_begin = 0
@@ -200,7 +200,7 @@ class DaemonProcess:
             )
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         self.signal(signal.SIGKILL)
         self.wait()
 
@@ -209,18 +209,18 @@ class DaemonProcess:
         self._process.send_signal(number)
 
     def stop(self, number: Signals = SIGTERM) -> int:
-        """SIGTERM, or another signal; return the exit status."""
+        """Send SIGTERM, or another signal; return the exit status."""
         self.signal(number)
         return self.wait(90)
 
     def listens_to(self, number: Signals) -> bool:
-        """Whether it handles a signal by now."""
+        """Return whether it has a handler for a signal."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
         caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)
         return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
     async def page(self) -> str:
-        """Wait until this process says where its page is, and return that."""
+        """Wait until this process has logged the address of its page, and return that."""
         async with asyncio.timeout(30):
             while True:
                 said = self.log.read_bytes()[self._log_begin :].decode(errors="replace")
@@ -229,7 +229,7 @@ class DaemonProcess:
                 await asyncio.sleep(0.05)
 
     def tail(self) -> str:
-        """The end of the log."""
+        """Return the end of the log."""
         return self.log.read_text(encoding="utf-8", errors="replace")[-2000:]
 
     def wait(self, timeout: float = 30) -> int:
@@ -241,13 +241,13 @@ class DaemonProcess:
         return self._process is not None and self._process.poll() is None
 
     def end(self) -> None:
-        """Whatever it does, it ends."""
+        """End the process, in whatever state it is."""
         if self.is_running:
             self.signal(signal.SIGCONT)
             self.kill()
 
     def resident_bytes(self) -> int:
-        """Memory of the process, without what is shared with others only on paper."""
+        """Return the memory of the process, without pages that it only shares."""
         pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 

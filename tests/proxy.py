@@ -1,4 +1,4 @@
-"""A TCP proxy that treats connections badly on request."""
+"""A TCP proxy that disturbs connections on request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNK = 65536
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Pass everything on, and the end as well."""
+    """Forward everything, including the end."""
     with contextlib.suppress(OSError):
         while data := await reader.read(CHUNK):
             writer.write(data)
@@ -25,7 +25,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """End a connection at once, with a reset instead of an orderly end."""
+    """Reset a connection instead of closing it in order."""
     connection = writer.get_extra_info("socket")
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -33,9 +33,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 class Proxy:
-    """Listens on a port of its own, in front of a server; runs while entered. With `context` it speaks TLS.
+    """Listens on a port of its own before a server while entered. With `context` it speaks TLS.
 
-    Each attribute tells what it does to the bytes that come next, in both directions unless it says otherwise.
+    Each attribute affects the following bytes, in both directions unless stated otherwise.
     """
 
     def __init__(self, url: str, *, context: ssl.SSLContext | None = None, seed: int = 0) -> None:
@@ -50,25 +50,25 @@ class Proxy:
         self._cut_next = False
         self.port = 0
         self.delay = 0.0
-        """Seconds by which each piece is held back."""
+        """Seconds by which each piece is delayed."""
         self.refuses = False
         """Whether new connections are ended at once."""
         self.mutes_server = False
-        """Whether what the server says is lost, though the connection stays."""
+        """Whether the server's bytes are lost while the connection stays."""
         self.hold_after: int | None = None
-        """After how many more bytes from clients `hold` comes by itself."""
+        """After how many more bytes from clients `hold` begins by itself."""
         self.most_unanswered: int | None = None
-        """How many bytes a client may send between two answers; what comes then is lost, and nothing answers."""
+        """How many bytes a client may send between two answers; later bytes are lost, and nothing answers."""
         self.cuts_unanswered = False
         """Whether such a connection is ended instead."""
         self.bytes_per_second: float | None = None
-        """How fast bytes from clients are passed on."""
+        """The rate at which bytes from clients are forwarded."""
         self.upstream_ports: list[int] = []
-        """Our ports towards the server, in the order in which they were opened."""
+        """Our ports towards the server, in the order of their opening."""
 
     @property
     def url(self) -> str:
-        """The server's URL, by way of this proxy."""
+        """Return the server's URL through this proxy."""
         userinfo, at, _ = self._parts.netloc.rpartition("@")
         return urlunsplit(self._parts._replace(netloc=f"{userinfo}{at}localhost:{self.port}"))
 
@@ -88,20 +88,20 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut(self) -> None:
-        """Reset every connection now."""
+        """Reset every connection."""
         for writer in tuple(self._writers):
             reset(writer)
 
     def cut_in_the_middle(self) -> None:
-        """Pass on a part of the next piece that the server sends, then reset its connection."""
+        """Forward a part of the server's next piece, then reset its connection."""
         self._cut_next = True
 
     def hold(self) -> None:
-        """Pass nothing on, and close nothing: a half-open connection."""
+        """Forward nothing, and close nothing: a half-open connection."""
         self._flows.clear()
 
     def release(self) -> None:
-        """Pass on again, first what was held."""
+        """Forward again, first the held bytes."""
         self._flows.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,7 +125,7 @@ class Proxy:
             task.add_done_callback(self._tasks.discard)
 
     async def _wait_before(self, size: int, *, from_server: bool) -> None:
-        """Keep a piece of so many bytes back for as long as it is to take."""
+        """Delay a piece of so many bytes."""
         if self.delay:
             await asyncio.sleep(self.delay)
         await self._flows.wait()
@@ -160,7 +160,7 @@ class Proxy:
                 if from_server and self._cut_next:
                     self._cut_next = False
                     writer.write(data[: self._random.randrange(len(data))])
-                    await asyncio.sleep(0.01)  # let it leave before the reset
+                    await asyncio.sleep(0.01)  # let the bytes leave before the reset
                     break
                 writer.write(data)
                 await writer.drain()

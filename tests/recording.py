@@ -1,4 +1,4 @@
-"""A daemon and what it hears, for the tests: its settings, its life, and ticks that can be told apart."""
+"""A daemon with its settings and a market of distinct ticks, for the tests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def running(configuration: Settings) -> AsyncIterator[Daemon]:
 
 
 async def until(url: str, sql: str, expected: Any) -> None:
-    """Wait until a query's single value is what it should be."""
+    """Wait until a query's single value is the expected one."""
     async with asyncio.timeout(15):
         connection = await connect(url)
         try:
@@ -62,7 +62,7 @@ async def until(url: str, sql: str, expected: Any) -> None:
 
 
 async def received(daemon: Daemon, messages: int) -> None:
-    """Wait until the daemon has taken so many messages from the wire."""
+    """Wait until the daemon has received so many messages."""
     async with asyncio.timeout(10):
         while daemon.telemetry.counts.messages < messages:
             await asyncio.sleep(0.01)
@@ -93,13 +93,13 @@ class Market:
 
 @contextlib.asynccontextmanager
 async def recording(url: str, **changes: Any) -> AsyncIterator[tuple[Market, Any]]:
-    """A market and a daemon that hears it."""
+    """Run a market and a daemon that receives it."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, url, **changes)) as daemon:
         await simulator.wait_connected()
         yield Market(simulator), daemon
 
 
 async def stored(url: str, market: Market) -> None:
-    """Wait until each tick has its row, and see that none was counted twice."""
+    """Wait until each tick has its row, and check that none was counted twice."""
     await until(url, COUNT, market.sent)
     assert (await query(url, TOTALS))[0][:2] == (market.sent, 0)

@@ -1,4 +1,4 @@
-"""A gap report with something of everything, for the tests of how it is shown."""
+"""A gap report with every kind of content, for the tests of its forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP server that answers by script, for what the simulator is too well-behaved to do."""
+"""An HTTP server that answers by a script, in ways that the simulator never does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HANG = b""
 
 @dataclass(frozen=True)
 class Endless:
-    """An answer that never ends: `head`, then `chunk` again and again, each after `pause` seconds."""
+    """An answer that never ends: `head`, then `chunk` repeatedly, each after `pause` seconds."""
 
     head: bytes
     chunk: bytes
@@ -45,7 +45,7 @@ class Asked:
 
 @dataclass
 class ScriptedServer:
-    """Answers each request by what `script` returns for it, and remembers it."""
+    """Answers each request with the result of `script`, and records it."""
 
     script: Callable[[Asked], Reply]
     asked: list[Asked] = field(default_factory=list)

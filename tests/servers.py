@@ -57,7 +57,7 @@ async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
 
 
 def local_binaries() -> Path | None:
-    """Return the newest installed PostgreSQL of a sufficient version, on the PATH or where Debian keeps it."""
+    """Return the directory of the newest suitable PostgreSQL, from the PATH or Debian's place; None without one."""
     places = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "postgres").exists()]
     if found := shutil.which("postgres"):
         places.append(Path(found).resolve().parent)
@@ -68,7 +68,7 @@ def local_binaries() -> Path | None:
 
 @contextmanager
 def plain_server() -> Iterator[str]:
-    """Yield the URL of a server: the one that is named, else a local one, else the embedded one."""
+    """Yield the URL of a server: the named one, else a local one, else the embedded one."""
     if url := os.environ.get("INGESTOR_TEST_DATABASE_URL"):
         yield url
         return
@@ -76,7 +76,7 @@ def plain_server() -> Iterator[str]:
         try:
             yield server.url()
         finally:
-            # Where a test has stopped it and started it again, it is nobody's child.
+            # After a test has restarted it, it has no parent here.
             with contextlib.suppress(OSError):
                 pid = int((server.directory / "data/postmaster.pid").read_text(encoding="ascii").split()[0])
                 os.kill(pid, signal.SIGQUIT)
@@ -84,7 +84,7 @@ def plain_server() -> Iterator[str]:
 
 @dataclass
 class TestServer:
-    """One server of one edition. `prefix` keeps the databases of concurrent runs apart."""
+    """One server of one edition. `prefix` separates the databases of concurrent runs."""
 
     __test__ = False
 
@@ -104,13 +104,13 @@ class TestServer:
             await connection.close()
 
     async def prepare(self) -> None:
-        """Make the template and the login that the daemon uses: a member of market_write that owns nothing."""
+        """Make the template and the daemon's login: a member of market_write that owns nothing."""
         self.template = f"{self.prefix}_template"
         await self.create(self.template)
         template = with_parts(self.url, database=self.template)
         await migrate(template, load_settings(), lambda _: None)
         self.is_community = (await query(template, IS_COMMUNITY)) == [(True,)]
-        if self.is_community:  # or they would run in every clone, whenever they like: tests run them by hand
+        if self.is_community:  # else they would run in every clone at any time: tests run them by hand
             await self.run(STOP_JOBS, self.template)
         await self.run(f"CREATE ROLE {self.prefix} LOGIN PASSWORD 'writer' IN ROLE market_write")
         # No more connections: TimescaleDB's workers would keep the template from being cloned.
@@ -123,17 +123,17 @@ class TestServer:
         return with_parts(self.url, database=name)
 
     async def move(self, name: str, tablespace: str) -> None:
-        """Move a database to a tablespace. No connection may come in between, TimescaleDB's workers included."""
+        """Move a database to a tablespace, while no connection, TimescaleDB's workers included, can be opened."""
         await self.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await self._alone(name, f"ALTER DATABASE {name} SET TABLESPACE {tablespace}")
         await self.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
     async def drop(self, name: str) -> None:
-        """Drop a database, whoever is connected."""
+        """Drop a database and end its connections."""
         await self.run(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     async def close(self) -> None:
-        """Drop what `prepare` made."""
+        """Drop the objects of `prepare`."""
         await self.drop(self.template)
         await self.run(f"DROP ROLE IF EXISTS {self.prefix}")
 
@@ -143,7 +143,7 @@ class TestServer:
         return with_parts(self.url, database=name, user=self.prefix, password="writer")
 
     def new_name(self) -> str:
-        """Return a name that no database has."""
+        """Return an unused name."""
         return f"{self.prefix}_{next(_numbers)}"
 
     async def _alone(self, name: str, statement: str) -> None:

@@ -1,4 +1,4 @@
-"""Sessions of the stream, put on record by hand, for the tests of what is made of them."""
+"""Sessions of the stream, recorded by hand, for the tests of coverage."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ async def record_session(
     instance: str = "one",
     seen: datetime | None = None,
 ) -> Any:
-    """Put a session on record that vouches for a time; return its id. Without a reason it has not ended.
+    """Record a session that covers a time; return its id. Without a reason it has not ended.
 
-    `seen` is when its process wrote last, by the database's clock; else that was at its end.
+    `seen` is the last write of its process by the database's clock; the default is the session's end.
     """
     identity = uuid4()
     await execute(

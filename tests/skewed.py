@@ -1,11 +1,11 @@
-"""Runs `ingestor` with a clock that is wrong: `SKEW_SECONDS=-180 python -m tests.skewed run`.
+"""Runs `ingestor` with a wrong clock: `SKEW_SECONDS=-180 python -m tests.skewed run`.
 
-For tests that need a process of its own; in process, `tests.clocks.SkewedClock` does. `SKEW_SECONDS` is by how many
-seconds its wall clock is ahead of the machine's; negative: behind. The monotonic clock is right, as in life. What asks
-`datetime.now` is not deceived; the daemon asks `ingestor.clock.SystemClock`, which is.
+For tests that need a process of its own; in process, use `tests.clocks.SkewedClock`. `SKEW_SECONDS` is by how many
+seconds its wall clock is ahead of the machine's; negative: behind. The monotonic clock is right, as in reality.
+`datetime.now` is not changed; the daemon's `ingestor.clock.SystemClock` is.
 
-A file named by `SKEW_FILE`, if there is one, is read at each look at the clock, and holds the seconds instead: so the
-clock of a process that runs can be set, and set right again.
+If the file `SKEW_FILE` exists, it is read at each look at the clock and holds the seconds instead: so a running
+process's clock can be set and corrected.
 
 `FIRST_ADDRESS` is an address that `localhost` has before its others.
 """
@@ -26,10 +26,10 @@ _time, _time_ns = time.time, time.time_ns
 
 
 def skew() -> float:
-    """By how many seconds the clock is ahead now."""
+    """Return by how many seconds the clock is ahead now."""
     try:
         return float(FILE.read_text(encoding="ascii")) if FILE is not None else SECONDS
-    except (OSError, ValueError):  # not there, or being written
+    except (OSError, ValueError):  # missing, or being written
         return SECONDS
 
 

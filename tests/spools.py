@@ -1,4 +1,4 @@
-"""Spools with a flipped bit: each comes back as it was written, or is set aside with a word. For tests and fuzzing."""
+"""Spools with a flipped bit are read back as written, or set aside with an event. For tests and fuzzing."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ALL_FLIPS = bool(os.environ.get("INGESTOR_TEST_ALL_FLIPS"))
 """Whether tens of thousands of bits are flipped, which takes minutes, instead of hundreds."""
 
 STEP = 8
-"""Batches that are read, and then forgotten, at once."""
+"""Batches that are read, and then removed, at once."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """The files of a spool (contents by name), the batches that have left it, and those that must be in it."""
+    """The files of a spool (contents by name), the removed batches, and the remaining ones."""
 
     files: dict[str, bytes]
     forgotten: list[Entry]
@@ -32,7 +32,7 @@ class Image:
 
 
 def make_image(directory: Path, *, killed: bool, batches: int = 30, seed: int = 1) -> Image:
-    """Write a spool of several levels of pages, and return it as a stop leaves it, or as SIGKILL does, with its log."""
+    """Write a spool with several levels of pages; return it as after a stop, or as after SIGKILL with its log."""
     entries = _entries(random.Random(seed), batches)
     _write(Image({}, [], []), directory)
     spool = Spool(directory)
@@ -57,10 +57,10 @@ def flip_and_check(
 
 
 def damage_and_check(image: Image, changes: dict[str, bytes], *, directory: Path, while_open: bool = False) -> str:
-    """Give an image's files other contents, then do to the spool all that a daemon does.
+    """Replace the contents of an image's files, then use the spool as a daemon does.
 
     Return `kept` if each batch came back as it was written, or `set aside` if the damage was found; batches read before
-    that are as they were written, and in their order. Raises AssertionError, or whatever the spool raised.
+    that are as they were written, and in order. Raises AssertionError, or an error of the spool.
     """
     _write(image, directory)
     spool = Spool(directory)
@@ -74,7 +74,7 @@ def damage_and_check(image: Image, changes: dict[str, bytes], *, directory: Path
                 file.truncate()
         if while_open:
             assert spool._connection is not None
-            spool._connection.execute("PRAGMA shrink_memory")  # so that it reads its file again
+            spool._connection.execute("PRAGMA shrink_memory")  # so that the spool reads its file again
         else:
             spool.open()
         return _play(spool, image)
@@ -85,7 +85,7 @@ def damage_and_check(image: Image, changes: dict[str, bytes], *, directory: Path
 
 
 def _play(spool: Spool, image: Image) -> str:
-    """Append, read and forget as a buffer does, whatever is found; compare what comes back."""
+    """Append, read and remove batches as a buffer does, whatever is damaged; compare the results."""
     newest = Entry(image.entries[-1].position + 1, Batch(SESSION, 1000, rows=b"newest"))
     expected = [*image.entries, newest]
     found: list[Entry] = []
@@ -106,7 +106,7 @@ def _play(spool: Spool, image: Image) -> str:
             assert spool.depth == 0
         except SpoolDamagedError:
             assert spool.set_aside
-    if found and found[0] in image.forgotten:  # to write them once more does no harm
+    if found and found[0] in image.forgotten:  # a repeated append is harmless
         expected = [*image.forgotten[image.forgotten.index(found[0]) :], *expected]
     if not spool.set_aside:
         assert found == expected
@@ -121,7 +121,7 @@ def _play(spool: Spool, image: Image) -> str:
 
 
 def _entries(chance: random.Random, batches: int) -> list[Entry]:
-    """Batches small and large, so that some need pages of their own, and with holes in their positions."""
+    """Return batches small and large, some with pages of their own, with holes in their positions."""
     entries = []
     position = 0
     for number in range(1, batches + 1):

@@ -1,4 +1,4 @@
-"""Programs that some tests drive, and the packages that have them."""
+"""External programs that some tests need, and the packages that have them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shutil
 import pytest
 
 ALL_TOOLS = bool(os.environ.get("INGESTOR_TEST_ALL_TOOLS"))
-"""Whether nothing may be left out, as in CI."""
+"""Whether a missing program fails its tests, as in CI."""
 
 LONG = "it takes long, and asks a package registry or many tools: set INGESTOR_TEST_ALL_TOOLS"
 
 
 def need(command: str, *, package: str) -> str:
-    """Return the path of a program. Where it is missing the test is skipped, or fails where all tools must be there."""
+    """Return the path of a program. If it is missing, skip the test, or fail if `ALL_TOOLS`."""
     path = shutil.which(command)
     if path is not None:
         return path

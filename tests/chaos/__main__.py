@@ -1,4 +1,4 @@
-"""`make chaos`: faults at random, then an audit. Prints what it does; ends with 1 when the promise was broken."""
+"""`make chaos`: random faults, then an audit. Prints each fault; ends with 1 if the promise was broken."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ POOLED = "PostgreSQL"
 
 
 async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counter[str]:
-    """Let the schedule happen to a busy market; return the faults that were done, by kind."""
+    """Run the schedule against a busy market; return the number of faults by kind."""
     done: Counter[str] = Counter()
     trading = asyncio.create_task(here.trade(random.Random(seed)))
     running: set[asyncio.Task[None]] = set()
@@ -63,7 +63,7 @@ async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counte
 async def run(
     name: str, url: str, seconds: float, seed: int, directory: Path, only: Collection[str]
 ) -> tuple[Verdict, Counter[str]]:
-    """Try one server, with `only` some kinds of faults if any are named."""
+    """Test one server, with only the kinds in `only` if any are named."""
     print(f"\n{name}: {seconds:.0f} s of faults, seed {seed}, logs in {directory}", flush=True)
     async with world(url, directory, seed=seed, pooled=name == POOLED and bool(PROGRAM or ALL_TOOLS)) as here:
         without = {kind for kind in KINDS if only and kind not in only}
@@ -75,7 +75,7 @@ async def run(
             print(f"{why}, so there will be no: {POOLER_KILLED}")
             without.add(POOLER_KILLED)
         done = await break_things(here, schedule(seed, seconds, without=without), seed=seed)
-        done.update(dict.fromkeys(set(KINDS) - without, 0))  # what never happened counts as nothing, not as unknown
+        done.update(dict.fromkeys(set(KINDS) - without, 0))  # faults that never happened count as zero, not as unknown
         print("Healing everything, and writing what is left …", flush=True)
         await here.settle()
         margin = float(SETTINGS["coverage_margin"].removesuffix("ms")) / 1000
@@ -90,7 +90,7 @@ async def run(
 
 
 def line(verdict: Verdict, done: Counter[str]) -> str:
-    """Return everything in one line."""
+    """Return all results in one line."""
     kinds = ", ".join(f"{kind} {done[kind]}" for kind in KINDS if done[kind])
     return (
         f"{verdict.sent:,} ticks sent, {verdict.stored:,} stored, {verdict.lost_in_gaps:,} lost inside declared gaps, "
@@ -101,7 +101,7 @@ def line(verdict: Verdict, done: Counter[str]) -> str:
 
 
 def shortcomings(runs: list[Counter[str]]) -> list[str]:
-    """Return what keeps the faults that were done from being a proof."""
+    """Return why the faults of this run prove too little."""
     total = sum(done.total() for done in runs)
     rare = {kind: count for done in runs for kind, count in done.items() if count < FEWEST_OF_A_KIND}
     return [f"{kind}: only {count} times" for kind, count in rare.items()] + (
@@ -110,7 +110,7 @@ def shortcomings(runs: list[Counter[str]]) -> list[str]:
 
 
 async def main(minutes: float, seed: int, directory: Path, only: Collection[str]) -> bool:
-    """Try every edition that there is; share the time between them."""
+    """Test every available edition; divide the time between them."""
     timescale = os.environ.get("INGESTOR_TEST_TIMESCALE_URL")
     seconds = minutes * 60 / (2 if timescale else 1)
     results: list[tuple[Verdict, Counter[str]]] = []
@@ -138,7 +138,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED") or 1))
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
     options = parser.parse_args()
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup: the daemons would inherit that, but no handler
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # set by nohup: the daemons would inherit it, but no handler
         signal.signal(signal.SIGHUP, lambda *_: None)
     place = Path(tempfile.mkdtemp(prefix="ingestor-chaos-"))
     kept = asyncio.run(main(options.minutes, options.seed, place, options.only))

@@ -1,4 +1,4 @@
-"""Compares what the simulator sent with what the database says it holds, and says it heard."""
+"""Compares the simulator's ticks with the database's rows and the coverage that it claims."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Skew:
 
     @classmethod
     def of(cls, log: Path, seconds: float) -> Skew:
-        """Find out from its log (JSON) which sessions it began."""
+        """Read from the daemon's log (JSON) which sessions it began."""
         lines = (json.loads(line) for line in log.read_bytes().splitlines() if line.startswith(b"{"))
         return cls(frozenset(UUID(line["session"]) for line in lines if line.get("event") == "connected"), seconds)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Ticks are counted by their identity: of equal ticks, the most that were sent on any one connection."""
+    """Ticks are counted by identity: of equal ticks, the most that were sent on any one connection."""
 
     sent: int
     stored: int
@@ -57,9 +57,9 @@ class Verdict:
     lost_outside: int
     twice: int
     covered: float
-    """Share of the ticks that were sent while a session claims to have heard everything."""
+    """Share of the ticks that were sent while a session claims full coverage."""
     claims: tuple[str, ...]
-    """Claims of having heard what was never sent to that session, or had no connection to come by; false counts."""
+    """Claims of ticks that were never sent to that session, or without a connection; wrong counts."""
 
     @property
     def holds(self) -> bool:
@@ -91,11 +91,11 @@ async def audit(
     margin: float,
     skews: Sequence[Skew] = (),
 ) -> Verdict:
-    """Judge a database by the simulator's accounts of each instance's connections.
+    """Compare a database with the simulator's accounts of each instance's connections.
 
-    `made_at` are the moments of all ticks, whether anybody was connected or not.
-    `margin` (seconds) is what the coverage leaves in doubt at its end: latency, and pauses too short to be noticed.
-    Claims of sessions in `skews` are by a wrong clock, and are moved to the right time.
+    `made_at` are the moments of all ticks, with or without a connection. `margin` (seconds) is the uncertain end of the
+    coverage: latency, and pauses too short to be noticed. Claims of sessions in `skews` come from a wrong clock, and
+    are shifted to the right time.
     """
     skewed = {session: round(skew.seconds * SECOND) for skew in skews for session in skew.sessions}
     sessions = await query(url, _SESSIONS)
@@ -122,7 +122,7 @@ async def audit(
     claims += await _miscounts(url)
     outside = sum((required - Counter({name: count for name, (count, _) in rows.items()})).values())
     lost = sum(max(0, count - rows.get(name, (0, 0))[0]) for name, count in sent.items())
-    # A number may be missing below the highest, where the database has lost its row; none may be above what was sent.
+    # A number below the highest may be missing if the database has lost its row; none may exceed the number sent.
     twice = sum(max(0, count - sent[name], highest - sent[name]) for name, (count, highest) in rows.items())
     return Verdict(
         sent=sent.total(),
@@ -136,7 +136,7 @@ async def audit(
 
 
 async def _miscounts(url: str) -> list[str]:
-    """Return where the sessions' own counts differ from what there is: a batch must count once as well."""
+    """Return where the sessions' counts differ from the rows: a batch must also be counted once."""
     ((ticks, rows, rejected, kept),) = await query(url, _COUNTS)
     found = []
     if ticks != rows:
@@ -147,7 +147,7 @@ async def _miscounts(url: str) -> list[str]:
 
 
 def _account_of(accounts: Sequence[Account], authenticated_at: Micros) -> Account | None:
-    """Return the connection on which the server had accepted the token last before the session says so."""
+    """Return the last connection whose token the server accepted before the session's claim."""
     index = bisect_right([account.authenticated_at for account in accounts], authenticated_at)
     return accounts[index - 1] if index else None
 

@@ -1,4 +1,4 @@
-"""A backup of the database that can be restored under the daemons: what was committed after it is gone, all of it."""
+"""A backup of the database that can be restored under the daemons, without any later commit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ INSERT INTO ingest.stream_sessions SELECT * FROM pg_temp.sessions_then
 
 @dataclass(frozen=True)
 class Backup:
-    """The sessions' rows as they were, and the transaction that read them; writers waited meanwhile.
+    """The sessions' rows and the transaction that read them while writers waited.
 
     So every row of a later transaction was written after the backup, and every other row before it.
     """
@@ -46,7 +46,7 @@ class Backup:
             connection.terminate()
 
     async def restore(self, url: str) -> None:
-        """Set the database back, and end its clients' connections, as a server that is restored does."""
+        """Restore the database, and end its clients' connections, as a real restore does."""
         connection = await connect(url, application_name="chaos")
         try:
             async with connection.transaction():
@@ -62,7 +62,7 @@ class Backup:
 
 
 async def _lock(connection: asyncpg.Connection[Any]) -> None:
-    """Let the writers wait. Where one holds its locks on a dead connection, end it first."""
+    """Let the writers wait. If one holds its locks on a dead connection, end that connection first."""
     await connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
     try:
         async with connection.transaction():

@@ -1,4 +1,4 @@
-"""`make capacity`: what a daemon takes at several rates, with the database there and away: a table for the runbook.
+"""`make capacity`: a daemon's resources at several rates, with and without the database: a table for the runbook.
 
 The simulator, the daemon and the server are processes of their own; they share this machine's cores.
 """
@@ -32,7 +32,7 @@ FROM ingest.stream_sessions
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured at one rate. Bytes a tick are those of the spool."""
+    """The measurements at one rate. Bytes a tick are those of the spool."""
 
     rate: float
     processor_percent: float
@@ -69,7 +69,7 @@ async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Ro
     async def metric(name: str) -> float:
         return await window.metric(f"ingestor_{name}" if not name.startswith("process_") else name) or 0.0
 
-    await asyncio.sleep(seconds / 2)  # until it runs evenly
+    await asyncio.sleep(seconds / 2)  # until the rate is steady
     processor = await metric("process_cpu_seconds_total")
     commits, delays = await metric("wire_to_commit_seconds_count"), await metric("wire_to_commit_seconds_sum")
     await asyncio.sleep(seconds)
@@ -80,7 +80,7 @@ async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Ro
 
     proxy.refuses = True
     proxy.cut()
-    await asyncio.sleep(2)  # until all of it waits on disk
+    await asyncio.sleep(2)  # until everything is spooled
     received, spooled = await metric("messages_total"), await metric("spool_bytes")
     await asyncio.sleep(seconds)
     received, spooled = await metric("messages_total") - received, await metric("spool_bytes") - spooled
@@ -88,7 +88,7 @@ async def _look(rate: float, seconds: float, window: Window, proxy: Proxy) -> Ro
 
 
 async def restart(times: int, server: TestServer, directory: Path) -> list[float]:
-    """Start a daemon anew so often; return for how many seconds nobody listened, each time."""
+    """Restart a daemon so many times; return how many seconds the market had no listener, each time."""
     name = server.new_name()
     database = await server.create(name, server.template)
     with market(100, directory) as feed:

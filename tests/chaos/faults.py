@@ -1,4 +1,4 @@
-"""The faults: what is done, for how long, and to which part, drawn from a seed before anything starts."""
+"""The faults: kind, duration and target, drawn from a seed before anything starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.disks import fill
 from tests.proxy import Proxy
 
 INTERVAL = 1.4
-"""Seconds between the beginnings of two faults, about: eight minutes for two editions hold six rounds on each."""
+"""Approximate seconds from one fault to the next: eight minutes for two editions hold six rounds on each."""
 
 
 _RECONNECT = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{WRITER}'"
@@ -37,10 +37,10 @@ ALTER ROLE {WRITER} RESET statement_timeout;
 
 @dataclass(frozen=True)
 class Fault:
-    """One entry of the schedule: it lasts `seconds` (where it lasts), and the next one begins after `pause`.
+    """One entry of the schedule. It lasts `seconds` (if it has a duration); the next one begins after `pause`.
 
-    In some rounds the first instance is `alone`, so that nobody makes up for what it loses. Where the fault itself has
-    something to choose, it throws the dice of `seed`.
+    In some rounds the first instance is `alone`, so that no other instance covers its losses. Random choices within the
+    fault follow `seed`.
     """
 
     kind: str
@@ -82,7 +82,7 @@ async def hold_back_writes(world: World, fault: Fault) -> None:
 
 
 async def limit_statements(world: World, fault: Fault) -> None:
-    """Let a row take a millisecond, and a statement no more than 150 of them."""
+    """Slow each row down to a millisecond, and limit a statement to 150 of them."""
     await _execute(world, LIMIT_STATEMENTS)
     await asyncio.sleep(1 + fault.seconds)
     await _execute(world, LIFT_LIMIT)
@@ -104,7 +104,7 @@ async def _execute(world: World, statements: str) -> None:
 
 
 async def restore(world: World, fault: Fault) -> None:
-    """Set the database back by a few seconds, while the daemons write to it."""
+    """Restore the database to its state some seconds ago, while the daemons write."""
     async with world.backup_lock:
         async with world.server_lock:
             backup = await Backup.take(world.url)
@@ -114,7 +114,7 @@ async def restore(world: World, fault: Fault) -> None:
 
 
 async def restore_around_a_stall(world: World, fault: Fault) -> None:
-    """Let the database lose the beginning of a session whose end, a stall, is still to be written."""
+    """Lose the beginning of a session in the database, before its end by a stall is written."""
     instance = world.instances[fault.instance]
     async with world.backup_lock, instance.feed_lock, instance.database_lock:
         async with world.server_lock:
@@ -123,7 +123,7 @@ async def restore_around_a_stall(world: World, fault: Fault) -> None:
         await asyncio.sleep(2.7 + fault.seconds / 3)  # a new session begins, and more than a margin of it is committed
         instance.database.refuses = True
         instance.database.cut()
-        await asyncio.sleep(0.3)  # the rest of it waits
+        await asyncio.sleep(0.3)  # the rest of the session waits
         muted = world.mute(instance)
         await world.ended(muted, within=5)
         async with world.server_lock:
@@ -164,7 +164,7 @@ async def delay(wire: Proxy, fault: Fault) -> None:
 
 
 async def let_first_address_die(wire: Proxy, fault: Fault) -> None:
-    """Cut it, and let the first of the two addresses of `localhost` swallow what is sent to it meanwhile."""
+    """Cut the connection, and let the first of the two addresses of `localhost` swallow packets meanwhile."""
     with swallowing(FIRST_ADDRESS, wire.port):
         wire.cut()
         await asyncio.sleep(fault.seconds + STAGGER)
@@ -242,13 +242,13 @@ ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "database restored around a stall": restore_around_a_stall,
     "feed mute": mute,
 }
-"""They take what locks they need by themselves."""
+"""Faults that take their locks themselves."""
 
 KINDS = [*ON_SERVER, *ON_POOLER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, *ON_WORLD]
 
 
 def schedule(seed: int, seconds: float, *, without: set[str]) -> list[Fault]:
-    """Draw faults for so long, each kind once in every round; the same seed gives the same."""
+    """Draw faults for so many seconds, each kind once in every round; the same seed gives the same faults."""
     chance = random.Random(seed)
     faults: list[Fault] = []
     kinds = [kind for kind in KINDS if kind not in without]
@@ -265,7 +265,7 @@ def schedule(seed: int, seconds: float, *, without: set[str]) -> list[Fault]:
 
 
 async def strike(world: World, fault: Fault) -> None:
-    """Do it, once nothing else is being done to the same thing."""
+    """Run a fault once no other fault has the same target."""
     instance = world.instances[fault.instance]
     if fault.kind in ON_SERVER:
         async with world.server_lock:

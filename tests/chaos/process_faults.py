@@ -1,4 +1,4 @@
-"""What is done to a daemon's process, and to what it reads and writes on its own machine."""
+"""Faults of a daemon's process and of its files and streams on its own machine."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tests.chaos.world import Instance
 from tests.servers import query
 
 CLIENTS = 160
-"""Connections to the page that ask and never read: more than the daemon keeps."""
+"""Connections to the page that request and never read: more than the daemon keeps."""
 
 PATIENCE = 8.0
-"""Seconds within which a probe must be answered: less than a daemon waits for a client that asks for nothing."""
+"""Seconds within which a probe must be answered: less than the daemon's timeout for an idle client."""
 
 SKEWS = 2.0, 200.0
-"""By how many seconds a wrong clock is wrong: enough to be one, and more than any time-out that asks a clock."""
+"""Seconds by which a wrong clock is wrong: more than any timeout of the clock comparison."""
 
 _IN_THE_FUTURE = "SELECT id FROM ingest.stream_sessions WHERE covered_until > clock_timestamp()"
-"""Of the table, and not of a view, which may cover what is to come only when it has come."""
+"""Reads the table, not a view, since a view may cut coverage at the current time."""
 _REQUESTS = tuple(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in ("/status", "/events"))
 _PIPELINED = 50
 
@@ -48,7 +48,7 @@ async def stop(instance: Instance, seconds: float, chance: random.Random) -> Non
 
 
 async def hang_up(instance: Instance, seconds: float, chance: random.Random) -> None:
-    """SIGHUP, as a terminal or a careless script sends it."""
+    """Send SIGHUP, as a terminal or a careless script does."""
     await _end(instance, signal.SIGHUP)
     await _begin(instance)
 
@@ -66,14 +66,14 @@ async def freeze(instance: Instance, seconds: float, chance: random.Random) -> N
 
 
 async def freeze_and_kill(instance: Instance, seconds: float, chance: random.Random) -> None:
-    """End it while it reads what came during its sleep."""
+    """Kill the process while it reads what arrived during a freeze."""
     await freeze(instance, seconds, chance)
     await asyncio.sleep(seconds / 20)
     await kill(instance, seconds, chance)
 
 
 async def leave_log_unread(instance: Instance, seconds: float, chance: random.Random) -> None:
-    """Let it write its log into a full pipe, half of the time into one whose reader goes away; it must hear SIGTERM."""
+    """Let the log fill a pipe, half of the time one whose reader closes; SIGTERM must still end the process."""
     await _end(instance)
     with _full_pipe() as (reader, writer):
         instance.daemon.popen = {"stderr": writer}
@@ -88,7 +88,7 @@ async def leave_log_unread(instance: Instance, seconds: float, chance: random.Ra
 
 
 async def set_clock_wrong(instance: Instance, seconds: float, chance: random.Random) -> None:
-    """Run it for a while by a clock that is wrong. Nothing is covered before it comes, by the database's clock."""
+    """Run the process with a wrong clock for a while. It covers no future time, by the database's clock."""
     skew = chance.choice((-1, 1)) * chance.uniform(*SKEWS)
     await asyncio.to_thread(instance.daemon.kill)
     usual = instance.daemon.log
@@ -97,7 +97,7 @@ async def set_clock_wrong(instance: Instance, seconds: float, chance: random.Ran
     await _begin(instance)
     instance.daemon.skew = 0.0
     await asyncio.sleep(seconds)
-    with contextlib.suppress(StoreError):  # while the database is away nothing is claimed either
+    with contextlib.suppress(StoreError):  # without a database, it claims nothing either
         for (session,) in await query(instance.look_at, _IN_THE_FUTURE):
             instance.broken.add(f"session {session} covered the future, by a clock that was wrong")
     if chance.random() < 0.5:
@@ -110,7 +110,7 @@ async def set_clock_wrong(instance: Instance, seconds: float, chance: random.Ran
 
 
 async def flip_bits(instance: Instance, seconds: float, chance: random.Random) -> None:
-    """Damage the spool of a daemon whose database is away, while it runs or while it is dead."""
+    """Damage the spool of a daemon without a database, while it runs or after its death."""
     async with instance.database_lock:
         instance.database.refuses = True
         instance.database.cut()
@@ -137,7 +137,7 @@ def _flip(directory: Path, chance: random.Random, *, merge: bool) -> None:
         return
     with chance.choice(files).open("r+b") as file:
         size = file.seek(0, os.SEEK_END)
-        # In the fields of the header, in the pages that say where everything is, anywhere: one to three of these.
+        # In the header's fields, in the pages that hold the positions, or anywhere: one to three of these.
         for begin, end in chance.sample(((16, 64), (0, 4 * 4096), (0, size)), chance.randint(1, 3)):
             place = chance.randrange(begin, min(size, end))
             file.seek(place)
@@ -147,7 +147,7 @@ def _flip(directory: Path, chance: random.Random, *, merge: bool) -> None:
 
 
 async def ask_and_never_read(instance: Instance, seconds: float, chance: random.Random) -> None:
-    """Let many clients ask for everything and read nothing; a probe must be answered meanwhile."""
+    """Let many clients send requests and read nothing; a probe must be answered meanwhile."""
     url = await instance.daemon.page()
     parts = urlsplit(url)
     with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ async def ask_and_never_read(instance: Instance, seconds: float, chance: random.
 
 
 async def _is_healthy(url: str) -> bool:
-    """Whether a probe gets any answer in time."""
+    """Return whether a probe gets any answer in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PATIENCE), httpx.AsyncClient(base_url=url, trust_env=False) as client:
             while True:
@@ -177,7 +177,7 @@ async def _is_healthy(url: str) -> bool:
 
 @contextlib.contextmanager
 def _full_pipe() -> Iterator[tuple[list[int], int]]:
-    """Make a pipe that takes nothing more. The reader is given in a list, out of which it may be taken and closed."""
+    """Make a full pipe. The list holds its reader, which may be taken out and closed."""
     end, writer = os.pipe()
     reader = [end]
     try:
@@ -194,7 +194,7 @@ def _full_pipe() -> Iterator[tuple[list[int], int]]:
 
 
 async def _begin(instance: Instance) -> None:
-    """Start it, and let it work for a second: on a busy machine the next fault would find it at its imports."""
+    """Start the process, and let it work for a second: on a busy machine the next fault would meet its imports."""
     instance.daemon.start()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(10):
@@ -204,8 +204,8 @@ async def _begin(instance: Instance) -> None:
 
 
 async def _end(instance: Instance, number: signal.Signals = signal.SIGTERM) -> None:
-    """End it in order."""
-    # A process that was only just started may not listen to signals yet; then it has nothing to lose either.
+    """Stop the process in order."""
+    # A process that has just started may not handle signals yet; then it has nothing to lose either.
     right = {0} if instance.daemon.listens_to(signal.SIGTERM) else {0, -number}
     status = await asyncio.to_thread(instance.daemon.stop, number)
     assert status in right, f"{instance.name} ended with {status} after {number.name}: {instance.daemon.tail()}"

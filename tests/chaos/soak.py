@@ -1,7 +1,6 @@
-"""`make soak`: the daemon under load for long, without a database and then with one, or (`--steady`) always with one.
+"""`make soak`: the daemon under a long load, without a database and then with one, or (`--steady`) always with one.
 
-Prints its memory, file descriptors and tasks as it goes; ends with 1 when one of them was out of bounds, or a tick is
-missing.
+Prints its memory, file descriptors and tasks; ends with 1 if one of them exceeds its limit, or a tick is missing.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Sample:
 
 
 class Soak:
-    """A daemon in this process, watched every second."""
+    """A daemon in this process, sampled every second."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon
@@ -54,7 +53,7 @@ class Soak:
         self._began = time.monotonic()
 
     async def watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Look at it until the time is over or something has come true, and say every ten seconds how it is."""
+        """Sample until the time is over or a condition is true, and print a line every ten seconds."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not until():
             await asyncio.sleep(0.01)
@@ -81,23 +80,23 @@ class Soak:
 
 
 class Market:
-    """The simulator, as a process of its own."""
+    """The simulator in a process of its own."""
 
     def __init__(self, rate: float, log: Path) -> None:
         self._log = log
         with log.open("wb") as file:
-            # A day of a second: bursts too short to be seen, and the rate is that of every second.
+            # A day of one second: bursts are too short to matter, and the rate is that of every second.
             options = ["--port", "0", "--rate", str(rate), "--session", "1s"]
             self._process = subprocess.Popen([sys.executable, "-m", "ingestor", "simulate", *options], stdout=file)
 
     async def url(self) -> str:
-        """Return where it listens."""
+        """Return its address."""
         while not (found := re.search(r"ws://\S+", self._log.read_text(encoding="utf-8"))):
             await asyncio.sleep(0.05)
         return found[0]
 
     def stop(self) -> int:
-        """Stop it; return how many ticks it has sent."""
+        """Stop it; return the number of sent ticks."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             self._process.wait(30)
@@ -138,7 +137,7 @@ async def soaking(server: TestServer, url: str, directory: Path, stream: str) ->
 
 
 async def away(minutes: float, rate: float) -> bool:
-    """Let the database be away for so long, then let it come back while the market goes on."""
+    """Make the database unavailable for so long, then available, while the market continues."""
     with plain_server() as server_url, tempfile.TemporaryDirectory(prefix="ingestor-soak-") as name:
         directory, server = Path(name), TestServer(server_url, "plain")
         await server.prepare()
@@ -174,7 +173,7 @@ async def away(minutes: float, rate: float) -> bool:
 
 
 async def steady(minutes: float, rate: float) -> bool:
-    """Let everything work for so long."""
+    """Let everything run for so long."""
     with plain_server() as server_url, tempfile.TemporaryDirectory(prefix="ingestor-soak-") as name:
         directory, server = Path(name), TestServer(server_url, "plain")
         await server.prepare()
@@ -189,7 +188,7 @@ async def steady(minutes: float, rate: float) -> bool:
         await server.drop(url.rpartition("/")[2])
         await server.close()
     third = len(soak.samples) // 3
-    first, last = soak.samples[third // 3 : third], soak.samples[-third:-30]  # without the warming up, and the end
+    first, last = soak.samples[third // 3 : third], soak.samples[-third:-30]  # without the warm-up and the end
     growth = {
         what: max(getattr(s, what) for s in last) - max(getattr(s, what) for s in first)
         for what in ("resident", "descriptors", "tasks")

@@ -25,7 +25,7 @@ TICKS = [Tick("AIR.NZ", T0 + number * SECOND, 1.5, 100) for number in range(10)]
 
 
 def account(ticks: list[Tick] = TICKS, begin: int = -1) -> Account:
-    """A connection that was sent ticks as they happened."""
+    """Return a connection that was sent ticks as they happened."""
     connection: Any = None
     result = Account(1, connection, authenticated_at=T0 + begin * SECOND, port=1)
     result.ticks = list(ticks)
@@ -34,7 +34,7 @@ def account(ticks: list[Tick] = TICKS, begin: int = -1) -> Account:
 
 
 async def record(url: str, ticks: list[Tick], until: float, *, begin: int = 0) -> UUID:
-    """Write a session that stores ticks and claims the time from second `begin` to second `until`."""
+    """Record a session that stores ticks and claims the time from second `begin` to second `until`."""
     batcher = Batcher(Session(uuid4(), "one", "ws://x/ws", T0), max_rows=100, occurrence_keys=100)
     batcher.authenticated(T0 + begin * SECOND)
     for tick in ticks:
@@ -59,7 +59,7 @@ async def test_a_kept_promise(writer_url: str, database: str) -> None:
 
 
 async def test_a_loss_inside_a_gap(writer_url: str, database: str) -> None:
-    """What was sent after the end of the coverage may be missing."""
+    """Ticks that were sent after the end of the coverage may be missing."""
     await record(writer_url, TICKS[:7], 6.5)
     verdict = await verdict_of(database, account())
     assert verdict == Verdict(10, 7, 3, 0, 0, 0.7, ())
@@ -67,7 +67,7 @@ async def test_a_loss_inside_a_gap(writer_url: str, database: str) -> None:
 
 
 async def test_a_loss_outside_a_gap(writer_url: str, database: str) -> None:
-    """A hole in what is covered breaks the promise."""
+    """A missing tick within the coverage breaks the promise."""
     await record(writer_url, TICKS[:4] + TICKS[5:], 9.5)
     verdict = await verdict_of(database, account())
     assert (verdict.lost_outside, verdict.lost_in_gaps) == (1, 0)
@@ -76,7 +76,7 @@ async def test_a_loss_outside_a_gap(writer_url: str, database: str) -> None:
 
 @pytest.mark.parametrize("what", ["ticks", "duplicates", "rejected"])
 async def test_a_batch_that_counts_twice(writer_url: str, database: str, what: str) -> None:
-    """What the sessions say of themselves must be true as well."""
+    """Wrong counts of a session break the promise."""
     await record(writer_url, TICKS, 9.5)
     connection = await connect(database)
     await connection.execute(f"UPDATE ingest.stream_sessions SET {what} = {what} + 1")
@@ -85,7 +85,7 @@ async def test_a_batch_that_counts_twice(writer_url: str, database: str, what: s
 
 
 async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> None:
-    """Two equal trades heard on one connection are two rows."""
+    """Two equal trades received on one connection are two rows."""
     twins = [TICKS[0], TICKS[0], *TICKS[1:]]
     await record(writer_url, TICKS, 9.5)
     assert (await verdict_of(database, account(twins), made=twins)).lost_outside == 1
@@ -93,7 +93,7 @@ async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> 
 
 @pytest.mark.parametrize("change", ["4", "0"])
 async def test_a_row_too_many(writer_url: str, database: str, change: str) -> None:
-    """A copy, or a number that skips one, breaks the promise."""
+    """A copied row, or a skipped number, breaks the promise."""
     await record(writer_url, TICKS, 9.5)
     connection = await connect(database)
     if change == "0":
@@ -111,7 +111,7 @@ async def test_a_row_too_many(writer_url: str, database: str, change: str) -> No
 
 
 async def test_a_claim_without_a_connection(writer_url: str, database: str) -> None:
-    """Who claims a time in which the connection was gone claims too much, though nobody else heard it either."""
+    """A claim without a connection breaks the promise, even if no other instance received the ticks."""
     await record(writer_url, TICKS[:5], 9.5)
     verdict = await verdict_of(database, account(TICKS[:5]))
     assert (verdict.lost_outside, len(verdict.claims)) == (0, 1)
@@ -119,7 +119,7 @@ async def test_a_claim_without_a_connection(writer_url: str, database: str) -> N
 
 
 async def test_a_claim_before_a_connection(writer_url: str, database: str) -> None:
-    """Who claims a time before the server accepted it claims too much."""
+    """A claim before the acceptance of the token breaks the promise."""
     await record(writer_url, TICKS, 9.5)
     verdict = await verdict_of(database, account(begin=1))
     assert len(verdict.claims) == 1
@@ -127,14 +127,14 @@ async def test_a_claim_before_a_connection(writer_url: str, database: str) -> No
 
 @pytest.mark.parametrize("ahead", [-90, 90])
 async def test_claims_of_a_wrong_clock_are_shifted(writer_url: str, database: str, ahead: int) -> None:
-    """It is judged after it was moved to the right time."""
+    """A claim of a wrong clock is checked after it was shifted to the right time."""
     skew = Skew(frozenset({await record(writer_url, TICKS, ahead + 9.5, begin=ahead)}), ahead)
     assert await verdict_of(database, account(), skews=[skew]) == Verdict(10, 10, 0, 0, 0, 1.0, ())
     assert (await verdict_of(database, account(TICKS[:5]), skews=[skew])).claims
 
 
 def test_the_sessions_of_a_wrong_clock_are_in_its_log(tmp_path: Path) -> None:
-    """Other sessions may be named in it, too: those that it wrote for its predecessor."""
+    """Sessions that the daemon wrote for its predecessor are not counted, although its log names them."""
     mine, other = uuid4(), uuid4()
     log = tmp_path / "log"
     log.write_text(
@@ -144,7 +144,7 @@ def test_the_sessions_of_a_wrong_clock_are_in_its_log(tmp_path: Path) -> None:
 
 
 async def test_a_restored_backup(writer_url: str, database: str) -> None:
-    """The database is as it was: what was written later is gone, and nobody claims it."""
+    """After a restore later rows are gone, and no session claims them."""
     early = await record(writer_url, TICKS[:6], 5.5)
     backup = await Backup.take(database)
     await record(writer_url, TICKS, 9.5)
@@ -154,7 +154,7 @@ async def test_a_restored_backup(writer_url: str, database: str) -> None:
 
 
 async def test_a_number_whose_predecessor_was_lost(writer_url: str, database: str) -> None:
-    """Of two equal ticks the database may have lost the first: that is a loss, and no copy."""
+    """If the database lost the first of two equal ticks, that is a loss, not a copy."""
     await record(writer_url, [TICKS[0], TICKS[0]], -1)
     connection = await connect(database)
     await connection.execute("DELETE FROM market.ticks WHERE occurrence = 1")
@@ -164,7 +164,7 @@ async def test_a_number_whose_predecessor_was_lost(writer_url: str, database: st
 
 
 def test_the_schedule_comes_from_its_seed() -> None:
-    """A failing seed can be run again; every kind comes once in a round."""
+    """A failing seed can be repeated; every kind occurs once in a round."""
     faults = schedule(5, 100, without=set())
     assert faults == schedule(5, 100, without=set())
     assert faults != schedule(6, 100, without=set())
@@ -173,7 +173,7 @@ def test_the_schedule_comes_from_its_seed() -> None:
 
 
 def test_an_eight_minute_run_has_enough_faults() -> None:
-    """Shared by two editions they hold enough faults of each kind on each, in that time."""
+    """Divided between two editions, eight minutes hold enough faults of each kind on each."""
     for seed in range(5):
         half = schedule(seed, 240, without=set())
         assert sum(fault.pause for fault in half) == pytest.approx(240, rel=0.15)

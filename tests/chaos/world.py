@@ -1,4 +1,4 @@
-"""What chaos is made of: a market and its service, a server, two daemons, and a wire to each side of each of them."""
+"""The parts of chaos: a market, its service, a server, two daemons, and a wire on each side of each of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.servers import with_parts
 RATE = 300.0
 DISK = 256 * 2**20
 FIRST_ADDRESS = "127.0.0.2"
-"""Of `localhost`, for the daemons: it refuses connections, and sometimes swallows them; the wires are at the second."""
+"""The first address of `localhost` for the daemons refuses or swallows connections; the wires use the second."""
 DATABASE = "ingestor_chaos"
 WRITER = "ingestor_chaos_writer"
 SETTINGS = {
@@ -37,7 +37,7 @@ SETTINGS = {
     "heartbeat": "500ms",
     "ping_interval": "1s",
     "ping_timeout": "2s",
-    "stall_timeout": "2s",  # time is then looked at every half second, so a pause of a second is noticed
+    "stall_timeout": "2s",  # the clock is then checked every half second, so a pause of a second is noticed
     "write_timeout": "1s",
     "spool_after": "200ms",
     "reconnect_max_delay": "500ms",
@@ -49,7 +49,7 @@ SETTINGS = {
 
 @dataclass
 class Instance:
-    """A daemon with its wires. The locks keep faults of the same thing apart."""
+    """A daemon with its wires. The locks keep faults of the same target apart."""
 
     name: str
     daemon: DaemonProcess
@@ -57,19 +57,19 @@ class Instance:
     database: Proxy
     spool: Path
     look_at: str
-    """The database's URL by no wire, for a look at what the daemon claims."""
+    """The database's URL without a wire, for checks of the daemon's claims."""
     process_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     feed_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     database_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     skews: list[Skew] = field(default_factory=list)
     """When its clock was wrong, and by how much."""
     broken: set[str] = field(default_factory=set)
-    """What a fault itself has seen of a broken promise."""
+    """Broken promises that a fault has found itself."""
 
 
 @dataclass
 class World:
-    """Everything, running."""
+    """Everything that runs."""
 
     url: str
     simulator: Simulator
@@ -77,37 +77,37 @@ class World:
     server: ServerProcess
     instances: list[Instance]
     disk: Path | None
-    """The small disk under the database, where this machine lets us mount one."""
+    """The small disk under the database, if this machine can mount one."""
     pooler: Pooler | None = None
-    """What the daemons write through, where they do."""
+    """The pooler between the daemons and the database, if any."""
     pooler_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     server_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     backup_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held from a backup to its restore: another one, taken before and restored between, would mix two times."""
+    """Held from a backup to its restore: a second backup in between would mix two times."""
 
     def accounts(self) -> dict[str, list[Account]]:
-        """Return each instance's connections, in their order."""
+        """Return each instance's connections in order."""
         return {
             each.name: [account for account in self.simulator.accounts if account.port in set(each.feed.upstream_ports)]
             for each in self.instances
         }
 
     def mute(self, instance: Instance) -> list[Account]:
-        """Send an instance's connection no more messages; return its account, if it is connected."""
+        """Send no more messages on an instance's connection; return its account, if it is connected."""
         accounts = self.accounts()[instance.name][-1:]
         for account in accounts:
             self.simulator.mute(account)
         return accounts
 
     async def ended(self, accounts: list[Account], *, within: float) -> None:
-        """Wait until connections are closed, or for so many seconds."""
+        """Wait until connections are closed, at most so many seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within):
                 for account in accounts:
                     await account.connection.wait_closed()
 
     async def trade(self, chance: random.Random) -> None:
-        """Let the market trade for ever, with some garbage in between."""
+        """Trade without end, with some garbage in between."""
         while True:
             self.simulator.send(self.market.until(now()))
             if chance.random() < 0.005:
@@ -115,7 +115,7 @@ class World:
             await asyncio.sleep(0.01)
 
     async def attend(self, *, both: bool) -> None:
-        """Let both daemons record, or the first one alone: then nobody makes up for what it loses."""
+        """Let both daemons record, or only the first: then no other instance covers its losses."""
         second = self.instances[1]
         async with second.process_lock:
             if both and not second.daemon.is_running:
@@ -124,7 +124,7 @@ class World:
                 await asyncio.to_thread(second.daemon.stop)
 
     async def settle(self) -> None:
-        """Heal everything, and let the daemons write what they hold: they stop when it is written."""
+        """End all faults, and let the daemons write everything before they stop."""
         await self.server.revive()
         if self.pooler is not None:
             self.pooler.revive()
@@ -136,7 +136,7 @@ class World:
             each.database.mutes_server = each.database.refuses = False
             if not each.daemon.is_running:
                 each.daemon.start()
-        await asyncio.sleep(8)  # longer than the longest wait between two tries
+        await asyncio.sleep(8)  # longer than the longest wait between two attempts
         await asyncio.gather(*(self._write_out(each) for each in self.instances))
 
     async def _write_out(self, instance: Instance) -> None:
@@ -157,7 +157,7 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(url: str, directory: Path, *, seed: int, pooled: bool = False) -> AsyncIterator[World]:
-    """Build it around the server of a superuser's URL. Nothing of it is left then but the files in `directory`.
+    """Build the world around the server of a superuser's URL. Afterwards only the files in `directory` are left.
 
     With `pooled` the daemons write through PgBouncer in transaction mode.
     """
@@ -205,7 +205,7 @@ async def world(url: str, directory: Path, *, seed: int, pooled: bool = False) -
 
 @contextlib.asynccontextmanager
 async def _database(url: str, tablespace: str | None) -> AsyncIterator[str]:
-    """A migrated database of its own, on the small disk where there is one."""
+    """Create a migrated database, on the small disk if there is one."""
     admin = await connect(url)
     try:
         await admin.execute(f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)")

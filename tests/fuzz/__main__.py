@@ -1,6 +1,6 @@
-"""`make fuzz`: hostile input to every part that reads from outside, from a seed. Ends with 1 when one failed.
+"""`make fuzz`: hostile input to every part that reads from outside, from a seed. Ends with 1 if a case failed.
 
-The time is shared between the targets. Each case has dice of its own, so a failing one can be repeated alone.
+The time is divided between the targets. Each case has dice of its own, so a failing one can be repeated alone.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ TARGETS: dict[str, tuple[Target, float]] = {
     "spool": (spool.target, 0.15),
     "page": (page.target, 0.1),
 }
-"""With the share of the time that each of them gets."""
+"""The targets, each with its share of the time."""
 
 MINUTES = 5.0
 PROGRESS = 10.0
-"""Seconds between two lines about how far it is."""
+"""Seconds between two lines of progress."""
 
 PATIENCE = 60.0
-"""Seconds that a case may take; a few seconds more, and even one that holds up this process is given up."""
+"""Seconds that a case may take; some seconds later the watchdog ends even a process that it blocks."""
 
 
 @dataclass
 class Run:
-    """One target's cases: how many there were, what they tried, and the numbers of those that failed."""
+    """One target's cases: their number, their inputs, and the numbers of the failed ones."""
 
     name: str
     seed: int
@@ -62,7 +62,7 @@ class Run:
 
 
 class Watchdog(threading.Thread):
-    """Ends this process where a case holds it up, so that no time limit of the loop can strike."""
+    """Ends this process if a case blocks the loop, so that no timeout of the loop can fire."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -73,7 +73,7 @@ class Watchdog(threading.Thread):
         self._watched = run, number, time.monotonic() + PATIENCE + 10
 
     def rest(self) -> None:
-        """Wait for nothing."""
+        """Stop waiting."""
         self._watched = None
 
     def run(self) -> None:
@@ -88,7 +88,7 @@ class Watchdog(threading.Thread):
 async def fuzz(
     run: Run, target: Target, seconds: float, directory: Path, watchdog: Watchdog, *, only: int | None
 ) -> None:
-    """Try a target's cases for so long, until one fails, or `only` one of them."""
+    """Run a target's cases for so long, until one fails, or `only` one of them."""
     begin = printed = time.monotonic()
     async with target(directory) as case:
         while not run.failures and (run.cases == 0 if only is not None else time.monotonic() < begin + seconds):
@@ -109,7 +109,7 @@ async def fuzz(
 
 
 async def main(minutes: float, seed: int, chosen: str, directory: Path) -> bool:
-    """Try every target, or `chosen`: one by its name, or one case of it as NAME:NUMBER."""
+    """Run every target, or `chosen`: one by its name, or one case of it as NAME:NUMBER."""
     wanted, _, number = chosen.partition(":")
     shares = {name: share for name, (_, share) in TARGETS.items() if wanted in {"", name}}
     watchdog = Watchdog()
@@ -141,7 +141,7 @@ if __name__ == "__main__":
     if options.case.partition(":")[0] not in {"", *TARGETS}:
         parser.error(f"the targets are {', '.join(TARGETS)}")
     configure("error", "auto")
-    logging.disable()  # what libraries say of hostile input would bury what is found
+    logging.disable()  # log lines of libraries about hostile input would bury the findings
     place = Path(tempfile.mkdtemp(prefix="ingestor-fuzz-"))
     try:
         sys.exit(0 if asyncio.run(main(options.minutes, options.seed, options.case, place)) else 1)

@@ -1,8 +1,7 @@
-"""A daemon with a real database, fed by a hostile stream: each message that it was sure to have read is accounted for.
+"""A daemon with a real database, fed by a hostile stream, accounts for each message that it has certainly read.
 
-Sure are those before a ping of ours that it has answered. Each of them is a tick, stored with its number among equal
-ones, or a rejection with its bytes; nothing is there twice, nothing that was not sent, and no message that is only half
-sent is covered.
+Those are the messages before a ping that it answered. Each of them is a tick, stored with its number among equal ones,
+or a rejection with its bytes. Nothing is stored twice or without having been sent, and no half-sent message is covered.
 """
 
 from __future__ import annotations
@@ -49,25 +48,25 @@ Key: TypeAlias = tuple[str, Micros, float, int]
 
 @dataclass
 class Account:
-    """What one connection was sent, in order: a tick's key, or the bytes of what can be none."""
+    """The messages of one connection in order: a tick's key, or the bytes of a rejection."""
 
     sent: list[Key | bytes] = field(default_factory=list)
     before: dict[bytes, int] = field(default_factory=dict)
     pings: int = 0
     sure: int = 0
-    """So many messages of `sent` the daemon has read for certain."""
+    """The number of messages of `sent` that the daemon has certainly read."""
     half_at: Micros | None = None
-    """A message begun before this moment (which the daemon knew of by then) was never finished."""
+    """A message that began before this moment was never finished; the daemon had its beginning by then."""
 
     def ping(self) -> bytes:
-        """Return a ping: its pong proves that all before it was read."""
+        """Return a ping: its pong proves that all messages before it were read."""
         self.pings += 1
         payload = f"ping {self.pings}".encode()
         self.before[payload] = len(self.sent)
         return frame(FIN | PING, payload)
 
     def prove(self, payload: bytes) -> None:
-        """Take note of a pong. It may stand for the pings before it as well (RFC 6455, 5.5.3)."""
+        """Record a pong, which may also answer the pings before it (RFC 6455, 5.5.3)."""
         self.sure = self.before[payload]
         self.before = dict(list(self.before.items())[list(self.before).index(payload) + 1 :])
 
@@ -82,18 +81,18 @@ class Account:
         return Counter(each for each in self.sent[:number] if isinstance(each, tuple))
 
     def rejected(self, number: int | None = None) -> list[bytes]:
-        """Return what is rejected of the first messages."""
+        """Return the rejections among the first messages."""
         return [each for each in self.sent[:number] if isinstance(each, bytes)]
 
 
 def _tick(chance: random.Random) -> Tick:
-    """Draw a tick that is likely to be equal to another one."""
+    """Draw a tick that is likely to equal another one."""
     moment = (int(time.time()) - chance.randrange(2)) * SECOND
     return Tick(chance.choice(("AIR.NZ", "É.NZ")), moment, chance.choice((0.5, 2.61, 3.0)), chance.choice((0, 1, 5000)))
 
 
 def _draw(chance: random.Random, reference: Decoder) -> tuple[bytes, bool, Key | bytes] | None:
-    """Draw a message, whether it is binary, and what becomes of it; None where it would be the server's own word."""
+    """Draw a message, whether it is binary, and its outcome; None if it would be a message of the server itself."""
     if chance.random() < 0.8:
         tick = _tick(chance)
         return price_message(tick, ZONE), False, (tick.symbol, tick.time, tick.price, tick.volume)
@@ -110,9 +109,9 @@ def _draw(chance: random.Random, reference: Decoder) -> tuple[bytes, bool, Key |
 
 
 async def _talk(client: Client, account: Account, chance: random.Random, last: asyncio.Event | None) -> int:
-    """Accept a client, send it what we like, and go in some way; where it is the `last`, say so, and keep it.
+    """Accept a client, send it drawn messages, and end in some way; a `last` client is marked and kept.
 
-    Return how many frames that took.
+    Return the number of frames.
     """
     client.on_pong = account.prove
     greeting = await client.accept()
@@ -146,7 +145,7 @@ async def _talk(client: Client, account: Account, chance: random.Random, last: a
 
 
 def _more(account: Account, chance: random.Random, reference: Decoder, deflate: Deflater | None) -> list[bytes]:
-    """Return the frames of one message more, or now and then a ping."""
+    """Return the frames of one more message, or sometimes a ping."""
     if chance.random() < 0.05:
         return [account.ping()]
     drawn = _draw(chance, reference)
@@ -166,7 +165,7 @@ async def _leave_half_sent(client: Client, account: Account) -> None:
 
 
 async def _compare(url: str, accounts: list[Account]) -> None:
-    """Compare what was sent with what is stored."""
+    """Compare the sent messages with the stored rows."""
     sessions = await query(url, _SESSIONS)
     assert len(accounts) - 1 <= len(sessions) <= len(accounts), f"{len(accounts)} connections, {len(sessions)} sessions"
     least: Counter[Key] = Counter()
@@ -199,7 +198,7 @@ async def _compare(url: str, accounts: list[Account]) -> None:
 
 @asynccontextmanager
 async def on_database(writer_url: str, owner_url: str, directory: Path) -> AsyncIterator[Case]:
-    """Try daemons on a database, which is emptied for each of them."""
+    """Test daemons on a database, which is emptied for each of them."""
 
     async def case(chance: random.Random) -> Counts:
         await execute_all(owner_url, EMPTY)

@@ -1,6 +1,6 @@
-"""Messages, made up and damaged: decoding never raises, and says what the standards say.
+"""For generated and damaged messages, decoding never raises and follows the standards.
 
-The fast way and the complete way agree, and both with the oracle, which reads slowly and shares no code with them.
+The fast path and the complete one agree, and both with the oracle, which reads slowly and shares no code with them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TIMEZONE = "Pacific/Auckland"
 
 _MESSAGES = 200
 _NEVER = {Reason.DATE_NONEXISTENT, Reason.DATE_OUT_OF_RANGE}
-"""Both may be true of an hour that a clock change leaves out, of a year far away."""
+"""Both reasons may be true of an hour that a clock change leaves out, of a year far away."""
 
 _BEYOND_REASON = re.compile(rb"[eE][+-]?\d{18}")
 _YEARS = ("2021", "2026", "1989", "1990", "0001", "9999", "2024")
@@ -44,7 +44,7 @@ _SYMBOLS = (
 
 
 async def case(chance: random.Random) -> Counts:
-    """Try some messages, one after the other, by one decoder, whose caches they share."""
+    """Decode some messages in turn by one decoder, whose caches they share."""
     decoder = Decoder(TIMEZONE)
     for _ in range(_MESSAGES):
         frame = draw(chance)
@@ -64,24 +64,24 @@ def _is_utf_8(frame: bytes) -> bool:
 
 
 def check(frame: bytes, message: Message) -> None:
-    """Compare what a frame says with what the oracle reads: a tick, all that is wrong with it, or no price at all."""
+    """Compare a decoded frame with the oracle: a tick, one of its faults, or no price message."""
     expected = read(frame, NOW, TIMEZONE)
     match message:
         case Tick():
             agrees = message == expected
         case Refused(reason=Reason.VOLUME_INVALID) if _BEYOND_REASON.search(frame):
-            agrees = True  # the decoder does not work out how large or how small that would be
+            agrees = True  # the decoder does not compute how large or how small that would be
         case Refused(reason=Reason.DATE_NONEXISTENT):
             agrees = not isinstance(expected, Tick) and not expected.isdisjoint(_NEVER)
         case Refused():
             agrees = not isinstance(expected, Tick) and message.reason in expected
         case _:
-            agrees = expected == {Reason.UNKNOWN_TYPE}  # of prices, the only ones that it knows
+            agrees = expected == {Reason.UNKNOWN_TYPE}  # of prices, the only type that the oracle reads
     assert agrees, f"{frame!r} is read as {message}, and should be {expected}"
 
 
 def draw(chance: random.Random) -> bytes:
-    """Draw a message: nearly right most often, and damaged in half of the cases."""
+    """Draw a message: mostly almost right, and damaged in half of the cases."""
     if chance.random() < 0.1:
         found = chance.choice(GARBAGE)
         frame = found.encode() if isinstance(found, str) else found
@@ -122,5 +122,5 @@ def _date(chance: random.Random) -> str:
 
 @asynccontextmanager
 async def target(directory: Path) -> AsyncIterator[Case]:
-    """Give the cases what they need: nothing."""
+    """Run the cases, which need nothing."""
     yield case

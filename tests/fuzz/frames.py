@@ -1,4 +1,4 @@
-"""What a WebSocket server may send, and what it must not, as bytes: RFC 6455 and RFC 7692."""
+"""Valid and invalid frames of a WebSocket server, as bytes: RFC 6455 and RFC 7692."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIN, RSV1, RSV2, RSV3 = 0x80, 0x40, 0x20, 0x10
 
 
 def frame(head: int, payload: bytes = b"", *, mask: bool = False, size: int | None = None) -> bytes:
-    """Return a frame with the shortest form of its length; `size` is what its header says, where that is not so."""
+    """Return a frame with the shortest form of its length; `size` replaces the length in its header."""
     size = len(payload) if size is None else size
     flag = 0x80 if mask else 0
     if size < 126:
@@ -27,7 +27,7 @@ def frame(head: int, payload: bytes = b"", *, mask: bool = False, size: int | No
 
 
 class Deflater:
-    """Compresses messages as permessage-deflate has it, each by itself or all of them by one window."""
+    """Compresses messages as permessage-deflate does, each by itself or all of them by one window."""
 
     def __init__(self, *, takes_over: bool) -> None:
         self._takes_over = takes_over
@@ -59,9 +59,9 @@ def message(payload: bytes, chance: random.Random, *, binary: bool, deflate: Def
 
 @dataclass(frozen=True)
 class Ending:
-    """How a connection goes to its end: the last bytes, and the reason that is then to be on record.
+    """The end of a connection: the last bytes, and the expected reason on record.
 
-    After `is_final` ones nothing is read any more, so whatever follows must not be heard.
+    After an `is_final` end nothing is read, so no later message may be received.
     """
 
     wire: bytes
@@ -71,7 +71,7 @@ class Ending:
 
 
 def ending(chance: random.Random, *, deflates: bool) -> Ending:
-    """Draw an end: the connection's, by the rules, or by a broken rule."""
+    """Draw an end of the connection, by the rules or by a broken rule."""
     some = chance.randbytes(chance.randint(0, 200))
     match chance.randrange(6):
         case 0 | 1 as draw:
@@ -87,7 +87,7 @@ def ending(chance: random.Random, *, deflates: bool) -> Ending:
 
 
 def _broken(some: bytes, chance: random.Random, *, deflates: bool) -> bytes:
-    """Return what breaks a rule of the protocol."""
+    """Return bytes that break a rule of the protocol."""
     reserved_bits = (RSV2, RSV3, RSV2 | RSV3) if deflates else (RSV1, RSV2, RSV3, RSV1 | RSV2)
     reserved_code = chance.choice((0, 999, 1005, 1006, 1015, 2999, 5000)).to_bytes(2, "big")
     return chance.choice(
@@ -109,7 +109,7 @@ def _broken(some: bytes, chance: random.Random, *, deflates: bool) -> bytes:
 
 
 def _too_big(some: bytes, chance: random.Random, *, deflates: bool) -> bytes:
-    """Return a message beyond the bound: by its header, in fragments, or once it is decompressed."""
+    """Return a message over the limit: by its header, in fragments, or after decompression."""
     draw = chance.randrange(4)
     if draw == 0 and deflates:
         bomb = zlib.compressobj(wbits=-15)
@@ -122,7 +122,7 @@ def _too_big(some: bytes, chance: random.Random, *, deflates: bool) -> bytes:
 
 
 def cut(data: bytes, chance: random.Random) -> list[bytes]:
-    """Return the same bytes as the network may hand them on: at once, in some pieces, or byte by byte."""
+    """Return the same bytes as the network may deliver them: at once, in some pieces, or byte by byte."""
     how = chance.randrange(4)
     if how == 0:
         return [data]

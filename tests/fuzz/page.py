@@ -1,4 +1,4 @@
-"""Requests to the daemon's page, malformed and unfinished: an answer or a close, always, and probes are answered."""
+"""Malformed and unfinished requests to the daemon's page always get an answer or a close, and probes are answered."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.fuzz.target import Case, Counts, mutate
 from tests.recording import running, settings
 
 PATIENCE = 20.0
-"""Seconds until an answer or a close: twice what the daemon waits for a client that does nothing."""
+"""Seconds until an answer or a close: twice the daemon's timeout for an idle client."""
 
 PROBE = 8.0
 _AWAY = "postgresql://nobody:nothing@127.0.0.1:9/nowhere"
-"""A database that is not there: the page must work all the more."""
+"""An unavailable database, without which the page must still work."""
 
 _PATHS = ("/", "/healthz", "/readyz", "/metrics", "/status", "/events", "/page.js", "/../etc/passwd", "/%00", "*", "")
 _METHODS = ("GET", "GET", "GET", "HEAD", "POST", "PUT", "OPTIONS", "CONNECT", "TRACE", "get", "G\0T", "")
@@ -39,7 +39,7 @@ _TLS = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"
 
 
 def draw(chance: random.Random) -> bytes:
-    """Draw what a client sends: a request or several, damaged or cut, or something else altogether."""
+    """Draw a client's bytes: one or several requests, damaged or cut, or something else."""
     if chance.random() < 0.1:
         return chance.choice(
             (chance.randbytes(chance.randint(0, 300)), b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03", b"\n" * 500)
@@ -60,7 +60,7 @@ def _request(chance: random.Random) -> bytes:
 
 
 async def _visit(host: str, port: int, request: bytes) -> int:
-    """Send a request, and return how many bytes come back until the end. Our side is closed behind it."""
+    """Send a request, close our side, and return how many bytes come back until the end."""
     reader, writer = await asyncio.open_connection(host, port)
     size = 0
     try:
@@ -88,7 +88,7 @@ async def _abort(writer: asyncio.StreamWriter) -> None:
 
 @asynccontextmanager
 async def _crowd(host: str, port: int, requests: list[bytes]) -> AsyncIterator[None]:
-    """Keep connections open that ask and never read, meanwhile."""
+    """Keep connections open that send requests and never read."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         for request in requests:
@@ -102,7 +102,7 @@ async def _crowd(host: str, port: int, requests: list[bytes]) -> AsyncIterator[N
 
 
 async def _probe(host: str, port: int) -> None:
-    """See that a probe is answered; one that is turned away may try again."""
+    """Check that a probe is answered; a refused one may try again."""
     request = f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
     try:
         async with asyncio.timeout(PROBE):
@@ -122,7 +122,7 @@ async def _probe(host: str, port: int) -> None:
 
 @asynccontextmanager
 async def visiting(url: str) -> AsyncIterator[Case]:
-    """Try the server at a URL."""
+    """Test the server at a URL."""
     parts = urlsplit(url)
     host, port = str(parts.hostname), int(parts.port or 80)
 
@@ -130,7 +130,7 @@ async def visiting(url: str) -> AsyncIterator[Case]:
         requests = [draw(chance) for _ in range(chance.choice((1, 5, 20)))]
         crowd = [draw(chance) * 20 for _ in range(chance.choice((0, 0, 0, 10, 160)))]
         async with _crowd(host, port, crowd):
-            if len(crowd) < 100:  # beyond that they are closed at once, and so are ours
+            if len(crowd) < 100:  # beyond that number the server closes new connections at once, and so do we
                 sizes = await asyncio.gather(*(_visit(host, port, request) for request in requests))
                 answered = sum(size > 0 for size in sizes)
             else:
@@ -143,7 +143,7 @@ async def visiting(url: str) -> AsyncIterator[Case]:
 
 @asynccontextmanager
 async def target(directory: Path) -> AsyncIterator[Case]:
-    """Run a daemon, which hears a market and has no database."""
+    """Run a daemon with a market and without a database."""
     async with Simulator(port=0, rate=50) as simulator:
         configuration = settings(simulator, _AWAY, spool_dir=directory, http_port=0, stop_timeout="1s")
         async with running(configuration) as daemon:

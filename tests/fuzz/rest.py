@@ -1,4 +1,4 @@
-"""Answers of a REST server, damaged: bars that can be true and lie in the asked range, or a documented error."""
+"""Damaged answers of a REST server give valid bars in the requested range, or a documented error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MINUTE = timedelta(minutes=1)
 SYMBOL = "AIR.NZ"
 
 MEMORY = 192 * 2**20
-"""Bytes by which one answer may let this process grow: several times as many as it may have."""
+"""Bytes by which one answer may let this process grow: several times its own limit."""
 
 _QUESTIONS = 20
 _DAYS = (
@@ -75,7 +75,7 @@ def _bomb() -> bytes:
 
 
 async def case(chance: random.Random) -> Counts:
-    """Ask some questions; to each the server answers in one wrong way, however often it is asked."""
+    """Make some requests; the server answers each in one wrong way, however often it is repeated."""
     reply = b""
     async with scripted(lambda _: reply) as server:
         client = RestClient(server.url, TOKEN, timezone=str(ZONE), clock=ManualClock(), timeout=5)
@@ -117,7 +117,7 @@ def _check(bars: Any, since: datetime, until: datetime) -> None:
 
 
 def draw(chance: random.Random, since: datetime, until: datetime, label: Label) -> bytes:
-    """Draw an answer: its records, its frame, its bytes or its HTTP may be wrong, or nothing is."""
+    """Draw an answer: its records, its frame, its bytes or its HTTP may be wrong, or nothing."""
     body = json.dumps(_content(chance, since, until, label)).encode()
     if chance.random() < 0.3:
         body = mutate(body, chance)
@@ -202,11 +202,11 @@ def _chunked(body: bytes, chance: random.Random) -> bytes:
 
 
 def _resident_most() -> int:
-    """Return the most memory, in bytes, that this process has ever had."""
+    """Return the highest memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @asynccontextmanager
 async def target(directory: Path) -> AsyncIterator[Case]:
-    """Give the cases what they need: nothing."""
+    """Run the cases, which need nothing."""
     yield case

@@ -1,4 +1,4 @@
-"""A WebSocket server of raw bytes: it shakes hands, and hands on what its client sends, frame by frame."""
+"""A WebSocket server of raw bytes: it answers the handshake, and returns its client's frames one by one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _EXTENSIONS = {
     True: "Sec-WebSocket-Extensions: permessage-deflate\r\n",
     False: "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover\r\n",
 }
-"""By whether the server's compressor takes its window over from message to message, if it compresses at all."""
+"""The extension's parameters, by whether the server's compressor keeps its window between messages."""
 
 
 class Client:
-    """One client of the server. `on_pong` is called with the payload of each pong, the moment it is read."""
+    """One client of the server. `on_pong` is called with the payload of each pong when it is read."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, chance: random.Random) -> None:
         self._reader, self._writer, self._chance = reader, writer, chance
@@ -35,7 +35,7 @@ class Client:
         self.pieces = 0
 
     async def accept(self) -> bytes:
-        """Read the handshake's request, and return the answer that is still to be sent, with or without compression."""
+        """Read the handshake's request, and return the answer, still unsent, with or without compression."""
         request = (await self._reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in request[1:] if line)
         key = next(line.split(": ", 1)[1] for line in request[1:] if line.lower().startswith("sec-websocket-key"))
@@ -50,9 +50,9 @@ class Client:
         ).encode()
 
     async def send(self, data: bytes, *, is_last: bool = False) -> None:
-        """Send bytes in pieces, each of which is a read of its own most often; nothing behind a close.
+        """Send bytes in pieces, most of which are read separately; nothing follows a close.
 
-        Behind the last ones, which may end within a frame, no ping is answered either.
+        After the last bytes, which may end within a frame, no ping is answered either.
         """
         self._is_sending = True
         for piece in cut(data, self._chance):
@@ -66,7 +66,7 @@ class Client:
         await self._writer.drain()
 
     def listen(self) -> None:
-        """Read the client's frames from now on: answer its pings and its close, and hand on its pongs and messages."""
+        """Read the client's frames from now on: answer its pings and its close, and pass on its pongs and messages."""
         self._listening = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
@@ -79,12 +79,12 @@ class Client:
                 elif head == FIN | PONG:
                     self.on_pong(payload)
                 elif head == FIN | CLOSE:
-                    self.finish()  # which is the server's part
+                    self.finish()  # closing is the server's part
                 else:
                     self.on_message(payload)
 
     def _answer(self) -> None:
-        """Send the answers to the client's pings, once no frame of ours is under way."""
+        """Send the answers to the client's pings, once no frame of ours is half sent."""
         if not self._is_sending and not self._is_finished:
             owed, self._owed = self._owed, b""
             self._writer.write(owed)
@@ -110,11 +110,11 @@ class Client:
             self._writer.write_eof()
 
     def reset(self) -> None:
-        """End the connection at once."""
+        """Reset the connection."""
         reset(self._writer)
 
     async def close(self) -> None:
-        """End everything."""
+        """Close everything."""
         self._writer.transport.abort()
         if self._listening is not None:
             self._listening.cancel()
@@ -125,7 +125,7 @@ class Client:
 
 @asynccontextmanager
 async def serving(talk: Callable[[Client], Awaitable[None]], chance: random.Random) -> AsyncIterator[str]:
-    """Run a server, and give its URL; each client meets `talk`, whose errors are raised at the end."""
+    """Run a server, and yield its URL; each client meets `talk`, whose errors are raised at the end."""
     talks: list[asyncio.Task[None]] = []
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,6 +1,6 @@
-"""Spool files, damaged: each batch comes back as it was written, or the file is set aside; never anything between.
+"""For damaged spool files, each batch comes back as it was written, or the file is set aside.
 
-Of a damaged log SQLite takes what comes before the damage, so an earlier state of the queue may come back then.
+SQLite reads a damaged log up to the damage, so an earlier state of the queue may come back.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from tests.fuzz.target import Case, Counts
 _SESSION = Session(UUID(int=1), "fuzz", "ws://localhost/ws", 5)
 _IMAGES = 6
 _STEPS = 10
-"""So often at most is space given back."""
+"""How often space is given back at most."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A spool's files by their names, and its states: after each change, the newest last."""
+    """A spool's files by name, and its state after each change, the newest last."""
 
     files: dict[str, bytes]
     states: list[list[Entry]]
 
 
 def image(directory: Path, chance: random.Random, *, killed: bool) -> Image:
-    """Write a spool, and return it as an orderly stop leaves it, or as a kill does, with its log."""
+    """Write a spool, and return it as after a stop, or as after SIGKILL, with its log."""
     _clear(directory)
     spool = Spool(directory)
     spool.open()
@@ -55,14 +55,14 @@ def image(directory: Path, chance: random.Random, *, killed: bool) -> Image:
 
 
 def _clear(directory: Path) -> None:
-    """Make room for a spool, but leave the ballast, which takes time to be written."""
+    """Empty the directory, but keep the ballast, which takes time to write."""
     for path in directory.iterdir():
         if path.name not in {"ballast", "lock"}:
             path.unlink()
 
 
 def damage(content: bytes, chance: random.Random) -> bytes:
-    """Flip bits, cut the file, let a page be zeros, or another page's copy."""
+    """Flip bits, cut the file, or replace a page by zeros or by a copy of another page."""
     result = bytearray(content)
     if not result:
         return content
@@ -85,7 +85,7 @@ def damage(content: bytes, chance: random.Random) -> bytes:
 
 
 def try_it(directory: Path, images: list[Image], chance: random.Random) -> Counts:
-    """Open and read a damaged spool, then go on with it."""
+    """Open and read a damaged spool, then continue with it."""
     _clear(directory)
     sound = chance.choice(images)
     name = chance.choice([name for name in sound.files if name.startswith("spool.db")])
@@ -110,7 +110,7 @@ def try_it(directory: Path, images: list[Image], chance: random.Random) -> Count
 
 
 def _read(spool: Spool) -> tuple[list[Entry], bool]:
-    """Return what can be read, and whether that is all."""
+    """Return the readable batches, and whether they are complete."""
     found: list[Entry] = []
     try:
         for _ in range(1000):
@@ -124,7 +124,7 @@ def _read(spool: Spool) -> tuple[list[Entry], bool]:
 
 
 def _go_on(spool: Spool) -> None:
-    """Append, read and forget, as if nothing had been; damage may be found only now."""
+    """Append, read and remove as usual; damage may be found only now."""
     newest = Entry(spool.last + 1, Batch(_SESSION, 10_000, rows=b"newest"))
     try:
         spool.append([newest])

@@ -1,4 +1,4 @@
-"""What a target of `make fuzz` is: something that is opened, and then tried case by case."""
+"""A target of `make fuzz` is opened once, and then run case by case."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 Counts: TypeAlias = Counter[str]
-"""What a case has tried, by a plural noun."""
+"""The inputs of a case, counted by a plural noun."""
 
 Case: TypeAlias = Callable[[random.Random], Awaitable[Counts]]
-"""Tries one case, which follows from the dice alone. Raises AssertionError, or what the tested part should not."""
+"""Runs one case, which follows from the dice alone.
+
+Raises AssertionError, or an undocumented error of the tested part.
+"""
 
 Target: TypeAlias = Callable[[Path], AbstractAsyncContextManager[Case]]
-"""Makes what the cases need, with a directory of its own for files."""
+"""Prepares the cases, with a directory of its own for files."""
 
 
 def dice(seed: int, target: str, number: int) -> random.Random:
-    """Return the dice of one case: the same for the same seed, whatever was tried before."""
+    """Return the dice of one case: the same for the same seed, whatever ran before."""
     return random.Random(f"{seed}/{target}/{number}")
 
 

@@ -1,6 +1,6 @@
-"""Frames, by a raw socket to the real connection: all messages are handed on as they were sent, and nothing else is.
+"""Frames on a raw socket to the real connection: all messages are delivered as they were sent, and nothing else.
 
-Whatever a server does to the bytes: fragments, compression, control frames between, cuts at any place, rules broken.
+The server fragments, compresses, interleaves control frames, cuts at any place and breaks rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SIZES = (0, 1, 90, 90, 90, 124, 125, 126, 127, 300, 65_535, 65_536)
 
 @dataclass
 class Script:
-    """What is sent, what must be heard of it, and how many messages come before each ping, by its payload."""
+    """The sent bytes, the messages to be received, and the number of messages before each ping, by its payload."""
 
     wire: bytes = b""
     frames: int = 0
@@ -31,7 +31,7 @@ class Script:
 
 
 def compose(chance: random.Random, deflate: Deflater | None) -> Script:
-    """Draw what a server says between its greeting and its end."""
+    """Draw the server's bytes between its greeting and its end."""
     script = Script()
     frames: list[bytes] = []
     for _ in range(chance.choice((3, 30, 300))):
@@ -54,7 +54,7 @@ def compose(chance: random.Random, deflate: Deflater | None) -> Script:
 
 
 async def case(chance: random.Random) -> Counts:
-    """Try one connection."""
+    """Test one connection."""
     received: list[tuple[bytes, bool]] = []
     script, last = Script(), Ending(b"", ending(chance, deflates=False).reason)
     counts: Counts = Counter()
@@ -89,7 +89,7 @@ async def case(chance: random.Random) -> Counts:
         connection.attach(on_messages)
         await connection.wait_closed()
         found = closing_error(connection).reason
-    if last.is_reset:  # what had not been read yet may be lost with it
+    if last.is_reset:  # unread bytes may be lost with it
         assert received == script.messages[: len(received)]
         assert len(received) >= proved
     else:
@@ -107,5 +107,5 @@ def _compare(received: list[tuple[bytes, bool]], sent: list[tuple[bytes, bool]])
 
 @asynccontextmanager
 async def target(directory: Path) -> AsyncIterator[Case]:
-    """Give the cases what they need: nothing."""
+    """Run the cases, which need nothing."""
     yield case

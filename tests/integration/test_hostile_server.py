@@ -96,9 +96,7 @@ async def test_pongs_do_not_cover_a_message_that_is_half_sent(writer_url: str, d
             await talk.send(piece)
             await asyncio.sleep(0.05)
         await talk.answer_pings(2)
-        after = (
-            time.time()
-        )  # the second ping followed the answer to the first, which was read after the beginning of the message
+        after = time.time()  # the answer to the first ping, which was read after the message began
         await talk.answer_pings(5)
         await talk.send(frame(CLOSE, b"\x03\xe8"))
 

@@ -233,7 +233,7 @@ async def _kill_where_it_waits_for(url: str, statement: str) -> None:
 
 
 async def test_a_late_tick(partitioned: str) -> None:
-    """What comes into a month after it was copied is found by the last comparison."""
+    """A late tick of a month that was copied already is found by the last comparison."""
     with pytest.raises(InterruptedError):
         await _adopted(partitioned, _stop_at("2026-04"))
     late = [(MARCH, MARCH, 9.0, 1, 1, "LATE.NZ"), (MARCH - timedelta(days=70), MARCH, 9.0, 1, 1, "LATE.NZ")]
@@ -250,7 +250,7 @@ async def test_a_late_tick(partitioned: str) -> None:
 
 
 async def test_a_tick_of_the_last_moment(partitioned: str, timescale: TestServer) -> None:
-    """What is committed while the last step waits for the writer is copied, however isolated others are."""
+    """A tick that is committed while the last step waits is copied, at any isolation level of other sessions."""
     name = partitioned.rpartition("/")[2]
     await timescale.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
     writer = await connect(partitioned)
@@ -270,7 +270,7 @@ async def test_a_tick_of_the_last_moment(partitioned: str, timescale: TestServer
 
 
 async def test_the_table_is_in_use(partitioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long query ends the last step with a line that says what to do, and changes nothing."""
+    """A long query ends the last step with a line that names the remedy, and changes nothing."""
     monkeypatch.setattr(adopt_module, "LOCK_TIMEOUT", "200ms")
     connection = await connect(partitioned)
     transaction = connection.transaction()
@@ -286,7 +286,7 @@ async def test_the_table_is_in_use(partitioned: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_foreign_objects_are_kept(partitioned: str) -> None:
-    """Views, indexes and triggers of others on the ticks, or on the bars: refused by name, before anything is done."""
+    """Foreign views, indexes and triggers on ticks or bars are refused by name before any work."""
     await execute_all(
         partitioned,
         "CREATE SCHEMA desk",
@@ -323,7 +323,7 @@ async def test_foreign_objects_are_kept(partitioned: str) -> None:
     ids=["one more", "one in a month without any", "another content"],
 )
 async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> None:
-    """A copy with a row that the table does not have is refused, with the day; then it is made anew."""
+    """A copy with a row that the table lacks is refused with its day; then the copy is made again."""
     with pytest.raises(InterruptedError):
         await _adopted(partitioned, _stop_at("2026-05"))
     rows = await query(partitioned, ROWS)

@@ -26,16 +26,16 @@ NOWHERE = "postgresql://ingestor@127.0.0.1:9/market"
 PAGE = 4096
 COVERS = "ended_at IS NULL AND covered_until > authenticated_at"
 NEW = 1_000_000
-"""Volumes from here on are of ticks that the second process hears."""
+"""Volumes from here on belong to ticks that the second process receives."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """What two processes left that had no database: one was stopped, one killed. Both heard the same `ticks`."""
+    """The spools of two processes without a database: one was stopped, one killed. Both received the same `ticks`."""
 
     directory: Path
     sent_at: dict[int, Micros]
-    """Of each tick, which its volume tells from the others."""
+    """When each tick was sent; its volume identifies it."""
 
 
 def process_of(simulator: Simulator, database: str, directory: Path, **changes: Any) -> DaemonProcess:
@@ -81,18 +81,18 @@ async def leave(directory: Path) -> Left:
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
-    """Both spools, to be copied."""
+    """Make both spools, to be copied."""
     return asyncio.run(leave(tmp_path_factory.mktemp("left")))
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A bit in a file of one of the spools. `away`: the database comes back only after the start."""
+    """A bit in a file of one of the spools. With `away` the database becomes available only after the start."""
 
     state: str
     name: str
     offset: int | bytes
-    """Or what stands there, in the middle of its places."""
+    """An offset, or a text of which the middle occurrence is damaged."""
     bit: int
     kept: bool = False
     away: bool = False
@@ -131,7 +131,7 @@ ALL = FLIPS | MORE
 
 @pytest.fixture
 def ended() -> Iterator[list[DaemonProcess]]:
-    """Processes that end with the test."""
+    """Yield a list of processes that are ended after the test."""
     processes: list[DaemonProcess] = []
     yield processes
     for each in processes:
@@ -148,7 +148,7 @@ async def test_a_flipped_bit(
     tmp_path: Path,
     ended: list[DaemonProcess],
 ) -> None:
-    """The daemon sets the file aside with a line in its log, records, and claims nothing that is lost."""
+    """The daemon sets the file aside with a log line, records, and covers nothing that was lost."""
     flip = ALL[name]
     directory = tmp_path / "spool"
     shutil.copytree(left.directory / flip.state, directory)
@@ -166,7 +166,7 @@ async def test_a_flipped_bit(
             await asyncio.sleep(0.3)
             await server.run(f"{allow} true")
         await until(database, f"SELECT count(*) FROM market.ticks WHERE volume >= {NEW}", 100)
-        # The session that was there when the damage was found covers nothing; the one after it does.
+        # The session in which the damage was found covers nothing; the next one does.
         await until(database, f"SELECT count(*) > 0 FROM ingest.stream_sessions WHERE {COVERS}", True)
         daemon.signal(signal.SIGTERM)
         assert await asyncio.to_thread(daemon.wait) == 0
@@ -189,7 +189,7 @@ async def test_a_flipped_bit(
 
 
 async def test_damage_while_it_records(writer_url: str, database: str, server: TestServer) -> None:
-    """The running session covers nothing from the damage on, keeps the ticks that come, and the next one covers."""
+    """From the damage on the running session covers nothing and keeps its ticks; the next session covers again."""
     name = database.rpartition("/")[2]
     async with recording(writer_url) as (market, daemon):
         market.trade()
@@ -204,7 +204,7 @@ async def test_damage_while_it_records(writer_url: str, database: str, server: T
             async with asyncio.timeout(20):
                 while daemon.buffer.spooled_batches == spooled:
                     await asyncio.sleep(0.02)
-        # The oldest is in the writer's hands already.
+        # The writer holds the oldest batch already.
         remains = "SELECT min(position) FROM batches"
         daemon.buffer._spool._connection.execute(f"DELETE FROM batches WHERE position > ({remains})")
         before = daemon.telemetry.counts.messages

@@ -49,7 +49,7 @@ def tick(symbol: str = "AIR.NZ", time: Micros = T0, price: float = 1.5, volume: 
 
 @pytest.fixture
 async def store(writer_url: str) -> Any:
-    """A store as the daemon's login."""
+    """Yield a store that uses the daemon's login."""
     store = TickStore(writer_url, write_timeout=10)
     yield store
     await store.close()
@@ -82,7 +82,7 @@ async def test_a_batch_is_stored_completely(store: TickStore, database: str) -> 
 
 
 async def test_the_same_batch_again_changes_nothing(store: TickStore, database: str) -> None:
-    """An unknown outcome of a commit is resolved by writing again."""
+    """A commit with an unknown outcome is resolved by a second write."""
     instance = batcher()
     batches = [filled(instance, tick(), rejected=1), filled(instance, tick("SPK.NZ"))]
     await store.write(batches[:1])
@@ -97,7 +97,7 @@ async def test_the_same_batch_again_changes_nothing(store: TickStore, database: 
 
 
 async def test_another_session_adds_no_copies(store: TickStore, database: str) -> None:
-    """The union of two recordings holds each tick the larger number of times that either heard it."""
+    """The union of two recordings holds each tick as often as the recording with more of it."""
     await store.write([filled(batcher(), tick(), tick(), tick("SPK.NZ"))])
     written = await store.write([filled(batcher(), tick(), tick(), tick(), tick("NEW.NZ"))])
     assert written == WriteResult(1, 4, 2, 0)
@@ -106,7 +106,7 @@ async def test_another_session_adds_no_copies(store: TickStore, database: str) -
 
 
 async def test_sessions_are_joined_in_one_transaction(store: TickStore, database: str) -> None:
-    """Batches of several sessions are written in order; counts stay with their session."""
+    """Batches of several sessions are written in order; each session counts its own."""
     one, two = batcher(), batcher()
     batches = [
         filled(one, tick()),
@@ -120,7 +120,7 @@ async def test_sessions_are_joined_in_one_transaction(store: TickStore, database
 
 
 async def test_months_are_made_on_demand(store: TickStore, database: str) -> None:
-    """A tick of any month since 1990 finds its place, as a role that owns nothing."""
+    """A role that owns nothing can store a tick of any month since 1990."""
     times = [datetime(1990, 1, 1, tzinfo=UTC), datetime(2001, 12, 31, 23, 59, 59, tzinfo=UTC), datetime.now(UTC)]
     ticks = [tick(time=from_datetime(time.replace(microsecond=0))) for time in times]
     await store.write([filled(batcher(), *ticks)])
@@ -129,9 +129,9 @@ async def test_months_are_made_on_demand(store: TickStore, database: str) -> Non
 
 
 async def test_a_dropped_partition_is_recreated(store: TickStore, database: str, server: Any) -> None:
-    """Retention may drop a month while the daemon runs; the next write fails once and then makes it."""
+    """If retention drops a month while the daemon runs, the next write fails once and then recreates it."""
     if server.edition != "plain":
-        assert server.edition == "timescale"  # chunks come by themselves
+        assert server.edition == "timescale"  # chunks are made automatically
         return
     instance = batcher()
     await store.write([filled(instance, tick())])
@@ -157,7 +157,7 @@ async def test_the_end_of_a_session(store: TickStore, database: str) -> None:
 
 
 async def test_crashed_sessions(store: TickStore, database: str) -> None:
-    """A successor ends its instance's sessions but its own, with their last sign of life, whatever the clock says."""
+    """A successor ends its instance's other sessions at their last sign of life, whatever its clock says."""
     old, mine, other = batcher(), batcher(session(connected_at=T0 - 10)), batcher(session(instance="other"))
     old.authenticated(T0)
     await store.write(
@@ -172,7 +172,7 @@ async def test_crashed_sessions(store: TickStore, database: str) -> None:
 
 
 async def test_no_schema(empty_database: str) -> None:
-    """A database without our schema is said to need `ingestor migrate`."""
+    """A database without the schema is reported to need `ingestor migrate`."""
     store = TickStore(empty_database, write_timeout=10)
     with pytest.raises(SchemaError, match="ingestor migrate"):
         await store.write([filled(batcher(), tick())])
@@ -188,7 +188,7 @@ async def test_no_schema(empty_database: str) -> None:
     ],
 )
 async def test_unfit_schema(database: str, writer_url: str, change: str, words: str) -> None:
-    """An older schema, and a newer one that asks for a newer daemon, are refused with the remedy."""
+    """An older schema, and a newer one that needs a newer daemon, are refused with the remedy."""
     connection = await connect(database)
     await connection.execute(change)
     await connection.close()
@@ -197,7 +197,7 @@ async def test_unfit_schema(database: str, writer_url: str, change: str, words: 
 
 
 async def test_a_newer_schema_is_accepted(database: str, writer_url: str) -> None:
-    """Migrations are made so that the daemon before them can go on."""
+    """A newer schema is accepted unless it needs a newer daemon."""
     connection = await connect(database)
     await connection.execute("UPDATE ingest.alembic_version SET version_num = '9999'")
     await connection.close()
@@ -207,7 +207,7 @@ async def test_a_newer_schema_is_accepted(database: str, writer_url: str) -> Non
 
 
 async def test_a_server_that_hangs_is_given_up(writer_url: str, database: str) -> None:
-    """A write that waits for a lock longer than the timeout fails, and the next one connects anew."""
+    """A write that waits for a lock longer than the timeout fails, and the next one opens a new connection."""
     store = TickStore(writer_url, write_timeout=0.3)
     instance = batcher()
     batch = filled(instance, tick())
@@ -225,12 +225,12 @@ async def test_a_server_that_hangs_is_given_up(writer_url: str, database: str) -
 
 @pytest.mark.parametrize("how", ["half-open", "reset"])
 async def test_a_server_that_stops_reading(writer_url: str, database: str, how: str) -> None:
-    """A body larger than what the wire holds is given up too, when the peer does not read or is gone."""
+    """A large write to a peer that does not read, or is gone, times out."""
     instance = batcher()
     batches = [filled(instance, *(tick("X" * 30, T0 + n, 1.0, v) for v in range(20_000))) for n in range(4)]
     async with Proxy(writer_url) as proxy:
         store = TickStore(proxy.url, write_timeout=1)
-        await store.write([filled(batcher(), tick("FIRST"))])  # so that nothing but the body is left to send
+        await store.write([filled(batcher(), tick("FIRST"))])  # only the body is left to send
         proxy.hold_after = 500_000
         if how == "reset":
             asyncio.get_running_loop().call_later(0.5, proxy.cut)
@@ -245,7 +245,7 @@ async def test_a_server_that_stops_reading(writer_url: str, database: str, how: 
 
 
 async def test_a_terminated_connection_is_reopened(store: TickStore, database: str) -> None:
-    """The server's restart costs one failed write, and no tick."""
+    """A restart of the server costs one failed write and no tick."""
     instance = batcher()
     await store.write([filled(instance, tick())])
     connection = await connect(database)
@@ -264,14 +264,14 @@ async def test_a_terminated_connection_is_reopened(store: TickStore, database: s
 
 
 async def constrain(database: str, condition: str) -> None:
-    """What a careful database administrator might add."""
+    """Add a constraint, as a careful administrator might."""
     connection = await connect(database)
     await connection.execute(f"ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK ({condition})")
     await connection.close()
 
 
 async def test_one_refused_row(store: TickStore, database: str) -> None:
-    """The good rows of the batch are committed, the bad one is kept as a rejection, with the batch's own between."""
+    """The valid rows are committed; the refused one becomes a rejection among the batch's own."""
     await constrain(database, "price > 0")
     instance = batcher()
     instance.authenticated(T0)
@@ -307,7 +307,7 @@ async def test_one_refused_row(store: TickStore, database: str) -> None:
 
 
 async def test_several_refused_rows(store: TickStore, database: str) -> None:
-    """Ten rows, or one in a hundred of a large batch, are refused one by one; of 2,000 rows 20."""
+    """Ten rows, or one in a hundred of a large batch, are refused one by one: 20 of 2,000."""
     await constrain(database, "volume % 100 <> 7")
     written = await store.write([filled(batcher(), *(tick(volume=number) for number in range(2000)))])
     assert (written.ticks, written.duplicates, written.rejected) == (1980, 0, 20)
@@ -316,7 +316,7 @@ async def test_several_refused_rows(store: TickStore, database: str) -> None:
 
 @pytest.mark.parametrize(("count", "most"), [(20, 10), (1999, 19)])
 async def test_too_many_refused_rows(store: TickStore, database: str, count: int, most: int) -> None:
-    """More than that is no fault of single rows: nothing is rejected and nothing committed, until somebody acts."""
+    """Beyond that limit no row is rejected and nothing is committed until an operator acts."""
     await constrain(database, "price > 2")
     batch = filled(batcher(), *(tick(volume=number) for number in range(count)))
     with pytest.raises(StoreError, match=f"refuses more than {most} of a batch's {count} ticks"):
@@ -330,7 +330,7 @@ async def test_too_many_refused_rows(store: TickStore, database: str, count: int
 
 
 async def test_small_batches_keep_their_valid_rows(store: TickStore, database: str) -> None:
-    """Ten rows are refused one by one, in however many batches; then one in a hundred, and no more."""
+    """Over many batches ten rows are refused one by one, then one in a hundred."""
     await constrain(database, "price > 2")
     instance = batcher()
     for number in range(10):
@@ -345,7 +345,7 @@ async def test_small_batches_keep_their_valid_rows(store: TickStore, database: s
 
 
 async def test_a_session_that_outlives_its_other_end(store: TickStore) -> None:
-    """The server notices a connection whose other end is gone within a minute, not by the defaults of TCP."""
+    """The server notices within a minute that a connection's client is gone, not after TCP's default time."""
     async with store._turn(await store.open()) as connection:
         assert await connection.fetchval("SHOW tcp_keepalives_idle") == "30"
         assert await connection.fetchval("SHOW tcp_user_timeout") == "60000"
@@ -353,7 +353,7 @@ async def test_a_session_that_outlives_its_other_end(store: TickStore) -> None:
 
 
 async def test_a_connection_that_is_given_up_at_any_moment(writer_url: str) -> None:
-    """Whatever the driver is doing just then, what comes of it is an error of ours, or the answer."""
+    """Whenever the write is aborted, the result is an error of ours or the answer."""
     chance = random.Random(5)
     ended = Counter[str]()
     for _ in range(60):
@@ -365,7 +365,8 @@ async def test_a_connection_that_is_given_up_at_any_moment(writer_url: str) -> N
                     await connection.fetchval(f"SELECT {number}, $1::int", number)
 
         using = asyncio.create_task(use())
-        for _ in range(chance.randrange(400)):  # so that it may come between an answer and the task that waits for it
+        # The abort may fall between an answer and the task that waits for it.
+        for _ in range(chance.randrange(400)):
             await asyncio.sleep(0)
         await guarded.give_up()
         (result,) = await asyncio.gather(using, return_exceptions=True)
@@ -376,7 +377,7 @@ async def test_a_connection_that_is_given_up_at_any_moment(writer_url: str) -> N
 
 
 async def test_a_detached_partition(store: TickStore, database: str, server: TestServer) -> None:
-    """A month whose table stands apart can't be written to; the error says what to do, and then it can."""
+    """A detached month cannot be written to; the error names the remedy, which works."""
     if server.edition != "plain":
         pytest.skip("a hypertable has chunks")
     await store.write([filled(batcher(), tick())])
@@ -400,7 +401,7 @@ async def test_a_refused_row_beside_one_that_is_there(store: TickStore, database
 
 
 async def test_errors_that_no_row_causes_never_quarantine_the_batch(store: TickStore, database: str) -> None:
-    """An error that nobody knows is tried again with the whole batch; nothing is rejected."""
+    """After an unknown error the whole batch is retried; nothing is rejected."""
     connection = await connect(database)
     await connection.execute(
         "CREATE FUNCTION market.refuse() RETURNS trigger LANGUAGE plpgsql AS "
@@ -415,7 +416,7 @@ async def test_errors_that_no_row_causes_never_quarantine_the_batch(store: TickS
 
 
 async def test_the_writer_owns_nothing(writer_url: str) -> None:
-    """The daemon's login can neither change nor remove what was recorded."""
+    """The daemon's login can neither change nor remove recorded data."""
     connection = await connect(writer_url)
     for statement in (
         "DELETE FROM market.ticks",
@@ -433,5 +434,5 @@ async def test_the_writer_owns_nothing(writer_url: str) -> None:
 
 
 def test_revision_is_the_migrations_head() -> None:
-    """The store's constant moves with the migrations."""
+    """The store's constant equals the newest migration."""
     assert head_revision() == SCHEMA_REVISION

@@ -1,4 +1,4 @@
-"""An end says its cause and nothing else: no future with an error is left that nobody asks for."""
+"""A failure is reported by its cause alone: no future with an unretrieved error is left."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from tests.hostile import CLOSE, TEXT, Hostile, Talk, frame
 from tests.processes import DaemonProcess
 
 TURNS = 40
-"""Turns of the loop after which a connection is cancelled: by then a TCP connection on this machine is made."""
+"""Turns of the loop after which a connection is cancelled: by then a local TCP connection is made."""
 
 
 @pytest.fixture(autouse=True)
 async def strays() -> AsyncIterator[None]:
-    """Whatever the loop reports by itself fails the test."""
+    """Fail the test for anything that the loop reports by itself."""
     found: list[str] = []
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: found.append(f"{context['message']}: {context.get('exception')!r}"))
@@ -56,12 +56,12 @@ async def open_and_close(url: str) -> None:
 
 @pytest.mark.parametrize("mode", ["prefer", "require", "disable"])
 async def test_a_cancelled_connection_to_the_database(server: Any, database: str, mode: str) -> None:
-    """A stop at any turn of the loop, before and after TCP and TLS are there, leaves no error behind."""
+    """A cancellation at any turn of the loop, before and after TCP and TLS, leaves no error behind."""
     await _cancel_at_each_turn(lambda: connect(f"{database}?sslmode={mode}"))
 
 
 async def test_a_cancelled_connection_to_the_stream() -> None:
-    """The same of the stream, whose server shakes no hands here."""
+    """The same holds for the stream, whose server never answers the handshake here."""
     async with Hostile(in_silence) as stream:
         await _cancel_at_each_turn(lambda: open_and_close(stream.url))
         await _cancel_at_each_turn(lambda: open_and_close(stream.url.replace("ws://127.0.0.1", "wss://localhost")))
@@ -94,7 +94,7 @@ async def _cut_at_once(_: Talk) -> None:
 
 
 async def _two_failures(talk: Talk) -> None:
-    """An error message and a broken protocol, in one read with the answer to the token."""
+    """Send an error message and a protocol error in one read with the answer to the token."""
     await talk.welcome()
     await talk.send(frame(TEXT, error_message("One")), frame(TEXT, error_message("Two")), b"\xff\xff\xff\xff")
 
@@ -138,7 +138,7 @@ class _AfterFailures:
 async def test_an_end_of_the_stream(
     script: Any, changes: dict[str, str], cause: str | None, writer_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However a session or the start ends, beside a database that refuses or not, the cause is all that is said."""
+    """At the end of a session or a start, only the cause is reported, whether or not the database refuses."""
     monkeypatch.setattr(wire, "CLOSE_TIMEOUT", 0.05)
     for url in (writer_url, writer_url.replace(":writer@", ":wrong@")):
         async with Hostile(script) as stream:
@@ -151,7 +151,7 @@ async def test_an_end_of_the_stream(
 
 
 async def _ended(changes: dict[str, str], stream: Hostile, cause: str | None) -> str:
-    """Run a daemon until it ends, or has tried three times; return all that it says of the stream."""
+    """Run a daemon until it ends or has tried three times; return its output about the stream."""
     request = StopRequest()
     fixed = {"exchange_calendar": "always", "reconnect_max_delay": "10ms", "ping_interval": "20ms"}
     with structlog.testing.capture_logs() as lines:
@@ -169,7 +169,7 @@ async def _ended(changes: dict[str, str], stream: Hostile, cause: str | None) ->
 
 
 async def test_processes(writer_url: str, tmp_path: Path) -> None:
-    """The error output of a process that ends consists of log lines, and of a last line with the cause."""
+    """The error output of a process consists of log lines and, last, the cause of its end."""
     started = []
     async with Hostile(_refused) as refusing, Hostile(_stays_silent) as silent:
         common = {"database_url": writer_url, "log_format": "json", "log_level": "info"}

@@ -17,12 +17,12 @@ from tests.recording import NOW, running, settings, until
 
 
 def encrypted(proxy: Proxy) -> str:
-    """The address of the simulator behind TLS."""
+    """Yield the address of a simulator behind TLS."""
     return f"wss://localhost:{proxy.port}/ws"
 
 
 def certificate(tmp_path: Path, name: str) -> ssl.SSLContext:
-    """Make a certificate for a host name, and leave its authority in `ca.pem`."""
+    """Make a certificate for a host name, and write its authority to `ca.pem`."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -33,7 +33,7 @@ def certificate(tmp_path: Path, name: str) -> ssl.SSLContext:
 async def test_a_valid_certificate(
     writer_url: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """wss:// works with a certificate of an authority that this machine trusts."""
+    """wss:// works with a certificate of a trusted authority."""
     context = certificate(tmp_path, "localhost")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url, context=context) as proxy:
@@ -47,7 +47,7 @@ async def test_a_valid_certificate(
 async def test_an_invalid_certificate(
     writer_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, trusted: bool
 ) -> None:
-    """An unknown authority, or the wrong name, needs a person; the token is not sent."""
+    """An unknown authority or a wrong name requires operator action; the token is not sent."""
     context = certificate(tmp_path, name)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))

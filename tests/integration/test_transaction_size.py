@@ -1,4 +1,4 @@
-"""A write that is too much for a limit of the server or the link becomes smaller, and everything is stored once."""
+"""A write that exceeds a limit of the server or the link shrinks, and every row is stored once."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def batcher() -> Batcher:
 
 
 def filled(instance: Batcher, first: int, count: int, *, rejected: int = 0) -> Batch:
-    """A batch of ticks that differ, with rejections spread over it."""
+    """Return a batch of different ticks with rejections among them."""
     for number in range(first, first + count):
         instance.add(Tick("AIR.NZ", T0, 1.5, number), T0 + number)
         if rejected and number % (count // rejected) == 0:
@@ -76,7 +76,7 @@ async def written(url: str, batches: list[Batch], **changes: Any) -> tuple[Telem
 
 
 async def is_complete(url: str, batches: list[Batch]) -> None:
-    """See that all ticks and rejections of one session are there once, are counted once, and are covered."""
+    """Check that all ticks and rejections of one session are stored, counted once and covered."""
     ticks = sum(batch.count for batch in batches)
     rejections = [(batch.number, each.position) for batch in batches for each in batch.rejections]
     last = batches[-1]
@@ -90,7 +90,7 @@ async def is_complete(url: str, batches: list[Batch]) -> None:
 @pytest.mark.parametrize("state", ["57014", "53200", "53400", "54000", "25P04", "08P01"])
 @pytest.mark.parametrize("most", [1, 150])
 async def test_a_limit_of_the_server(writer_url: str, database: str, state: str, most: int) -> None:
-    """Fewer batches are tried, then parts of one, without a pause, down to one row; then more again."""
+    """Without a pause the writer tries fewer batches, then parts of one, down to one row; then more again."""
     await execute_all(database, LIMIT.format(most=most, state=state), TRIGGER)
     instance, size = batcher(), 40 * min(most, 10)
     batches = [filled(instance, start, size, rejected=4) for start in range(0, 3 * size, size)]
@@ -103,7 +103,7 @@ async def test_a_limit_of_the_server(writer_url: str, database: str, state: str,
 
 
 async def test_a_statement_timeout_of_the_role(writer_url: str, database: str, server: Any) -> None:
-    """An administrator's limit of time is met by fewer rows a transaction."""
+    """Under a role's statement timeout the transactions shrink."""
     await execute_all(database, SLOW, TRIGGER)
     name = database.rpartition("/")[2]
     await server.run(f"ALTER ROLE {server.prefix} IN DATABASE {name} SET statement_timeout = '300ms'")
@@ -115,7 +115,7 @@ async def test_a_statement_timeout_of_the_role(writer_url: str, database: str, s
 
 @pytest.mark.parametrize("cuts", [False, True])
 async def test_a_slow_link(writer_url: str, database: str, cuts: bool) -> None:
-    """Bytes that get lost, or a connection that ends, after so many at a time: less is sent at a time."""
+    """If bytes are lost, or the connection ends, after a number of bytes, the writer sends less at a time."""
     instance = batcher()
     batches = [filled(instance, start, 400) for start in range(0, 1200, 400)]
     async with Proxy(writer_url) as proxy:
@@ -126,7 +126,7 @@ async def test_a_slow_link(writer_url: str, database: str, cuts: bool) -> None:
 
 
 async def test_sent_bytes_count_as_progress(writer_url: str) -> None:
-    """While a large batch is sent, each piece that the link takes begins the time anew."""
+    """Each piece of a large batch that the link accepts restarts the timeout."""
     steps: list[None] = []
     store = TickStore(writer_url, write_timeout=30, on_progress=lambda: steps.append(None))
     instance = batcher()
@@ -140,7 +140,7 @@ async def test_sent_bytes_count_as_progress(writer_url: str) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 async def test_a_crash_between_two_parts(writer_url: str, database: str, staged: bool) -> None:
-    """A part is no coverage; the next process goes on behind it, and counts each tick once."""
+    """A part of a batch covers nothing; the next process continues after it and counts each tick once."""
     await execute_all(database, BROKEN, TRIGGER)
     batches = [filled(batcher(), 0, 1000, rejected=10)]
     store = TickStore(writer_url, write_timeout=30)
@@ -160,7 +160,7 @@ async def test_a_crash_between_two_parts(writer_url: str, database: str, staged:
 
 
 async def test_a_lost_remainder_of_a_batch(writer_url: str, database: str) -> None:
-    """Where the spool lost the batch of which a part is there, the next one is whole, and covers nothing."""
+    """If the spool lost the rest of a batch, the next batch is stored completely and covers nothing."""
     await execute_all(database, BROKEN, TRIGGER)
     instance = batcher()
     first, lost, later = (filled(instance, start, count) for start, count in ((0, 10), (10, 800), (810, 20)))
@@ -176,7 +176,7 @@ async def test_a_lost_remainder_of_a_batch(writer_url: str, database: str) -> No
 
 
 async def test_a_part_with_a_row_that_is_refused(writer_url: str, database: str) -> None:
-    """It has the position that it has in the whole batch."""
+    """A rejection has its position in the whole batch."""
     await execute_all(database, "ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK (volume <> 700)")
     store = TickStore(writer_url, write_timeout=30)
     store.size.max_bytes = 5000
@@ -184,4 +184,4 @@ async def test_a_part_with_a_row_that_is_refused(writer_url: str, database: str)
     await store.close()
     assert (result.ticks, result.rejected, result.duplicates) == (999, 11, 0)
     rows = "SELECT position FROM ingest.rejected_messages WHERE reason LIKE 'database%'"
-    assert await query(database, rows) == [(708,)]  # behind 700 ticks and 7 rejections
+    assert await query(database, rows) == [(708,)]  # after 700 ticks and 7 rejections

@@ -1,4 +1,4 @@
-"""Run as anyone: users without a name or a home, and what they may not read."""
+"""Commands run as any user: without a name or a home, and with unreadable files."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become anot
 def run_as(user: int, *arguments: str, cwd: Path, home: Path | None = None, **settings: str) -> tuple[int, list[str]]:
     """Run a command as a user; return its status and the lines of its error output.
 
-    With a `home` the user reads only what everybody may; the test is skipped where that is not the interpreter.
+    With a `home` the user reads only public files; the test is skipped if the interpreter is not public.
     """
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "PG"))}
     for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
         variables.pop(name, None)
     variables |= {f"INGESTOR_{name}": value for name, value in settings.items()}
-    # It may read what the tests' interpreter consists of, wherever that is installed.
+    # The user may read the interpreter's files, wherever they are installed.
     capabilities = [f"--{kind}-caps=+dac_read_search" for kind in ("inh", "ambient")]
     if home is not None:
         variables["HOME"], capabilities = str(home), []
@@ -52,7 +52,7 @@ def run_as(user: int, *arguments: str, cwd: Path, home: Path | None = None, **se
 
 @as_root
 def test_a_user_without_a_name(tmp_path: Path) -> None:
-    """Where the name is needed it is asked for in one line."""
+    """A missing user name is requested in one line, if it is needed."""
     status, lines = run_as(NAMELESS, "gaps", cwd=tmp_path, DATABASE_URL="postgresql://127.0.0.1:1/d")
     assert status == 78
     (line,) = lines
@@ -63,7 +63,7 @@ def test_a_user_without_a_name(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_gone(tmp_path: Path) -> None:
-    """A working directory that was deleted is none with a `.env`."""
+    """A deleted working directory counts as one without a `.env`."""
     gone = tmp_path / "gone"
     gone.mkdir()
     code = "import os; os.rmdir(os.getcwd()); from ingestor.cli import main; main()"
@@ -81,7 +81,7 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
 
 @as_root
 def test_a_user_without_a_home(tmp_path: Path) -> None:
-    """The default place of the spool can't be found; a command that has none does its work."""
+    """Without a home there is no default place for the spool; a command without a spool works."""
     status, lines = run_as(NAMELESS, "run", cwd=tmp_path, DATABASE_URL="postgresql://u@127.0.0.1:1/d", TOKEN="pk_x")
     assert (status, len(lines)) == (78, 1), lines
     assert "INGESTOR_SPOOL_DIR: ~ stands for no directory" in lines[0]
@@ -104,9 +104,9 @@ def test_a_user_without_a_home(tmp_path: Path) -> None:
     ],
 )
 def test_certificates_that_it_may_not_read(mode: str, unreadable: str, named: bool, tmp_path: Path) -> None:
-    """A file that the mode uses is named, with 78; one that it does not use is left alone."""
+    """An unreadable file that the TLS mode uses is named, with 78; one that it does not use is ignored."""
     for directory in (tmp_path, *tmp_path.parents):
-        if directory.stat().st_uid == os.getuid() and not directory.stat().st_mode & 0o005:  # the tests' own
+        if directory.stat().st_uid == os.getuid() and not directory.stat().st_mode & 0o005:  # the test's own file
             directory.chmod(0o755)
     home = tmp_path / "home"
     (home / ".postgresql").mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_certificates_that_it_may_not_read(mode: str, unreadable: str, named: bo
 
 @as_root
 async def test_a_home_of_another_user(database: str, tmp_path: Path) -> None:
-    """If TLS is optional, files that this user may not read do not matter, whether or not the server has TLS."""
+    """With optional TLS, unreadable files do not matter, whether or not the server has TLS."""
     home = tmp_path / "home"
     (home / ".postgresql").mkdir(parents=True)
     home.chmod(0)
@@ -161,12 +161,12 @@ def test_an_unreadable_home(arguments: list[str], status: int, words: str, tmp_p
     ],
 )
 def test_locks(number: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks is not taken for another process."""
+    """A file system without locks is not reported as a second process."""
 
     def refuses(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuses)  # no file system here lacks them
+    monkeypatch.setattr(fcntl, "flock", refuses)  # every file system here has locks
     with pytest.raises(ConfigurationError, match=words):
         DirectoryLock(tmp_path).claim()
 
@@ -179,12 +179,12 @@ def test_locks(number: int, words: str, tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_a_server_that_closes(error: Exception) -> None:
-    """The cause is in words, and not a state of the driver."""
+    """The cause is reported in words, not as a state of the driver."""
     assert str(translated(error)).startswith("The connection to the database broke: the server closed it ")
 
 
 async def test_an_ascii_locale(database: str) -> None:
-    """Text for people escapes what the locale lacks; a document is UTF-8, as it says of itself."""
+    """Text for people escapes characters that the locale lacks; a document is UTF-8, as it declares."""
     await record_session(database, BEGINS - MINUTE, at(180), "closed")
     await record_session(database, at(210), ENDS + MINUTE, "stopped")
     await execute(database, BAR, at(190))

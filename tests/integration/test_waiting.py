@@ -1,4 +1,4 @@
-"""Whoever waits for a lock of the database says for which, who holds it, and what to do."""
+"""A command that waits for a database lock names the lock, its holder and the remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def holder(database: str) -> AsyncIterator[asyncpg.Connection]:
-    """Somebody else, whose transaction holds what it locks until the test's end."""
+    """Hold locks in another transaction until the test's end."""
     connection = await connect(database, application_name="a hasty admin")
     await connection.execute("BEGIN")
     yield connection
@@ -36,7 +36,7 @@ async def holder(database: str) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def work(what: str, owner: str, writer: str) -> None:
-    """Do it by the owner's URL or the writer's."""
+    """Run the work by the owner's URL or the writer's."""
     match what:
         case "migrate":
             await migrate(owner, load_settings(), lambda _: None)
@@ -54,7 +54,7 @@ async def work(what: str, owner: str, writer: str) -> None:
 async def said(
     caplog: pytest.LogCaptureFixture, doing: Awaitable[None], release: Callable[[], Awaitable[object]]
 ) -> str:
-    """Return the first line that is said while something is done; then let it be done."""
+    """Return the first line that is reported during the work; then let the work end."""
     task = asyncio.ensure_future(doing)
     async with asyncio.timeout(30):
         while not (lines := [each.getMessage() for each in caplog.records if each.name == "ingestor.locks"]):
@@ -92,7 +92,7 @@ async def test_a_wait_names_the_lock_and_its_holder(
     words: str,
     is_pooled: bool,
 ) -> None:
-    """In one line, with the process to end, however the database is reached."""
+    """One line names the process to end, however the database is reached."""
     caplog.set_level(logging.WARNING)
     await holder.execute(lock)
     pooler = Pooler(server.url, size=4, users={server.prefix: "writer"})
@@ -104,13 +104,13 @@ async def test_a_wait_names_the_lock_and_its_holder(
         line = await said(caplog, work(what, owner, writer), lambda: holder.execute("ROLLBACK"))
     finally:
         pooler.close()
-    assert words in line  # "writer" is a password here, and hidden
+    assert words in line  # "writer" is a password here, so it is redacted
     assert f"process {holder.get_server_pid()} (a hasty admin, user " in line
     assert f"SELECT pg_terminate_backend({holder.get_server_pid()})" in line
 
 
 def test_a_long_wait_is_logged_at_growing_intervals() -> None:
-    """Each time after twice as long as before, and another lock at once."""
+    """Each interval is twice the last one; another lock is reported at once."""
     lines: list[str] = []
     watch = waiting.LockWatch("", lines.append)
     for seconds in (0.04, 0.06, 0.1, 0.13, 0.2, 0.27):

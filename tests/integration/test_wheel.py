@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, away from the checkout."""
+    """Unpack the wheel outside of the checkout."""
     directory = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
@@ -28,7 +28,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_contents_of_the_wheel(unpacked: Path) -> None:
-    """The migrations, the SQL and the calendar travel inside the package; the tests do not."""
+    """The package contains the migrations, the SQL and the calendar, and no tests."""
     names = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
     expected = {
         "ingestor/migrations/env.py",

@@ -1,4 +1,4 @@
-"""Several processes that write to one database: they wait for each other and never in a circle."""
+"""Several processes write to one database: they wait for each other and never deadlock."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.sessions import at
 ROUNDS = 5
 ROWS = 1500
 SECONDS = float(os.environ.get("INGESTOR_TEST_CONTENTION_SECONDS", "0"))
-"""How long two writers get into each other's way at least; by hand, a minute."""
+"""Seconds that two writers contend at least; by hand, a minute."""
 
 SUMS = "SELECT sum(ticks)::int, sum(duplicates)::int FROM ingest.stream_sessions"
 
 
 class HastyClock(ManualClock):
-    """Lets so much time pass that every write begins by COPY, however often that has failed."""
+    """Let so much time pass that every write begins with COPY, however often COPY has failed."""
 
     def monotonic(self) -> float:
         self.advance(100)
@@ -40,7 +40,7 @@ class HastyClock(ManualClock):
 
 @asynccontextmanager
 async def two_stores(url: str) -> AsyncIterator[tuple[TickStore, TickStore]]:
-    """The writers of two instances."""
+    """Yield the writers of two instances."""
     stores = TickStore(url, write_timeout=60, clock=HastyClock()), TickStore(url, write_timeout=60, clock=HastyClock())
     yield stores
     for store in stores:
@@ -48,18 +48,18 @@ async def two_stores(url: str) -> AsyncIterator[tuple[TickStore, TickStore]]:
 
 
 def ticks_of(number: int) -> list[Tick]:
-    """Ticks that no other round has, of several symbols, in an order that is not the key's."""
+    """Return ticks of several symbols that no other round has, not in the order of the key."""
     return [tick(f"S{index % 7}.NZ", T0 + number * SECOND, 1.0 + index % 11, index) for index in range(ROWS)]
 
 
 async def isolate(server: TestServer, database: str, level: str) -> None:
-    """What an administrator may set, for another program's sake."""
+    """Set an isolation level, as an administrator may for another program."""
     await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} SET default_transaction_isolation = '{level}'")
 
 
 @pytest.mark.parametrize("level", ["read committed", "repeatable read", "serializable"])
 async def test_opposite_orders(writer_url: str, database: str, server: TestServer, level: str) -> None:
-    """Two that write the same rows in opposite orders do so without an error, however isolated others are."""
+    """Two writers store the same rows in opposite orders without an error, at any isolation level."""
     await isolate(server, database, level)
     began, rounds = time.monotonic(), 0
     async with two_stores(writer_url) as (one, other):
@@ -75,7 +75,7 @@ async def test_opposite_orders(writer_url: str, database: str, server: TestServe
 
 
 async def test_a_month_that_both_begin(writer_url: str, database: str) -> None:
-    """Partitions and chunks are made and locked as rows come: first by one writer, last by the other."""
+    """Two writers need the same partitions or chunks in opposite orders, and both succeed."""
     async with two_stores(writer_url) as (one, other):
         up, down = batcher(), batcher()
         for number in range(ROUNDS):
@@ -100,7 +100,7 @@ async def test_sessions_in_opposite_orders(writer_url: str, database: str) -> No
 
 
 async def test_crashed_sessions_that_go_on(writer_url: str, database: str) -> None:
-    """A second process of the same name ends sessions while the first writes them: neither fails."""
+    """A second process of the same instance ends sessions while the first writes them: neither fails."""
     batchers = [batcher() for _ in range(100)]
     async with two_stores(writer_url) as (one, other):
         await one.write([each.close() for each in batchers])
@@ -111,7 +111,7 @@ async def test_crashed_sessions_that_go_on(writer_url: str, database: str) -> No
 
 @pytest.mark.parametrize("sqlstate", ["40P01", "40001"])
 async def test_a_deadlock_victim_is_retried(writer_url: str, database: str, sqlstate: str) -> None:
-    """Where somebody else gets in the way it is tried again at once, with nothing lost or counted twice."""
+    """After a deadlock or a serialization failure the write is retried at once, and counts once."""
     await execute_all(
         database,
         "CREATE SEQUENCE public.tries",
@@ -137,7 +137,7 @@ async def test_a_deadlock_victim_is_retried(writer_url: str, database: str, sqls
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)
     await store.close()
-    assert clock.monotonic() == began  # nobody slept
+    assert clock.monotonic() == began  # no wait before the retry
     assert (telemetry.counts.write_failures, telemetry.counts.ticks_recovered) == (1, 100)
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(100,)]
     assert await query(database, SUMS) == [(100, 0)]
@@ -145,7 +145,7 @@ async def test_a_deadlock_victim_is_retried(writer_url: str, database: str, sqls
 
 @pytest.mark.parametrize("level", ["read committed", "serializable"])
 async def test_gaps_in_opposite_orders(writer_url: str, database: str, server: TestServer, level: str) -> None:
-    """Backfills and reconciliations that do the same at the same time, in any order, don't fail."""
+    """Concurrent backfills and reconciliations of the same gaps, in any order, do not fail."""
     await isolate(server, database, level)
     pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(0, 40, 2)]
     symbols = [f"{number}.NZ" for number in range(20)]
@@ -153,7 +153,7 @@ async def test_gaps_in_opposite_orders(writer_url: str, database: str, server: T
     bars = [Bar(at(minute), 1.0, 1.0, 1.0, 1.0, 5) for minute in range(100)]
 
     async def work(gap_store: GapStore, turn: int) -> None:
-        """Do all that a gap store writes; every other one from behind."""
+        """Make all writes of a gap store; every second caller in reverse order."""
         way = slice(None, None, 1 if turn % 2 else -1)
         for _ in range(3):
             await gap_store.store_instruments("nzx", listed[way])

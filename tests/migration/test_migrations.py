@@ -27,7 +27,7 @@ TICK = "INSERT INTO market.ticks VALUES ($1, now(), 1.5, 10, 1, 'AIR.NZ')"
 
 
 def alembic(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the command itself, with the URL and nothing else."""
+    """Run `alembic` with the URL and nothing else."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "INGESTOR_DATABASE_URL": url}
     command = [sys.executable, "-m", "alembic", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
@@ -48,9 +48,9 @@ async def run(url: str) -> list[str]:
 
 
 async def at_once(statement: str, *urls: str) -> None:
-    """Run `ingestor migrate` for each database at the very same time; all must end with 0.
+    """Run `ingestor migrate` for each database at the same time; all must end with 0.
 
-    The statement, not committed, makes what the migrations make: it lets go when all are held up by it.
+    The statement, not committed, makes what the migrations make: it is rolled back once all wait for it.
     """
     holder, watcher = await connect(urls[0]), await connect(urls[0])
     transaction = holder.transaction()
@@ -88,7 +88,7 @@ def month(ahead: int) -> date:
 
 
 async def test_alembic_by_itself(empty_database: str) -> None:
-    """`alembic` needs the URL alone: up, clean, down, up; then the same once more with data in place."""
+    """`alembic` needs only the URL: up, check, down, up; then the same with data."""
     for arguments in (("upgrade", "head"), ("check",), ("downgrade", "base"), ("upgrade", "head")):
         found = await asyncio.to_thread(alembic, empty_database, *arguments)
         assert found.returncode == 0, found.stderr
@@ -107,7 +107,7 @@ async def test_alembic_by_itself(empty_database: str) -> None:
 
 
 async def test_idempotent(empty_database: str, server: TestServer) -> None:
-    """Each step is told in a sentence; a second run changes nothing, and says so."""
+    """Each step is reported in a sentence; a second run changes nothing and says so."""
     first = await run(empty_database)
     expected = [
         r"The schema went from nothing to revision \d{4}\.",
@@ -133,7 +133,7 @@ async def test_concurrent_migrations(empty_database: str) -> None:
 
 
 async def test_everything_is_commented(database: str) -> None:
-    """Every table and every column says what it is."""
+    """Every table and every column has a comment."""
     missing = await value(
         database,
         "SELECT array_agg(c.relname || '.' || coalesce(a.attname, '')) FROM pg_class c "
@@ -150,7 +150,7 @@ async def test_everything_is_commented(database: str) -> None:
 
 
 async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The settings of the first migration stay; both calendars reach ten years back and a year ahead."""
+    """The settings of the first migration are kept; both calendars reach from ten years back to a year ahead."""
     monkeypatch.setenv("INGESTOR_EXCHANGE_CALENDAR", "always")
     await run(database)
     assert await value(database, "SELECT calendar FROM ingest.settings") == "XNZE"
@@ -165,7 +165,7 @@ async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_partitions_of_ticks(database: str, server: TestServer) -> None:
-    """A hypertable of 7-day chunks, or monthly partitions in UTC; there is the key, and the small index of buckets."""
+    """Ticks are a hypertable of 7-day chunks, or monthly partitions in UTC, with the key and the bucket index."""
     indexes = await value(
         database,
         "SELECT array_agg(indexname::text) FROM pg_indexes WHERE schemaname = 'market' AND tablename = 'ticks'",
@@ -206,7 +206,7 @@ async def _ensure(connection: asyncpg.Connection, months: list[date]) -> int:
 
 
 async def test_no_default_partition(writer_url: str, server: TestServer) -> None:
-    """A stray date makes no partition: 1990 is the first year, 13 months ahead is the last month."""
+    """A date out of range makes no partition: the first year is 1990, the last month is 13 months ahead."""
     ensure = "SELECT ingest.ensure_partition($1)"
     for allowed in (date(1990, 1, 1), month(13)):
         assert await value(writer_url, ensure, allowed) is (server.edition == "plain")
@@ -219,7 +219,7 @@ async def test_no_default_partition(writer_url: str, server: TestServer) -> None
 
 
 async def test_a_role_without_createrole_and_extensions(server: TestServer) -> None:
-    """The owner of a database can migrate it; what it may not do is done without, or said with the SQL to run."""
+    """The owner of a database can migrate it; missing privileges are worked around, or reported with the SQL to run."""
     name = server.new_name()
     await server.run(f"CREATE ROLE {name} LOGIN PASSWORD 'owner'")
     await server.create(name)
@@ -229,7 +229,7 @@ async def test_a_role_without_createrole_and_extensions(server: TestServer) -> N
         lines = await run(url)
         assert any("from nothing to revision" in line for line in lines)
         assert await value(url, "SELECT has_table_privilege('market_write', 'market.ticks', 'INSERT')")
-        # Where the extension is there, it is either made (a trusted one may be), or the SQL for a superuser is told.
+        # An available extension is either created (if it is trusted), or the SQL for a superuser is reported.
         made = await value(url, "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
         reported = [line for line in lines if "CREATE EXTENSION timescaledb" in line]
         assert (made, len(reported)) in ([(0, 0)] if server.edition == "plain" else [(1, 0), (0, 1)])
@@ -240,7 +240,7 @@ async def test_a_role_without_createrole_and_extensions(server: TestServer) -> N
 
 
 async def test_the_first_role_that_may_not_create_roles() -> None:
-    """Without CREATEROLE the tables are made, and one line tells the SQL that then makes a daemon's login work."""
+    """Without CREATEROLE the tables are made, and one line gives the SQL that completes the daemon's login."""
     with EmbeddedServer() as server:
         await value(server.url(), "CREATE ROLE owner LOGIN PASSWORD 'owner'")
         await value(server.url(), "CREATE DATABASE market OWNER owner")
@@ -270,7 +270,7 @@ async def test_the_first_role_that_may_not_create_roles() -> None:
 
 
 async def test_several_databases_of_a_new_server_at_once() -> None:
-    """Roles belong to the whole server: databases that are migrated at the same time don't collide over theirs."""
+    """Concurrent migrations of several databases do not collide over the server's roles."""
     with EmbeddedServer() as server:
         for number in range(4):
             await value(server.url(), f"CREATE DATABASE market_{number}")
@@ -281,7 +281,7 @@ async def test_several_databases_of_a_new_server_at_once() -> None:
 
 
 async def test_temporary_tables_are_granted_where_they_were_taken_away(empty_database: str) -> None:
-    """The staged way needs a temporary table; a database that keeps strangers from them gets the grant."""
+    """If a database denies temporary tables to the public, the migration grants them for the staging table."""
     name = empty_database.rpartition("/")[2].partition("?")[0]
     await value(empty_database, f"REVOKE TEMPORARY ON DATABASE {name} FROM PUBLIC")
     await run(empty_database)

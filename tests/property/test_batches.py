@@ -51,7 +51,7 @@ any_ticks = st.builds(
 
 
 def batches(of: list[Tick], cuts: list[int]) -> list[Batch]:
-    """Give the ticks to one session, and close its batch at the cuts."""
+    """Add the ticks to one session, and close its batch at the cuts."""
     instance = Batcher(Session(uuid4(), "test", "ws://x/ws", T0), max_rows=5000, occurrence_keys=1000)
     closed: list[Batch] = []
     for number, tick in enumerate(of):
@@ -85,7 +85,7 @@ def in_database(url: str, work: Callable[[TickStore], Any]) -> list[tuple[Any, .
 
 @given(st.lists(ticks, max_size=60), st.lists(st.integers(0, 60), max_size=6))
 def test_any_split_keeps_order_and_count(given_ticks: list[Tick], cuts: list[int]) -> None:
-    """However the ticks are cut into batches, the same rows come in the same order."""
+    """The same rows come in the same order, however the ticks are divided into batches."""
     (whole,) = batches(given_ticks, [])
     parts = batches(given_ticks, cuts)
     assert b"".join(part.rows for part in parts) == whole.rows
@@ -96,7 +96,7 @@ def test_any_split_keeps_order_and_count(given_ticks: list[Tick], cuts: list[int
 @WITH_DATABASE
 @given(st.lists(any_ticks, max_size=20))
 def test_packing_and_reading_back_is_the_identity(database: str, given_ticks: list[Tick]) -> None:
-    """What was packed is what PostgreSQL reads, to the last bit of the price."""
+    """PostgreSQL reads the packed values, to the last bit of the price."""
     written = batches(given_ticks, [])
     rows = in_database(database, lambda store: store.write(written))[:-1]
     seen: Counter[Tick] = Counter()
@@ -117,7 +117,7 @@ def test_packing_and_reading_back_is_the_identity(database: str, given_ticks: li
 def test_writing_twice_equals_writing_once(
     database: str, one: list[Tick], two: list[Tick], cuts: list[int], joins: list[int]
 ) -> None:
-    """Any sequence of batches, of two sessions, written again in any pieces, changes nothing."""
+    """A second write of any batches of two sessions, divided differently, changes nothing."""
     all_batches = batches(one, cuts) + batches(two, cuts)
 
     async def once(store: TickStore) -> None:
@@ -146,7 +146,7 @@ def test_writing_twice_equals_writing_once(
 def test_any_limits_change_nothing(
     database: str, one: list[Tick], two: list[Tick], cuts: list[int], limits: list[tuple[int, bool]]
 ) -> None:
-    """Whatever the server accepts at each try, and whenever the process crashes, all is there and counted once."""
+    """All rows are stored and counted once, whatever the server accepts and whenever the process crashes."""
     all_batches = batches(one, cuts) + batches(two, cuts)
 
     async def once(store: TickStore) -> None:

@@ -31,7 +31,7 @@ async def opened(directory: Path) -> Buffer:
 
 
 async def check(directory: Path, steps: list[tuple[str, int]]) -> None:
-    """Play the steps against a list of what was put and not committed, of which only what is secured survives."""
+    """Run the steps against a list of the uncommitted batches, of which only the spooled ones survive a crash."""
     buffer = await opened(directory)
     waiting: list[int] = []
     secured = taken = number = 0
@@ -73,6 +73,6 @@ async def check(directory: Path, steps: list[tuple[str, int]]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(STEPS, st.integers(1, 50)), max_size=40))
 def test_first_in_first_out_whatever_happens(steps: list[tuple[str, int]]) -> None:
-    """Through failures, spooling and deaths, batches come in order, once, and none that was secured is missing."""
+    """Through failures, spooling and crashes, batches come once and in order, and no spooled batch is missing."""
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(check(Path(directory), steps))

@@ -1,4 +1,4 @@
-"""For any sessions and calendar, gaps and covered time tile the trading time exactly: no minute twice, none left."""
+"""For any sessions and calendar, gaps and covered time tile the trading time exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingestor.store.connect import connect
 from tests.servers import TestServer
 
 BASE = datetime(2026, 4, 3, tzinfo=UTC)
-"""Two days before the clocks of Auckland go back."""
+"""Two days before Auckland's clocks go back."""
 
 LENGTH = 5 * 1440
 """Minutes: the world of these tests is five days long, and all its times are whole minutes."""
@@ -66,7 +66,7 @@ def minutes(spans: list[tuple[int, int]]) -> set[int]:
 
 
 def trading_time(world: World) -> dict[int, set[int]]:
-    """The trading minutes of each day: widened, but never into another day's session, and never counted twice."""
+    """Return the trading minutes of each day: widened, never into another day's session, each counted once."""
     found: dict[int, set[int]] = {}
     taken: set[int] = set()
     for number, (opens, closes) in enumerate(world.days):
@@ -87,7 +87,7 @@ def minute_of(moment: datetime) -> int:
 
 
 async def look(connection: Any, world: World) -> tuple[list[Any], list[Any]]:
-    """Put a world on record, and return what the views make of it; then forget it."""
+    """Record a world, return the rows of the views, and remove it."""
     transaction = connection.transaction()
     await transaction.start()
     try:
@@ -154,7 +154,7 @@ def check(world: World, gaps: list[Any], days: list[Any]) -> None:
 
 
 def test_gaps_and_coverage_tile_the_trading_time(server: TestServer) -> None:
-    """Whatever was heard, excluded and filled."""
+    """No minute is counted twice or left out, whatever is covered, excluded and backfilled."""
     with asyncio.Runner() as runner:
         name = server.new_name()
         connection = runner.run(connect(runner.run(server.create(name, server.template))))

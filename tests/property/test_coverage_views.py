@@ -1,4 +1,4 @@
-"""For random sessions, calendars and clocks, the views of coverage say what a slow, independent computation says."""
+"""For random sessions, calendars and clocks, the views of coverage agree with a slow, independent computation."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from tests.coverage_oracle import CAUSES, INFINITY, MINUTE, Answer, Gap, Recorde
 from tests.servers import TestServer
 
 SETS = int(os.environ.get("INGESTOR_TEST_SETS", "100"))
-"""How many sets of sessions are compared. A set follows from its number and from the time of day."""
+"""The number of compared sets of sessions. A set follows from its number and the time of day."""
 
 AT_ONCE = 100
-"""So many of them by one query."""
+"""Sets in one query."""
 
 ZONE = ZoneInfo("Pacific/Auckland")
 DAY = 24 * 60 * MINUTE
 DAYS = 4
-"""The length of each calendar."""
+"""The length of each calendar in days."""
 
 EVALUATE = Path(__file__).with_name("evaluate.sql").read_text(encoding="utf-8")
 FORGET = "DROP FUNCTION pg_temp.evaluate, pg_temp.instant, pg_temp.length, pg_temp.micros"
 
 
 def a_world(seed: int, now: Micros) -> World:
-    """A random set, about now, or about a day on which the clocks of Auckland were changed."""
+    """Return a random set, around now or around a day on which Auckland's clocks change."""
     random = Random(seed)
     first = _first_day(random, now)
     adjoining = random.random() < 0.2
@@ -45,7 +45,7 @@ def a_world(seed: int, now: Micros) -> World:
         if random.random() < 0.8 and (session := _trading(random, first + timedelta(days=number), adjoining=adjoining))
     ]
     start = _instant(first, time()) - 6 * 60 * MINUTE
-    # Times that coincide are what goes wrong most easily.
+    # Coinciding times cause most faults.
     instants = [start + random.randrange(DAYS * DAY // MINUTE) * MINUTE for _ in range(random.choice((4, 12, 40)))]
     instants += [at for _, opens, closes in calendar for at in (opens, closes)]
     instants += [now - random.choice((0, 29, 30, 31, 60, 61, 180)) * SECOND, now + random.randrange(300) * SECOND]
@@ -62,7 +62,7 @@ def a_world(seed: int, now: Micros) -> World:
     for _ in range(random.choice((0, 1, 2, 3, 5, 9))):
         sessions.append(each := _session(random, moment, now))
         if each.covered_until not in {None, INFINITY} and random.random() < 0.3:
-            instants += [each.covered_until] * 4  # another one takes over at that moment
+            instants += [each.covered_until] * 4  # another session takes over at that moment
     identities = [each.id for each in sessions] + [_identity(random)]
     exclusions = {span(): random.choice(("halt", "outage")) for _ in range(random.choice((0, 0, 1, 2)))}
     statuses = ("backfilled", "partial", "unfillable", "pending", "backfilled")
@@ -95,7 +95,7 @@ def _first_day(random: Random, now: Micros) -> date:
 
 
 def _trading(random: Random, day: date, *, adjoining: bool) -> tuple[date, Micros, Micros]:
-    """From midnight to midnight, or in the hours of the exchange, which closes early now and then."""
+    """Return trading sessions from midnight to midnight, or in the hours of the exchange, with early closes."""
     if adjoining:
         return day, _instant(day, time()), _instant(day + timedelta(days=1), time())
     closes = random.choice((time(16, 45), time(16, 45), time(12, 45), time(23, 59)))
@@ -103,7 +103,7 @@ def _trading(random: Random, day: date, *, adjoining: bool) -> tuple[date, Micro
 
 
 def _session(random: Random, moment: Any, now: Micros) -> Recorded:
-    """A session with its times mostly in order, and anything null."""
+    """Return a session with its times mostly in order, and any of them null."""
     times = sorted(moment() for _ in range(5)) if random.random() < 0.8 else [moment() for _ in range(5)]
     connected, authenticated, message, covered, ended = times
     seen = now - random.choice((-61, -60, 0, 5, 60, 61, 61, 4000)) * SECOND
@@ -126,7 +126,7 @@ def _session(random: Random, moment: Any, now: Micros) -> Recorded:
 
 
 def _probes(random: Random, world: World) -> list[Micros]:
-    """The minutes in which something begins or ends, those beside them, and some others."""
+    """Return minutes in which something begins or ends, those beside them, and some others."""
     edges = [at for each in world.sessions for at in (each.authenticated_at, each.covered_until, each.last_tick_at)]
     edges += [at for _, at in world.rejections] + [opens for _, opens, _ in world.calendar] + [world.now]
     found = {
@@ -154,7 +154,7 @@ def as_json(world: World) -> str:
 
 
 def check(expected: Answer, found: dict[str, Any]) -> None:
-    """Compare one set; percentages to a hundredth, which is what is left of them by rounding down."""
+    """Compare one set; percentages to a hundredth, since the view rounds down."""
     gaps = sorted(Gap(start, end, date.fromisoformat(day), cause, status)
                   for start, end, day, cause, status in found["gaps"] or [])  # fmt: skip
     assert gaps == expected.gaps
@@ -171,7 +171,7 @@ def check(expected: Answer, found: dict[str, Any]) -> None:
 
 
 async def test_the_views_agree_with_the_oracle(server: TestServer) -> None:
-    """Overlaps, stalls, crashes, what lives, what was lost, nulls, clocks that are wrong: gaps, coverage and bars."""
+    """Gaps, coverage and bars agree for overlaps, stalls, crashes, live and lost sessions, nulls and wrong clocks."""
     name = server.new_name()
     connection = await connect(await server.create(name, server.template))
     try:

@@ -51,19 +51,19 @@ def check(frame: bytes, *, binary: bool = False) -> None:
 
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes(frame: bytes, binary: bool) -> None:
-    """Decoding never raises anything, whatever the bytes."""
+    """Decoding raises nothing for any bytes."""
     check(frame, binary=binary)
 
 
 @given(json_values)
 def test_any_json(value: Any) -> None:
-    """Nor for any JSON text."""
+    """Decoding raises nothing for any JSON text."""
     check(json.dumps(value).encode())
 
 
 @given(messages, st.booleans())
 def test_nearly_messages(message: Any, ascii_only: bool) -> None:
-    """Nor for what is nearly a message."""
+    """Decoding raises nothing for any almost valid message."""
     check(json.dumps(message, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
 
 
@@ -74,7 +74,7 @@ def test_nearly_messages(message: Any, ascii_only: bool) -> None:
     quoted=st.booleans(),
 )
 def test_the_decoder_agrees_with_the_oracle(price: float, volume: int, symbol: str, quoted: bool) -> None:
-    """The fast way and the complete way read the same tick from the same message."""
+    """The decoder and the oracle read the same tick from the same message."""
     values = {"price": str(price), "volume": str(volume)} if quoted else {"price": price, "volume": volume}
     message = {"type": "price", "data": {"date": "2021-09-29T09:33:30", "symbol": symbol, **values}}
     frame = json.dumps(message).encode()

@@ -21,7 +21,7 @@ from ingestor.stream.frames import frame_size, whole_texts
 
 
 class Plodding(FeedConnection):
-    """The same connection, with every frame read by the library."""
+    """The same connection with every frame read by the library."""
 
     def data_received(self, data: bytes) -> None:
         self._give(data)
@@ -31,13 +31,13 @@ DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeo
 
 
 def deflated(payload: bytes) -> bytes:
-    """A payload as permessage-deflate has it."""
+    """Return a payload as permessage-deflate encodes it."""
     compressor = zlib.compressobj(wbits=-15)
     return (compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 def frame(head: int, payload: bytes, *, mask: bool = False) -> bytes:
-    """A frame with the shortest form of its length."""
+    """Return a frame with the shortest form of its length."""
     size = len(payload)
     if size < 126:
         length = bytes([size])
@@ -78,7 +78,7 @@ ANSWERS = st.sampled_from([SWITCHING, FORBIDDEN, "Hello"])
 async def received(
     kind: type[FeedConnection], answer: str, chunks: Sequence[bytes], *, ends: bool, deflate: bool = False
 ) -> tuple[list[tuple[bytes, bool]], list[Any]]:
-    """Feed a connection read by read; return the messages, and how it stands with it."""
+    """Feed a connection read by read; return the messages and the connection's state."""
     messages: list[tuple[bytes, bool]] = []
     connection, theirs = await connected(kind)
     connection.attach(lambda payloads, binary: messages.extend((payload, binary) for payload in payloads))
@@ -103,7 +103,7 @@ async def received(
 
 
 async def connected(kind: type[FeedConnection] = FeedConnection) -> tuple[FeedConnection, socket.socket]:
-    """A connection that has asked for an upgrade, and the other end."""
+    """Return a connection that has asked for an upgrade, and the other end."""
     offers = [ClientPerMessageDeflateFactory()]
     protocol = ClientProtocol(parse_uri("ws://localhost/"), max_size=MAX_MESSAGE_BYTES, extensions=offers)
     request = protocol.connect()
@@ -118,7 +118,7 @@ async def connected(kind: type[FeedConnection] = FeedConnection) -> tuple[FeedCo
 
 
 def welcome(connection: FeedConnection, answer: str, *, deflate: bool = False) -> bytes:
-    """The server's answer to the upgrade."""
+    """Return the server's answer to the upgrade."""
     assert connection.request is not None
     return (
         f"{answer}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{DEFLATE if deflate else ''}"
@@ -127,7 +127,7 @@ def welcome(connection: FeedConnection, answer: str, *, deflate: bool = False) -
 
 
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
-    """The same bytes as the network may hand them on."""
+    """Return the same bytes, divided as the network may deliver them."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
@@ -141,7 +141,7 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 def test_the_fast_path_receives_what_the_library_does(
     frames: list[bytes], places: list[int], answer: str, ends: bool, deflate: bool
 ) -> None:
-    """Messages, their kind and order, and how the connection ends: whatever is sent, and however it is cut."""
+    """Messages, their kind and order, and the end of the connection agree, whatever is sent and however it is cut."""
     chunks = cut(b"".join(frames), places)
 
     async def both() -> None:
@@ -153,7 +153,7 @@ def test_the_fast_path_receives_what_the_library_does(
 
 @given(st.integers(0, 60), st.sampled_from([SWITCHING, FORBIDDEN]))
 def test_the_handshake_may_be_cut_anywhere(place: int, answer: str) -> None:
-    """Messages that come in the same read as the end of the answer are heard."""
+    """Messages in the same read as the end of the answer are received."""
 
     class Slowly(FeedConnection):
         def data_received(self, data: bytes) -> None:
@@ -172,7 +172,7 @@ def test_the_handshake_may_be_cut_anywhere(place: int, answer: str) -> None:
 
 @given(st.lists(FRAMES, max_size=5), st.integers(0, 2**21))
 def test_control_frames_between_messages(frames: list[bytes], place: int) -> None:
-    """The size of each is known as soon as its header is there, and not before."""
+    """The size of each frame is known as soon as its header is complete, and not before."""
     data = b"".join(frames)
     start = 0
     for each in frames:
@@ -185,7 +185,7 @@ def test_control_frames_between_messages(frames: list[bytes], place: int) -> Non
 
 
 def message(payload: bytes, sizes: list[int], controls: list[bytes], compressed: bool) -> list[bytes]:
-    """The frames of one message in fragments, with control frames between them."""
+    """Return the frames of one message in fragments, with control frames between them."""
     payload = deflated(payload) if compressed else payload
     parts = [payload[start:end] for start, end in itertools.pairwise([0, *sorted(sizes), len(payload)])]
     heads = [0x01 | compressed << 6, *[0x00] * (len(parts) - 1)]
@@ -210,7 +210,7 @@ MESSAGES = st.builds(
 def test_an_unfinished_message_is_known_from_its_first_byte_to_its_last(
     messages: list[list[bytes]], places: list[int], controls: list[bytes]
 ) -> None:
-    """After each read: in which read the unfinished message began, be it within a frame or between fragments."""
+    """Each read reports in which read the unfinished message began, within a frame or between fragments."""
     wire, spans = b"", []
     for frames, control in itertools.zip_longest(messages, controls):
         begins, wire = len(wire), wire + b"".join(frames or [])
@@ -250,7 +250,7 @@ def take(received_values: list[Any], payloads: Sequence[bytes], binary: bool) ->
 
 
 async def test_a_message_that_began_before_the_handler_was_attached() -> None:
-    """Who attaches is told at once of a message that is unfinished, after those that are whole."""
+    """An attached handler gets the complete messages first, and then a notice of the unfinished one."""
     for part in (frame(0x01, b"a"), frame(TEXT, b"ab")[:1], frame(TEXT, b"ab")[:3]):
         connection, theirs = await connected()
         connection.data_received(welcome(connection, SWITCHING) + frame(TEXT, b"first") + part)

@@ -59,7 +59,7 @@ questions = st.builds(
 
 @given(bodies, questions)
 def test_arbitrary_answers(body: bytes, question: Question) -> None:
-    """Bytes become bars that can be true and lie in the range, and faults; or the documented error, and no other."""
+    """Any bytes give valid bars in the range and faults, or the documented error."""
     try:
         found = parse_bars(body, question)
     except MalformedAnswerError as error:
@@ -82,7 +82,7 @@ def test_arbitrary_answers(body: bytes, question: Question) -> None:
 
 @given(st.lists(st.integers(0, 9), unique=True, min_size=1), records, st.integers(0, 9))
 def test_a_bad_record_is_the_only_one_refused(minutes: list[int], odd: Any, position: int) -> None:
-    """Whatever stands among good bars, those of other minutes are taken; and it is never lost without a word."""
+    """Good bars of other minutes are kept beside any bad record, and each bad record is reported."""
     given_records = [bar(minute) for minute in minutes]
     given_records.insert(position, odd)
     found = parse_bars(json.dumps({"data": given_records}).encode(), QUESTION)
@@ -95,7 +95,7 @@ def test_a_bad_record_is_the_only_one_refused(minutes: list[int], odd: Any, posi
 
 @given(st.integers(-55 * 1440, -54 * 1440) | st.integers(134 * 1440, 135 * 1440), st.integers(1, 300))
 def test_the_clocks_change(minute: int, length: int) -> None:
-    """The asked wall time spans the asked range, and little more: an hour before, or two after."""
+    """The requested wall time spans the requested range and little more: an hour before, or two after."""
     question = Question("AIR.NZ", START + minute * MINUTE, START + (minute + length) * MINUTE, "start", ZONE)
     hour = timedelta(hours=1)
     assert question.first - hour <= question.earliest <= question.first

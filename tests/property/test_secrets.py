@@ -1,4 +1,4 @@
-"""Hostile passwords in hostile addresses, through every command and every way out."""
+"""Hostile passwords in hostile addresses are shown by no command and in no output."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from ingestor.telemetry.log import configure
 from tests.commands import ingestor_here
 
 EXAMPLES = int(os.environ.get("INGESTOR_TEST_EXAMPLES", "1"))
-"""How many times as many examples as usual: for fuzzing by hand."""
+"""The factor for the number of examples: for fuzzing by hand."""
 
 MARK = "Qz"
-"""Begins each piece of a password, and occurs nowhere else, so that no piece of it shows either."""
+"""Begins each part of a password and occurs nowhere else, so that a shown part is found."""
 
 pytestmark = pytest.mark.timeout(120 * EXAMPLES)
 
@@ -89,13 +89,13 @@ pieces = st.lists(st.sampled_from(AWKWARD) | st.characters(codec="utf-8", exclud
 passwords = st.lists(pieces, min_size=1, max_size=4).map(
     lambda found: "".join(f"{MARK}{number}{each}" for number, each in enumerate(found))
 )
-"""Of two characters to some twenty."""
+"""Passwords of two characters to some twenty."""
 
 encodings = st.sampled_from([str, lambda text: quote(text, safe=""), quote, quote_plus])
 
 
 def is_shown(password: str, text: str) -> bool:
-    """Whether a piece of the password can be seen, in any letters or encoding."""
+    """Return whether a part of the password is visible, in any case or encoding."""
     encoded = base64.b64encode(password.encode()).decode()
     return MARK.lower() in text.lower() or (len(encoded) > 8 and encoded.rstrip("=")[:-2] in text)
 
@@ -113,7 +113,7 @@ def _own_log() -> Iterator[None]:
 @settings(max_examples=500 * EXAMPLES, deadline=None)
 @given(password=passwords, encode=encodings, address=st.sampled_from(ADDRESSES))
 def test_every_address_is_shown_without_its_password(password: str, encode: Callable[[str], str], address: str) -> None:
-    """Whether it can be read or not; and one that can be read is read by the driver as it is meant."""
+    """No address shows its password, valid or not; the driver reads a valid one as it is meant."""
     url = address.format(encode(password))
     assert not is_shown(password, redact_url(url))
     try:
@@ -133,7 +133,7 @@ def test_every_address_is_shown_without_its_password(password: str, encode: Call
     password=passwords.filter(lambda text: len(text) >= redaction.SHORTEST), before=st.integers(0, 60), data=st.data()
 )
 def test_a_secret_in_a_text_from_outside(password: str, before: int, data: st.DataObject) -> None:
-    """However it was quoted, and wherever the text is cut."""
+    """The secret is redacted however it was quoted, and wherever the text is cut."""
     with patch.object(redaction, "_registry", redaction.Registry()):
         register_secret(password)
         forms: list[Callable[[str], str]] = [
@@ -157,7 +157,7 @@ def test_a_secret_in_a_text_from_outside(password: str, before: int, data: st.Da
 @pytest.mark.usefixtures("bundled_calendar")
 @settings(
     max_examples=30 * EXAMPLES,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a command is too slow to look for the shortest example
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # a command is too slow for shrinking
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -180,7 +180,7 @@ def test_no_command_shows_a_password(
     level: str,
     form: str,
 ) -> None:
-    """In whatever way it was given."""
+    """No command shows a password, however it was given."""
     url = address.format(encode(password))
     plain = f"postgresql://user@{DEAD}/db"
     file = tmp_path / "secret"
@@ -243,7 +243,7 @@ def test_the_daemon_shows_no_password(
     address: str,
     form: str,
 ) -> None:
-    """While its database can't be reached: neither in the log nor on a page nor to the service manager."""
+    """Without a database, neither the log nor a page nor the service manager shows the password."""
     url = address.format(encode(password))
     with patch.object(redaction, "_registry", redaction.Registry()), contextlib.suppress(AddressError):
         parse_database_address(url)

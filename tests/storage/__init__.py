@@ -1,1 +1,1 @@
-"""Fills a database with a year of ticks, and measures what it takes: bytes, and time for every documented query."""
+"""Fills a database with a year of ticks, and measures its bytes and the time of every documented query."""

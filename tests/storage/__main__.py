@@ -64,7 +64,7 @@ FROM timescaledb_information.continuous_aggregates
 
 @dataclass
 class Section:
-    """What one server's run has found."""
+    """The results of one server's run."""
 
     title: str
     lines: list[str] = field(default_factory=list)
@@ -72,18 +72,18 @@ class Section:
 
     @property
     def edition(self) -> str:
-        """The name of the server's edition, by which sections are told apart and sorted."""
+        """The name of the server's edition, by which sections are identified and sorted."""
         return edition_of(self.title)
 
     def table(self, *rows: tuple[str, ...]) -> None:
-        """Add a table, the head first."""
+        """Add a table whose first row is the head."""
         head, *body = rows
         self.lines += ["", f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
         self.lines += [f"| {' | '.join(row)} |" for row in body]
 
 
 async def main(url: str, rows: int) -> None:
-    """Fill, measure, write."""
+    """Fill, measure and write."""
     await migrate(url, load_settings(database_url=url), _say)
     facts = await inspect(url)
     connection = await connect(url)
@@ -156,7 +156,7 @@ async def _measure_queries(connection: asyncpg.Connection, section: Section) -> 
 
 
 def _write(section: Section) -> None:
-    """Put the section into the page, in the place of an older one of the same edition, and its plans into a file."""
+    """Write the section into the page in place of the same edition's older one, and its plans into a file."""
     head, *old = re.split(r"^(?=## )", REPORT.read_text(encoding="utf-8"), flags=re.MULTILINE)
     kept = [text for text in old if edition_of(text) != section.edition]
     new = f"## {section.title}\n" + "\n".join(section.lines) + "\n\n"

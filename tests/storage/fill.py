@@ -1,6 +1,6 @@
-"""A year of made-up ticks, the same for every server: 150 symbols, few of which trade most, in 250 sessions of NZX.
+"""A year of generated ticks, the same for every server: 150 symbols, few of which trade most, in 250 sessions of NZX.
 
-The most active symbols have the names of those that the documented queries ask for.
+The most active symbols have the names that the documented queries use.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FROM priced ORDER BY received_at
 
 
 async def fill(connection: asyncpg.Connection, rows: int, last: date, report: Callable[[int], None]) -> int:
-    """Insert `rows` ticks in the sessions before the day `last`; `report` is told how many are there."""
+    """Insert `rows` ticks in the sessions before the day `last`; `report` gets the number of rows so far."""
     for symbol, name, industry, *_ in MARKET:
         await connection.execute(_INSTRUMENT, symbol, name, industry)
     sessions = list(reversed(await connection.fetch(_SESSIONS, last, DAYS)))
@@ -88,7 +88,7 @@ async def _session(connection: asyncpg.Connection, opens_at: datetime, closes_at
 
 
 async def _cover(connection: asyncpg.Connection, day: date, opens_at: datetime, closes_at: datetime) -> None:
-    """Let a session vouch for the day, from before its lead until after its tail."""
+    """Record a session that covers the day, from before its lead until after its tail."""
     await connection.execute(
         """
         INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until,
