@@ -8,7 +8,7 @@ from ingestor.stream.accepted_token import AcceptedToken
 
 
 def test_remembers_endpoint_and_token(tmp_path: Path) -> None:
-    """Both must be the same; another instance of the accepted knows it too."""
+    """Endpoint and token must both match; another object on the same file knows them too."""
     AcceptedToken(tmp_path / "accepted").write("wss://a/ws", "pk_1")
     accepted = AcceptedToken(tmp_path / "accepted")
     assert accepted.matches("wss://a/ws", "pk_1")
@@ -17,7 +17,7 @@ def test_remembers_endpoint_and_token(tmp_path: Path) -> None:
 
 
 def test_the_last_one_counts(tmp_path: Path) -> None:
-    """A new token takes the place of the old one; the same one changes nothing."""
+    """A new token replaces the old one; the same one changes nothing."""
     accepted = AcceptedToken(tmp_path / "accepted")
     accepted.write("wss://a/ws", "pk_1")
     before = (tmp_path / "accepted").read_bytes()
@@ -28,7 +28,7 @@ def test_the_last_one_counts(tmp_path: Path) -> None:
 
 
 def test_holds_no_secret(tmp_path: Path) -> None:
-    """Neither token nor endpoint can be read from the file, and only its owner may read it."""
+    """Neither token nor endpoint can be read from the file, which only its owner may read."""
     AcceptedToken(tmp_path / "accepted").write("wss://a/ws", "pk_secret")
     text = (tmp_path / "accepted").read_text()
     assert "pk_secret" not in text
@@ -38,7 +38,7 @@ def test_holds_no_secret(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, b"", b"x", b"zz:zz", b"\xff", b"00" * 32 + b":" + b"0" * 128])
 def test_a_damaged_file_means_no(tmp_path: Path, content: bytes | None) -> None:
-    """A accepted that is missing or damaged is no accepted, and can be written again."""
+    """A missing or damaged file matches no token, and can be written again."""
     accepted = AcceptedToken(tmp_path / "accepted")
     if content is not None:
         (tmp_path / "accepted").write_bytes(content)

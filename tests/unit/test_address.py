@@ -13,7 +13,7 @@ AZURE = "postgresql://user@server:PASSWORD@host/db"
 
 
 def as_read_by_the_driver(url: str) -> tuple[list[tuple[str, int]], str, str, str]:
-    """Return what asyncpg takes for hosts, user, password and database."""
+    """Return asyncpg's reading of hosts, user, password and database."""
     parse: Any = vars(connect_utils)["_parse_connect_dsn_and_args"]
     names = list(inspect.signature(parse).parameters)
     addresses, parameters, *_ = parse(**{**dict.fromkeys(names), "dsn": url})
@@ -36,14 +36,14 @@ def as_read_by_the_driver(url: str) -> tuple[list[tuple[str, int]], str, str, st
     ],
 )
 def test_userinfo_ends_at_the_last_at(userinfo: str, user: str, password: str) -> None:
-    """The driver reads the user and the password that are meant, with one host and with several."""
+    """The driver reads the intended user and password, with one host and with several."""
     for hosts, read in (
         ("h1:5", [("h1", 5)]),
         ("h1:5,[::1]:6", [("h1", 5), ("::1", 6)]),
     ):
         url = f"postgresql://{userinfo}@{hosts}/d?sslmode=disable"
         address = parse_database_address(url)
-        # Each host has an address of its own: newer Pythons refuse an IPv6 address behind another host.
+        # Each host in an address of its own: newer Pythons refuse an IPv6 address behind another host.
         each = [as_read_by_the_driver(host.driver_url) for host in address.each_host()]
         assert each == [([host], user, password, "d") for host in read]
         assert address.shown.endswith(f":[hidden]@{hosts}/d?sslmode=disable")
@@ -74,7 +74,7 @@ def test_userinfo_ends_at_the_last_at(userinfo: str, user: str, password: str) -
     ],
 )
 def test_an_address_that_can_be_read_in_two_ways_is_refused(url: str) -> None:
-    """Where a piece of the password could be taken for a host, a port, a database or an option, nothing is guessed."""
+    """An address is refused if a part of the password could be a host, a port, a database or an option."""
     with pytest.raises(AddressError) as caught:
         parse_database_address(url)
     assert "secret" not in str(caught.value)
@@ -93,7 +93,7 @@ def test_an_address_that_can_be_read_in_two_ways_is_refused(url: str) -> None:
     ],
 )
 def test_other_addresses(url: str, read: tuple[object, ...]) -> None:
-    """Whatever else PostgreSQL's addresses may hold still works."""
+    """All other forms of PostgreSQL's addresses are accepted."""
     assert as_read_by_the_driver(parse_database_address(url).driver_url) == read
 
 
@@ -112,7 +112,7 @@ def test_other_addresses(url: str, read: tuple[object, ...]) -> None:
     ],
 )
 def test_each_host(url: str, each: list[str]) -> None:
-    """A URL is parted by its hosts, in either place, and keeps everything else."""
+    """A URL is split into one for each host, in either place, and keeps everything else."""
     assert [address.driver_url for address in parse_database_address(url).each_host()] == each
 
 
@@ -136,7 +136,7 @@ def test_each_host(url: str, each: list[str]) -> None:
     ],
 )
 def test_redact_url(url: str, shown: str) -> None:
-    """A password does not show, however badly the URL is written, nor however short the password is."""
+    """No password is shown, however malformed the URL and however short the password."""
     assert redact_url(url) == shown
 
 
@@ -152,7 +152,7 @@ def test_redact_url(url: str, shown: str) -> None:
     ],
 )
 def test_proxies(text: str, url: str) -> None:
-    """Of a proxy, too, userinfo ends at the last @; behind the host there is nothing that could be meant instead."""
+    """A proxy's userinfo ends at the last @, too; nothing ambiguous may follow the host."""
     assert proxy_url(text) == url
     assert proxy_url(url) == url
 
@@ -161,7 +161,7 @@ def test_proxies(text: str, url: str) -> None:
     "text", ["http://u:p@", "http://u:p@h:99999", "http://u:p@h/path", "ftp://u:p@h", "://u:p@h", "http://u:p@\u2100.h"]
 )
 def test_invalid_proxies(text: str) -> None:
-    """The error says nothing of the address."""
+    """The error contains no part of the address."""
     with pytest.raises(AddressError) as caught:
         proxy_url(text)
     assert "u:p" not in str(caught.value)

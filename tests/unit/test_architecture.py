@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "ingestor"
 
-# Each may import what stands in a lower layer, and itself; the stages of one layer do not know each other.
+# Each may import from lower layers and from itself; the parts of one layer do not import each other.
 LAYERS = [
     {"libpq", "dial"},
     {"model", "address", "files"},
@@ -62,7 +62,7 @@ FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if part(path) not in {"_
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
-    """A module imports from lower layers only, and a library only where it is at home."""
+    """A module imports only from lower layers, and a library only in its own part."""
     mine = part(path)
     for name in imports(path):
         root, *rest = name.split(".")
@@ -72,7 +72,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 
 def test_the_daemon_carries_nothing_that_it_does_not_use() -> None:
-    """What only some commands need is imported by them alone: the daemon runs for months on a small machine."""
+    """The daemon imports no library that only some commands need: it runs for months on a small machine."""
     heavy = {"sqlalchemy", "alembic", "httpx", "pandas"}
     code = f"import sys, ingestor.cli; print(*sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -80,7 +80,7 @@ def test_the_daemon_carries_nothing_that_it_does_not_use() -> None:
 
 
 def test_contributing_names_every_module() -> None:
-    """The table of places in CONTRIBUTING.md has each module in the row of its folder, and none that is gone."""
+    """The table of CONTRIBUTING.md lists each module in the row of its folder, and no other."""
     table = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `ingestor/")]
     named = {name for place, text in rows for name in re.findall(r"`([\w./]+)`", place + text)}

@@ -41,7 +41,7 @@ async def waits(
 
 
 async def test_full_jitter_up_to_the_cap() -> None:
-    """The first try comes within a second, the bound doubles up to 60 s, and every wait is drawn below it."""
+    """The first retry comes within a second, the bound doubles up to 60 s, and each wait is drawn below it."""
     runs = [await waits(EndReason.CLOSED, 12) for _ in range(200)]
     for attempt, slept in enumerate(zip(*runs, strict=True)):
         bound = min(60, 2**attempt)
@@ -51,7 +51,7 @@ async def test_full_jitter_up_to_the_cap() -> None:
 
 
 async def test_only_a_healthy_session_resets_it() -> None:
-    """A server that accepts and then closes is not hammered; one that held for a minute is reconnected at once."""
+    """The backoff continues if a server accepts and then closes; a session of a minute resets it."""
     short = [await waits(EndReason.CLOSED, 10, lived=59.9) for _ in range(20)]
     healthy = [await waits(EndReason.CLOSED, 10, lived=60) for _ in range(20)]
     assert max(map(max, short)) > 10
@@ -59,21 +59,21 @@ async def test_only_a_healthy_session_resets_it() -> None:
 
 
 async def test_stream_limit_waits_longer() -> None:
-    """Our own dead session may still be counted by the server: from 15 s on, to 60 s."""
+    """The server may still count our own dead session: the wait grows from 15 s to 60 s."""
     slept = await waits(EndReason.STREAM_LIMIT, 12)
     assert min(slept) >= 15
     assert max(slept) <= 60
 
 
 async def test_alert_retries_every_minute() -> None:
-    """What was accepted before is tried again every minute."""
+    """A failure after an earlier acceptance is retried every minute."""
     slept = await waits(EndReason.NOT_AUTHORISED, 5, accepted_before=True)
     assert all(60 <= seconds <= 65 for seconds in slept)
 
 
 @pytest.mark.parametrize(("asked", "least", "most"), [("20", 20, 60), ("60", 60, 66), ("86400", 600, 600)])
 async def test_retry_after_is_honoured(asked: str, least: float, most: float) -> None:
-    """No try comes before the server wants it, spread a little; never later than ten minutes."""
+    """No retry comes before the server's time, spread a little; the wait is ten minutes at most."""
     slept = await waits(InvalidStatus(Response(429, "", Headers({"Retry-After": asked}))), 12)
     assert min(slept) >= least
     assert max(slept) <= most

@@ -23,7 +23,7 @@ def tick(symbol: str = "AIR.NZ", time: Micros = T0, price: float = 1.5, volume: 
 
 
 def test_packed_row() -> None:
-    """A row is what PostgreSQL's documentation of the binary COPY format says, field by field."""
+    """A row follows PostgreSQL's documentation of the binary COPY format, field by field."""
     instance = batcher()
     instance.add(tick("Ω", T0, 0.1, 7), T0 + 3)
     since_2000 = T0 - from_datetime(datetime(2000, 1, 1, tzinfo=UTC))
@@ -38,7 +38,7 @@ def test_packed_row() -> None:
 
 
 def test_numbers_and_counts() -> None:
-    """Batches count 1, 2, 3; rows and messages are counted; a new batch starts empty."""
+    """Batches are numbered 1, 2, 3; rows and messages are counted; a new batch starts empty."""
     instance = batcher()
     instance.add(tick(), T0)
     instance.add(tick("SPK.NZ"), T0)
@@ -50,7 +50,7 @@ def test_numbers_and_counts() -> None:
 
 
 def test_full_by_rows() -> None:
-    """Rejections fill a batch as well as ticks do."""
+    """Rejections fill a batch as ticks do."""
     instance = batcher(max_rows=2)
     instance.add(tick(), T0)
     assert not instance.is_full
@@ -61,7 +61,7 @@ def test_full_by_rows() -> None:
 
 
 def test_full_by_bytes() -> None:
-    """Large rejections make a batch leave before its number of rows would."""
+    """Large rejections close a batch before its number of rows does."""
     instance = batcher(max_rows=100_000)
     for _ in range(MAX_BYTES // RAW_LIMIT):
         assert not instance.is_full
@@ -70,7 +70,7 @@ def test_full_by_bytes() -> None:
 
 
 def test_rejections_keep_their_place() -> None:
-    """A rejection knows its place among all messages of the batch, and its full size."""
+    """A rejection knows its position among all messages of the batch, and its full size."""
     instance = batcher()
     instance.add(tick(), T0)
     instance.reject(b"y" * (RAW_LIMIT + 5), Reason.NOT_JSON, T0 + 1)
@@ -97,7 +97,7 @@ def test_rejections_keep_their_place() -> None:
     ],
 )
 def test_months(times: list[str], months: list[tuple[int, int]]) -> None:
-    """A batch names the UTC months that its ticks need."""
+    """A batch names the UTC months of its ticks."""
     instance = batcher()
     for text in times:
         instance.add(tick(time=from_datetime(datetime.fromisoformat(text).replace(tzinfo=UTC))), T0)
@@ -106,7 +106,7 @@ def test_months(times: list[str], months: list[tuple[int, int]]) -> None:
 
 
 def test_coverage_needs_authentication() -> None:
-    """What is heard before the server accepted us is kept, but vouches for nothing."""
+    """Messages before authentication are kept, but cover nothing."""
     instance = batcher()
     instance.add(tick(), T0)
     instance.cover(T0 + 5)
@@ -115,7 +115,7 @@ def test_coverage_needs_authentication() -> None:
 
 
 def test_coverage_follows_proof() -> None:
-    """Coverage begins with authentication, follows messages and pongs, and is never taken back."""
+    """Coverage begins with authentication, follows messages and pongs, and never decreases."""
     instance = batcher()
     instance.authenticated(T0)
     assert instance.close().covered_until == T0
@@ -133,7 +133,7 @@ def test_coverage_follows_proof() -> None:
 
 
 def test_occurrence_counts_equal_ticks() -> None:
-    """Only ticks equal in symbol, time, price and volume count together."""
+    """Only ticks equal in symbol, time, price and volume are counted together."""
     numbering = Numbering(100)
     variants = [tick(), tick(symbol="B"), tick(time=T0 + 1), tick(price=1.6), tick(volume=11)]
     for expected in (1, 2, 3):
@@ -141,7 +141,7 @@ def test_occurrence_counts_equal_ticks() -> None:
 
 
 def test_occurrence_forgets_the_least_recently_seen() -> None:
-    """The counter remembers the keys most recently seen, in order of arrival."""
+    """The counter keeps the most recently received keys."""
     numbering = Numbering(2)
 
     def seen(symbol: str) -> int:

@@ -33,7 +33,7 @@ def in_memory(max_bytes: int = 2**20) -> Buffer:
 
 @contextlib.asynccontextmanager
 async def on_disk(directory: Path, **changes: Any) -> AsyncIterator[Buffer]:
-    """A buffer with a spool, whose task is running."""
+    """Return a buffer with a spool, whose task is running."""
     defaults = {"memory_max_bytes": 2**20, "spool_max_bytes": 2**30, "spool_after": LONG, "telemetry": Telemetry()}
     buffer = Buffer(spool=Spool(directory), clock=SystemClock(), **{**defaults, **changes})
     await buffer.open()
@@ -65,7 +65,7 @@ async def numbers(buffer: Buffer, **limits: int) -> list[int]:
 
 
 async def drained(buffer: Buffer) -> list[int]:
-    """Commit all that there is; return the numbers in their order."""
+    """Acknowledge all batches; return their numbers in order."""
     found: list[int] = []
     while buffer.size:
         found += await numbers(buffer)
@@ -74,7 +74,7 @@ async def drained(buffer: Buffer) -> list[int]:
 
 
 async def test_first_in_first_out() -> None:
-    """Batches leave in the order in which they came, and only when they are done."""
+    """Batches leave in order of arrival, and only when they are acknowledged."""
     buffer = in_memory()
     batches = [batch(number) for number in range(1, 6)]
     for each in batches:
@@ -89,7 +89,7 @@ async def test_first_in_first_out() -> None:
 
 
 async def test_limits_never_hold_back_a_single_batch() -> None:
-    """A batch beyond the limits is taken alone."""
+    """A batch larger than the limits is taken alone."""
     buffer = in_memory()
     buffer.put(batch(1, 100))
     buffer.put(batch(2))
@@ -98,7 +98,7 @@ async def test_limits_never_hold_back_a_single_batch() -> None:
 
 
 async def test_take_waits() -> None:
-    """Taking waits for the first batch."""
+    """`take` waits for the first batch."""
     buffer = in_memory()
     taking = asyncio.create_task(buffer.take())
     await asyncio.sleep(0)
@@ -108,7 +108,7 @@ async def test_take_waits() -> None:
 
 
 async def test_high_and_low_mark() -> None:
-    """A full buffer keeps what it gets, and has room again at 80 %."""
+    """A full buffer keeps what it gets, and has space again at 80 %."""
     buffer = in_memory(10 * batch(1).size)
     for number in range(1, 11):
         assert blocked(buffer) is None
@@ -126,7 +126,7 @@ async def test_high_and_low_mark() -> None:
 
 
 async def test_heartbeats_merge() -> None:
-    """A heartbeat takes the place of the one before it: days without a database cost no memory."""
+    """A heartbeat replaces the one before it: days without a database take no memory."""
     buffer = in_memory()
     buffer.put(batch(1, 0))  # the beginning of a session is no heartbeat
     for number in range(2, 1000):
@@ -141,7 +141,7 @@ async def test_heartbeats_merge() -> None:
     ids=["ticks", "another session", "an end"],
 )
 async def test_only_neighbouring_heartbeats_of_a_session_merge(other: Batch) -> None:
-    """Nothing else takes a heartbeat's place."""
+    """Only a neighbouring heartbeat of the same session is replaced."""
     buffer = in_memory()
     buffer.put(batch(2, 0))
     buffer.put(other)
@@ -149,7 +149,7 @@ async def test_only_neighbouring_heartbeats_of_a_session_merge(other: Batch) -> 
 
 
 async def test_a_heartbeat_being_written_is_followed_by_the_next() -> None:
-    """What was taken may be half written; the newer heartbeat is written after it."""
+    """A heartbeat that is being written is kept, and the newer one is written after it."""
     buffer = in_memory()
     buffer.put(batch(2, 0))
     await buffer.take()
@@ -159,7 +159,7 @@ async def test_a_heartbeat_being_written_is_followed_by_the_next() -> None:
 
 
 async def test_wait_until_empty() -> None:
-    """Empty means committed, not taken."""
+    """The buffer is empty when all batches are acknowledged, not when they are taken."""
     buffer = in_memory()
     await buffer.wait_until_empty()
     buffer.put(batch(1))
@@ -172,7 +172,7 @@ async def test_wait_until_empty() -> None:
 
 
 async def test_nothing_goes_to_disk_while_the_database_keeps_up(tmp_path: Path) -> None:
-    """In good times the disk is not touched."""
+    """While writes succeed, nothing goes to disk."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 50):
             buffer.put(batch(number))
@@ -185,7 +185,7 @@ async def test_nothing_goes_to_disk_while_the_database_keeps_up(tmp_path: Path) 
 
 
 async def test_a_failed_write_sends_everything_to_disk(tmp_path: Path) -> None:
-    """What waits goes to disk at once, what comes later too, until a write succeeds; the order is kept."""
+    """After a failed write all batches go to disk, later ones too, until a write succeeds; the order is kept."""
     async with on_disk(tmp_path) as buffer:
         buffer.put(batch(1))
         taken = await buffer.take()
@@ -210,7 +210,7 @@ async def test_a_failed_write_sends_everything_to_disk(tmp_path: Path) -> None:
 
 
 async def test_a_slow_commit_sends_it_to_disk(tmp_path: Path) -> None:
-    """A batch that is not committed in time goes to disk though nothing failed, and leaves it with its commit."""
+    """A batch that is not committed in time goes to disk, and is removed from it by its commit."""
     async with on_disk(tmp_path, spool_after=0.05) as buffer:
         buffer.put(batch(1))
         await buffer.take()
@@ -224,7 +224,7 @@ async def test_a_slow_commit_sends_it_to_disk(tmp_path: Path) -> None:
 
 
 async def test_the_bound_of_memory_sends_it_to_disk(tmp_path: Path) -> None:
-    """More than may wait in memory waits on disk."""
+    """Batches over the limit of memory go to disk."""
     async with on_disk(tmp_path, memory_max_bytes=10 * batch(1).size) as buffer:
         for number in range(1, 10):
             buffer.put(batch(number))
@@ -237,9 +237,9 @@ async def test_the_bound_of_memory_sends_it_to_disk(tmp_path: Path) -> None:
 
 
 async def test_memory_is_bounded_though_the_disk_is_slow(tmp_path: Path) -> None:
-    """Twice the bound is more than any disk should need; then the stream must wait."""
+    """Memory holds at most twice the limit, for a slow disk; then the stream must wait."""
     async with on_disk(tmp_path, memory_max_bytes=10 * batch(1).size) as buffer:
-        for number in range(1, 21):  # without giving the spooler a chance
+        for number in range(1, 21):  # without a turn of the spooler
             buffer.put(batch(number))
         assert blocked(buffer) is EndReason.BUFFER_FULL
         await eventually(lambda: blocked(buffer) is None)
@@ -247,7 +247,7 @@ async def test_memory_is_bounded_though_the_disk_is_slow(tmp_path: Path) -> None
 
 
 async def test_ticks_before_the_spool_is_open(tmp_path: Path) -> None:
-    """The stream need not wait until a large spool was looked through; what lies in it goes first, and by itself."""
+    """The stream starts before a large spool is scanned; the old batches are written first and alone."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):
             buffer.put(batch(number))
@@ -269,7 +269,7 @@ async def test_ticks_before_the_spool_is_open(tmp_path: Path) -> None:
 
 
 async def test_space_is_given_back(tmp_path: Path) -> None:
-    """When a large queue has drained, its file is made small beside the work."""
+    """When a large queue is drained, its file is shrunk during later work."""
     async with on_disk(tmp_path, spool_after=0.05) as buffer:
         for number in range(1, 101):
             buffer.put(batch(number, 2000))
@@ -280,7 +280,7 @@ async def test_space_is_given_back(tmp_path: Path) -> None:
 
 
 async def test_unawaited_damage_is_reported(tmp_path: Path) -> None:
-    """Who reads is cancelled at the stop; a damaged file that was found by it is named and counted all the same."""
+    """Damage that a cancelled reader found is still reported with the file's name, and counted."""
     telemetry = Telemetry()
     async with on_disk(tmp_path, telemetry=telemetry) as buffer:
         buffer.put(batch(1))
@@ -297,7 +297,7 @@ async def test_unawaited_damage_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_damages_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk on which the new file is damaged as well counts as one that takes nothing: the ticks stay in memory."""
+    """If the new file is damaged as well, the disk counts as failed: the ticks stay in memory."""
     async with on_disk(tmp_path) as buffer:
         assert buffer._spool is not None
 
@@ -315,7 +315,7 @@ async def test_a_disk_that_damages_everything(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_a_successor_continues(tmp_path: Path) -> None:
-    """What is on disk is written by the next process, before anything newer."""
+    """The next process writes the spooled batches before any newer one."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):
             buffer.put(batch(number))
@@ -335,7 +335,7 @@ async def test_a_successor_continues(tmp_path: Path) -> None:
 
 
 async def test_heartbeats_merge_on_disk(tmp_path: Path) -> None:
-    """A quiet weekend without a database costs one row, whatever was spooled when."""
+    """A quiet weekend without a database takes one row, however the heartbeats were spooled."""
     async with on_disk(tmp_path) as buffer:
         buffer.write_failed()
         buffer.put(batch(1))
@@ -350,7 +350,7 @@ async def test_heartbeats_merge_on_disk(tmp_path: Path) -> None:
 
 
 async def test_the_bound_of_the_disk(tmp_path: Path) -> None:
-    """At the bound the stream must stop, and may go on at 80 % of it; what came is kept."""
+    """At the limit of the spool the stream must stop, and may continue at 80 % of it; all batches are kept."""
     async with on_disk(tmp_path, spool_max_bytes=3000) as buffer:
         buffer.write_failed()
         number = 0
@@ -371,7 +371,7 @@ async def test_the_bound_of_the_disk(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk(tmp_path: Path) -> None:
-    """The stream must stop when the ballast is used, and may go on when there is room for it again."""
+    """The stream must stop when the ballast is used, and may continue when there is space for it again."""
     with contextlib.ExitStack() as stack:
         try:
             disk = stack.enter_context(small_disk(tmp_path / "disk", 80 * 2**20))
@@ -387,7 +387,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             buffer.put(batch(3, end=SessionEnd(0, EndReason.DISK_FULL)))
             await asyncio.wait_for(buffer.wait_until_safe(), 5)
             fill(disk)
-            buffer.put(batch(4, 10_000))  # more than is left
+            buffer.put(batch(4, 10_000))  # larger than the free space
             await asyncio.sleep(0.1)
             assert [b.number for b in buffer.in_memory] == [4]
             assert blocked(buffer) is EndReason.DISK_FULL
@@ -397,7 +397,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_does_not_matter_while_the_database_keeps_up(tmp_path: Path) -> None:
-    """With everything committed the stream may go on, even though the disk is still full."""
+    """With everything acknowledged the stream may continue although the disk is still full."""
     with contextlib.ExitStack() as stack:
         try:
             disk = stack.enter_context(small_disk(tmp_path / "disk", 80 * 2**20))
@@ -416,7 +416,7 @@ async def test_a_full_disk_does_not_matter_while_the_database_keeps_up(tmp_path:
 
 
 async def test_a_spool_that_breaks_with_all_that_there_was(tmp_path: Path) -> None:
-    """Where everything was on it, the next thing to write is what comes next."""
+    """If a damaged spool held all batches, the next batch is the next one to write."""
     async with on_disk(tmp_path) as buffer:
         buffer.write_failed()
         buffer.put(batch(1, end=SessionEnd(0, EndReason.CLOSED)))
@@ -434,7 +434,7 @@ async def test_a_spool_that_breaks_with_all_that_there_was(tmp_path: Path) -> No
 
 
 async def test_a_spool_that_breaks_before_an_append(tmp_path: Path) -> None:
-    """What is appended while the damage is only just found vouches for nothing either."""
+    """A batch that is appended while the damage is being found covers nothing either."""
     async with on_disk(tmp_path) as buffer:
         buffer.put(batch(1, covered_until=10))
         assert await buffer.secure()
@@ -449,7 +449,7 @@ async def test_a_spool_that_breaks_before_an_append(tmp_path: Path) -> None:
 
 
 async def test_a_spool_that_breaks(tmp_path: Path) -> None:
-    """What was on it is lost to us, so the session vouches for nothing more, keeps its ticks, and ends."""
+    """The batches of a damaged spool are lost, so the session covers nothing more, keeps its ticks, and ends."""
     async with on_disk(tmp_path) as buffer:
         buffer.write_failed()
         buffer.put(batch(1, covered_until=10))

@@ -27,14 +27,14 @@ HOUR = timedelta(hours=1)
     ],
 )
 def test_price_ticks(low: float, high: float, most: int, labels: list[str]) -> None:
-    """Round prices, each with the digits that tell it from the next."""
+    """Ticks are round prices with enough digits to differ."""
     assert [tick.label for tick in price_ticks(low, high, most)] == labels
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-12, 0.05, 36.9, 123456789012345.0, 999999999999999.9, -3.5])
 @pytest.mark.parametrize("other", [0, 1])
 def test_prices_that_hardly_differ(value: float, other: int) -> None:
-    """The same price all day, or the next one that a float can be, has an axis with ticks that differ."""
+    """A constant price, or neighbouring floats, still give an axis with different ticks."""
     low, high = widened(value, math.nextafter(value, math.inf) if other else value)
     ticks = price_ticks(low, high, 5)
     assert low < value < high
@@ -42,13 +42,13 @@ def test_prices_that_hardly_differ(value: float, other: int) -> None:
 
 
 def test_a_scale() -> None:
-    """Even, in either direction."""
+    """A scale is linear in either direction."""
     scale = Scale(10, 20, 100, 0)
     assert [scale.place(value) for value in (10, 15, 20)] == [100, 50, 0]
 
 
 def test_an_axis_of_two_days() -> None:
-    """The night takes no room; what lies in it, or outside, is at the nearer end."""
+    """The night takes no space; a time within it, or outside, is drawn at the nearer end."""
     day = timedelta(days=1)
     axis = TimeAxis.of([(BEGINS, ENDS, 33), (BEGINS + day, ENDS + day, 33)])
     assert axis.length == 66
@@ -57,7 +57,7 @@ def test_an_axis_of_two_days() -> None:
 
 
 def test_bands() -> None:
-    """As long as the gap, but never too narrow to be seen, nor beyond the end of the axis."""
+    """A band is as long as its gap, but never too narrow to see or beyond the end of the axis."""
     axis = TimeAxis.of([(BEGINS, ENDS, 495)])
     assert axis.band(at(10), at(12), 1) == pytest.approx((10, 2))
     assert axis.band(at(10), at(10.001), 3) == pytest.approx((10, 3))
@@ -67,7 +67,7 @@ def test_bands() -> None:
 
 
 def test_ticks_of_a_day() -> None:
-    """Round times of the exchange's clock, in the smallest step that leaves enough room."""
+    """Ticks are round times of the exchange's clock, in the smallest step that fits."""
     axis = friday(bar(60, 1, 1)).figure(100).axis
     assert [tick.label for tick in time_ticks(axis, ZONE, 24)] == ["10:00", "12:00", "14:00", "16:00"]
     assert [tick.at for tick in time_ticks(axis, ZONE, 24)] == [12, 36, 60, 84]
@@ -76,7 +76,7 @@ def test_ticks_of_a_day() -> None:
 
 
 def test_ticks_of_several_days() -> None:
-    """Where days begin stands the date; times only where they leave enough room for those."""
+    """The date stands at the start of each day; times are shown only between dates with enough space."""
     axis = many(4 * 1440).figure(96).axis
     ticks = time_ticks(axis, ZONE, 9)
     assert [tick.label for tick in ticks if tick.major] == ["16 Nov", "17 Nov", "18 Nov", "19 Nov", "20 Nov"]
@@ -87,7 +87,7 @@ def test_ticks_of_several_days() -> None:
 
 
 def test_the_hour_that_occurs_twice() -> None:
-    """When clocks are set back, the hour from two to three is two candles, and says which of the ticks is the later."""
+    """When clocks are set back, the hour from two to three is two candles, and the later tick is marked."""
     start = datetime(2026, 4, 4, 12, tzinfo=UTC)  # 01:00 NZDT; at 03:00 it becomes 02:00 NZST
     minutes = [bar(start + n * MINUTE, 1, 1) for n in range(4 * 60)]
     hours = list(resample(minutes, Width.HOUR, ZONE))
@@ -100,7 +100,7 @@ def test_the_hour_that_occurs_twice() -> None:
 
 
 def test_resampling() -> None:
-    """First, highest, lowest and last price, the sum of the volumes; fetched where any minute was."""
+    """A candle has first, highest, lowest and last price and the summed volume; one fetched bar makes it fetched."""
     minutes = [bar(60, 2, 3), bar(61, 3, 1, high=9), bar(64, 5, 4, low=0.5, backfilled=True), bar(65, 7, 7)]
     first, second = resample(minutes, Width.FIVE, ZONE)
     assert first == merged(minutes[:3], at(60), at(65))
@@ -114,13 +114,13 @@ def test_resampling() -> None:
     ("room", "width", "length"), [(500, "1m", 495), (200, "5m", 99), (40, "15m", 33), (32, "1h", 9), (8, "1d", 1)]
 )
 def test_the_width_that_fits(room: int, width: str, length: float) -> None:
-    """The shortest bars of which all of the trading time has room, at least a day's."""
+    """Bars are the shortest for which all of the trading time fits, at most a day's."""
     figure = friday(bar(60, 1, 1)).figure(room)
     assert (figure.width, figure.axis.length) == (width, length)
 
 
 def test_bars_outside_of_trading_time() -> None:
-    """They are shown too: the axis reaches as far as they do."""
+    """Bars outside of trading time extend the axis."""
     figure = friday(bar(-5, 1, 1), bar(495, 1, 2)).figure(200)
     assert figure.axis.segments[0].started_at == at(-5)
     assert figure.axis.place(at(500)) == figure.axis.length == 101
@@ -129,7 +129,7 @@ def test_bars_outside_of_trading_time() -> None:
 
 
 def test_words() -> None:
-    """Prices with the digits they have, volumes with few."""
+    """Prices keep their digits, volumes are shortened."""
     assert [price(value) for value in (36.9, 123456789012345.0, 1e-12)] == ["36.9", "123456789012345", "1e-12"]
     assert [compact(count) for count in (0, 999, 1000, 12345, 4_560_000, 10**10)] == [
         "0", "999", "1k", "12.3k", "4.56M", "10G",

@@ -26,7 +26,7 @@ def having(root: ET.Element, name: str) -> list[ET.Element]:
 
 
 def candles(root: ET.Element) -> list[tuple[float, list[float]]]:
-    """The middle of each candle, and the heights of its high, upper end, lower end and low."""
+    """Return the middle of each candle, and the heights of its high, upper end, lower end and low."""
     found = []
     for path in root.iter(f"{SVG}path"):
         if "bar" in path.get("class", "").split():
@@ -36,7 +36,7 @@ def candles(root: ET.Element) -> list[tuple[float, list[float]]]:
 
 
 def test_candles_lie_in_their_order() -> None:
-    """From left to right by time, the highest price on top, and the wick around the body."""
+    """Candles stand from left to right by time, the highest price on top, the wick around the body."""
     root = drawn(sample())
     found = candles(root)
     assert len(found) == 27
@@ -48,7 +48,7 @@ def test_candles_lie_in_their_order() -> None:
 
 
 def test_gaps_are_shaded_by_status() -> None:
-    """Each in its colour at its place, the shortest as wide as can be seen, with its cause."""
+    """Each gap has its colour, place and cause; the shortest is wide enough to see."""
     shades = having(drawn(sample()), "gap")[:4]
     assert [shade.get("fill") for shade in shades] == [
         colours()[kind] for kind in ("open", "backfilled", "partial", "excluded")
@@ -61,7 +61,7 @@ def test_gaps_are_shaded_by_status() -> None:
 
 
 def test_the_picture_has_a_text_alternative() -> None:
-    """It is an image with a title and a description."""
+    """The picture is an image with a title and a description."""
     root = drawn(sample())
     assert root.get("role") == "img"
     assert root[0].text == "AIR.NZ, Friday 20 November 2026"
@@ -70,7 +70,7 @@ def test_the_picture_has_a_text_alternative() -> None:
 
 
 def test_the_picture_needs_no_network() -> None:
-    """It has no script and refers to nothing outside of it; a dark screen gets other colours."""
+    """The picture has no script and no external reference; a dark screen gets other colours."""
     text = svg.draw(sample())
     assert not {element.tag for element in ET.fromstring(text).iter()} & {f"{SVG}script", f"{SVG}image", f"{SVG}use"}
     assert not re.search(r"url\(|@import|href|javascript:|https?://(?!www\.w3\.org/2000/svg\")", text)
@@ -78,7 +78,7 @@ def test_the_picture_needs_no_network() -> None:
 
 
 def paints(element: ET.Element, inherited: tuple[str, str] = ("black", "none")) -> Iterator[tuple[str, str, str]]:
-    """Yield the class, fill and stroke of each shape as a renderer sees them that knows attributes only."""
+    """Yield the class, fill and stroke of each shape for a renderer that reads attributes only."""
     fill, stroke = element.get("fill", inherited[0]), element.get("stroke", inherited[1])
     if element.tag in {f"{SVG}{name}" for name in ("path", "rect", "text")}:
         yield element.get("class", ""), fill, stroke
@@ -88,7 +88,7 @@ def paints(element: ET.Element, inherited: tuple[str, str] = ("black", "none")) 
 
 @pytest.mark.parametrize("kind", STATUSES)
 def test_the_picture_is_complete_without_its_style_sheet(kind: str) -> None:
-    """Each shape has a colour of the light palette as an attribute, and nothing is a variable."""
+    """Each shape has a colour of the light palette as an attribute, without variables."""
     text = svg.draw(replace(sample(), gaps=(gap(0, 10, kind),)))
     assert "var(" not in text
     light = colours()
@@ -100,7 +100,7 @@ def test_the_picture_is_complete_without_its_style_sheet(kind: str) -> None:
 
 
 def test_a_dark_screen_has_colours_of_its_own() -> None:
-    """Each colour that differs on a dark screen is in the style sheet, and only for dark screens."""
+    """The style sheet holds each colour that differs on a dark screen, and only for dark screens."""
     style = svg.draw(sample()).partition("<style>")[2].partition("</style>")[0]
     before, _, dark = style.partition("@media (prefers-color-scheme: dark) {")
     used = ("ink", "paper", "faint", "line", "up", "down")
@@ -110,7 +110,7 @@ def test_a_dark_screen_has_colours_of_its_own() -> None:
 
 
 def test_markup_characters_are_escaped() -> None:
-    """Whatever a symbol or a cause consists of, it is shown as it is, but for what XML can't hold."""
+    """Any symbol and cause is shown literally, without the characters that XML forbids."""
     series = friday(bar(60, 1, 1), gaps=(gap(1, 2, cause='"]]><a&b\x01'),), symbol="<A&B'\"].NZ")
     root = drawn(series)
     assert (having(root, "title")[0].text or "").startswith("<A&B'\"].NZ, ")
@@ -129,7 +129,7 @@ def test_edges(series: Series) -> None:
 
 @pytest.mark.parametrize("prices", [(1.5, 1.7e308), (-1e308, 1e308), (1e308, 1e308), (5e-324, 1.5), (-1.7e308, 0.0)])
 def test_extreme_prices(prices: tuple[float, float]) -> None:
-    """What the recorder accepts can be drawn: the axis ends somewhere, and its labels stay short."""
+    """Any stored price can be drawn: the axis is finite, and its labels are short."""
     series = friday(bar(60, 1.5, 1.5), bar(61, *prices), bar(62, 1.5, 1.5))
     root = drawn(series)
     assert candles(root)

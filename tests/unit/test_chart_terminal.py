@@ -41,12 +41,12 @@ AIR.NZ, Friday 20 November 2026
 
 
 def test_a_day() -> None:
-    """Candles, gaps and volumes lie over their times; all of it can be told without colours."""
+    """Candles, gaps and volumes lie over their times, and are distinct without colours."""
     assert text(sample(), 76, 22) == EXPECTED.strip("\n").splitlines()
 
 
 def test_roles() -> None:
-    """What rises, falls and was missed can be told by colours too."""
+    """Rising and falling candles and gaps have different colours."""
     lines = terminal.draw(sample(), 76, 22)
     roles = {role for line in lines for _, role in line}
     assert roles == {"title", "faint", "plain", "up", "down", "open", "backfilled", "partial", "excluded"}
@@ -57,7 +57,7 @@ def test_roles() -> None:
 @pytest.mark.parametrize("rows", [12, 24, 60])
 @pytest.mark.parametrize("series", EDGES.values(), ids=EDGES)
 def test_edges(series: Series, columns: int, rows: int) -> None:
-    """It is never larger than the terminal (but for the legend on a very narrow one), and each candle is there."""
+    """The chart fits the terminal (except the legend on a very narrow one), and each candle is drawn."""
     lines = text(series, columns, rows)
     assert all(len(line) <= columns for line in lines[1:-1])
     assert len(lines) <= max(rows, 15)
@@ -65,7 +65,7 @@ def test_edges(series: Series, columns: int, rows: int) -> None:
 
 
 def test_gaps_that_share_their_columns_with_candles() -> None:
-    """A gap over all of the day is behind every candle, and one at the very end is seen."""
+    """A gap over the whole day is behind every candle, and one at the very end is visible."""
     lines = text(friday(bar(60, 1, 2), gaps=(gap(0, 495),)))
     assert lines[3].count("░") > 60
     assert text(friday(bar(60, 1, 2), gaps=(gap(493, 495),)))[3].endswith("░")
@@ -75,14 +75,14 @@ def test_gaps_that_share_their_columns_with_candles() -> None:
 
 
 def test_too_many_bars_for_the_columns() -> None:
-    """Those that share a column are drawn as one, and that is said."""
+    """Bars that share a column are drawn as one, which is reported."""
     lines = text(replace(sample(), width=Width.MINUTE), 40)
     assert "several bars" in " ".join(lines)
     assert max(len(line) for line in lines[3:-1]) <= 40
 
 
 def test_the_height_of_a_candle() -> None:
-    """Its body lies between open and close, and its wicks reach to the extremes, to half a line."""
+    """A body lies between open and close, and its wicks reach the extremes, to half a line."""
     series = friday(bar(60, 1.8, 3.2, high=4, low=1))
     assert "".join(line[-1] for line in text(series, 60, 13)[2:8]) == "│╽┃┃╿│"
     fetched = replace(series, minutes=(replace(series.minutes[0], backfilled=True),))
@@ -90,7 +90,7 @@ def test_the_height_of_a_candle() -> None:
 
 
 def test_days() -> None:
-    """Each day is one candle, and the dates stand below."""
+    """Each day is one candle, with its date below."""
     lines = text(replace(many(20 * 1440), width=Width.DAY))
     assert "1d bars." in lines[1]
     assert lines[-2].split()[:2] == ["31", "Oct"]

@@ -1,4 +1,4 @@
-"""What `check` says of a database, by what was found there."""
+"""`check` derives its results from the facts that were read from a database."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Commu
     ],
 )
 def test_the_server(changes: dict[str, Any], severity: Severity, words: str) -> None:
-    """What can't be used is a problem; what should be upgraded, a warning with the command."""
+    """An unsupported server is an error, an outdated one a warning with the command."""
     finding = _database(replace(FACTS, **changes))
     assert finding.severity is severity
     assert words in finding.text
@@ -60,7 +60,7 @@ def test_the_server(changes: dict[str, Any], severity: Severity, words: str) -> 
     ],
 )
 def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: timedelta | None, words: str) -> None:
-    """Late ticks that wait for days are a warning where bars are computed ahead; so is, where they could be."""
+    """Late ticks that wait for days are a warning if bars are computed ahead, or could be."""
     oldest = None if age is None else datetime.now(UTC) - age
     facts = replace(FACTS, edition=edition, has_aggregates=aggregates)
     finding = _bars(facts, replace(SCHEMA, oldest_stale_range=oldest))
@@ -70,7 +70,7 @@ def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: time
 
 @pytest.mark.parametrize(("version", "is_enough"), [("2.17.2", False), ("2.18.0", True), ("2.23.0-dev", True)])
 def test_the_version_of_the_extension(version: str, is_enough: bool) -> None:
-    """A Community edition without the columnstore's commands is told to be upgraded, before anything is made."""
+    """A Community edition without the columnstore's commands must be upgraded before anything is created."""
 
     class Answering:
         def scalar(self, _: object) -> str:

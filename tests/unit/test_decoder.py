@@ -28,7 +28,7 @@ def price(**fields: Any) -> bytes:
 
 
 def raw(**fields: str) -> bytes:
-    """A price message with fields as literal JSON text."""
+    """Return a price message with fields as literal JSON text."""
     data = {name: json.dumps(value) for name, value in GOOD.items()} | fields
     return ('{"type":"price","data":{' + ",".join(f'"{k}":{v}' for k, v in data.items()) + "}}").encode()
 
@@ -55,7 +55,7 @@ DOCUMENTED = [
 
 @pytest.mark.parametrize(("symbol", "time", "value", "volume"), DOCUMENTED)
 def test_documented_samples(symbol: str, time: str, value: float, volume: int) -> None:
-    """The documented messages, whose dates have no offset, are wall time in Auckland (UTC+13 that day)."""
+    """The documented dates without an offset are wall time in Auckland (UTC+13 that day)."""
     message = decode(price(symbol=symbol, date=f"2021-09-29T{time}", price=value, volume=volume))
     hour = int(time[:2]) + 24 - 13
     assert message == Tick(symbol, instant(f"2021-09-28T{hour}{time[2:]}+00:00"), value, volume)
@@ -84,7 +84,7 @@ def test_documented_samples(symbol: str, time: str, value: float, volume: int) -
     ],
 )
 def test_dates(date: str, expected: str) -> None:
-    """A date with an offset is that instant, without one it is the exchange's wall time, to the microsecond."""
+    """A date with an offset is that instant; without one it is the exchange's wall time, to the microsecond."""
     message = decode(price(date=date))
     assert isinstance(message, Tick), message
     assert message.time == instant(expected)
@@ -112,7 +112,7 @@ def test_dates(date: str, expected: str) -> None:
         ("2021-09-29T24:00:00", Reason.DATE_INVALID),
         ("2021-09-29T24:00:00Z", Reason.DATE_INVALID),
         ("2021-09-29T09:60:00", Reason.DATE_INVALID),
-        ("2016-12-31T23:59:60Z", Reason.DATE_INVALID),  # that was one; no database has it
+        ("2016-12-31T23:59:60Z", Reason.DATE_INVALID),  # it was a leap second; no database stores it
         ("2021-09-29T09:33:61Z", Reason.DATE_INVALID),
         ("2021-09-29T09:33", Reason.DATE_INVALID),
         ("2021-09-29T09:33Z", Reason.DATE_INVALID),
@@ -129,7 +129,7 @@ def test_dates(date: str, expected: str) -> None:
         ("2021-09-29T09:33:30+10", Reason.DATE_INVALID),
         ("2021-09-29T09:33:30+10:00:00", Reason.DATE_INVALID),
         ("2021-09-29T09:33:30 Z", Reason.DATE_INVALID),
-        ("2021-09-29T09:33:30\u221210:00", Reason.DATE_INVALID),  # a minus sign that is no hyphen
+        ("2021-09-29T09:33:30\u221210:00", Reason.DATE_INVALID),  # a minus sign instead of a hyphen
         ("2021-09-29T09:33:30ZZ", Reason.DATE_INVALID),
         ("2021-09-29T09:33:30Z\n", Reason.DATE_INVALID),
         ("2021-09-29T09:33:30Z\0", Reason.DATE_INVALID),
@@ -150,7 +150,7 @@ def test_dates(date: str, expected: str) -> None:
     ],
 )
 def test_bad_dates(date: str, reason: Reason) -> None:
-    """A date that is no date, that never was, or that lies outside 1990 to tomorrow, is named as such."""
+    """An invalid or impossible date, or one outside 1990 to tomorrow, is refused with its reason."""
     assert decode(price(date=date)) == Refused(reason)
 
 
@@ -214,7 +214,7 @@ def test_negative_zero(text: str) -> None:
     ],
 )
 def test_bad_prices(text: str, reason: Reason) -> None:
-    """What is not a finite JSON number is no price."""
+    """Any other value than a finite JSON number is refused as a price."""
     assert decode(raw(price=text)) == Refused(reason)
 
 
@@ -232,11 +232,11 @@ def test_bad_prices(text: str, reason: Reason) -> None:
         (str(MAX_VOLUME), MAX_VOLUME),
         (f'"{MAX_VOLUME}.0"', MAX_VOLUME),
         (f"{MAX_VOLUME}.0", MAX_VOLUME),
-        ("9007199254740993.0", 9007199254740993),  # not a float's value: no digit is lost
+        ("9007199254740993.0", 9007199254740993),  # not a float's value: all digits are kept
     ],
 )
 def test_volumes(text: str, expected: int) -> None:
-    """A volume is a whole number up to 2^63 - 1, however it is written, to the unit."""
+    """A volume is a whole number up to 2^63 - 1 in any notation, to the unit."""
     message = decode(raw(volume=text))
     assert isinstance(message, Tick), message
     assert message.volume == expected
@@ -263,13 +263,13 @@ def test_volumes(text: str, expected: int) -> None:
     ],
 )
 def test_bad_volumes(text: str, reason: Reason) -> None:
-    """What is not a whole number from 0 to 2^63 - 1 is no volume; long exponents cost nothing."""
+    """Any other value than a whole number from 0 to 2^63 - 1 is refused; long exponents are cheap."""
     assert decode(raw(volume=text)) == Refused(reason)
 
 
 @pytest.mark.parametrize("symbol", ["A", "AIR.NZ", "BTC/USD", "A B", "Ω.NZ", "x" * 32, "\u200b"])
 def test_symbols(symbol: str) -> None:
-    """A symbol is any text of 1 to 32 characters: a recorder does not judge the market."""
+    """A symbol is any text of 1 to 32 characters: the decoder has no list of symbols."""
     message = decode(price(symbol=symbol))
     assert isinstance(message, Tick), message
     assert message.symbol == symbol
@@ -279,7 +279,7 @@ def test_symbols(symbol: str) -> None:
     "symbol", ["", "x" * 33, " A", "A ", "\u3000A", "A\n", "A\0B", "A\x7f", "A\x85B", "A\x9f", "A\ud800"]
 )
 def test_bad_symbols(symbol: str) -> None:
-    """Empty, too long, outer spaces, control characters, half a surrogate pair."""
+    """Empty, long or padded symbols, control characters and lone surrogates are refused."""
     assert decode(price(symbol=symbol)) == Refused(Reason.SYMBOL_INVALID)
 
 
@@ -312,7 +312,7 @@ def test_bad_symbols(symbol: str) -> None:
     ],
 )
 def test_not_a_message(frame: bytes, reason: Reason) -> None:
-    """Whatever comes has a reason from the list, and nothing raises."""
+    """Each invalid message has a listed reason, and none raises."""
     assert decode(frame) == Refused(reason)
 
 
@@ -327,24 +327,24 @@ def test_missing_field(field: str) -> None:
 @pytest.mark.parametrize("field", ["date", "symbol"])
 @pytest.mark.parametrize("value", [1, 1.5, None, [], {}, True])
 def test_text_fields_are_text(field: str, value: object) -> None:
-    """A number is no date and no symbol."""
+    """A number is refused as a date and as a symbol."""
     assert decode(price(**{field: value})) == Refused(Reason.WRONG_TYPE)
 
 
 def test_invalid_utf8_in_a_field_that_is_not_read() -> None:
-    """Text that is not UTF-8 is refused wherever it stands, as RFC 6455 would have it."""
+    """Text that is not UTF-8 is refused at any place, as RFC 6455 demands."""
     frame = price().replace(b'"price"', b'"note":"\xff","type":"price"', 1)
     assert decode(frame) == Refused(Reason.INVALID_UTF8)
 
 
 def test_unknown_fields_are_ignored() -> None:
-    """New fields of the provider do no harm."""
+    """Unknown fields are ignored."""
     frame = json.dumps({"type": "price", "id": 7, "data": {**GOOD, "side": "buy", "x": [None]}}).encode()
     assert isinstance(decode(frame), Tick)
 
 
 def test_binary_frame() -> None:
-    """A binary frame is refused, even with a good message inside."""
+    """A binary frame is refused, even with a valid message inside."""
     assert decode(price(), binary=True) == Refused(Reason.BINARY_FRAME)
 
 
@@ -372,17 +372,17 @@ def test_authenticated(frame: bytes) -> None:
     ],
 )
 def test_server_error(frame: bytes, text: str) -> None:
-    """An error keeps its text, in whatever shape it comes."""
+    """An error keeps its text in any form."""
     assert decode(frame) == ServerError(text)
 
 
 def test_authenticate_is_the_documented_message() -> None:
-    """The first message of the dialogue."""
+    """The first message of the dialogue is the documented one."""
     assert json.loads(authenticate('tk_"quoted"')) == {"type": "authenticate", "data": {"token": 'tk_"quoted"'}}
 
 
 def test_caches_are_bounded() -> None:
-    """A feed that invents symbols and dates without end costs no memory."""
+    """Endless new symbols and dates take no more memory."""
     decoder = Decoder("Pacific/Auckland")
     for number in range(10_000):
         date = datetime.fromtimestamp(number * 100_000 % 1_000_000_000 + 700_000_000, UTC).isoformat()

@@ -1,4 +1,4 @@
-"""Fuzzing finds what it looks for: each target, a defect that is built in."""
+"""Each target of the fuzzing finds a defect that is built in."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOST = 300
 
 
 async def tried(target: Target, directory: Path, cases: int = MOST) -> Counts:
-    """Try a target's first cases."""
+    """Run a target's first cases."""
     async with target(directory) as case:
         return await all_of(case, cases)
 
@@ -41,7 +41,7 @@ async def all_of(case: Case, cases: int = MOST) -> Counts:
 
 @pytest.mark.parametrize("target", [wire.target, decoder.target])
 async def test_a_sound_part_passes(target: Target, tmp_path: Path) -> None:
-    """Without a defect nothing is found, and the cases do try something."""
+    """Without a defect nothing is found, and the cases have inputs."""
     assert (await tried(target, tmp_path, cases=4))["messages"] > 20
 
 
@@ -61,7 +61,7 @@ async def test_a_message_that_is_dropped(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_a_tick_that_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The decoder's cases find a fast way that refuses what the complete way reads."""
+    """The decoder's cases find a fast path that refuses what the complete one reads."""
     decode = Decoder.decode
 
     def picky(self: Decoder, frame: bytes, *others: Any, **more: Any) -> Any:
@@ -73,21 +73,21 @@ async def test_a_tick_that_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_a_bar_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answers' cases find a client that takes a high below the low."""
+    """The answers' cases find a client that accepts a high below the low."""
     minutes = RestClient.minutes
 
     async def credulous(self: RestClient, *arguments: Any) -> Any:
         found: Any = await minutes(self, *arguments)
         return replace(found, bars=tuple(replace(bar, high=bar.low - 1) for bar in found.bars))
 
-    monkeypatch.setattr(rest, "_compressed", rest._plain)  # which would be found first, where it is not bounded
+    monkeypatch.setattr(rest, "_compressed", rest._plain)  # which would be found first if it had no limit
     monkeypatch.setattr(RestClient, "minutes", credulous)
     with pytest.raises(AssertionError, match="cannot be"):
         await tried(rest.target, tmp_path)
 
 
 async def test_a_batch_that_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files' cases find a spool that leaves out a batch without a word."""
+    """The files' cases find a spool that silently leaves out a batch."""
     read = Spool.read
 
     def hasty(self: Spool, *limits: int) -> Any:
@@ -124,7 +124,7 @@ async def test_a_request_that_is_not_answered(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_a_failing_case_can_be_repeated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is named with the command that tries it alone, and comes out the same."""
+    """A failing case is reported with the command that repeats it alone, with the same result."""
 
     @asynccontextmanager
     async def target(directory: Path) -> AsyncIterator[Case]:

@@ -4,7 +4,7 @@ from ingestor.telemetry.history import STEP, STEPS, History, Step
 
 
 def test_steps_hold_what_happened_in_them() -> None:
-    """Ticks are summed, of the delays the median and the greatest are kept; the step under way is not shown."""
+    """A step holds the sum of the ticks and the median and the maximum of the delays; the current step is not shown."""
     history = History(5.0)
     history.add_ticks(3, 6.0)
     history.add_ticks(4, 9.9)
@@ -22,7 +22,7 @@ def test_silence_fills_steps() -> None:
 
 
 def test_only_the_last_hour_is_kept() -> None:
-    """Also after a pause of days."""
+    """Steps older than an hour are removed, also after a pause of days."""
     history = History(0.0)
     history.add_ticks(1, 1.0)
     steps = history.steps(1e6)

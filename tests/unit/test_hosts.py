@@ -10,7 +10,7 @@ POD = "10.244.1.7"
 
 
 def accepts(host: str | None, *names: str, server: str = POD) -> bool:
-    """Whether a request on a connection to this address is accepted."""
+    """Return whether a request on a connection to this address is accepted."""
     headers = [] if host is None else [(b"host", host.encode("latin-1"))]
     return Hosts(names).accept({"type": "http", "server": (server, 9464), "headers": headers})
 
@@ -31,7 +31,7 @@ def accepts(host: str | None, *names: str, server: str = POD) -> bool:
     ],
 )
 def test_loopback_and_the_address_of_the_connection(host: str) -> None:
-    """They need no setting: neither a visitor of this machine nor a probe by the address of a pod does."""
+    """Loopback names and the connection's own address need no setting, for local clients and for probes of a pod."""
     assert accepts(host)
 
 
@@ -66,12 +66,12 @@ def test_loopback_and_the_address_of_the_connection(host: str) -> None:
     ],
 )
 def test_any_other_name(host: str | None) -> None:
-    """A page that lets its name lead here carries it; what is no host, or not one, is none of ours."""
+    """Other names, with which a foreign page may point here, and invalid hosts are refused."""
     assert not accepts(host)
 
 
 def test_names_that_are_allowed() -> None:
-    """Whatever way they are written in; `*` allows all."""
+    """An allowed name may be written in any form; `*` allows all."""
     names = ("Ingestor-0.Ingestor.", "[FD00:0::1]", "0.0.0.0")
     for host in ("ingestor-0.ingestor:9464", "INGESTOR-0.INGESTOR.", "[fd00::1]:80", "0.0.0.0:9464"):
         assert accepts(host, *names)
@@ -81,13 +81,13 @@ def test_names_that_are_allowed() -> None:
 
 
 def test_an_address_of_six_that_means_one_of_four() -> None:
-    """A socket of both kinds says so."""
+    """A socket for both families reports an IPv4 address in its IPv6 form."""
     assert accepts(POD, server=f"::ffff:{POD}")
     assert accepts("[fe80::1]", server="fe80::1%eth0")
 
 
 def test_more_than_one_name() -> None:
-    """It is unclear then which one counts."""
+    """A request with several names is refused."""
     headers = [(b"host", b"localhost"), (b"host", b"localhost")]
     assert not Hosts().accept({"type": "http", "server": None, "headers": headers})
 
@@ -101,14 +101,14 @@ def test_more_than_one_name() -> None:
     ],
 )
 def test_the_setting(text: str, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names with commas between them."""
+    """Names are separated by commas."""
     monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
     assert load_settings().http_hosts == expected
 
 
 @pytest.mark.parametrize("text", ["a.example:9464", "http://a.example", "a b", "*.example.org", "\xfcber.example"])
 def test_the_setting_with_something_else(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ports, addresses of pages, patterns and names that no browser sends are refused."""
+    """Ports, URLs, patterns and names that no browser sends are refused."""
     monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
     with pytest.raises(ConfigurationError, match="INGESTOR_HTTP_HOSTS: not a list of host names or addresses"):
         load_settings()

@@ -35,7 +35,7 @@ REFUSED = {
 
 
 def test_every_parameter_of_the_client_has_its_place() -> None:
-    """Each is the driver's, done here, or accepted with what asks for nothing more; all else is refused by its name."""
+    """A parameter is the driver's, implemented here, accepted without effect, or refused by its name."""
     assert set(CLIENT) <= KEYWORDS
     assert not DRIVER & OURS | (DRIVER | OURS) & set(ACCEPTED)
     assert set(VARIABLES.values()) <= KEYWORDS
@@ -66,14 +66,14 @@ def test_every_parameter_of_the_client_has_its_place() -> None:
     ],
 )
 def test_invalid_parameters_are_named(given: dict[str, str], words: str) -> None:
-    """An unknown parameter, and a wrong value, are refused with what to write; the value does not show."""
+    """An unknown parameter and a wrong value are refused with the remedy; the value is not shown."""
     with pytest.raises(ParameterError) as caught:
         settled(given, {}, {})
     assert words in str(caught.value)
 
 
 def test_precedence() -> None:
-    """The URL comes before the service file, and that before variables; older ways to ask for TLS are read, too."""
+    """The URL precedes the service file, which precedes the environment; older TLS parameters are read too."""
     environment = {"PGOPTIONS": "e", "PGAPPNAME": "e", "PGREQUIRESSL": "1", "PGHOST": "", "PGTZ": "x"}
     found = settled({"options": "u"}, {"options": "s", "port": "1"}, environment)
     assert found == {"options": "u", "port": "1", "application_name": "e", "requiressl": "1", "sslmode": "require"}

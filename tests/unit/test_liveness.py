@@ -5,7 +5,7 @@ from tests.clocks import ManualClock
 
 
 def test_a_missed_deadline_is_stuck() -> None:
-    """A loop is stuck when it is late by more than the grace; when it is back, it is not stuck any more."""
+    """A loop is stuck while it is past its deadline by more than the grace."""
     clock = ManualClock()
     liveness = LivenessDeadline(clock)
     liveness.expect_within(10)
@@ -19,7 +19,7 @@ def test_a_missed_deadline_is_stuck() -> None:
 
 
 def test_a_cleared_deadline_is_not_stuck() -> None:
-    """Without a database there is nothing to do, for as long as it takes."""
+    """A loop without a deadline is not stuck, however long the database is unavailable."""
     clock = ManualClock()
     liveness = LivenessDeadline(clock)
     liveness.extend()

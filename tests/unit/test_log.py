@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """What a test configures ends with it."""
+    """Undo the log's configuration after each test."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
     logging.captureWarnings(capture=False)
@@ -35,7 +35,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
 
 
 def test_library_logs_use_our_format(capsys: pytest.CaptureFixture[str]) -> None:
-    """A warning of a library is JSON with a constant event, without secrets; its chatter is left out."""
+    """A library's warning is JSON with a constant event and without secrets; lower levels are suppressed."""
     configure("info", "json")
     register_secret("tk_secret")
     try:
@@ -55,7 +55,7 @@ def test_library_logs_use_our_format(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_secrets_are_redacted_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    """Deep in a fact, in a name, and as JSON quotes it."""
+    """A secret is redacted deep in a field, in a name, and in JSON's quoting."""
     configure("info", "json")
     register_secret('p"ass\\word')
     register_secret("tk_secret")
@@ -68,7 +68,7 @@ def test_secrets_are_redacted_everywhere(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_next_library_line_counts_suppressed_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As that of our own events does, if nobody has told before."""
+    """The next line of a library reports the suppressed lines, as an event of ours does, unless they were reported."""
     now = 0.0
     monkeypatch.setattr(log, "FloodLimit", lambda: FloodLimit(lambda: now))
     configure("info", "json")
@@ -91,7 +91,7 @@ def test_a_terminal_gets_lines_to_read(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_flood_is_cut_and_counted() -> None:
-    """After the burst nothing passes until the window is over; then the first line says how many were left out."""
+    """After the burst nothing passes until the window ends; then the first line reports the suppressed lines."""
     now = 0.0
     limit = FloodLimit(lambda: now)
     admitted = [limit.admit("a") for _ in range(BURST + 5)]
@@ -103,7 +103,7 @@ def test_a_flood_is_cut_and_counted() -> None:
 
 
 def test_suppressed_lines_are_reported_without_a_next_line() -> None:
-    """Once the window is over, or at the end of the process; and once only."""
+    """Suppressed lines are reported once, after the window or at the end of the process."""
     now = 0.0
     limit = FloodLimit(lambda: now)
     for _ in range(BURST + 3):
@@ -118,7 +118,7 @@ def test_suppressed_lines_are_reported_without_a_next_line() -> None:
 
 
 def test_floods_do_not_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of ours and of a library's; what is asked for by the level debug is no flood."""
+    """Floods of ours and of a library are limited; lines of the level debug are not."""
     configure("debug", "json")
     for number in range(3 * BURST):
         structlog.get_logger().warning("reconnecting", number=number)
@@ -136,7 +136,7 @@ def test_floods_do_not_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def logged_events() -> set[str]:
-    """The names of the events that the package logs: the first argument of each call."""
+    """Return the names of the logged events: the first argument of each call."""
     found: set[str] = set()
     for path in (ROOT / "ingestor").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -146,7 +146,7 @@ def logged_events() -> set[str]:
             if not re.fullmatch(r"(self\._log|structlog\.get_logger\(\))\.\w+|level|.*elemetry\.warned", function):
                 continue
             if function == "self._log.warning" and isinstance(name, ast.Name):
-                continue  # within `warned`, whose callers are looked at
+                continue  # within `warned`, whose callers are examined
             assert isinstance(name, ast.Constant), f"{path.name}: {ast.unparse(node)}: the event is no constant"
             assert isinstance(name.value, str)
             found.add(name.value)
@@ -154,14 +154,14 @@ def logged_events() -> set[str]:
 
 
 def test_events_are_constants_and_documented() -> None:
-    """Who watches the log can rely on the names: the reference lists them all, and no other."""
+    """The reference lists exactly the events that the package logs, so that monitoring can rely on the names."""
     text = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE))
     assert documented == logged_events() | {"library"}
 
 
 def test_a_failing_log_does_not_stop_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where the disk is full on which it lies: then what is to be said is just that."""
+    """A log on a full disk stops nothing, and the failure itself is then reported."""
     with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
         monkeypatch.setattr("sys.stderr", full)
         configure("info", "json")

@@ -17,7 +17,7 @@ SMALLEST_PIPE = 4096
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe that holds one page."""
+    """Return a pipe of one page."""
     ends = os.pipe()
     fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, SMALLEST_PIPE)
     yield ends
@@ -27,7 +27,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def line(number: int) -> bytes:
-    """One of equal length, of which forty fill the pipe."""
+    """Return a line of fixed length, of which forty fill the pipe."""
     return f"{number:099}\n".encode()
 
 
@@ -40,7 +40,7 @@ def read(end: int, last: bytes) -> list[bytes]:
 
 
 def test_lines_arrive_in_order(pipe: tuple[int, int]) -> None:
-    """Each of them, although they are more than the pipe holds."""
+    """All lines arrive in order, although they are more than the pipe holds."""
     writer = LogWriter(pipe[1])
     for number in range(200):
         writer.write(line(number))
@@ -50,7 +50,7 @@ def test_lines_arrive_in_order(pipe: tuple[int, int]) -> None:
 
 
 def test_a_stopped_reader_costs_only_lines(pipe: tuple[int, int]) -> None:
-    """The oldest lines are kept; when it reads again it gets them, the number of lost ones, and what comes then."""
+    """The oldest lines are kept; a resumed reader gets them, the number of lost ones, and the later ones."""
     writer = LogWriter(pipe[1], max_bytes=10_000, report=lambda count: writer.write(f"gap {count}\n".encode()))
     for number in range(1000):
         writer.write(line(number))
@@ -63,7 +63,7 @@ def test_a_stopped_reader_costs_only_lines(pipe: tuple[int, int]) -> None:
 
 
 def test_the_number_of_lost_lines_is_logged_in_their_place(pipe: tuple[int, int]) -> None:
-    """In plain words, for commands without a log."""
+    """The number is in plain words, for commands without a log."""
     writer = LogWriter(pipe[1], max_bytes=1000)
     for number in range(100):
         writer.write(line(number))
@@ -72,7 +72,7 @@ def test_the_number_of_lost_lines_is_logged_in_their_place(pipe: tuple[int, int]
 
 
 def test_one_long_line_is_written(pipe: tuple[int, int]) -> None:
-    """A traceback may be longer than all that may wait."""
+    """A line longer than the limit of the queue, such as a traceback, is written."""
     writer = LogWriter(pipe[1], max_bytes=100)
     writer.write(b"Traceback" * 500 + b"\n")
     assert read(pipe[0], b"Trace") == [b"Traceback" * 500 + b"\n"]
@@ -80,7 +80,7 @@ def test_one_long_line_is_written(pipe: tuple[int, int]) -> None:
 
 
 def test_a_descriptor_that_another_process_made_nonblocking(pipe: tuple[int, int]) -> None:
-    """Lines stay whole where a write takes a part of them, or nothing."""
+    """Lines stay intact if a write accepts a part or nothing."""
     os.set_blocking(pipe[1], False)
     writer = LogWriter(pipe[1], max_bytes=10**6)
     text = [bytes([65 + number]) * 9_999 + b"\n" for number in range(8)]
@@ -94,7 +94,7 @@ def test_a_descriptor_that_another_process_made_nonblocking(pipe: tuple[int, int
 
 
 def test_a_full_disk_and_a_closed_descriptor_cost_only_lines(tmp_path: Path) -> None:
-    """They are counted; once there is room, the count is reported."""
+    """Lost lines are counted; once there is space, the number is reported."""
     target = os.open("/dev/full", os.O_WRONLY)
     writer = LogWriter(target)
     writer.write(b"one\ntwo\n")
@@ -121,7 +121,7 @@ def test_a_closed_reader_costs_only_lines(pipe: tuple[int, int]) -> None:
 
 
 def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(pipe: tuple[int, int], tmp_path: Path) -> None:
-    """What follows begins on a line of its own."""
+    """The next line begins on a line of its own."""
     writer = LogWriter(pipe[1])
     writer.write(b"x" * 9_000 + b"\n")
     assert os.read(pipe[0], 1000) == b"x" * 1000
@@ -135,7 +135,7 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(pipe: tuple[int, 
 
 
 def test_a_process_without_a_thread_continues(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lines wait for the next one that gets a thread."""
+    """The lines wait for the next writer that gets a thread."""
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -157,7 +157,7 @@ def test_drain_does_not_wait_for_a_reader_that_never_reads(pipe: tuple[int, int]
 
 
 def test_lines_of_threads_stay_apart(pipe: tuple[int, int]) -> None:
-    """Although each writes its line in pieces."""
+    """Lines of several threads stay apart although each is written in pieces."""
     stream = LineStream(LogWriter(pipe[1], max_bytes=10**6), pipe[1])
     start = threading.Barrier(4)
 
@@ -179,7 +179,7 @@ def test_lines_of_threads_stay_apart(pipe: tuple[int, int]) -> None:
 
 
 def test_a_prompt_needs_no_end_of_line(pipe: tuple[int, int]) -> None:
-    """`flush` hands on what is there; what can't be encoded is escaped."""
+    """`flush` writes an unfinished line; characters that can't be encoded are escaped."""
     stream = LineStream(LogWriter(pipe[1]), pipe[1], "ascii")
     stream.write("really? ü\udc80")
     stream.flush()

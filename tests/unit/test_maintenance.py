@@ -6,9 +6,9 @@ from ingestor.admin import maintenance
 from ingestor.coverage.calendar import xnze
 
 
-@pytest.mark.filterwarnings("ignore::Warning")  # of pandas, about what the library does
+@pytest.mark.filterwarnings("ignore::Warning")  # pandas warns about the library
 def test_the_library_where_it_is_installed() -> None:
-    """Its sessions are those of the snapshot, as far as both know them, and it says which version it is."""
+    """The library's sessions equal the snapshot's for their common time, and its version is named."""
     source, known = maintenance.known_sessions()
     assert source.startswith("exchange-calendars ")
     days = {session.trading_day: session for session in known}
@@ -17,6 +17,6 @@ def test_the_library_where_it_is_installed() -> None:
 
 
 def test_the_snapshot_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra the bundled sessions are taken."""
+    """Without the extra, the bundled sessions are used."""
     monkeypatch.setattr(maintenance, "find_spec", lambda _: None)
     assert maintenance.known_sessions() == ("the bundled snapshot", list(xnze()))

@@ -20,7 +20,7 @@ KNOWN = Facts(True, 300, 200, 2**30, 2, 4, 99.5, 0.875)
 
 
 def a_telemetry() -> Telemetry:
-    """One to which everything has happened."""
+    """Return telemetry that has seen every event."""
     telemetry = Telemetry(ManualClock())
     session = Session(new_session_id(0), "test", "ws://localhost/ws", 0)
     telemetry.rejected(session, "not_json", 3, 0)
@@ -39,7 +39,7 @@ def scraped(facts: Facts) -> str:
 
 
 def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
-    """Dashboards and alerts depend on the names, so no other name, type or label appears."""
+    """The reference lists exactly the exported names, types and labels, since dashboards depend on them."""
     rows = re.findall(r"^\| `(ingestor_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", REFERENCE.read_text(), flags=re.MULTILINE)
     documented = {(name, kind, frozenset(labels.split(",")) - {""}) for name, labels, kind in rows}
     found = set()
@@ -52,7 +52,7 @@ def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
 
 
 def test_unknown_values_are_absent() -> None:
-    """A zero would be a claim."""
+    """An unknown value is absent, since a zero would be a claim."""
     names = {name for name, _ in samples(scraped(UNKNOWN))}
     assert not names & {"ingestor_open_gaps", "ingestor_oldest_open_gap_seconds", "ingestor_coverage_ratio"}
     assert "ingestor_exchange_open" in names

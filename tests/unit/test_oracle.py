@@ -1,4 +1,4 @@
-"""The decoder against an independent reading of the standards, over all forms that a message may take."""
+"""The decoder agrees with an independent reading of the standards, over all forms of a message."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ ODD_BLANKS = ["\x0b", "\x0c", "\u00a0", "\ufeff", "//", "\0"]
 
 
 class Generator:
-    """Writes messages that are good but for a few things, each of which may be right, odd or wrong."""
+    """Writes messages that are valid but for a few fields, each of which may be right, odd or wrong."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
@@ -210,7 +210,7 @@ class Generator:
         return "".join(f"\\u{ord(c):04x}" if self.random.random() < 0.2 else c for c in text)
 
     def fields(self) -> list[str]:
-        """Return the fields of a price in any order, seldom one too few, seldom one twice."""
+        """Return the fields of a price in any order, rarely one too few, rarely one twice."""
         writers = {
             "date": self.date,
             "price": lambda: self.number(PRICES),
@@ -258,7 +258,7 @@ def agrees(message: Message, expected: Tick | set[Reason]) -> bool:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_decoder_reads_what_the_standards_say(seed: int) -> None:
-    """The same tick or a reason that is true, for each message, and the complete way says the same as the fast one."""
+    """Fast and complete path give the oracle's tick, or one of its reasons, for each message."""
     generator, decoder, counts = Generator(seed), Decoder(ZONE), Counter[str]()
     for _ in range(MESSAGES):
         frame = generator.message()
@@ -284,7 +284,7 @@ def quoted(texts: Iterable[str]) -> list[str]:
 
 
 def test_each_odd_thing_alone() -> None:
-    """Each form in an otherwise good message: what is refused is refused for that form's own reason."""
+    """Each odd form in an otherwise valid message is accepted, or refused for its own reason."""
     good = {"date": '"2021-09-29T09:33:30Z"', "price": "2.61", "volume": "5000", "symbol": '"AIR.NZ"'}
     odd = {
         "date": quoted(odd_dates()),

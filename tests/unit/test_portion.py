@@ -18,7 +18,7 @@ T0 = 1_790_000_000 * SECOND
 
 
 def batch_of(messages: list[int]) -> Batch:
-    """A batch with a tick for each even number, and a rejection of that length for each odd one."""
+    """Return a batch with a tick for each even number, and a rejection of that length for each odd one."""
     batcher = Batcher(SESSION, max_rows=5000, occurrence_keys=1000)
     batcher.authenticated(T0)
     for number in messages:
@@ -31,7 +31,7 @@ def batch_of(messages: list[int]) -> Batch:
 
 @given(st.lists(st.integers(0, 99), max_size=40), st.lists(st.integers(64, 3000), min_size=1, max_size=5))
 def test_the_portions_add_up_to_the_batch(messages: list[int], sizes: list[int]) -> None:
-    """Whatever the sizes, each message is in one part, in its place; only the last part covers or ends."""
+    """Each message is in one portion, in its place, for any sizes; only the last portion covers or ends."""
     batch = batch_of(messages)
     parts: list[Batch] = []
     after = 0
@@ -57,7 +57,7 @@ def test_the_portions_add_up_to_the_batch(messages: list[int], sizes: list[int])
 
 @given(st.integers(2000, 10**6), st.integers(1, 300))
 def test_a_permanent_limit_is_found_and_rarely_retried(limit: int, backlog: int) -> None:
-    """Against any limit a backlog gets through; failures stay few, and when the limit goes the size is normal soon."""
+    """A backlog passes any limit with few failures; when the limit goes, the size is soon normal."""
     size = TransactionSize()
     waiting = [Batch(SESSION, number, b"x" * 8000, 100) for number in range(backlog)]
     failures = commits = 0
@@ -72,7 +72,7 @@ def test_a_permanent_limit_is_found_and_rarely_retried(limit: int, backlog: int)
             commits += 1
             if len(chosen) > 1 or chosen[0].size <= size.max_bytes:
                 waiting = waiting[len(chosen) :]
-            elif commits % 5 == 0:  # some parts make a batch
+            elif commits % 5 == 0:  # several portions make a batch
                 waiting = waiting[1:]
     assert failures <= 14 + commits / 5
     for _ in range(64 + 17):
@@ -81,7 +81,7 @@ def test_a_permanent_limit_is_found_and_rarely_retried(limit: int, backlog: int)
 
 
 def test_permanent_failures_stop_shrinking() -> None:
-    """At about one row nothing is smaller, so the next try waits like any other; from there it takes 17 commits."""
+    """At about one row the size stops shrinking, and the next retry waits as usual; full size takes 17 commits more."""
     size = TransactionSize()
     shrinks = [size.failed([Batch(SESSION, 1, b"x" * 2**20, 100)]) for _ in range(20)]
     assert shrinks == [True] * 14 + [False] * 6
@@ -101,5 +101,5 @@ def test_permanent_failures_stop_shrinking() -> None:
     ],
 )
 def test_failures_that_shrink_the_transaction(state: str | None, expected: bool) -> None:
-    """Limits of time, memory and size are among them; a row's fault, a full disk and a missing privilege are not."""
+    """Limits of time, memory and size shrink it; a row's fault, a full disk and a missing privilege do not."""
     assert may_be_too_large(StoreError("x", sqlstate=state)) is expected

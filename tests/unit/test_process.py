@@ -10,7 +10,7 @@ from ingestor.service.process import MEANINGLESS, STOP, stop_on_signals
 
 
 async def arrived(*signals: int) -> None:
-    """Send signals to this process, and let the loop see them."""
+    """Send signals to this process, and let the loop handle them."""
     for number in signals:
         os.kill(os.getpid(), number)
     for _ in range(3):
@@ -23,7 +23,7 @@ def untouched(_: str) -> None:
 
 @pytest.mark.parametrize("number", sorted(STOP), ids=lambda number: signal.Signals(number).name)
 async def test_the_second_signal_makes_the_stop_immediate(number: int) -> None:
-    """Also SIGHUP of a terminal that was closed, and SIGQUIT: their default action would end the process at once."""
+    """The second signal makes the stop immediate; SIGHUP and SIGQUIT stop the daemon, too."""
     before = signal.getsignal(number)
     with stop_on_signals(untouched) as request:
         await arrived(number)
@@ -38,7 +38,7 @@ async def test_the_second_signal_makes_the_stop_immediate(number: int) -> None:
 
 
 async def test_other_signals_do_not_end_the_process() -> None:
-    """They are told by their names: those of users, of timers, and of real time."""
+    """Signals of users, of timers and of real time are reported by name."""
     names: list[str] = []
     taken = {number for number in MEANINGLESS if signal.getsignal(number) is signal.SIG_DFL}
     with stop_on_signals(names.append) as request:
@@ -51,7 +51,7 @@ async def test_other_signals_do_not_end_the_process() -> None:
 
 
 async def test_nohup_stays_in_effect() -> None:
-    """And is ignored after the block too."""
+    """SIGHUP stays ignored, also after the block."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with stop_on_signals(untouched) as request:
@@ -63,7 +63,7 @@ async def test_nohup_stays_in_effect() -> None:
 
 
 def test_every_fatal_signal_is_handled_or_listed() -> None:
-    """Those with the default action to end are stops, meaningless, faults of the program, or can't be caught."""
+    """A signal with a fatal default is a stop, meaningless, a fault of the program, or can't be caught."""
     users = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGIO, signal.SIGSTKFLT, signal.SIGRTMIN, signal.SIGRTMAX}
     timers = {signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF}
     assert users | timers <= MEANINGLESS

@@ -23,10 +23,10 @@ def batch(number: int, before: int, count: int, covered_until: int | None) -> Ba
         (3, [batch(2, 5, 5, 10), batch(3, 10, 5, 20)], (None, 2)),
         (5, [batch(2, 5, 5, 10), batch(4, 14, 5, 20), batch(5, 19, 0, 30)], (10, 4)),
         (0, [batch(1, 0, 0, None), batch(2, 0, 3, 10)], (10, 0)),
-        (0, [batch(2, 4, 0, None), batch(3, 4, 3, 10)], (None, 4)),  # it began in what is lost
+        (0, [batch(2, 4, 0, None), batch(3, 4, 3, 10)], (None, 4)),  # it began among the missing messages
         (9, [batch(2, 5, 5, 10)], (10, 0)),
     ],
 )
-def test_lost_commits_prove_nothing(held: int, batches: list[Batch], expected: tuple[int | None, int]) -> None:
-    """Coverage reaches to what is missing, before the batches or between them, and never over it."""
+def test_missing_messages_prove_nothing(held: int, batches: list[Batch], expected: tuple[int | None, int]) -> None:
+    """Coverage ends at the first missing message, before the batches or between them."""
     assert proof(batches, held) == expected

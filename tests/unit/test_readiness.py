@@ -6,7 +6,7 @@ from tests.clocks import ManualClock
 
 
 def test_a_problem_is_as_old_as_its_first_sign() -> None:
-    """The reason is that of now, the time that since when the check has failed without a break."""
+    """The reason is the current one; the time is the start of the uninterrupted failure."""
     clock = ManualClock()
     readiness = Readiness(clock)
     first = clock.wall()
@@ -25,7 +25,7 @@ def test_a_problem_is_as_old_as_its_first_sign() -> None:
 
 
 def test_a_symptom_never_hides_the_cause() -> None:
-    """The cause stays, the symptom stands beside it and is that of now; both are gone when the check passes."""
+    """The cause stays, with the current symptom beside it; both are cleared when the check passes."""
     clock = ManualClock()
     readiness = Readiness(clock)
     first = clock.wall()

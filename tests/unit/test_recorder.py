@@ -21,7 +21,7 @@ PRICE = json.dumps(
 
 
 class Recording:
-    """A recorder whose time is in our hands: keepalive 10 s + 8 s, a look at the clock every second."""
+    """A recorder with a clock of the test: keepalive 10 s + 8 s, a check of the clock every second."""
 
     def __init__(self, **changes: Any) -> None:
         self.clock = ManualClock()
@@ -38,7 +38,7 @@ class Recording:
         self.recorder.frame(AUTHENTICATED)
 
     def run(self, seconds: int) -> None:
-        """Let time pass as it does in a process that runs."""
+        """Advance the time as in a running process."""
         for _ in range(seconds):
             self.clock.advance(1)
             self.recorder.check_time()
@@ -65,17 +65,17 @@ async def test_coverage_follows_messages() -> None:
 
 
 async def test_after_a_pause_coverage_waits_for_a_pong() -> None:
-    """What is found in the socket after a pause is kept, but when it arrived is not known."""
+    """A message read after a pause is kept, but its arrival is unknown."""
     recording = Recording()
     recorder = recording.recorder
     recording.run(10)
     recorder.frame(PRICE)
     before = recorder.clock.now()
-    recording.clock.advance(6)  # stopped, and let go on
+    recording.clock.advance(6)  # stopped and continued
     recorder.frame(PRICE)
     batch = recording.flushed()
     assert (batch.count, batch.covered_until) == (2, recorder.authenticated.result())
-    recorder.pong(before)  # that was sent before the pause proves no more than that
+    recorder.pong(before)  # sent before the pause, so it proves no later time
     recorder.frame(PRICE)
     assert recording.flushed().covered_until == before
     recording.run(1)
@@ -90,7 +90,7 @@ async def test_after_a_pause_coverage_waits_for_a_pong() -> None:
 
 @pytest.mark.parametrize("first", ["frame", "check", "ping"])
 async def test_a_frozen_process(first: str) -> None:
-    """After a stop longer than the keepalive the session ends, and vouches for nothing after the stop began."""
+    """After a freeze longer than the keepalive the session ends, and covers nothing after the freeze began."""
     recording = Recording()
     recording.run(10)
     recording.recorder.frame(PRICE)
@@ -113,7 +113,7 @@ async def test_a_frozen_process(first: str) -> None:
 
 
 async def test_a_step_of_the_clock() -> None:
-    """A wall clock that was set, or a machine that slept, ends the session before anything is vouched for again."""
+    """After a change of the wall clock, or a sleep of the machine, the session ends before it covers any more."""
     for seconds in (-3600, -2, 2, 3600):
         recording = Recording()
         recording.run(10)
@@ -126,7 +126,7 @@ async def test_a_step_of_the_clock() -> None:
 
 
 async def test_small_corrections_of_the_clock() -> None:
-    """A clock that is kept right by small steps ends nothing."""
+    """Small steps that correct the clock do not end a session."""
     recording = Recording()
     recording.clock.step(0.9)
     recording.recorder.frame(PRICE)
@@ -135,7 +135,7 @@ async def test_small_corrections_of_the_clock() -> None:
 
 
 async def test_a_slow_answer_to_the_token_is_no_pause() -> None:
-    """Before authentication time is looked at as well, so that waiting is not taken for standing still."""
+    """The clock is also checked before authentication, so that a wait is not taken for a pause."""
     recording = Recording()
     recorder = recording.recorder
     recording.run(9)
@@ -144,7 +144,7 @@ async def test_a_slow_answer_to_the_token_is_no_pause() -> None:
 
 
 async def test_a_pong_does_not_cover_an_unfinished_message() -> None:
-    """However many pongs come between its fragments, coverage ends where it began, until it is whole."""
+    """Coverage ends at the beginning of an unfinished message, however many pongs come between its fragments."""
     recording = Recording()
     recorder = recording.recorder
     recording.run(10)
@@ -168,7 +168,7 @@ async def test_a_pong_does_not_cover_an_unfinished_message() -> None:
 
 
 async def test_a_message_that_is_never_finished() -> None:
-    """The end of the session proves nothing more."""
+    """The end of a session with an unfinished message covers no more time."""
     recording = Recording()
     recording.run(5)
     recording.recorder.frame(PRICE)
@@ -183,7 +183,7 @@ async def test_a_message_that_is_never_finished() -> None:
 
 @pytest.mark.parametrize("noticed", [True, False])
 async def test_a_message_that_began_during_a_pause(noticed: bool) -> None:
-    """When it began is not known, so pongs between its fragments prove nothing, not even up to when it was read."""
+    """After a pause the beginning of an unfinished message is unknown, so pongs between its fragments prove nothing."""
     recording = Recording()
     recorder = recording.recorder
     recording.run(10)
@@ -197,7 +197,7 @@ async def test_a_message_that_began_during_a_pause(noticed: bool) -> None:
     recorder.pong(recorder.clock.now())
     assert recording.flushed().covered_until == before
     recorder.frame(PRICE)
-    assert recording.flushed().covered_until == before  # it came at some time since then
+    assert recording.flushed().covered_until == before  # it began at some time since then
     recording.run(1)
     recorder.pong(recorder.clock.now())
     assert recording.flushed().covered_until == recorder.clock.now()
@@ -212,7 +212,7 @@ REFUSED = PRICE.replace(b'"volume": 1', b'"volume": -1')
     [(UNKNOWN, False), (b"", False), (b"\xff", False), (REFUSED, False), (PRICE, True), (AUTHENTICATED, False)],
 )
 async def test_only_a_tick_shows_that_prices_come(payload: bytes, binary: bool) -> None:
-    """Whatever else arrives, in whatever frame: it does not move the last tick, for the stall and for the record."""
+    """Only a tick moves the time of the last tick, which decides stalls and is recorded."""
     recording = Recording()
     recorder = recording.recorder
     recorder.frame(PRICE)

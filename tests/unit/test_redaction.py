@@ -55,7 +55,7 @@ QUOTED: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("form", QUOTED)
 @pytest.mark.parametrize("secret", [PASSWORD, "tk_secret_1234567890", "user@corp", "it's", "a b c", "\\\\srv\\x\n"])
 def test_a_secret_is_found_in_every_form(secret: str, form: str) -> None:
-    """However a text quotes it, nothing of it stays."""
+    """No part of a secret is left, however a text quotes it."""
     register_secret(secret)
     written = QUOTED[form](secret)
     shown = redact(f"before {written} after")
@@ -68,7 +68,7 @@ def test_a_secret_is_found_in_every_form(secret: str, form: str) -> None:
 @pytest.mark.parametrize("user", ["", "u", "us", "use"])
 @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
 def test_a_header_with_a_password(user: str, encode: Callable[[bytes], bytes]) -> None:
-    """Basic authentication is base64 of user and password: not enough of it stays to know the password."""
+    """Basic authentication is base64 of user and password: the rest does not reveal the password."""
     register_secret("correct?horse>battery")
     header = encode(f"{user}:correct?horse>battery".encode()).decode()
     shown = redact(f"Authorization: Basic {header}")
@@ -79,14 +79,14 @@ def test_a_header_with_a_password(user: str, encode: Callable[[bytes], bytes]) -
 
 
 def test_the_longest_secret_first() -> None:
-    """Of two that begin alike, no piece of the longer one stays."""
+    """If two secrets share a beginning, no part of the longer one is left."""
     for secret in ("secret", "secret-and-more", "and-more"):
         register_secret(secret)
     assert redact("secret-and-more secret and-more") == "[hidden] [hidden] [hidden]"
 
 
 def test_short_values_are_no_secrets() -> None:
-    """An empty or tiny secret would garble every line; in an address it is hidden by its place."""
+    """An empty or tiny secret would garble every line; in an address its position redacts it."""
     for text in ("", "1", "abc"):
         register_secret(text)
     assert redact("abc 1") == "abc 1"
@@ -108,12 +108,12 @@ def test_short_values_are_no_secrets() -> None:
     ],
 )
 def test_addresses_in_a_text(text: str, shown: str) -> None:
-    """A password in an address is hidden although nobody registered it."""
+    """A password in an address is redacted without registration."""
     assert redact(text) == shown
 
 
 def test_the_passwords_of_an_address() -> None:
-    """They are known as they are written and as they are meant; a user's name is shown although it is the password."""
+    """Passwords are redacted as written and as decoded; a user's name is shown although it equals the password."""
     register_url("postgresql://user@server:pa%2Fss%40word@h/d?sslpassword=other+one")
     register_url("postgresql://someone:broken/secret@h/d")
     register_url("http://key-of-proxy@h:1")
@@ -124,7 +124,7 @@ def test_the_passwords_of_an_address() -> None:
 
 
 def test_password_files(tmp_path: Path) -> None:
-    """What PostgreSQL's own files hold is secret; a comment in them is not."""
+    """The values in PostgreSQL's own files are secret; comments are not."""
     file = tmp_path / "pgpass"
     file.write_text("#hostname:port:database:username:password\nh:5432:*:u:se\\:cret\\\\1\n")
     service = tmp_path / "service.conf"
@@ -135,7 +135,7 @@ def test_password_files(tmp_path: Path) -> None:
 
 
 def test_outside_text_is_redacted_before_it_is_cut() -> None:
-    """A secret at the edge is hidden as a whole, wherever the edge is; to do it twice changes nothing."""
+    """A secret at the edge is redacted completely, wherever the edge is; a second pass changes nothing."""
     register_secret(PASSWORD)
     register_secret("tk_secret_1234567890")
     for secret in (PASSWORD, "tk_secret_1234567890", json.dumps(PASSWORD)):
@@ -147,7 +147,7 @@ def test_outside_text_is_redacted_before_it_is_cut() -> None:
 
 
 def test_outside_text_is_one_visible_line() -> None:
-    """No line break, no terminal's command, nothing that turns the line round or is not seen."""
+    """Line breaks, terminal commands, changes of direction and invisible characters are escaped."""
     hostile = "a\nb\r\x1b[31mc\u202ed\u2066e\u200bf\x00g\x85h\u2028i\ud800j\tk l\xad"
     shown = outside_text(hostile)
     assert shown == ("a\\nb\\r\\x1b[31mc\\u202ed\\u2066e\\u200bf\\x00g\\x85h\\u2028i\\ud800j\\tk l\\xad")
@@ -155,7 +155,7 @@ def test_outside_text_is_one_visible_line() -> None:
 
 
 def test_a_huge_text_costs_little() -> None:
-    """Only the beginning is looked at, and a secret that it cuts does not show in part."""
+    """Only the beginning of a huge text is read, and a secret at the cut is not shown in part."""
     secret = "s3cret" * 40
     register_secret(secret)
     shown = outside_text(secret * 5000 + "http://" * 200_000 + "@", limit=10**6)
@@ -164,7 +164,7 @@ def test_a_huge_text_costs_little() -> None:
 
 
 def test_values_before_they_are_formatted() -> None:
-    """In each depth, whatever holds the text; numbers and members of enumerations stay."""
+    """Text at any depth is redacted; numbers and enumeration members are kept."""
     register_secret("tk_secret")
     found = redact_values(
         {
@@ -184,7 +184,7 @@ def test_values_before_they_are_formatted() -> None:
 
 
 def test_system_errors_hold_no_address() -> None:
-    """What a library adds to them stays out."""
+    """Text that a library adds to a system error is left out."""
     for error, words in (
         (ConnectionRefusedError(111, "Connect call failed ('p4ss', 1)"), "Connection refused"),
         (OSError("Multiple exceptions: p4ss"), "no connection (OSError)"),
@@ -195,7 +195,7 @@ def test_system_errors_hold_no_address() -> None:
 
 @pytest.fixture
 def _hooks() -> Iterator[None]:
-    """Python's own ways to print an error, as they were."""
+    """Restore Python's own hooks for errors."""
     assert logging.lastResort is not None
     before = (
         sys.excepthook,
@@ -212,7 +212,7 @@ def _hooks() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_hooks")
 def test_tracebacks_hold_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the process, a thread, a destructor, a library's logger, a warning; with all errors behind them."""
+    """Tracebacks of process, thread, destructor, library's logger and warning hide secrets, with all causes."""
     monkeypatch.setattr(logging.root, "handlers", [])
     redact_tracebacks()
     register_secret("tk_secret")
@@ -246,12 +246,12 @@ class _Unraisable:
         self.exc_type, self.exc_value, self.exc_traceback = type(error), error, error.__traceback__
 
 
-# Attributes of errors that are numbers or words of the system.
+# Attributes of errors that are numbers or texts of the system.
 PLAIN = {"strerror", "errno", "sqlstate", "verify_code", "status_code", "reason", "close_code", "message", "exit_code"}
 
 
 def own_errors() -> set[str]:
-    """The errors of this package, whose messages are made of words of ours and of what was redacted."""
+    """Return the errors of this package, whose messages are our own or redacted."""
     return {
         node.name
         for path in PACKAGE.rglob("*.py")
@@ -261,7 +261,7 @@ def own_errors() -> set[str]:
 
 
 def shown_as_it_is(function: ast.AST, name: str) -> Iterator[str]:
-    """Yield where the text of an error is formatted without a function of `ingestor.redaction`."""
+    """Yield the places where the text of an error is formatted without a function of `ingestor.redaction`."""
 
     def is_text(node: ast.AST) -> bool:
         match node:
@@ -283,7 +283,7 @@ def shown_as_it_is(function: ast.AST, name: str) -> Iterator[str]:
 
 
 def test_text_from_outside_goes_through_one_function() -> None:
-    """No message of the package holds the text of an error that is not its own, unless it was redacted before."""
+    """Messages of the package contain the text of a foreign error only after redaction."""
     ours, found = own_errors(), []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

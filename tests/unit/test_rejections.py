@@ -1,4 +1,4 @@
-"""When rejections are so many that a person should know."""
+"""Many rejections without a tick make the daemon unready."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T0: Micros = 1_790_000_000 * SECOND
 
 
 def batch(*times: float, tick: float | None = None, last: float | None = None) -> Batch:
-    """Rejections at these seconds, and perhaps a tick; `last` is when the last tick of an earlier batch came."""
+    """Return a batch with rejections at these seconds, perhaps a tick, and an earlier `last` tick."""
     rejections = tuple(
         Rejection(number, T0 + round(time * SECOND), "unknown_type", b"", 0) for number, time in enumerate(times, 1)
     )
@@ -38,17 +38,17 @@ def batch(*times: float, tick: float | None = None, last: float | None = None) -
         ([batch(second) for second in range(6)], True),
         ([batch(0), batch(30), batch(60)], True),
         ([batch(0, 5)], False),  # too few
-        ([batch(*(number / 1000 for number in range(100)))], False),  # a burst, and then silence
-        ([batch(*(hour * 3600 for hour in range(10)))], False),  # notices in the night
+        ([batch(*(number / 1000 for number in range(100)))], False),  # a burst, then silence
+        ([batch(*(hour * 3600 for hour in range(10)))], False),  # notices at night
         ([batch(0, 1, 2, 3, 4), batch(5, tick=4.5), batch(6)], False),
-        ([batch(*range(10)), batch(10, tick=10.5)], False),  # over with the first tick
+        ([batch(*range(10)), batch(10, tick=10.5)], False),  # ended by the first tick
         ([batch(0, tick=0.5), batch(*range(1, 7), last=0.5)], True),
         ([batch(1, 2, tick=0), batch(7, last=0)], True),
         ([batch(*range(10)), batch(3600)], True),  # a pause does not end it
     ],
 )
 def test_a_feed_that_cannot_be_read(batches: list[Batch], problem: bool) -> None:
-    """Three rejections or more over five seconds without a tick among them, and no minute without any."""
+    """Three rejections or more over five seconds without a tick among them, and in each minute one, are too many."""
     run = RejectionRun()
     for each in batches:
         run.add(each)
@@ -56,7 +56,7 @@ def test_a_feed_that_cannot_be_read(batches: list[Batch], problem: bool) -> None
 
 
 def test_readiness_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """Red with the reason, over a reconnect too, until a tick comes; the log has both once."""
+    """The daemon is unready with the reason, also after a reconnect, until a tick; the log has start and end once."""
     telemetry = Telemetry(SystemClock())
     telemetry.readiness.passes("database")
     telemetry.connected(SESSION)

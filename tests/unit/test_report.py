@@ -29,7 +29,7 @@ EMPTY = Report(date(2026, 11, 20), MADE_AT, "Pacific/Auckland", MADE_AT, (), ())
 
 @pytest.mark.parametrize("report", [sample(), sample(1), EMPTY, replace(sample(10), since=MADE_AT)])
 def test_the_json_is_as_its_schema_says(report: Report) -> None:
-    """Programs can rely on it, down to the formats of days and instants."""
+    """The JSON follows its schema, down to the formats of days and instants."""
     document = json.loads(as_json(report))
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
     jsonschema.validate(document, SCHEMA, format_checker=jsonschema.FormatChecker())
@@ -38,7 +38,7 @@ def test_the_json_is_as_its_schema_says(report: Report) -> None:
 
 
 def test_the_schema_is_strict_enough() -> None:
-    """A field that is missing or of another kind would be found."""
+    """The schema refuses a missing field and a field of another type."""
     document = json.loads(as_json(sample(20)))
     for change in ({"seconds": "1"}, {"status": "closed"}, {"started_at": "2026-11-20T10:00:00"}, {"trading_day": 7}):
         with pytest.raises(jsonschema.ValidationError):
@@ -46,7 +46,7 @@ def test_the_schema_is_strict_enough() -> None:
 
 
 def test_the_csv_can_be_read_back() -> None:
-    """Every field comes back, whatever signs are in a cause."""
+    """Every field is read back, whatever characters a cause has."""
     report = sample()
     rows = list(csv.DictReader(io.StringIO(as_csv(report.gaps))))
     for row, gap in zip(rows, report.gaps, strict=True):
@@ -57,7 +57,7 @@ def test_the_csv_can_be_read_back() -> None:
 
 
 def test_totals() -> None:
-    """Sums over the days; only when nothing is missing it is 100 %."""
+    """The totals are sums over the days; only a complete one is 100 %."""
     report = sample(1)
     assert report.totals.percent == 100
     (day,) = report.days
@@ -69,7 +69,7 @@ def test_totals() -> None:
 
 @given(covered=st.integers(0, 60_000_000), missing=st.integers(1_000, 60_000_000))
 def test_a_fully_backfilled_day_is_100_percent(covered: int, missing: int) -> None:
-    """A day whose every missed microsecond was backfilled is at 100 %, though its minutes are rounded one by one."""
+    """A day with every missing microsecond backfilled is at 100 %, although each minute is rounded."""
     (day,) = sample(1).days
     trading_minutes, covered_minutes, missing_minutes = (
         round(n / 60_000_000, 6) for n in (covered + missing, covered, missing)
@@ -90,12 +90,12 @@ def test_a_fully_backfilled_day_is_100_percent(covered: int, missing: int) -> No
      (5_000_000, "1,388 h 53 min")],
 )  # fmt: skip
 def test_duration(seconds: float, words: str) -> None:
-    """Lengths as people write them."""
+    """Durations are formatted for people."""
     assert duration(timedelta(seconds=seconds)) == words
 
 
 class Page(HTMLParser):
-    """Collects what a page shows, and what it would load."""
+    """Collects the visible text of a page, and the resources that it would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_needs_no_network() -> None:
-    """Nothing in it refers to anything outside of it, and there is no script."""
+    """The page has no external reference and no script."""
     text = as_html(sample())
     page = Page(text)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object"}
@@ -124,7 +124,7 @@ def test_the_page_needs_no_network() -> None:
 
 
 def test_the_page_has_colours_without_variables() -> None:
-    """Before each declaration by a variable there is the same by a plain colour, for what turns the page into a PDF."""
+    """A plain colour precedes each variable one, for converters to PDF."""
     style = as_html(sample()).partition("<style>")[2].partition("</style>")[0]
     uses = re.findall(r"([\w-]+): ?([^;{}]*);\s*([\w-]+): ?([^;{}]*var\(--(\w+)\)[^;{}]*)", style)
     assert len(uses) == len(re.findall(r"var\(", style))
@@ -133,7 +133,7 @@ def test_the_page_has_colours_without_variables() -> None:
 
 
 def test_the_page_shows_everything() -> None:
-    """A square and a time line for each day, a row for each gap, and causes that can't become markup."""
+    """Each day has a square and a time line, each gap a row, and no cause becomes markup."""
     report = sample()
     text = as_html(report)
     page = Page(text)
@@ -149,14 +149,14 @@ def test_the_page_shows_everything() -> None:
 
 
 def test_an_empty_page() -> None:
-    """Before the first session there is a page, too."""
+    """The page works before the first session."""
     text = Page(as_html(EMPTY)).text
     assert "no trading day" in text
     assert "None." in text
 
 
 def chromium(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    """Run a browser that can resolve no host."""
+    """Run a browser that cannot resolve any host."""
     command = need("chromium", package="chromium")
     options = [
         "--headless",
@@ -170,7 +170,7 @@ def chromium(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.parametrize("width", [1200, 500])
 def test_a_browser_shows_the_page(tmp_path: Path, width: int) -> None:
-    """Chromium reads it as it was meant, draws it at the size of a desk and of a phone, and prints it."""
+    """Chromium shows the page at the size of a desktop and of a phone, and prints it."""
     report = sample()
     file = tmp_path / "gaps.html"
     file.write_text(as_html(report), encoding="utf-8")

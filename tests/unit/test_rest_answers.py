@@ -28,7 +28,7 @@ NONE = dict.fromkeys(("open", "high", "low", "close", "volume"))
 
 
 def bar(minute: float, **changed: Any) -> dict[str, Any]:
-    """A record as the API sends it: in Auckland's time, without an offset."""
+    """Return a record as the API sends it: in Auckland's time, without an offset."""
     stamp = (START + minute * MINUTE).astimezone(ZONE).replace(tzinfo=None).isoformat()
     return {"timestamp": stamp, "open": 2.0, "high": 3.0, "low": 1.0, "close": 2.5, "volume": 5, **changed}
 
@@ -42,7 +42,7 @@ def parse(*records: Any, question: Question = QUESTION, **fields: Any) -> Bars:
 
 
 def test_an_empty_answer() -> None:
-    """Without records nobody traded."""
+    """An answer without records means no trades."""
     assert parse() == parse(hits=0, ticker="AIR.NZ", interval="1m", exchange="NZX") == Bars((), 0)
 
 
@@ -51,7 +51,7 @@ def test_an_empty_answer() -> None:
     [NONE, {**NONE, "volume": 0}, {**NONE, "volume": 0.0}, {**NONE, "volume": "0"}, dict.fromkeys(NONE, "null")],
 )
 def test_a_minute_without_trades(empty: dict[str, Any]) -> None:
-    """A record of nulls is a minute without trades: it is left out, and nothing is wrong."""
+    """A record of nulls is a minute without trades: it is left out, without a fault."""
     assert parse(bar(0), bar(1, **empty), bar(2)) == Bars((taken(0), taken(2)), 3)
     assert parse(bar(1, **empty)) == Bars((), 1)
 
@@ -91,7 +91,7 @@ def test_a_minute_without_trades(empty: dict[str, Any]) -> None:
     ],
 )
 def test_a_wrong_bar(changed: dict[str, Any], reason: str) -> None:
-    """A wrong value costs its own record, which is named with its reason and minute; the others are taken."""
+    """A wrong value costs only its record, which is reported with its reason and minute."""
     wrong = bar(1, **changed)
     assert parse(bar(0), wrong, bar(2)) == Bars(
         (taken(0), taken(2)), 3, (Fault(reason, wrong["timestamp"], START + MINUTE),)
@@ -100,7 +100,7 @@ def test_a_wrong_bar(changed: dict[str, Any], reason: str) -> None:
 
 @pytest.mark.parametrize("name", ["open", "high", "low", "close", "volume"])
 def test_a_bar_that_lacks_a_field(name: str) -> None:
-    """A field that is not there is no null."""
+    """A missing field differs from a null."""
     wrong = bar(1, **NONE)
     del wrong[name]
     assert [fault.reason for fault in parse(bar(0), wrong).faults] == [f"no {name}"]
@@ -118,7 +118,7 @@ def test_a_bar_that_lacks_a_field(name: str) -> None:
     ],
 )  # fmt: skip
 def test_an_invalid_timestamp(stamp: Any) -> None:
-    """What RFC 3339 forbids, and Python's own reader may take, is a wrong record whose minute is not known."""
+    """A timestamp that RFC 3339 forbids, though Python reads it, makes a wrong record of unknown minute."""
     found = parse(bar(0), bar(1, timestamp=stamp), bar(2))
     assert found.bars == (taken(0), taken(2))
     (fault,) = found.faults
@@ -132,18 +132,18 @@ def test_an_invalid_timestamp(stamp: Any) -> None:
     "stamp", ["2026-11-20T10:01:00", "2026-11-20 10:01:00.000000", "2026-11-20t10:01:00+13:00", "2026-11-19T21:01:00z"]
 )
 def test_forms_of_a_timestamp(stamp: str) -> None:
-    """With an offset, or as the exchange's wall time."""
+    """A timestamp may have an offset, or be the exchange's wall time."""
     assert parse(bar(0, timestamp=stamp)) == Bars((taken(1),), 1)
 
 
 @pytest.mark.parametrize("record", [None, 1, "bar", [], [bar(1)], True])
 def test_a_record_that_is_no_object(record: Any) -> None:
-    """It is named by its place."""
+    """A record that is no object is named by its position."""
     assert parse(bar(0), record) == Bars((taken(0),), 2, (Fault("a record that is no object", "record 2"),))
 
 
 def test_a_time_off_the_minute() -> None:
-    """It may be the bar of the minute before it or after it, so it concerns both."""
+    """A bar between two minutes may belong to either, so it concerns both."""
     found = parse(bar(0), bar(1.5))
     assert found.bars == (taken(0),)
     (fault,) = found.faults
@@ -159,7 +159,7 @@ def test_a_time_off_the_minute() -> None:
 
 
 def test_a_minute_that_comes_twice() -> None:
-    """The same bar again does no harm; of different ones none is taken, since nobody knows which is right."""
+    """An equal bar is accepted twice; of different ones none is, since either may be right."""
     assert parse(bar(0), bar(1), bar(1)) == Bars((taken(0), taken(1)), 3)
     for other in (bar(1, volume=6), bar(1, **NONE)):
         found = parse(bar(0), bar(1), other)
@@ -170,7 +170,7 @@ def test_a_minute_that_comes_twice() -> None:
 
 
 def test_a_time_that_the_clocks_skipped() -> None:
-    """A wall time that never was is no time."""
+    """A wall time that the clocks skipped is refused."""
     since = datetime(2026, 9, 26, 13, 0, tzinfo=UTC)
     question = Question("AIR.NZ", since, since + 120 * MINUTE, "start", ZONE)
     found = parse(bar(0, timestamp="2026-09-27T02:30:00"), question=question)
@@ -178,32 +178,32 @@ def test_a_time_that_the_clocks_skipped() -> None:
 
 
 def test_bars_outside_of_the_range_among_others() -> None:
-    """A generous server does no harm; a wrong bar that was not asked for costs nothing."""
+    """Bars outside of the range, right or wrong, are ignored."""
     assert parse(bar(-60), bar(0), bar(10), bar(300), bar(11, open=-1)) == Bars((taken(0),), 5)
     assert parse(bar(-60), bar(1, **NONE)) == Bars((), 2)
 
 
 @pytest.mark.parametrize("minutes", [(-1,), (11, 12), (10, 11), (-300, 300), (1440,), (-(365 * 1440),)])
 def test_only_bars_outside_of_the_range(minutes: tuple[int, ...]) -> None:
-    """An answer of which nothing lies in the asked range is the answer to another question, not one without trades."""
+    """An answer entirely outside of the range answers another question, and does not mean no trades."""
     with pytest.raises(MalformedAnswerError, match="none of the asked range"):
         parse(*map(bar, minutes))
 
 
 def test_a_range_that_ends_inclusively() -> None:
-    """The end itself may be meant to be part of the range: a bar of it alone says that nobody traded before."""
+    """The provider may treat the end as inclusive: a bar of it alone means no trades before."""
     assert parse(bar(10)) == Bars((), 1)
 
 
 def test_a_record_of_another_day() -> None:
-    """Beside those of the asked one it is wrong: its time may be what is wrong of it."""
+    """A record of another day among others is wrong, since its time may be at fault."""
     found = parse(bar(0), bar(1440))
     assert found.bars == (taken(0),)
     assert found.faults == (Fault("another day", "2026-11-21T10:00:00"),)
 
 
 def test_the_hour_that_comes_twice() -> None:
-    """The surplus that the wall time of the request explains is no other answer; what lies beyond it is one."""
+    """The extra hour that the request's wall time explains is accepted; anything beyond it is another answer."""
     second = datetime(2026, 4, 4, 14, 0, tzinfo=UTC)  # 02:00 in Auckland, for the second time
     question = Question("AIR.NZ", second, second + 30 * MINUTE, "start", ZONE)
     assert question.parameters()["datetime_from"] == "2026-04-05 02:00:00"
@@ -229,7 +229,7 @@ def test_the_hour_that_comes_twice() -> None:
     ],
 )  # fmt: skip
 def test_an_answer_to_another_question(fields: dict[str, Any], what: str) -> None:
-    """What an answer says of itself must not contradict what was asked."""
+    """An answer that names other parameters than the request is refused."""
     with pytest.raises(MalformedAnswerError, match=what):
         parse(bar(1), **fields)
     if fields != {"hits": 0}:
@@ -248,7 +248,7 @@ def test_an_answer_to_another_question(fields: dict[str, Any], what: str) -> Non
     ],
 )  # fmt: skip
 def test_an_answer_that_names_its_parameters(fields: dict[str, Any]) -> None:
-    """In whatever case, with its suffix or without; with the asked span, a wider one, or that of its records."""
+    """The ticker may be in any case, with or without suffix; the span the request's, a wider one, or the records'."""
     assert parse(bar(1), **fields) == Bars((taken(1),), 1)
 
 
@@ -265,7 +265,7 @@ def test_an_answer_that_names_its_parameters(fields: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_an_invalid_answer(body: bytes) -> None:
-    """It is not of the documented form, or of a size that no honest answer has."""
+    """An answer of another form, or of an implausible size, is refused."""
     for parse_any in (lambda: parse_bars(body, QUESTION), lambda: parse_instruments(body)):
         with pytest.raises(UnreadableAnswerError):
             parse_any()
@@ -277,7 +277,7 @@ def test_an_invalid_answer(body: bytes) -> None:
      b"-Infinity", b'{"timestamp": "2026-11-20T10:01:00", "timestamp": 7}'],
 )  # fmt: skip
 def test_a_record_that_breaks_the_json(broken: bytes) -> None:
-    """What JSON forbids, but services send, costs its own record."""
+    """JSON errors that services do send cost only their record."""
     body = b'\xef\xbb\xbf{"data": [' + json.dumps(bar(0)).encode() + b", " + broken + b"]}"
     for each in (body, body[3:]):
         found = parse_bars(each, QUESTION)
@@ -286,14 +286,14 @@ def test_a_record_that_breaks_the_json(broken: bytes) -> None:
 
 
 def test_forms_of_numbers() -> None:
-    """Integers, floats and strings of either; a large volume is exact."""
+    """Numbers may be integers, floats or strings of either; a large volume is exact."""
     record = bar(0, open=2, high="3", low="1.0", close=2.5, volume=9_007_199_254_740_993)
     assert parse(record).bars == (Bar(START, 2.0, 3.0, 1.0, 2.5, 9_007_199_254_740_993),)
     assert parse(bar(0, volume=5.0), bar(1, volume="5")).bars == (taken(0), taken(1))
 
 
 def test_the_other_label() -> None:
-    """A bar that carries the time of its end begins a minute earlier; so does a fault."""
+    """With the label of the end, bars and faults begin a minute earlier."""
     question = Question("AIR.NZ", START, START + 10 * MINUTE, "end", ZONE)
     found = parse(bar(1), bar(2, open=-1.0), question=question)
     assert found.bars == (taken(0),)
@@ -301,7 +301,7 @@ def test_the_other_label() -> None:
 
 
 def test_texts_of_faults() -> None:
-    """Each reason has its names, the first of them; nothing that came from outside is long, odd or secret."""
+    """Each reason names its first symbols; text from outside is short, printable and redacted."""
     faults = [Fault("a negative volume", f"record {number}") for number in range(5)] + [Fault("no open", "x")]
     assert summarize(faults, 1020) == (
         "6 of 1,020 records are wrong: a negative volume (record 0, record 1, record 2 and 2 more); no open (x)"
@@ -332,14 +332,14 @@ def listing(*records: Any, **fields: Any) -> Instruments:
     ],
 )  # fmt: skip
 def test_a_wrong_instrument(record: Any, fault: Fault) -> None:
-    """It costs itself, and is named."""
+    """A wrong instrument is refused alone, and named."""
     assert listing({"symbol": "A.NZ"}, record) == Instruments(
         (Instrument("A.NZ", None, None, None, True),), 2, (fault,)
     )
 
 
 def test_odd_fields_of_an_instrument() -> None:
-    """All that is needed is the symbol."""
+    """An instrument needs only its symbol."""
     odd = {"symbol": "A.NZ", "company_name": "\0" + "x" * 9999, "industry": 7, "uuid4": "?", "active": "maybe"}
     (found,) = listing(odd, dict(odd)).listed
     assert found.active
@@ -353,6 +353,6 @@ def test_odd_fields_of_an_instrument() -> None:
     [(({"symbol": "A.NZ"},), {"hits": 2}), (({"symbol": "A.NZ"},), {"exchange": "asx"}), ((7, 8), {})],
 )
 def test_an_invalid_listing(records: tuple[Any, ...], fields: dict[str, Any]) -> None:
-    """A part of the instruments, those of another exchange, or nothing that is one: no answer."""
+    """An incomplete listing, one of another exchange, or one without instruments is refused."""
     with pytest.raises(MalformedAnswerError):
         listing(*records, **fields)

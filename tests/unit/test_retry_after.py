@@ -19,7 +19,7 @@ MIDNIGHT = "Mon, 24 Nov 2025 00:00:00 GMT"
         ("601", 600),
         ("9" * 5000, 600),
         ("Mon, 24 Nov 2025 00:01:30 GMT", 90),
-        ("Monday, 24-Nov-25 00:01:30 GMT", 90),  # obsolete forms, which RFC 9110 still asks to read
+        ("Monday, 24-Nov-25 00:01:30 GMT", 90),  # obsolete forms, which RFC 9110 still requires
         ("Mon Nov 24 00:01:30 2025", 90),
         ("Sun, 23 Nov 2025 00:00:00 GMT", 0),
         ("Fri, 31 Dec 9999 23:59:59 GMT", 600),
@@ -27,18 +27,18 @@ MIDNIGHT = "Mon, 24 Nov 2025 00:00:00 GMT"
     ],
 )
 def test_forms(value: str, seconds: float | None) -> None:
-    """Seconds and dates are read, at most ten minutes are waited, and what is neither counts as not said."""
+    """Seconds and dates are read, the wait is ten minutes at most, and invalid values are ignored."""
     assert retry_after([value], date=None, now=NOW) == seconds
 
 
 def test_a_wrong_clock() -> None:
-    """A date is relative to the server's own clock, whatever ours says."""
+    """A date is relative to the server's clock, whatever ours is."""
     value = ["Mon, 24 Nov 2025 00:01:30 GMT"]
     assert retry_after(value, date=MIDNIGHT, now=NOW + 500 * SECOND) == 90
     assert retry_after(value, date="no date", now=NOW + 30 * SECOND) == 60
 
 
 def test_several() -> None:
-    """Of several headers, as proxies add them, the longest counts."""
+    """Of several headers, as proxies add them, the longest wait counts."""
     assert retry_after(["soon", "5", "40"], date=None, now=NOW) == 40
     assert retry_after([], date=None, now=NOW) is None

@@ -34,7 +34,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "s", "-1s", "1x", "1 m 5 s", "inf", "nan", "1e3", "١s"])
 def test_bad_durations(text: str) -> None:
-    """Anything else is refused."""
+    """Any other duration is refused."""
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 
@@ -76,7 +76,7 @@ def test_bad_sizes(text: str) -> None:
     ],
 )
 def test_a_problem_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str) -> None:
-    """One line, with the variable and what is wrong, and never the value of a secret."""
+    """One line names the variable and the fault, and never the value of a secret."""
     monkeypatch.setenv(f"INGESTOR_{name}", value)
     with pytest.raises(ConfigurationError) as caught:
         load_settings()
@@ -89,7 +89,7 @@ def test_a_problem_names_its_variable(monkeypatch: pytest.MonkeyPatch, name: str
 
 
 def test_every_problem_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All problems at once, one line for each."""
+    """All problems are reported at once, one line for each."""
     monkeypatch.setenv("INGESTOR_HEARTBEAT", "x")
     monkeypatch.setenv("INGESTOR_LOG_LEVEL", "x")
     with pytest.raises(ConfigurationError) as caught:
@@ -117,7 +117,7 @@ def test_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only who needs a secret asks for it, and the answer says how to give it."""
+    """A missing secret is reported only by a command that needs it, with the remedy."""
     loaded = load_settings()
     for read, name in ((loaded.read_token, "INGESTOR_TOKEN"), (loaded.read_database_url, "INGESTOR_DATABASE_URL")):
         with pytest.raises(ConfigurationError, match=f"{name} is not set.*{name}_FILE"):
@@ -137,7 +137,7 @@ def test_token_file_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 @pytest.mark.parametrize("content", [None, b"", b"two words", b"\xff\xfe"])
 def test_bad_token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None) -> None:
-    """A file that is missing, empty or malformed is named; its content is not shown."""
+    """A missing, empty or malformed file is named; its content is not shown."""
     file = tmp_path / "token"
     if content is not None:
         file.write_bytes(content)
@@ -148,7 +148,7 @@ def test_bad_token_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content
 
 
 def test_a_secret_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value and a file at once would leave open which one counts."""
+    """A value and a file for the same secret are refused as ambiguous."""
     monkeypatch.setenv("INGESTOR_TOKEN", SECRET)
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", "/run/secrets/token")
     with pytest.raises(ConfigurationError, match="INGESTOR_TOKEN and INGESTOR_TOKEN_FILE are both set"):
@@ -156,7 +156,7 @@ def test_a_secret_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A `.env` in the working directory is read, and the environment wins over it."""
+    """The environment takes precedence over a `.env` in the working directory."""
     (tmp_path / ".env").write_text("INGESTOR_HEARTBEAT=3s\nINGESTOR_INSTANCE=here\nOTHER=1\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INGESTOR_INSTANCE", "there")
@@ -181,7 +181,7 @@ def test_dotenv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_values_of_dotenv(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, written: str, meant: str, line_end: str, before: str
 ) -> None:
-    """A `.env` of any editor is read: nothing is put in for a `$`, and the first variable counts."""
+    """A `.env` of any editor is read: `$` is literal, and the first variable counts."""
     text = f"{before}INGESTOR_INSTANCE={written}\nINGESTOR_HEARTBEAT=3s\n".replace("\n", line_end)
     (tmp_path / ".env").write_bytes(text.encode())
     monkeypatch.chdir(tmp_path)
@@ -193,7 +193,7 @@ def test_values_of_dotenv(
     [("'x'", "x"), ('"x"', "x"), ("x\r", "x"), (' "x" ', "x"), ("a$b${HOME}", "a$b${HOME}"), ("a'b", "a'b")],
 )
 def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, written: str, meant: str) -> None:
-    """Quotation marks that docker keeps around a value, and white space, are no part of it; a `$` is one."""
+    """Quotation marks that docker keeps around a value, and white space, are removed; `$` is literal."""
     monkeypatch.setenv("INGESTOR_INSTANCE", written)
     monkeypatch.setenv("INGESTOR_HEARTBEAT", '"3s"')
     monkeypatch.setenv("INGESTOR_TOKEN", f"'{SECRET}'\r")
@@ -215,7 +215,7 @@ def test_values_of_the_environment(monkeypatch: pytest.MonkeyPatch, written: str
 def test_a_dotenv_that_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, words: str
 ) -> None:
-    """The error names the line and the fault, and nothing of the content."""
+    """The error names the line and the fault, and not the content."""
     (tmp_path / ".env").write_bytes(content)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match=f"\\.env cannot be used: .*{words}") as caught:
@@ -227,7 +227,7 @@ def test_a_dotenv_that_cannot_be_read(
     "content", [f"{SECRET}\r\n", f"\ufeff{SECRET}", f'"{SECRET}"\n', f"'{SECRET}'", f"\n {SECRET} \n\n"]
 )
 def test_secret_files_as_editors_leave_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str) -> None:
-    """A byte-order mark, line ends and quotation marks are no part of a secret."""
+    """A byte-order mark, line ends and quotation marks are not part of a secret."""
     file = tmp_path / "token"
     file.write_bytes(content.encode())
     monkeypatch.setenv("INGESTOR_TOKEN_FILE", str(file))
@@ -236,7 +236,7 @@ def test_secret_files_as_editors_leave_them(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.mark.parametrize("kind", ["empty", "two lines", "UTF-16", "NUL", "larger", "a directory", "not a regular"])
 def test_secret_files_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str) -> None:
-    """Whatever the file is, it is read within a bound and at once, and the error says what is wrong with it."""
+    """Any unusable file is read within a size limit and at once, and the error names the fault."""
     file = tmp_path / "file"
     if kind == "a directory":
         file.mkdir()
@@ -252,7 +252,7 @@ def test_secret_files_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without a home directory is asked for a path only where one is needed."""
+    """Without a home directory, a path is requested only if one is needed."""
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setenv("INGESTOR_SPOOL_DIR", "~/spool")
     monkeypatch.setattr(os, "getuid", lambda: 54321)
@@ -262,7 +262,7 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A typing mistake is found."""
+    """A misspelt variable is reported."""
     monkeypatch.setenv("INGESTOR_TOKN", "x")
     monkeypatch.setenv("INGESTOR_HEARTBEAT", "5")
     assert "INGESTOR_TOKN" in settings.unknown_variables()

@@ -28,14 +28,14 @@ def ticks(seed: int = 1, rate: float = 100, seconds: int = 60, cycle: float = 60
 
 
 def test_the_same_seed_gives_the_same_market() -> None:
-    """A run can be repeated, however often one looks."""
+    """The same seed gives the same market, at any interval of reading."""
     market, together = Market(7, 100, NOW), ticks(7, cycle=600)
     assert [t for s in range(1, 61) for t in market.until(NOW + s * SECOND)] == together
     assert ticks(8, cycle=600) != together
 
 
 def test_prices_lie_on_the_grid() -> None:
-    """A price is a whole number of its steps, without the noise of floats, also where it rises to coarser ones."""
+    """A price is a whole number of its steps, without rounding noise, also where the steps become coarser."""
     made = ticks(seed=3, seconds=600)
     finer, coarser = (
         {tick.symbol for tick in made if low <= tick.price < high} for low, high in ((0.1, 0.2), (0.2, 0.3))
@@ -49,7 +49,7 @@ def test_prices_lie_on_the_grid() -> None:
 
 
 def test_it_behaves_like_a_market() -> None:
-    """The mean rate is kept; both ends are busy; symbols are uneven; equal trades in a second happen."""
+    """The mean rate is kept; open and close are busy; symbols are uneven; equal trades in a second occur."""
     made = ticks(seconds=60)
     assert len(made) == pytest.approx(6000, abs=5)
     by_second = Counter((tick.time - NOW) // SECOND for tick in made)
@@ -66,7 +66,7 @@ def test_it_behaves_like_a_market() -> None:
 
 
 def test_wire_format_is_the_documented_one() -> None:
-    """The documented sample, to the letter of its values; a whole price is an integer."""
+    """The documented sample is written literally; a whole price is an integer."""
     time = from_datetime(datetime(2021, 9, 28, 20, 33, 30, tzinfo=UTC))
     message = json.loads(price_message(Tick("SUM020.NZ", time, 2.61, 5000), ZONE))
     sample = {"date": "2021-09-29T09:33:30", "price": 2.61, "volume": 5000, "symbol": "SUM020.NZ"}
@@ -86,7 +86,7 @@ def test_wire_format_is_the_documented_one() -> None:
     ],
 )
 def test_wall_time(utc: str, expected: str) -> None:
-    """An instant is sent as the clock in Auckland shows it, without an offset, also on the days it is changed."""
+    """An instant is sent as Auckland's wall time without an offset, also on the days of a clock change."""
     assert wall_time(from_datetime(datetime.fromisoformat(utc).replace(tzinfo=UTC)), ZONE) == expected
 
 
@@ -98,7 +98,7 @@ def test_what_is_sent_is_what_is_read() -> None:
 
 
 def test_garbage_is_garbage() -> None:
-    """Each of the malformed messages is refused by the daemon's decoder."""
+    """The daemon's decoder refuses each malformed message."""
     decoder = Decoder("Pacific/Auckland")
     for message in GARBAGE:
         binary = isinstance(message, bytes)
@@ -108,13 +108,13 @@ def test_garbage_is_garbage() -> None:
 
 @pytest.mark.parametrize("text", ["", "explode", "drop=", "drop=0s", "drop=x", "reject=5s", "replay=1s"])
 def test_bad_faults(text: str) -> None:
-    """A fault that is not known, or a duration that makes no sense, is named with what may be written."""
+    """An unknown fault, or an invalid duration, is reported with the valid values."""
     with pytest.raises(ConfigurationError, match="half-open"):
         Faults([text])
 
 
 def test_a_bad_fault_is_clear() -> None:
-    """The message repeats what was written, says what is wrong with it, and lists every fault."""
+    """The message repeats the value, names its fault, and lists every fault."""
     with pytest.raises(ConfigurationError) as caught:
         Faults(["drop", "reject=5s"])
     (line,) = caught.value.problems
@@ -133,7 +133,7 @@ def test_a_bad_fault_is_clear() -> None:
     ],
 )
 def test_faults_strike_as_often_as_asked(text: str, fault: Fault, seconds: float) -> None:
-    """A fault is on, alone, and strikes after the given time in the mean, or after its default."""
+    """An enabled fault occurs, alone, after the given mean time or its default."""
     faults = Faults([text])
     assert [each for each in Fault if each in faults] == [fault]
     waits = [faults.due_after(fault) or 0 for _ in range(4000)]
@@ -141,7 +141,7 @@ def test_faults_strike_as_often_as_asked(text: str, fault: Fault, seconds: float
 
 
 def test_faults_are_seeded() -> None:
-    """The same seed strikes at the same times; what is not on never does."""
+    """The same seed gives the same times; a disabled fault never occurs."""
     one, two = Faults(["drop=5s"], seed=3), Faults(["drop=5s"], seed=3)
     assert [one.due_after(Fault.DROP) for _ in range(5)] == [two.due_after(Fault.DROP) for _ in range(5)]
     assert one.due_after(Fault.STALL) is None
@@ -165,7 +165,7 @@ def get(rest: RestApi, target: str, token: str | None = "tk_right") -> tuple[int
 
 
 def test_bars_are_those_of_the_ticks() -> None:
-    """Each one-minute bar has the values of the ticks streamed in that minute, to the unit."""
+    """Each one-minute bar has the values of its minute's ticks, to the unit."""
     rest, made = api()
     status, body = get(
         rest, "/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-02%2014:00:00&datetime_to=2026-03-02%2014:05:00"
@@ -187,11 +187,11 @@ def test_bars_are_those_of_the_ticks() -> None:
 @pytest.mark.parametrize("day", ["2026-03-02", "2026-04-05", "2025-09-28"])  # plain, of 25 hours, of 23 hours
 @pytest.mark.parametrize("interval", ["1m", "1h", "1d"])
 def test_bars_over_days(day: str, interval: str) -> None:
-    """Minutes, hours and days of three days of ticks are, to the unit, those computed anew by the exchange's clock."""
+    """Minutes, hours and days of three days of ticks equal, to the unit, an independent computation."""
     noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=ZONE)
     begin, end = noon - timedelta(days=1), noon + timedelta(days=1)
     start = from_datetime(begin)
-    # 432 seconds of a market, drawn out to two days.
+    # 432 seconds of a market, stretched to two days.
     made = [Tick(t.symbol, start + (t.time - NOW) * 400, t.price, t.volume) for t in ticks(5, 20, 432, 432)]
     bars = Bars()
     expected: dict[str, list[Tick]] = {}
@@ -204,7 +204,7 @@ def test_bars_over_days(day: str, interval: str) -> None:
         if interval == "1d":
             label = label.replace(hour=0, fold=0)
         if tick.symbol == "FPH.NZ":
-            expected.setdefault(label.isoformat(), []).append(tick)  # the offset tells a repeated hour apart
+            expected.setdefault(label.isoformat(), []).append(tick)  # the offset distinguishes a repeated hour
     rest = RestApi(bars, token="tk_right", timezone=ZONE, now=lambda: NOW, limit=10)
     if interval == "1d":
         span = f"date_from={begin:%Y-%m-%d}&date_to={end:%Y-%m-%d}"
@@ -228,7 +228,7 @@ def test_bars_over_days(day: str, interval: str) -> None:
 
 
 def test_longer_bars_add_up() -> None:
-    """An hour and a day contain the volume of their minutes, and begin where the exchange's begin."""
+    """An hour and a day contain the volume of their minutes, and begin at the exchange's time."""
     rest, made = api()
     total = sum(tick.volume for tick in made if tick.symbol == "AIA.NZ")
     _, day = get(rest, "/data/eod?ticker=aia.nz&date_from=2026-03-02&date_to=2026-03-02")
@@ -253,7 +253,7 @@ def test_open_endpoints() -> None:
 
 
 def test_the_shape_of_a_series() -> None:
-    """Bars come with what is documented around them, the same for minutes, days and the last one."""
+    """Bars come with the documented fields around them, for minutes, days and the last one."""
     rest, _ = api()
     first = listing()[0]
     common = {"ticker": first.symbol, "company_name": first.company_name, "exchange": "nzx", "uuid4": first.uuid4}
@@ -275,7 +275,7 @@ def test_the_shape_of_a_series() -> None:
 
 
 def test_no_trades_are_no_bars() -> None:
-    """A symbol that did not trade is no error: no hits, and no data."""
+    """A symbol without trades is no error: no hits, and no data."""
     rest, _ = api()
     target = "/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-01%2010:00:00&datetime_to=2026-03-01%2011:00:00"
     status, body = get(rest, target)
@@ -287,7 +287,7 @@ def test_no_trades_are_no_bars() -> None:
 
 @pytest.mark.parametrize("key", [listing()[3].symbol.lower(), listing()[3].uuid4, listing()[3].uuid4.upper()])
 def test_keys_of_a_ticker(key: str) -> None:
-    """A symbol is found in either case, and by its uuid4; the answer is the same."""
+    """A symbol is found in either case, and by its uuid4, with the same answer."""
     rest, _ = api()
     assert get(rest, f"/data/last?ticker={key}") == get(rest, f"/data/last?ticker={listing()[3].symbol}")
 
@@ -324,7 +324,7 @@ def test_keys_of_a_ticker(key: str) -> None:
     ],
 )
 def test_refusals(target: str, token: str | None, status: int) -> None:
-    """It refuses what the real service refuses, with a message."""
+    """The simulator refuses the same requests as the real service, with a message."""
     rest, _ = api()
     found, body = get(rest, target, token)
     assert found == status
@@ -332,7 +332,7 @@ def test_refusals(target: str, token: str | None, status: int) -> None:
 
 
 def test_only_a_bearer_is_accepted() -> None:
-    """The token alone, or by another scheme, is refused with 403."""
+    """A token without a scheme, or with another one, is refused with 403."""
     rest, _ = api()
     for authorization in ("tk_right", "Basic tk_right", "Bearer", "Bearer ", "Bearer tk_righ"):
         assert rest.answer("/oauth/validate", authorization).status == 403
@@ -340,7 +340,7 @@ def test_only_a_bearer_is_accepted() -> None:
 
 
 def test_rate_limit() -> None:
-    """Every answer says what is left; beyond the limit it is 429, until the window is over."""
+    """Every answer gives the remaining requests; beyond the limit it is 429, until the window ends."""
     clock = [NOW]
     rest, _ = api(limit=2, clock=clock)
     left = [rest.answer("/health/alive", None) for _ in range(3)]

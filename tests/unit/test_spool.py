@@ -65,7 +65,7 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 40 MiB."""
+    """Return a disk of 40 MiB."""
     with contextlib.ExitStack() as stack:
         try:
             yield stack.enter_context(small_disk(tmp_path / "disk", 40 * 2**20))
@@ -74,7 +74,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_batch_comes_back_as_it_was(spool: Spool, tmp_path: Path) -> None:
-    """Every field survives the disk, also across a restart."""
+    """Every field is read back, also after a restart."""
     spool.append([Entry(1, FULL), Entry(2, Batch(SESSION, 8))])
     assert everything(spool) == [Entry(1, FULL), Entry(2, Batch(SESSION, 8))]
     spool.close()
@@ -85,7 +85,7 @@ def test_a_batch_comes_back_as_it_was(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_counts(spool: Spool, tmp_path: Path) -> None:
-    """Size is that of the bodies, and the same after a restart; it never becomes less than nothing."""
+    """The size is that of the bodies, the same after a restart, and never negative."""
     for position in range(1, 11):
         spool.append([entry(position)])
     assert spool.depth == 10
@@ -100,7 +100,7 @@ def test_counts(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_reading(spool: Spool) -> None:
-    """Oldest first, up to the limits, and at least one batch."""
+    """Batches are read oldest first, up to the limits, and at least one."""
     spool.append([entry(position) for position in range(1, 6)])
     assert [e.position for e in spool.read(0, 25, 10**6)] == [1, 2]
     assert [e.position for e in spool.read(2, 10**6, 2600)] == [3, 4]
@@ -109,7 +109,7 @@ def test_reading(spool: Spool) -> None:
 
 
 def test_append_is_idempotent(spool: Spool) -> None:
-    """An append whose outcome is not known is done again, and counts once."""
+    """A repeated append with an unknown outcome counts once."""
     entries = [entry(1), entry(2), entry(3)]
     spool.append(entries)
     spool.append(entries[1:])
@@ -118,7 +118,7 @@ def test_append_is_idempotent(spool: Spool) -> None:
 
 
 def test_a_heartbeat_is_replaced(spool: Spool) -> None:
-    """What the newer one says, the older one need not say any more."""
+    """A newer heartbeat replaces the older one."""
     spool.append([entry(1), Entry(2, Batch(SESSION, 2, covered_until=5))])
     spool.append([Entry(3, Batch(SESSION, 3, covered_until=6))], replaced=2)
     assert [e.position for e in everything(spool)] == [1, 3]
@@ -126,7 +126,7 @@ def test_a_heartbeat_is_replaced(spool: Spool) -> None:
 
 
 def test_the_file_shrinks(spool: Spool, tmp_path: Path) -> None:
-    """Space is given back when the queue has drained, a step at a time, so that nobody has to wait for all of it."""
+    """After the queue has drained, space is given back in small steps, so that no caller waits long."""
     for position in range(1, 81):
         spool.append([entry(position, 500_000)])
     while spool.depth:
@@ -143,14 +143,14 @@ def test_the_file_shrinks(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_only_the_owner_can_read_it(spool: Spool, tmp_path: Path) -> None:
-    """Prices of a paid feed are not for every user of the machine."""
+    """Prices of a paid feed are readable only by their owner."""
     spool.append([entry(1)])
     for name in ("spool.db", "spool.db-wal"):
         assert (tmp_path / name).stat().st_mode & 0o077 == 0
 
 
 def test_one_owner(spool: Spool, tmp_path: Path) -> None:
-    """A second owner is refused with what to do, whoever it is, and the first one goes on."""
+    """A second owner, in any process, is refused with the remedy, and the first one continues."""
     with pytest.raises(ConfigurationError, match=rf"in use by another ingestor \(process {os.getpid()}\)"):
         Spool(tmp_path).open()
     spool.append([entry(1)])
@@ -159,7 +159,7 @@ def test_one_owner(spool: Spool, tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_not_touched(spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a downgrade the daemon says so, instead of guessing; that needs no table but `queue`."""
+    """After a downgrade the daemon reports the newer format; the check needs no table but `queue`."""
     spool.close()
     monkeypatch.setattr(spool_format, "FORMAT", 2)
     with contextlib.closing(sqlite3.connect(tmp_path / "spool.db")) as connection:
@@ -176,7 +176,7 @@ def test_a_newer_format_is_not_touched(spool: Spool, tmp_path: Path, monkeypatch
 
 
 def test_a_newer_format_without_its_proof_is_damage(spool: Spool, tmp_path: Path) -> None:
-    """A flipped bit can't pass for a newer version."""
+    """A flipped bit is not taken for a newer version."""
     spool.close()
     with contextlib.closing(sqlite3.connect(tmp_path / "spool.db")) as connection:
         connection.execute("UPDATE queue SET format = 3")
@@ -190,7 +190,7 @@ def test_a_newer_format_without_its_proof_is_damage(spool: Spool, tmp_path: Path
 
 @pytest.mark.parametrize("damage", ["header", "middle", "cut", "not a database"])
 def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
-    """It keeps its content under another name, and an empty queue takes its place."""
+    """A damaged file keeps its content under another name, and an empty queue replaces it."""
     spool = opened(tmp_path)
     for position in range(1, 101):
         spool.append([entry(position, 5000)])
@@ -220,7 +220,7 @@ def test_a_damaged_file_is_set_aside(tmp_path: Path, damage: str) -> None:
 
 
 def test_an_empty_file_is_an_empty_queue(tmp_path: Path) -> None:
-    """A crash between making the file and writing to it is no damage."""
+    """A file left empty by a crash is not damaged."""
     (tmp_path / "spool.db").touch()
     spool = Spool(tmp_path)
     spool.open()
@@ -230,7 +230,7 @@ def test_an_empty_file_is_an_empty_queue(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
-    """What SQLite does not check, we do: a batch that is not what was written is never handed on."""
+    """Checks beyond SQLite's find a changed batch, which is never returned."""
     spool = opened(tmp_path)
     spool.append([entry(1), entry(2)])
     assert spool._connection is not None
@@ -245,7 +245,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 def test_damage_while_it_runs(spool: Spool, tmp_path: Path) -> None:
-    """Damage that is noticed later is treated in the same way, with the log beside the file."""
+    """Damage found later is handled in the same way, with the log beside the file."""
     spool.append([entry(position, 5000) for position in range(1, 200)])
     spool.close()
     spool.open()
@@ -278,7 +278,7 @@ while True:
 
 @pytest.mark.parametrize("after", [1, 7, 23])
 def test_a_killed_process(tmp_path: Path, after: int) -> None:
-    """Whatever an append returned for is there after SIGKILL, and the file is sound."""
+    """After SIGKILL every completed append is present, and the file is sound."""
     process = subprocess.Popen(
         [sys.executable, "-c", _KILLED, str(tmp_path)],
         stdout=subprocess.PIPE,
@@ -302,14 +302,14 @@ def test_a_killed_process(tmp_path: Path, after: int) -> None:
 
 
 def test_the_ballast_is_there(spool: Spool, tmp_path: Path) -> None:
-    """16 MiB lie beside the file, and really take up the space."""
+    """The ballast of 16 MiB lies beside the file, and really takes the space."""
     status = (tmp_path / "ballast").stat()
     assert status.st_size == BALLAST
     assert status.st_blocks * 512 >= BALLAST
 
 
 def test_a_full_disk(disk: Path) -> None:
-    """With the ballast's room the queue goes on: it takes what is left, and can delete. Later the ballast is back."""
+    """With the ballast's space the queue continues: it fills it, and can delete. Later the ballast is restored."""
     spool = opened(disk)
     spool.append([entry(position, 100_000) for position in range(1, 31)])
     filler = fill(disk)
@@ -329,7 +329,7 @@ def test_a_full_disk(disk: Path) -> None:
 
 
 def test_a_disk_that_stays_full(disk: Path) -> None:
-    """What does not fit is refused, what was there stays, and all goes on when there is room."""
+    """A batch without space is refused, stored ones stay, and the queue continues when there is space."""
     spool = opened(disk)
     spool.append([entry(1)])
     filler = fill(disk)
@@ -347,7 +347,7 @@ def test_a_disk_that_stays_full(disk: Path) -> None:
 
 
 def test_a_full_disk_at_the_start(disk: Path) -> None:
-    """What an earlier process left can be read and deleted on a disk that was full before this one began."""
+    """On a disk that is full from the start, an earlier process's batches can be read and deleted."""
     spool = opened(disk)
     spool.append([entry(position, 50_000) for position in range(1, 21)])
     spool.close()

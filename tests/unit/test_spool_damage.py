@@ -1,4 +1,4 @@
-"""Damage of every kind to the spool's files: nothing hangs, nothing is missing or changed without a word."""
+"""After any damage to the spool's files nothing hangs, and no batch is silently missing or changed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PAGE = 4096
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Path]:
-    """A directory in memory, if there is one: here a sync has nothing to prove."""
+    """Return a directory in memory, if there is one: these tests need no sync."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as directory:
         yield Path(directory)
@@ -39,7 +39,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture
 def clean(place: Path) -> Path:
-    """The same with nothing in it but the ballast, which takes time to make."""
+    """Empty that directory except for the ballast, which takes time to make."""
     for path in place.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -50,23 +50,23 @@ def clean(place: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def stopped(place: Path) -> Image:
-    """What a stop leaves: one file with everything in it."""
+    """Return a spool after a stop: one file with everything in it."""
     return make_image(place, killed=False)
 
 
 @pytest.fixture(scope="module")
 def killed(place: Path) -> Image:
-    """What SIGKILL leaves: nearly everything is in the log."""
+    """Return a spool after SIGKILL: nearly everything is in the log."""
     return make_image(place, killed=True)
 
 
 def some(first: int, last: int, step: int, small_step: int = 1) -> list[int]:
-    """Return every `step`-th number of a range, or every `small_step`-th where time does not matter."""
+    """Return every `step`-th number of a range, or every `small_step`-th in a thorough run."""
     return list(range(first, last, small_step if ALL_FLIPS else step))
 
 
 def flips(image: Image, name: str, offsets: list[int], place: Path, *, while_open: bool = False) -> Counter[str]:
-    """Flip a bit of each of these bytes, in a thorough run of the first page each bit; return what came of it."""
+    """Flip a bit of each of these bytes, in a thorough run each bit of the first page; return the outcomes."""
     chance = random.Random(1)
     return Counter(
         flip_and_check(image, offset, bit, directory=place, name=name, while_open=while_open)
@@ -76,29 +76,29 @@ def flips(image: Image, name: str, offsets: list[int], place: Path, *, while_ope
 
 
 def test_a_flipped_bit_in_the_first_page(stopped: Image, place: Path) -> None:
-    """Header, schema, and what SQLite calls a full disk, a newer format or no error at all: each is found."""
+    """Every flip in header and schema is found, even if SQLite reports a full disk, a newer format or nothing."""
     first = stopped.files["spool.db"][:PAGE]
-    used = first.rindex(bytes(200)) + 200  # behind the gap in the middle
+    used = first.rindex(bytes(200)) + 200  # after the gap in the middle
     offsets = [*range(150), *some(150, used, 100), *some(used, PAGE, 2)]
     found = flips(stopped, "spool.db", offsets, place)
     assert found["set aside"] > 150
-    assert found["kept"] > 30  # bytes that nobody uses
+    assert found["kept"] > 30  # unused bytes
 
 
 def test_a_flipped_bit_in_the_batches(stopped: Image, place: Path) -> None:
-    """Positions, lengths, types, pointers, bodies and counts."""
+    """Flips in positions, lengths, types, pointers, bodies and counts are found."""
     found = flips(stopped, "spool.db", some(PAGE, len(stopped.files["spool.db"]), 499, 7), place)
     assert found["set aside"] > 100
 
 
 def test_a_flipped_bit_in_the_log(killed: Image, place: Path) -> None:
-    """SQLite drops the end of a damaged log in silence; the watermark tells. A deletion at its end may get lost."""
+    """SQLite silently drops the end of a damaged log; the watermark reveals it. A deletion at the end may be lost."""
     found = flips(killed, "spool.db-wal", some(0, len(killed.files["spool.db-wal"]), 4001, 37), place)
     assert found["set aside"] > 100
 
 
 def test_a_flipped_bit_while_it_is_open(stopped: Image, killed: Image, place: Path) -> None:
-    """What was whole at the start can break later."""
+    """Damage after a sound start is found."""
     found = flips(stopped, "spool.db", some(0, len(stopped.files["spool.db"]), 997, 29), place, while_open=True)
     found += flips(
         killed, "spool.db-wal", some(0, len(killed.files["spool.db-wal"]), 9973, 401), place, while_open=True
@@ -107,7 +107,7 @@ def test_a_flipped_bit_while_it_is_open(stopped: Image, killed: Image, place: Pa
 
 
 def test_a_flipped_bit_in_the_watermark(stopped: Image, killed: Image, place: Path) -> None:
-    """It is a help: damaged it says nothing, and the spool is as it was."""
+    """A damaged watermark is ignored, and the spool is unchanged."""
     for image in (stopped, killed):
         assert set(flips(image, "watermark", some(0, 44, 5), place)) == {"kept"}
 
@@ -133,14 +133,14 @@ def emptied(_: bytes) -> bytes:
 def test_other_damage(
     state: str, change: Callable[[bytes], bytes], place: Path, request: pytest.FixtureRequest
 ) -> None:
-    """What a disk or a check of its file system does: files cut, emptied, with pages lost or exchanged."""
+    """Damage by a disk or a file system check is found: files cut, emptied, with pages lost or exchanged."""
     image: Image = request.getfixturevalue(state)
     name = "spool.db" if state == "stopped" else "spool.db-wal"
     assert damage_and_check(image, {name: change(image.files[name])}, directory=place) == "set aside"
 
 
 def test_an_older_state_of_the_file(clean: Path) -> None:
-    """A file that lost its newest batches and is whole otherwise is not taken for all there was."""
+    """An older, sound state of the file without the newest batches is found."""
     spool = Spool(clean)
     spool.open()
     spool.append([batch(1)])
@@ -156,7 +156,7 @@ def test_an_older_state_of_the_file(clean: Path) -> None:
 
 
 def test_another_file_in_its_place(tmp_path: Path) -> None:
-    """A spool that an operator saved and put back is read, whatever is known of the one that was there."""
+    """A spool that an operator saved and put back is read, whatever the watermark says of the other one."""
     spool, saved = Spool(tmp_path / "one"), Spool(tmp_path / "two")
     for each, count in ((spool, 5), (saved, 2)):
         each.path.parent.mkdir()
@@ -187,7 +187,7 @@ def test_another_file_in_its_place(tmp_path: Path) -> None:
     ],
 )
 def test_a_change_while_it_is_open(clean: Path, change: str) -> None:
-    """A batch that is missing, moved or of another type is found when it is read."""
+    """A missing, moved or mistyped batch is found when it is read."""
     spool = Spool(clean)
     spool.open()
     spool.append([batch(number) for number in range(1, 5)])
@@ -202,7 +202,7 @@ def test_a_change_while_it_is_open(clean: Path, change: str) -> None:
 
 @pytest.mark.parametrize("replaced", [None, 4])
 def test_the_newest_is_gone_before_an_append(clean: Path, replaced: int | None) -> None:
-    """What is appended does not close the gap."""
+    """An append does not hide a missing batch."""
     spool = Spool(clean)
     spool.open()
     spool.append([batch(number) for number in range(1, 5)])
@@ -215,7 +215,7 @@ def test_the_newest_is_gone_before_an_append(clean: Path, replaced: int | None) 
 
 
 def test_a_text_value_is_read_as_bytes(clean: Path) -> None:
-    """Only what is in a body counts."""
+    """A body of the type text with the same bytes is accepted."""
     spool = Spool(clean)
     spool.open()
     spool.append([batch(1)])
@@ -227,7 +227,7 @@ def test_a_text_value_is_read_as_bytes(clean: Path) -> None:
 
 @pytest.mark.parametrize("name", ["spool.db", "spool.db-wal", "ballast", "watermark", "spool.new/x"])
 def test_a_directory_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
-    """The queue works all the same, or goes aside; or it says that it can't be written, and nothing else happens."""
+    """The queue works, goes aside, or reports that it can't be written, and nothing else happens."""
     (tmp_path / name).mkdir(parents=True)
     spool = Spool(tmp_path)
     if name == "spool.new/x":
@@ -243,14 +243,14 @@ def test_a_directory_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
 
 
 def test_a_directory_in_the_place_of_the_lock(tmp_path: Path) -> None:
-    """A person put it there, so a person must act."""
+    """A directory in the place of the lock is an error that requires operator action."""
     (tmp_path / "lock").mkdir()
     with pytest.raises(ConfigurationError, match="is a directory"):
         Spool(tmp_path).open()
 
 
 def test_a_damaged_lock(clean: Path) -> None:
-    """Its content is only for people: the second owner is refused all the same."""
+    """The lock's content is only for people: a second owner is still refused."""
     first = Spool(clean)
     first.open()
     (clean / "lock").write_bytes(b"\xff\xfe1")
@@ -260,7 +260,7 @@ def test_a_damaged_lock(clean: Path) -> None:
 
 
 def test_a_file_that_another_process_holds(clean: Path) -> None:
-    """A file that is locked is not damaged."""
+    """A locked file is not damaged."""
     spool = Spool(clean)
     spool.open()
     spool.append([batch(1)])
@@ -277,7 +277,7 @@ def test_a_file_that_another_process_holds(clean: Path) -> None:
 
 
 def test_a_file_that_may_not_grow(clean: Path) -> None:
-    """A bound for the size of files is no damage either, though smaller files can be written."""
+    """A limit for the size of files is not damage, although smaller files can be written."""
     spool = Spool(clean)
     spool.open()
     spool.append([batch(1, 2**20)])
@@ -294,7 +294,7 @@ def test_a_file_that_may_not_grow(clean: Path) -> None:
 
 
 def test_a_disk_that_can_only_be_read(tmp_path: Path) -> None:
-    """Nothing is blamed on a file while its disk takes nothing."""
+    """A file is not damaged because its disk is read-only."""
     with contextlib.ExitStack() as stack:
         try:
             disk = stack.enter_context(small_disk(tmp_path / "disk", 2**25))
@@ -313,7 +313,7 @@ def test_a_disk_that_can_only_be_read(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_that_can_not_be_renamed(clean: Path) -> None:
-    """It stays where it is, as on a disk that takes nothing; it goes aside as soon as it can."""
+    """A damaged file that cannot be renamed counts as a failed disk, and is renamed once that is possible."""
     spool = Spool(clean)
     spool.path.write_bytes(b"no database" * 1000)
     with contextlib.ExitStack() as stack:
@@ -330,7 +330,7 @@ def test_a_damaged_file_that_can_not_be_renamed(clean: Path) -> None:
 
 
 def test_a_disk_that_damages_everything_is_not_filled(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many damaged files in a day it counts as one that takes nothing, until the next day."""
+    """After several damaged files in a day the disk counts as failed until the next day."""
     monkeypatch.setattr("ingestor.buffer.spool.MAX_SET_ASIDE", 3)
     spool = Spool(clean)
     for number in range(3):
@@ -356,7 +356,7 @@ def test_a_disk_that_damages_everything_is_not_filled(clean: Path, monkeypatch: 
 
 
 async def test_a_buffer_over_a_file_that_refuses_writes(stopped: Image, clean: Path) -> None:
-    """A bit of the header that forbids writing is no full disk: the queue goes on with a new file."""
+    """A header bit that forbids writes is not a full disk: the queue continues with a new file."""
     for name, content in stopped.files.items():
         (clean / name).write_bytes(content)
     with (clean / "spool.db").open("r+b") as file:

@@ -17,7 +17,7 @@ CLOSED = "import os, sys; print('x'); print('y', file=sys.stderr, flush=True); a
 
 
 def run(code: str, output: int, *, closed: bool = False) -> subprocess.CompletedProcess[bytes]:
-    """A process that never waits for its output, and does this; maybe one whose standard streams are closed."""
+    """Run code in a process that never waits for its output, optionally with closed standard streams."""
     before = "from ingestor.telemetry.standard_streams import *; open_missing(); never_block()"
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", f"{before}\n{code}"],
@@ -45,12 +45,12 @@ def full_pipe() -> Iterator[int]:
 
 @pytest.mark.parametrize(("code", "status"), [(CRASH, 1), (ABORT, -signal.SIGABRT), (PRINT, 0)])
 def test_exit_never_waits_for_the_reader(code: str, status: int, full_pipe: int) -> None:
-    """Neither a traceback, nor the report of a crash in a signal handler, nor what was printed last."""
+    """Neither a traceback, nor a crash report of a signal handler, nor the last output delays the exit."""
     assert run(code, full_pipe).returncode == status
 
 
 def test_the_last_output_is_written() -> None:
-    """In its order, on both streams, and with a line that has no end."""
+    """The last output is written in order, on both streams, also without an end of line."""
     reader, writer = os.pipe()
     for code in (PRINT, CRASH):
         run(code, writer)
@@ -63,5 +63,5 @@ def test_the_last_output_is_written() -> None:
 
 
 def test_missing_streams_are_replaced() -> None:
-    """So that the first file that is opened does not become the log."""
+    """Closed streams are replaced, so that the first opened file does not become the log."""
     assert run(CLOSED, subprocess.DEVNULL, closed=True).returncode == 0

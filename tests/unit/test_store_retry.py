@@ -9,7 +9,7 @@ from ingestor.store.retry import RetryAction, classify
 @pytest.mark.parametrize(
     ("sqlstate", "constraint", "remedy"),
     [
-        (None, None, RetryAction.RETRY),  # the network, a time-out, a server that is not there
+        (None, None, RetryAction.RETRY),  # the network, a timeout, a missing server
         ("57P01", None, RetryAction.RETRY),  # admin shutdown
         ("57P03", None, RetryAction.RETRY),  # cannot connect now
         ("40P01", None, RetryAction.RETRY_AT_ONCE),  # deadlock
@@ -19,7 +19,7 @@ from ingestor.store.retry import RetryAction, classify
         ("25006", None, RetryAction.RECONNECT),  # read-only: a standby
         ("XX000", None, RetryAction.RETRY),
         ("P0001", None, RetryAction.RETRY),  # a trigger's own error
-        ("22P02", None, RetryAction.RETRY),  # all that is not known to be a row's fault
+        ("22P02", None, RetryAction.RETRY),  # everything that is not known to be a row's fault
         ("22P03", None, RetryAction.RETRY),  # bad binary format: our own fault
         ("22003", None, RetryAction.QUARANTINE),
         ("22007", None, RetryAction.QUARANTINE),
@@ -38,11 +38,11 @@ from ingestor.store.retry import RetryAction, classify
     ],
 )
 def test_table(sqlstate: str | None, constraint: str | None, remedy: RetryAction) -> None:
-    """Every trouble is tried again; only how soon, and by which way, differs."""
+    """Every failure is retried; only the delay and the method differ."""
     assert classify(StoreError("x", sqlstate=sqlstate, constraint=constraint)) is remedy
 
 
 def test_schema() -> None:
-    """A schema that is missing or old needs a person, so it is looked at every few seconds."""
+    """A missing or old schema requires operator action, so it is checked every few seconds."""
     assert classify(SchemaError("x")) is RetryAction.RETRY_SLOWLY
     assert classify(PoolerError("x")) is RetryAction.RETRY_SLOWLY

@@ -50,7 +50,7 @@ TABLE: list[tuple[Exception, RetryPolicy]] = [
     (InvalidUpgrade("Upgrade", "h2c"), RetryPolicy.FATAL),
     (InvalidHandshake("no"), RetryPolicy.FATAL),
     (InvalidURI("http://x", "scheme isn't ws or wss"), RetryPolicy.FATAL),
-    # The server's own words.
+    # Errors that the server sends.
     (StreamError("x", reason=EndReason.STREAM_LIMIT), RetryPolicy.SLOW),
     (StreamError("x", reason=EndReason.NOT_AUTHORISED), RetryPolicy.FATAL),
     (StreamError("x", reason=EndReason.NO_ACCESS), RetryPolicy.FATAL),
@@ -64,7 +64,7 @@ TABLE: list[tuple[Exception, RetryPolicy]] = [
     (StreamError("x", reason=EndReason.PROTOCOL_ERROR), RetryPolicy.BACKOFF),
     (StreamError("x", reason=EndReason.BUFFER_FULL), RetryPolicy.BACKOFF),
     (StreamError("x", reason=EndReason.AUTHENTICATION_TIMEOUT), RetryPolicy.BACKOFF),
-    # Ours.
+    # Errors of ours.
     (ConfigurationError("INGESTOR_TOKEN: a token for this host begins with pk_"), RetryPolicy.FATAL),
     (RuntimeError("a bug"), RetryPolicy.BACKOFF),
 ]
@@ -72,7 +72,7 @@ TABLE: list[tuple[Exception, RetryPolicy]] = [
 
 @pytest.mark.parametrize(("error", "policy"), TABLE, ids=lambda value: repr(value)[:60])
 def test_table(error: Exception, policy: RetryPolicy) -> None:
-    """What is wrong from the start needs a person; all else is tried again."""
+    """An error that was there from the start requires operator action; all others are retried."""
     decision = classify(error, accepted_before=False, now=0)
     assert decision.policy is policy
     assert decision.message
@@ -81,7 +81,7 @@ def test_table(error: Exception, policy: RetryPolicy) -> None:
 
 @pytest.mark.parametrize(("error", "policy"), TABLE, ids=lambda value: repr(value)[:60])
 def test_accepted_before(error: Exception, policy: RetryPolicy) -> None:
-    """Where endpoint and token were accepted before, nothing is fatal, and what was is loud."""
+    """If endpoint and token were accepted before, no error is fatal, and a fatal one becomes an alert."""
     expected = RetryPolicy.ALERT if policy is RetryPolicy.FATAL else policy
     assert classify(error, accepted_before=True, now=0).policy is expected
 
@@ -103,7 +103,7 @@ def test_server_errors(text: str, reason: EndReason) -> None:
 
 
 def test_a_long_error_is_cut() -> None:
-    """A server can't flood the log with one message."""
+    """A server can't flood the log by one message."""
     assert len(str(server_error(ServerError("x" * 100_000)))) < 300
 
 
@@ -118,7 +118,7 @@ def test_a_long_error_is_cut() -> None:
     ],
 )
 def test_token_prefix(host: str, token: str, accepted: bool) -> None:
-    """The prefix is decided for Financefeast's own hosts only, and the message does not show the token."""
+    """The prefix is checked for Financefeast's own hosts only, and the message does not show the token."""
     if accepted:
         check_token(host, token)
     else:
@@ -129,7 +129,7 @@ def test_token_prefix(host: str, token: str, accepted: bool) -> None:
 
 @pytest.mark.parametrize("code", [403, 429, 500, 503])
 def test_retry_after(code: int) -> None:
-    """A refused handshake that is repeated is not repeated before the server wants it; the message says so."""
+    """A refused handshake is retried after the server's time, which the message names."""
     decision = classify(status(code, ("Retry-After", "60")), accepted_before=True, now=0)
     assert decision.retry_after == 60
     assert "asks to wait for 60 s" in decision.message

@@ -10,7 +10,7 @@ from ingestor.service.systemd import SystemdNotifier
 
 
 def listening(address: str) -> socket.socket:
-    """A socket such as the service manager has."""
+    """Return a socket like the service manager's."""
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(address)
     manager.setblocking(False)
@@ -28,7 +28,7 @@ def said(manager: socket.socket) -> list[str]:
 
 @pytest.mark.parametrize("is_abstract", [False, True])
 def test_messages_to_the_manager(tmp_path: Path, is_abstract: bool) -> None:
-    """By a path or by a name of the abstract namespace; a status only where it is a new one, and in one line."""
+    """The socket may be a path or an abstract name; a status is sent only if it changed, in one line."""
     name = f"@ingestor-test-{os.getpid()}" if is_abstract else str(tmp_path / "notify")
     with listening(name.replace("@", "\0")) as manager:
         notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
@@ -57,7 +57,7 @@ def test_nothing_is_sent_without_a_manager(environment: dict[str, str]) -> None:
 
 
 def test_a_status_that_utf8_lacks_is_escaped(tmp_path: Path) -> None:
-    """A server's text may be in it, and must not end what watches the daemon."""
+    """A server's text in the status is escaped, and does not end the task that feeds the watchdog."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
         notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
@@ -67,7 +67,7 @@ def test_a_status_that_utf8_lacks_is_escaped(tmp_path: Path) -> None:
 
 
 def test_messages_that_a_full_queue_refused_are_sent_again(tmp_path: Path) -> None:
-    """Or a manager that was busy for a moment would wait for a start that is over, and end it."""
+    """A message that a full queue refused is sent again, so that a busy manager learns that the start is over."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
         notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
@@ -84,7 +84,7 @@ def test_messages_that_a_full_queue_refused_are_sent_again(tmp_path: Path) -> No
 
 
 def test_a_stop_while_starting(tmp_path: Path) -> None:
-    """Who stops asks for no more time to start, and is not ready any more."""
+    """After a stop the notifier neither asks for more time to start nor reports readiness."""
     name = str(tmp_path / "notify")
     with listening(name) as manager:
         notifier = SystemdNotifier({"NOTIFY_SOCKET": name})
@@ -96,7 +96,7 @@ def test_a_stop_while_starting(tmp_path: Path) -> None:
 
 
 def test_a_manager_that_is_gone_or_stuck_does_not_block(tmp_path: Path) -> None:
-    """Neither a socket that nobody reads nor one that nobody holds can stop the recorder."""
+    """Neither an unread socket nor a closed one can stop the recorder."""
     name = str(tmp_path / "notify")
     with listening(name):
         notifier = SystemdNotifier({"NOTIFY_SOCKET": name})

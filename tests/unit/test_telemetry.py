@@ -24,7 +24,7 @@ def _own_log() -> Iterator[None]:
 
 
 def test_secrets_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
-    """A registered secret reaches no log line, also not in the text of an error or its traceback."""
+    """A registered secret is in no log line, also not in the text of an error or its traceback."""
     register_secret("tk_secret")
     configure("debug", "json")
     Telemetry().reconnecting("the server said tk_secret", 1.0, cause="closed", loud=True)
@@ -38,14 +38,14 @@ def test_secrets_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def commit(telemetry: Telemetry, tally: Tally, end: SessionEnd | None = None) -> None:
-    """A batch of one tick is closed and committed, after which the database has `tally` of its session."""
+    """Close and commit a batch of one tick, after which the database counts `tally` for its session."""
     batch = Batch(SESSION, 1, b"", 1, end=end)
     telemetry.batch_closed(batch, None)
     telemetry.committed((batch,), written=1, ticks=1, tallies={SESSION.id: tally}, seconds=0.1, lag=0.2)
 
 
 def test_a_failure_is_logged_once_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
-    """The same trouble does not flood the log; another one is said at once, and so is its end."""
+    """The same failure is logged once a minute; another one, and the recovery, at once."""
     configure("info", "json")
     clock = ManualClock()
     instance = Telemetry(clock)
@@ -67,7 +67,7 @@ def test_a_failure_is_logged_once_a_minute(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_ends_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each end of a session is logged with its reason and counted by it."""
+    """Each end of a session is logged and counted by its reason."""
     configure("info", "json")
     instance = Telemetry()
     instance.session_ended(SESSION, SessionEnd(0, EndReason.CLOSED, 1001), "x")
@@ -81,7 +81,7 @@ def test_ends_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_spooling_is_logged_with_its_end(capsys: pytest.CaptureFixture[str]) -> None:
-    """A database that is slow now and then does not flood the log; what was said to begin is said to end."""
+    """A database that is slow at times does not flood the log; each logged start has its end."""
     configure("info", "json")
     clock = ManualClock()
     instance = Telemetry(clock)
@@ -104,7 +104,7 @@ def test_spooling_is_logged_with_its_end(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_failure_of_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
-    """A disk that takes nothing is said once a minute, a damaged spool each time, with its new name, and counted."""
+    """A failed disk is logged once a minute, a damaged spool each time with its new name, and both are counted."""
     configure("info", "json")
     clock = ManualClock()
     instance = Telemetry(clock)
@@ -125,7 +125,7 @@ def test_a_failure_of_the_disk(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_refused_rows_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    """Ticks that the database refused are an error in the log, and count as rejections by their reason."""
+    """Refused ticks are logged as an error, and counted as rejections by reason."""
     configure("info", "json")
     instance = Telemetry()
     instance.rows_refused(())
@@ -136,17 +136,17 @@ def test_refused_rows_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_commit_without_an_answer_is_counted_by_the_next() -> None:
-    """The counter is what the database has of our sessions, whoever heard of it."""
+    """The counter follows the database's count of a session, also after a lost answer."""
     instance = Telemetry()
     commit(instance, Tally(10, 1, 10))
-    commit(instance, Tally(25, 3, 0))  # 15 of them were committed by a try whose answer was lost
+    commit(instance, Tally(25, 3, 0))  # 15 of them were committed by an attempt whose answer was lost
     assert (instance.counts.ticks_written, instance.counts.duplicates) == (25, 3)
     commit(instance, Tally(26, 3, 1), SessionEnd(0, EndReason.CLOSED))
     assert (instance.counts.ticks_written, instance.counts.ticks_recovered) == (26, 0)
 
 
 def test_ticks_of_an_earlier_process_are_counted_separately() -> None:
-    """Ticks out of an inherited spool are not of this process's sessions."""
+    """Ticks of an inherited spool do not count for this process's sessions."""
     instance = Telemetry()
     batch = Batch(Session(UUID(int=2), "test", "ws://localhost/ws", 0), 7, b"", 5)
     instance.committed((batch,), written=1, ticks=5, tallies={batch.session.id: Tally(50, 0, 5)}, seconds=0.1, lag=0.2)
@@ -154,7 +154,7 @@ def test_ticks_of_an_earlier_process_are_counted_separately() -> None:
 
 
 def test_the_stream_is_followed() -> None:
-    """Each event moves the state, with the moment since which it holds; readiness remembers since when it is lost."""
+    """Each event changes the state and its start; readiness remembers the start of the loss."""
     clock = ManualClock()
     instance = Telemetry(clock)
     instance.connecting()
@@ -183,7 +183,7 @@ def test_the_stream_is_followed() -> None:
 
 
 def test_only_the_latest_batches_are_kept() -> None:
-    """Enough of them for the ticks that the page shows."""
+    """Enough batches are kept for the ticks that the page shows."""
     instance = Telemetry()
     for number in range(1, 100):
         instance.batch_closed(Batch(SESSION, number, b"", 3, span=(0, 0), last_message_at=number * SECOND), 0.05)
@@ -192,7 +192,7 @@ def test_only_the_latest_batches_are_kept() -> None:
 
 
 def test_no_counter_falls() -> None:
-    """A database that lost what it had does not take back what was counted: Prometheus would count all of it anew."""
+    """A database that lost commits does not lower a counter: Prometheus would count everything again."""
     instance = Telemetry()
     commit(instance, Tally(1000, 5, 1000))
     commit(instance, Tally(401, 2, 1, missing=600))

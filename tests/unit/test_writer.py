@@ -15,7 +15,7 @@ SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
 
 
 class CountedClock(ManualClock):
-    """Remembers how long it was asked to sleep."""
+    """Records how long it was asked to sleep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class CountedClock(ManualClock):
 
 
 async def test_an_unavailable_database_is_retried_without_limit() -> None:
-    """The first retry comes within a second, later ones every five seconds at most, and none is the last."""
+    """The first retry comes within a second, later ones every five seconds at most, without an end."""
     with socket.create_server(("127.0.0.1", 0)) as reader:
         port = reader.getsockname()[1]
     firsts: list[float] = []
