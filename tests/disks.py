@@ -28,7 +28,7 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
     path.mkdir(exist_ok=True)
     try:
         if not mount(path, size):
-            raise PermissionError("this machine does not let us mount a disk")
+            raise PermissionError("no disk can be mounted here")
         try:
             yield path
         finally:
@@ -42,7 +42,7 @@ def small_disk(path: Path, size: int) -> Iterator[Path]:
 def pinned(path: Path) -> Iterator[None]:
     """Keep a file from being renamed for the block. Raises PermissionError if that is not possible."""
     if subprocess.run(["mount", "--bind", str(path), str(path)], check=False, capture_output=True).returncode:
-        raise PermissionError("this machine does not let us mount a file")
+        raise PermissionError("no file can be mounted here")
     try:
         yield
     finally:

@@ -95,14 +95,14 @@ def _play(spool: Spool, image: Image) -> str:
             spool.append([newest])
             while reached < spool.last:
                 read = spool.read(reached, STEP * 10, 10**9)
-                assert read, "it reads nothing, and says nothing"
+                assert read, "the spool returns nothing and reports no damage"
                 found += read
                 reached = read[-1].position
                 spool.forget(reached)
                 for _ in range(10):
                     if spool.is_slack:
                         spool.shrink()
-                assert not spool.is_slack, "it gives space back for ever"
+                assert not spool.is_slack, "the spool gives space back without end"
             assert spool.depth == 0
         except SpoolDamagedError:
             assert spool.set_aside

@@ -10,7 +10,7 @@ import pytest
 ALL_TOOLS = bool(os.environ.get("INGESTOR_TEST_ALL_TOOLS"))
 """Whether a missing program fails its tests, as in CI."""
 
-LONG = "it takes long, and asks a package registry or many tools: set INGESTOR_TEST_ALL_TOOLS"
+LONG = "slow, needs a package registry or many tools: set INGESTOR_TEST_ALL_TOOLS"
 
 
 def need(command: str, *, package: str) -> str:
@@ -18,7 +18,7 @@ def need(command: str, *, package: str) -> str:
     path = shutil.which(command)
     if path is not None:
         return path
-    reason = f"there is no {command}: install the package {package}"
+    reason = f"{command} is missing: install the package {package}"
     if ALL_TOOLS:
         pytest.fail(reason)
     pytest.skip(reason)

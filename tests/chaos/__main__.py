@@ -68,15 +68,15 @@ async def run(
     async with world(url, directory, seed=seed, pooled=name == POOLED and bool(PROGRAM or ALL_TOOLS)) as here:
         without = {kind for kind in KINDS if only and kind not in only}
         if not here.disk:
-            print(f"This machine lets us mount no disk, so there will be no: {DISK_FULL}")
+            print(f"No disk can be mounted here, so this fault is left out: {DISK_FULL}")
             without.add(DISK_FULL)
         if not here.pooler:
-            why = "There is no pgbouncer" if name == POOLED else "The daemons write without a pooler here"
-            print(f"{why}, so there will be no: {POOLER_KILLED}")
+            why = "PgBouncer is not installed" if name == POOLED else "The daemons write without a pooler here"
+            print(f"{why}, so this fault is left out: {POOLER_KILLED}")
             without.add(POOLER_KILLED)
         done = await break_things(here, schedule(seed, seconds, without=without), seed=seed)
         done.update(dict.fromkeys(set(KINDS) - without, 0))  # faults that never happened count as zero, not as unknown
-        print("Healing everything, and writing what is left …", flush=True)
+        print("Ending all faults; the daemons write the rest …", flush=True)
         await here.settle()
         margin = float(SETTINGS["coverage_margin"].removesuffix("ms")) / 1000
         skews = [skew for each in here.instances for skew in each.skews]
@@ -145,6 +145,6 @@ if __name__ == "__main__":
     if kept:
         shutil.rmtree(place)
     else:
-        print("The promise was broken, or not put to the test.")
-        print(f"Logs and spools are in {place}; CHAOS_SEED={options.seed} tries it again.")
+        print("The promise was broken, or not tested enough.")
+        print(f"Logs and spools are in {place}; CHAOS_SEED={options.seed} repeats the run.")
     sys.exit(0 if kept else 1)

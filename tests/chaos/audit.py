@@ -111,13 +111,15 @@ async def audit(
         begin, end = _micros(authenticated_at) - skew, _micros(covered_until) - skew - round(margin * SECOND)
         account = _account_of(accounts[instance], begin)
         if account is None:
-            claims.append(f"{instance} claims {authenticated_at}, when it had no connection")
+            claims.append(f"{instance} covers {authenticated_at} without a connection")
             continue
         required |= Counter(map(key, account.ticks[: bisect_right(account.sent_at, end)]))
         made = bisect_right(made_at, end) - bisect_left(made_at, begin)
         received = bisect_right(account.sent_at, end) - bisect_left(account.sent_at, begin)
         if not account.muted and received < made:
-            claims.append(f"{instance} claims {authenticated_at} to {covered_until}: {made} sent, {received} to it")
+            claims.append(
+                f"{instance} covers {authenticated_at} to {covered_until}: {made} ticks sent, {received} of them to it"
+            )
         covered.append((begin, end))
     claims += await _miscounts(url)
     outside = sum((required - Counter({name: count for name, (count, _) in rows.items()})).values())
@@ -140,9 +142,9 @@ async def _miscounts(url: str) -> list[str]:
     ((ticks, rows, rejected, kept),) = await query(url, _COUNTS)
     found = []
     if ticks != rows:
-        found.append(f"the sessions count {ticks} new ticks, and there are {rows}")
+        found.append(f"the sessions count {ticks} new ticks, but {rows} are stored")
     if rejected != kept:
-        found.append(f"the sessions count {rejected} rejections, and there are {kept}")
+        found.append(f"the sessions count {rejected} rejections, but {kept} are stored")
     return found
 
 

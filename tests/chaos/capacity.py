@@ -131,7 +131,8 @@ async def main(seconds: float) -> None:
         place.mkdir()
         gaps = await restart(9, server, place)
         print(
-            f"\nStarted anew nine times: nobody listened for {median(gaps):.2f} s ({gaps[0]:.2f} to {gaps[-1]:.2f} s)."
+            f"\nRestarted nine times: no process received the stream for "
+            f"{median(gaps):.2f} s ({gaps[0]:.2f} to {gaps[-1]:.2f} s)."
         )
         await server.close()
 

@@ -213,7 +213,7 @@ ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "database wire half-open": hold,
     "database wire delayed": delay,
     "database wire narrow": narrow,
-    "database wire carries little": carry_little,
+    "database wire limited in bytes": carry_little,
     "database answers lost": lose_answers,
     "database's first address dead": let_first_address_die,
 }
@@ -227,14 +227,14 @@ ON_FEED_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
 ON_PROCESS: dict[str, Callable[[Instance, float, random.Random], Awaitable[None]]] = {
     "daemon killed": process_faults.kill,
     "daemon stopped": process_faults.stop,
-    "daemon hung up on": process_faults.hang_up,
+    "daemon sent SIGHUP": process_faults.hang_up,
     "daemon paused": process_faults.pause,
     "daemon frozen": process_faults.freeze,
     "daemon frozen, then killed": process_faults.freeze_and_kill,
     "daemon's log not read": process_faults.leave_log_unread,
     "daemon's clock wrong": process_faults.set_clock_wrong,
     "bits flipped in the spool": process_faults.flip_bits,
-    "page asked for and not read": process_faults.ask_and_never_read,
+    "page requested and not read": process_faults.ask_and_never_read,
 }
 ON_POOLER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {POOLER_KILLED: kill_pooler}
 ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
@@ -281,7 +281,7 @@ async def strike(world: World, fault: Fault) -> None:
             await ON_FEED_WIRE[fault.kind](instance.feed, fault)
     elif fault.kind in ON_PROCESS:
         async with instance.process_lock:
-            assert instance.daemon.is_running, f"{instance.name} has ended by itself: {instance.daemon.tail()}"
+            assert instance.daemon.is_running, f"{instance.name} ended unexpectedly: {instance.daemon.tail()}"
             await ON_PROCESS[fault.kind](instance, fault.seconds, random.Random(fault.seed))
     else:
         await ON_WORLD[fault.kind](world, fault)

@@ -99,7 +99,7 @@ async def set_clock_wrong(instance: Instance, seconds: float, chance: random.Ran
     await asyncio.sleep(seconds)
     with contextlib.suppress(StoreError):  # without a database, it claims nothing either
         for (session,) in await query(instance.look_at, _IN_THE_FUTURE):
-            instance.broken.add(f"session {session} covered the future, by a clock that was wrong")
+            instance.broken.add(f"session {session} covered future time, by a wrong clock")
     if chance.random() < 0.5:
         await asyncio.to_thread(instance.daemon.kill)
     else:

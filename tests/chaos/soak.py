@@ -150,7 +150,7 @@ async def away(minutes: float, rate: float) -> bool:
                 await soak.watch(minutes * 60)
                 waited, rows = soak.samples[-1].seconds, soak.samples[-1].received
                 await server.run(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
-                print("The database is back; the market goes on", flush=True)
+                print("The database is available; the market continues", flush=True)
                 await soak.watch(60, lambda: soak.daemon.telemetry.counts.batches_written > 0)
                 began = time.monotonic()
                 await soak.watch(minutes * 60, lambda: not soak.daemon.buffer.spooled_bytes)

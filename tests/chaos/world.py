@@ -152,7 +152,7 @@ class World:
                 return
             instance.daemon.start()
             await asyncio.sleep(8)
-        raise AssertionError(f"{instance.name} does not get its spool written: {instance.daemon.tail()}")
+        raise AssertionError(f"{instance.name} does not finish its spool: {instance.daemon.tail()}")
 
 
 @contextlib.asynccontextmanager

@@ -54,7 +54,7 @@ class Run:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
-        return f"{self.name}: {self.cases:,} cases, {counts or 'nothing yet'}: {len(self.failures)} failures"
+        return f"{self.name}: {self.cases:,} cases, {counts or 'no inputs yet'}: {len(self.failures)} failures"
 
     def again(self, number: int) -> str:
         """Return the command that repeats a case."""

@@ -175,25 +175,25 @@ async def _compare(url: str, accounts: list[Account]) -> None:
         most |= account.ticks()
         kept = await query(url, _REJECTED.format(session=session))
         counted = f"{ticks} ticks and {rejected} rejections are counted"
-        assert account.sure <= ticks + rejected, f"{account.sure} messages were read for sure, and {counted}"
-        assert ticks + rejected <= len(account.sent), f"{len(account.sent)} messages were sent, and {counted}"
-        assert rejected == len(kept), f"{rejected} rejections are counted, and {len(kept)} kept"
+        assert account.sure <= ticks + rejected, f"{account.sure} messages were certainly read, but {counted}"
+        assert ticks + rejected <= len(account.sent), f"{len(account.sent)} messages were sent, but {counted}"
+        assert rejected == len(kept), f"{rejected} rejections are counted, but {len(kept)} are stored"
         assert len(kept) >= len(account.rejected(account.sure)), "a rejection is missing"
         expected = [(payload[:RAW_LIMIT], len(payload)) for payload in account.rejected()]
         for found, sent in zip(kept, expected, strict=False):
-            assert found == sent, f"{sent!r:.200} was sent, and {found!r:.200} is kept"
+            assert found == sent, f"{sent!r:.200} was sent, but {found!r:.200} is stored"
         if account.half_at is not None and covered_until is not None:
             over = (covered_until - account.half_at) / SECOND
-            assert over <= 0, f"a message that is half sent is covered, {over:.3f} s beyond its beginning"
+            assert over <= 0, f"a half-sent message is covered, {over:.3f} s beyond its beginning"
     rows = {row[:4]: (row[4], row[5]) for row in await query(url, _TICKS)}
     for key, (count, highest) in rows.items():
-        assert count == highest, f"{key} is numbered up to {highest}, and there {count} times"
-        assert count <= most[key], f"{key} was sent {most[key]} times at most, and is there {count} times"
+        assert count == highest, f"{key} is numbered up to {highest}, but stored {count} times"
+        assert count <= most[key], f"{key} was sent {most[key]} times at most, but is stored {count} times"
     for key, count in least.items():
-        assert rows.get(key, (0, 0))[0] >= count, f"{key} was read {count} times, and is there {rows.get(key)}"
+        assert rows.get(key, (0, 0))[0] >= count, f"{key} was read {count} times, but is stored as {rows.get(key)}"
     ((counted,),) = await query(url, _COUNTED)
     stored = sum(count for count, _ in rows.values())
-    assert counted == stored, f"the sessions count {counted} new ticks, and there are {stored}"
+    assert counted == stored, f"the sessions count {counted} new ticks, but {stored} are stored"
 
 
 @asynccontextmanager

@@ -50,7 +50,7 @@ async def case(chance: random.Random) -> Counts:
         frame = draw(chance)
         fast = decoder.decode(frame, NOW)
         slow = Decoder(TIMEZONE)._decode_slowly(frame, NOW) if _is_utf_8(frame) else Refused(Reason.INVALID_UTF8)
-        assert fast == slow, f"{frame!r} is read as {fast}, and by the complete way as {slow}"
+        assert fast == slow, f"{frame!r} is read as {fast}, but by the complete path as {slow}"
         check(frame, fast)
     return Counter(messages=_MESSAGES)
 
@@ -77,7 +77,7 @@ def check(frame: bytes, message: Message) -> None:
             agrees = not isinstance(expected, Tick) and message.reason in expected
         case _:
             agrees = expected == {Reason.UNKNOWN_TYPE}  # of prices, the only type that the oracle reads
-    assert agrees, f"{frame!r} is read as {message}, and should be {expected}"
+    assert agrees, f"{frame!r} is read as {message}, but should be {expected}"
 
 
 def draw(chance: random.Random) -> bytes:

@@ -20,7 +20,7 @@ PATIENCE = 20.0
 """Seconds until an answer or a close: twice the daemon's timeout for an idle client."""
 
 PROBE = 8.0
-_AWAY = "postgresql://nobody:nothing@127.0.0.1:9/nowhere"
+_AWAY = "postgresql://none:nothing@127.0.0.1:9/nowhere"
 """An unavailable database, without which the page must still work."""
 
 _PATHS = ("/", "/healthz", "/readyz", "/metrics", "/status", "/events", "/page.js", "/../etc/passwd", "/%00", "*", "")
@@ -74,7 +74,7 @@ async def _visit(host: str, port: int, request: bytes) -> int:
                     if b"text/event-stream" in data:
                         break  # an answer without end
     except TimeoutError:
-        raise AssertionError(f"{request!r:.300} is neither answered nor closed in {PATIENCE:g} s") from None
+        raise AssertionError(f"{request!r:.300} is neither answered nor closed within {PATIENCE:g} s") from None
     finally:
         await _abort(writer)
     return size
@@ -116,7 +116,7 @@ async def _probe(host: str, port: int) -> None:
                         break
                 await asyncio.sleep(0.1)
     except TimeoutError:
-        raise AssertionError(f"/healthz was not answered in {PROBE:g} s") from None
+        raise AssertionError(f"/healthz was not answered within {PROBE:g} s") from None
     assert answer.startswith(b"HTTP/1.1 200 "), f"/healthz answers {answer!r:.100}"
 
 

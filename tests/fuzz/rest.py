@@ -88,7 +88,7 @@ async def case(chance: random.Random) -> Counts:
                 size = _resident_most()
                 await _ask(client, since, until, label)
                 grown = _resident_most() - size
-                assert grown < MEMORY, f"an answer of {len(reply)} bytes took {grown // 2**20} MiB"
+                assert grown < MEMORY, f"an answer of {len(reply)} bytes took {grown // 2**20} MiB of memory"
         return Counter(questions=_QUESTIONS, answers=len(server.asked))
 
 
@@ -112,8 +112,8 @@ def _check(bars: Any, since: datetime, until: datetime) -> None:
         prices = (bar.open, bar.high, bar.low, bar.close)
         assert all(map(math.isfinite, prices)), f"{bar} is not finite"
         assert 0 < bar.low <= min(prices) <= max(prices) <= bar.high, f"{bar} cannot be"
-        assert type(bar.volume) is int, f"{bar} is not in units"
-        assert 0 <= bar.volume < 2**63, f"{bar} is not in units"
+        assert type(bar.volume) is int, f"{bar} has a volume that is not a whole number"
+        assert 0 <= bar.volume < 2**63, f"{bar} has a volume out of range"
 
 
 def draw(chance: random.Random, since: datetime, until: datetime, label: Label) -> bytes:

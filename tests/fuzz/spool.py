@@ -97,11 +97,11 @@ def try_it(directory: Path, images: list[Image], chance: random.Random) -> Count
         found, is_whole = _read(spool)
         if is_whole and not spool.set_aside:
             allowed = sound.states if name != "spool.db" else sound.states[-1:]
-            assert found in allowed, f"{len(found)} batches come back that were never the queue"
+            assert found in allowed, f"{len(found)} batches are returned that were never the queue"
         else:
-            assert spool.set_aside, "it was not set aside"
-            assert found == sound.states[-1][: len(found)], "what was read before the damage was found is not the queue"
-            assert all(path.exists() for path in spool.set_aside), "what was set aside is gone"
+            assert spool.set_aside, "the damaged spool was not set aside"
+            assert found == sound.states[-1][: len(found)], "the batches before the damage differ from the queue"
+            assert all(path.exists() for path in spool.set_aside), "the file that was set aside is missing"
             assert (spool.depth, spool.size) == (0, 0)
         _go_on(spool)
     finally:
@@ -120,7 +120,7 @@ def _read(spool: Spool) -> tuple[list[Entry], bool]:
             found += read
     except SpoolDamagedError:
         return found, False
-    raise AssertionError("it can be read without end")
+    raise AssertionError("reading the spool does not end")
 
 
 def _go_on(spool: Spool) -> None:

@@ -63,7 +63,9 @@ async def case(chance: random.Random) -> Counts:
     def on_pong(payload: bytes) -> None:
         nonlocal proved
         proved = script.before[payload]
-        assert received[:proved] == script.messages[:proved], f"{payload!r} was answered before all was handed on"
+        assert received[:proved] == script.messages[:proved], (
+            f"{payload!r} was answered before all messages were handed on"
+        )
 
     async def talk(client: Client) -> None:
         nonlocal script, last
@@ -94,7 +96,7 @@ async def case(chance: random.Random) -> Counts:
         assert len(received) >= proved
     else:
         _compare(received, script.messages)
-        assert found is last.reason, f"it ended by {last.reason}, and is recorded as {found}"
+        assert found is last.reason, f"the session ended by {last.reason}, but {found} is recorded"
     counts["messages"] += len(received)
     return counts
 

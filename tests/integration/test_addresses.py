@@ -234,7 +234,7 @@ async def test_operator_errors(server: TestServer, case: str, monkeypatch: pytes
     }[case]
     try:
         if case == "password" and server.edition != "plain":
-            pytest.skip("a server that is named by a URL may ask for no password")
+            pytest.skip("a server named by a URL may not require a password")
         with pytest.raises(DatabaseAccessError) as caught:
             await connect(url)
         assert caught.value.exit_code == 78

@@ -153,7 +153,7 @@ async def test_logins_refused_as_analysts(database: str, server: TestServer) -> 
 async def test_without_the_privilege(writer_url: str) -> None:
     """A role without CREATEROLE gets an error that names the missing privilege."""
     with pytest.raises(StoreError, match="The login could not be made: permission denied"):
-        await grant(writer_url, "somebody")
+        await grant(writer_url, "someone")
 
 
 async def test_on_the_command_line(database: str, name: str, tmp_path: Path) -> None:

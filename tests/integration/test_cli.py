@@ -140,7 +140,7 @@ async def test_a_dead_database_shows_no_password(command: str, expected: int, tm
         "reconcile": ["--date=2026-11-20"],
     }
     arguments = [command, *needed.get(command, [])]
-    url = "postgresql://somebody:un%40mistakable-5Qz@127.0.0.1:1/d"
+    url = "postgresql://someone:un%40mistakable-5Qz@127.0.0.1:1/d"
     status, output, errors = await ingestor(*arguments, DATABASE_URL=url, STREAM_URL="ws://127.0.0.1:1/ws", TOKEN=TOKEN)
     assert status == expected
     assert "cannot be reached" in output + errors

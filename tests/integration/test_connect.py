@@ -176,7 +176,9 @@ async def test_a_host_that_hangs_or_refuses_is_left_for_the_next(database: str) 
         await connection.close()
         with pytest.raises(StoreError, match="refused the connection"):  # the first error says more
             await connect(
-                f"postgresql://nobody:known@127.0.0.1:{refusing.port},{hanging}/postgres", timeout=0.2, read_write=True
+                f"postgresql://stranger:known@127.0.0.1:{refusing.port},{hanging}/postgres",
+                timeout=0.2,
+                read_write=True,
             )
         never.set()
         reader.close()
@@ -217,7 +219,7 @@ async def test_errors_hold_no_password(server: TestServer) -> None:
     await server.run(f"CREATE ROLE {name} LOGIN PASSWORD 'right'")
     try:
         for url in (
-            with_parts(server.url, database="postgres", user="nobody_at_all", password="hunter2"),
+            with_parts(server.url, database="postgres", user="stranger", password="hunter2"),
             with_parts(server.url, database="no_such_database", user=name, password="hunter2"),
             "postgresql://someone:hunter2@127.0.0.1:1/x",
             "postgresql://someone:hunter2[@127.0.0.1:1/x",

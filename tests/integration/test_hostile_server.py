@@ -331,7 +331,7 @@ async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatc
 
     telemetry = Telemetry()
     async with Hostile(script) as server, asyncio.timeout(20):
-        configuration = daemon_settings(server.url, "postgresql://nobody@localhost/nothing")
+        configuration = daemon_settings(server.url, "postgresql://none@localhost/nothing")
         buffer = Buffer(memory_max_bytes=2**24, clock=SystemClock(), telemetry=telemetry)
         calendar = load_calendar("always", "Pacific/Auckland")
         task = asyncio.create_task(

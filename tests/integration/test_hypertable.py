@@ -373,7 +373,7 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
 async def test_a_server_without_it(plain: TestServer) -> None:
     """A missing extension ends the command with one line, the remedy and exit status 69."""
     if await query(plain.url, "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"):
-        pytest.skip("the server that is named has the extension")
+        pytest.skip("the named server has the extension")
     name = plain.new_name()
     url = await plain.create(name, plain.template)
     lines: list[str] = []

@@ -66,7 +66,7 @@ class Client:
             except TimeoutError:
                 line = b""
             if not line:
-                pytest.fail(f"{len(found)} of {count} messages came; the client's log:\n{self.log.read_text()}")
+                pytest.fail(f"{len(found)} of {count} messages arrived; the client's log:\n{self.log.read_text()}")
             found.append(json.loads(line))
         return found
 
@@ -77,7 +77,7 @@ def _port_is_free() -> None:
     for family, _, _, _, address in socket.getaddrinfo("localhost", PORT, type=socket.SOCK_STREAM):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(address) == 0:
-                pytest.fail(f"Port {PORT} of {address[0]} is taken; the official client can use no other.")
+                pytest.fail(f"Port {PORT} of {address[0]} is in use; the official client can use no other.")
 
 
 async def test_receives_exactly_what_was_sent(tmp_path: Path) -> None:

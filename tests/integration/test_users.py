@@ -26,7 +26,7 @@ BAR = """
 INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source)
 VALUES ('AIR.NZ', $1, '1 minute', 6.5, 6.6, 6.4, 6.45, 70, 'financefeast')
 """
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may run as another user")
 
 
 def run_as(user: int, *arguments: str, cwd: Path, home: Path | None = None, **settings: str) -> tuple[int, list[str]]:
@@ -44,7 +44,7 @@ def run_as(user: int, *arguments: str, cwd: Path, home: Path | None = None, **se
         variables["HOME"], capabilities = str(home), []
     become = ["setpriv", f"--reuid={user}", "--clear-groups", *capabilities]
     if home is not None and subprocess.run([*become, sys.executable, "-c", "import ingestor"], check=False).returncode:
-        pytest.skip("the interpreter is installed where only its owner may read it")
+        pytest.skip("only its owner may read the interpreter")
     command = [*become, sys.executable, "-m", "ingestor", *arguments]
     done = subprocess.run(command, env=variables, cwd=cwd, capture_output=True, text=True, check=False)
     return done.returncode, done.stderr.splitlines()

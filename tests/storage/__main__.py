@@ -88,7 +88,7 @@ async def main(url: str, rows: int) -> None:
     facts = await inspect(url)
     connection = await connect(url)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM market.ticks)"):
-        raise IngestorError("There are ticks in this database already: name an empty one.")
+        raise IngestorError("This database contains ticks: name an empty one.")
     began = time.monotonic()
     with Progress() as bar:
         task = bar.add_task("ticks", total=rows)

@@ -68,7 +68,7 @@ async def test_a_tick_that_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         return Refused(Reason.VOLUME_INVALID) if b"5000" in frame else decode(self, frame, *others, **more)
 
     monkeypatch.setattr(Decoder, "decode", picky)
-    with pytest.raises(AssertionError, match="by the complete way"):
+    with pytest.raises(AssertionError, match="by the complete path"):
         await tried(decoder.target, tmp_path)
 
 

@@ -37,7 +37,7 @@ async def test_an_unavailable_database_is_retried_without_limit() -> None:
         clock, telemetry = CountedClock(), Telemetry()
         buffer = Buffer(memory_max_bytes=2**20, clock=clock, telemetry=telemetry)
         buffer.put(Batch(SESSION, 1))
-        store = TickStore(f"postgresql://nobody@127.0.0.1:{port}/none", write_timeout=5, clock=clock)
+        store = TickStore(f"postgresql://none@127.0.0.1:{port}/none", write_timeout=5, clock=clock)
         writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test")
         task = asyncio.create_task(writer.run())
         async with asyncio.timeout(30):
