@@ -36,7 +36,7 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
     )
 
 
-def ingestor_here(*arguments: str, **environment: str) -> tuple[int, str, str]:
+def ingestor_in_process(*arguments: str, **environment: str) -> tuple[int, str, str]:
     """Run a command within this process, for tests of many; return the same. `environment` is added unchanged."""
     output, errors = io.StringIO(), io.StringIO()
     with (

@@ -139,7 +139,7 @@ async def process(server: TestServer) -> AsyncIterator[ServerProcess]:
     """Yield the server's process, for tests that stop it; it is restarted after them."""
     process = await ServerProcess.of(server.url)
     yield process
-    await process.revive()
+    await process.ensure_running()
 
 
 @pytest.fixture

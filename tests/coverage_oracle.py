@@ -124,7 +124,7 @@ def answer(world: World) -> Answer:
             pieces.append((start, end, day, status))
     found.gaps = sorted(Gap(start, end, day, _cause(world, start, end, status), status)
                         for start, end, day, status in pieces)  # fmt: skip
-    found.sources = {minute: "stream" if _is_whole(world, minute) else "backfill" for minute in world.probes}
+    found.sources = {minute: "stream" if _is_fully_covered(world, minute) else "backfill" for minute in world.probes}
     return found
 
 
@@ -181,7 +181,7 @@ def _begin(each: Recorded) -> Micros:
     return each.authenticated_at
 
 
-def _last_word(each: Recorded) -> Micros:
+def _last_tick(each: Recorded) -> Micros:
     return _begin(each) if each.last_tick_at is None else max(_begin(each), each.last_tick_at)
 
 
@@ -191,14 +191,14 @@ def _covered_until(world: World, each: Recorded) -> Micros:
     until = min(each.covered_until, world.now)
     if _is_alive(world, each):
         return until
-    if each.end_reason == "stall" or (each.end_reason in {None, "crashed"} and _was_mute(world, each, until)):
-        until = min(until, _last_word(each))
+    if each.end_reason == "stall" or (each.end_reason in {None, "crashed"} and _has_stalled(world, each, until)):
+        until = min(until, _last_tick(each))
     return until
 
 
-def _was_mute(world: World, each: Recorded, until: Micros) -> bool:
+def _has_stalled(world: World, each: Recorded, until: Micros) -> bool:
     """Return whether a session that did not report it received nothing for too long while the market was open."""
-    return any(min(until, closes) - max(_last_word(each), opens) > world.stall for _, opens, closes in world.calendar)
+    return any(min(until, closes) - max(_last_tick(each), opens) > world.stall for _, opens, closes in world.calendar)
 
 
 def _expected_until(world: World, each: Recorded) -> Micros:
@@ -233,7 +233,7 @@ def _cause(world: World, start: Micros, end: Micros, status: str) -> str:
     return cause
 
 
-def _is_whole(world: World, minute: Micros) -> bool:
+def _is_fully_covered(world: World, minute: Micros) -> bool:
     """Return whether a minute is covered with the margin on both sides, and has no rejection."""
     replays = {each.id for each in world.sessions if each.kind == "replay"}
     first, last = minute - world.margin, minute + MINUTE + world.margin

@@ -74,10 +74,10 @@ def trades() -> list[TickRow]:
 async def seed(url: str) -> None:
     """Store three trading days as received, and the backfilled bars."""
     rows = trades()
-    await insert(url, [row for row in rows if not _is_missed(row[0])])
+    await insert(url, [row for row in rows if not _is_missing(row[0])])
     connection = await connect(url)
     for opens in DAYS:
-        await _hear(connection, opens)
+        await _record_sessions(connection, opens)
     for symbol, name, industry, *_ in MARKET:
         await connection.execute(
             "INSERT INTO market.instruments (symbol, exchange, company_name, industry, active) "
@@ -91,11 +91,11 @@ async def seed(url: str) -> None:
     await connection.close()
 
 
-def _is_missed(time: datetime) -> bool:
+def _is_missing(time: datetime) -> bool:
     return any(opens + start * MINUTE <= time < opens + end * MINUTE for opens, (start, end, _) in CUTS.items())
 
 
-async def _hear(connection: asyncpg.Connection, opens: datetime) -> None:
+async def _record_sessions(connection: asyncpg.Connection, opens: datetime) -> None:
     start, end, reason = CUTS.get(opens, (0.0, 0.0, ""))
     begins, ends = opens - 70 * MINUTE, opens + SESSION + 75 * MINUTE
     spans = [(begins, ends, "stopped")]

@@ -55,11 +55,11 @@ async def mute(url: str, *requests: bytes) -> AsyncIterator[list[socket.socket]]
     with contextlib.ExitStack() as stack:
         sockets = []
         for request in requests:
-            visitor = stack.enter_context(socket.socket())
-            visitor.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
-            visitor.setblocking(False)
-            await loop.sock_connect(visitor, (address.hostname, address.port))
+            peer = stack.enter_context(socket.socket())
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            peer.setblocking(False)
+            await loop.sock_connect(peer, (address.hostname, address.port))
             with contextlib.suppress(BlockingIOError, ConnectionError):
-                visitor.send(request)
-            sockets.append(visitor)
+                peer.send(request)
+            sockets.append(peer)
         yield sockets

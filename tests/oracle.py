@@ -19,7 +19,7 @@ from ingestor.model import DAY, SECOND, Micros, Reason, Tick
 DIGITS = "0123456789"
 ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 WORDS = {"true": True, "false": False, "null": None}
-UNREAL = ("NaN", "Infinity", "-Infinity")
+NON_FINITE = ("NaN", "Infinity", "-Infinity")
 LARGEST = 2**63 - 1
 
 
@@ -99,7 +99,7 @@ def _bare_value(cursor: Cursor) -> Any:
     for word, meaning in WORDS.items():
         if cursor.take(word):
             return meaning
-    for word in UNREAL:
+    for word in NON_FINITE:
         if cursor.take(word):
             return Word(word)
     found = number(cursor)

@@ -90,7 +90,7 @@ class Pooler:
             self.process.wait()
             self.process = None
 
-    def revive(self) -> None:
+    def ensure_running(self) -> None:
         """Start it unless it runs."""
         if self.process is None:
             self.start()

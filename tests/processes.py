@@ -82,9 +82,9 @@ class ServerProcess:
     @property
     def data(self) -> Path:
         """The data directory, which is the server's working directory."""
-        return self.outside(self.directory)
+        return self.host_path(self.directory)
 
-    def outside(self, path: str) -> Path:
+    def host_path(self, path: str) -> Path:
         """Translate a path of the server's root into ours."""
         return Path(self.root) / path.lstrip("/")
 
@@ -95,11 +95,11 @@ class ServerProcess:
     def is_running(self) -> bool:
         return is_alive(self.pid)
 
-    def give(self, path: Path) -> None:
+    def chown(self, path: Path) -> None:
         """Give a file or directory to the server's user."""
         os.chown(path, self.user, self.group)
 
-    async def revive(self) -> None:
+    async def ensure_running(self) -> None:
         """Let the server run, in whatever state it is."""
         self.resume()
         if not self.is_running:
@@ -154,7 +154,7 @@ class ServerProcess:
         status = self.data / "postmaster.pid"
         with contextlib.suppress(FileNotFoundError):
             _, _, _, port, sockets, *_ = status.read_text(encoding="utf-8").splitlines()
-            self.outside(f"{sockets}/.s.PGSQL.{port}.lock").unlink(missing_ok=True)
+            self.host_path(f"{sockets}/.s.PGSQL.{port}.lock").unlink(missing_ok=True)
             status.unlink()
 
     def _wait_for(self, victims: list[int]) -> None:
@@ -213,7 +213,7 @@ class DaemonProcess:
         self.signal(number)
         return self.wait(90)
 
-    def listens_to(self, number: Signals) -> bool:
+    def handles(self, number: Signals) -> bool:
         """Return whether it has a handler for a signal."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii", errors="replace")
         caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.MULTILINE)

@@ -35,7 +35,7 @@ def answer(body: Any = None, *, status: int = 200, cut: int = 0, **headers: Any)
 
 
 @dataclass
-class Asked:
+class Request:
     """A request."""
 
     path: str
@@ -47,8 +47,8 @@ class Asked:
 class ScriptedServer:
     """Answers each request with the result of `script`, and records it."""
 
-    script: Callable[[Asked], Reply]
-    asked: list[Asked] = field(default_factory=list)
+    script: Callable[[Request], Reply]
+    asked: list[Request] = field(default_factory=list)
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,7 +56,7 @@ class ScriptedServer:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
             target = urlsplit(head[0].split(" ")[1])
             headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-            asked = Asked(target.path, dict(parse_qsl(target.query)), headers)
+            asked = Request(target.path, dict(parse_qsl(target.query)), headers)
             self.asked.append(asked)
             reply = self.script(asked)
             if reply == HANG:
@@ -70,7 +70,7 @@ class ScriptedServer:
 
 
 @contextlib.asynccontextmanager
-async def scripted(script: Callable[[Asked], Reply]) -> AsyncIterator[ScriptedServer]:
+async def scripted(script: Callable[[Request], Reply]) -> AsyncIterator[ScriptedServer]:
     """Run such a server."""
     server = ScriptedServer(script)
     tasks: set[asyncio.Task[None]] = set()

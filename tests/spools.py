@@ -12,7 +12,7 @@ from ingestor.buffer.spool import Entry, Spool, SpoolDamagedError
 from ingestor.model import Batch, Rejection, Session
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 5)
-FORGOTTEN = 3
+REMOVED = 3
 """How many of an image's batches have left the queue."""
 
 ALL_FLIPS = bool(os.environ.get("INGESTOR_TEST_ALL_FLIPS"))
@@ -39,12 +39,12 @@ def make_image(directory: Path, *, killed: bool, batches: int = 30, seed: int = 
     spool.open()
     for entry in entries:
         spool.append([entry])
-    spool.forget(entries[FORGOTTEN - 1].position)
+    spool.forget(entries[REMOVED - 1].position)
     if not killed:
         spool.close()
     files = {name: (directory / name).read_bytes() for name in _names(directory)}
     spool.close()
-    return Image(files, entries[:FORGOTTEN], entries[FORGOTTEN:])
+    return Image(files, entries[:REMOVED], entries[REMOVED:])
 
 
 def flip_and_check(

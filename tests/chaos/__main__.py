@@ -18,23 +18,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.chaos.audit import Verdict, audit
-from tests.chaos.faults import DISK_FULL, KINDS, POOLER_KILLED, Fault, schedule, strike
+from tests.chaos.faults import DISK_FULL, KINDS, POOLER_KILLED, Fault, run_fault, schedule
 from tests.chaos.world import SETTINGS, World, world
 from tests.pooler import PROGRAM
 from tests.servers import plain_server
 from tests.tools import ALL_TOOLS
 
-FEWEST = 200
-FEWEST_OF_A_KIND = 5
-"""Faults in all, and of each kind on each server; a run of `ENOUGH_MINUTES` or more with fewer proves too little."""
+MIN_FAULTS = 200
+MIN_FAULTS_OF_A_KIND = 5
+"""Faults in all, and of each kind on each server; a run of `MIN_MINUTES` or more with fewer proves too little."""
 
-ENOUGH_MINUTES = 8
+MIN_MINUTES = 8
 
 POOLED = "PostgreSQL"
 """The edition whose daemons write through a pooler."""
 
 
-async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counter[str]:
+async def inject_faults(here: World, faults: list[Fault], *, seed: int) -> Counter[str]:
     """Run the schedule against a busy market; return the number of faults by kind."""
     done: Counter[str] = Counter()
     trading = asyncio.create_task(here.trade(random.Random(seed)))
@@ -42,10 +42,10 @@ async def break_things(here: World, faults: list[Fault], *, seed: int) -> Counte
     began = time.monotonic()
     await asyncio.sleep(3)
     for number, fault in enumerate(faults, 1):
-        await here.attend(both=not fault.alone)
+        await here.select_daemons(both=not fault.alone)
         who = "" if fault.alone else f" ({here.instances[fault.instance].name})"
         print(f"{time.monotonic() - began:6.1f} s  {number:>3}/{len(faults)}  {fault.kind}{who}", flush=True)
-        running.add(asyncio.create_task(strike(here, fault)))
+        running.add(asyncio.create_task(run_fault(here, fault)))
         done[fault.kind] += 1
         await asyncio.sleep(fault.pause)
         for task in [task for task in running if task.done()]:
@@ -74,10 +74,10 @@ async def run(
             why = "PgBouncer is not installed" if name == POOLED else "The daemons write without a pooler here"
             print(f"{why}, so this fault is left out: {POOLER_KILLED}")
             without.add(POOLER_KILLED)
-        done = await break_things(here, schedule(seed, seconds, without=without), seed=seed)
+        done = await inject_faults(here, schedule(seed, seconds, without=without), seed=seed)
         done.update(dict.fromkeys(set(KINDS) - without, 0))  # faults that never happened count as zero, not as unknown
         print("Ending all faults; the daemons write the rest …", flush=True)
-        await here.settle()
+        await here.recover()
         margin = float(SETTINGS["coverage_margin"].removesuffix("ms")) / 1000
         skews = [skew for each in here.instances for skew in each.skews]
         verdict = await audit(here.url, here.accounts(), here.simulator.made_at, margin=margin, skews=skews)
@@ -103,9 +103,9 @@ def line(verdict: Verdict, done: Counter[str]) -> str:
 def shortcomings(runs: list[Counter[str]]) -> list[str]:
     """Return why the faults of this run prove too little."""
     total = sum(done.total() for done in runs)
-    rare = {kind: count for done in runs for kind, count in done.items() if count < FEWEST_OF_A_KIND}
+    rare = {kind: count for done in runs for kind, count in done.items() if count < MIN_FAULTS_OF_A_KIND}
     return [f"{kind}: only {count} times" for kind, count in rare.items()] + (
-        [f"only {total} faults in all"] if total < FEWEST else []
+        [f"only {total} faults in all"] if total < MIN_FAULTS else []
     )
 
 
@@ -125,7 +125,7 @@ async def main(minutes: float, seed: int, directory: Path, only: Collection[str]
     verdict, done = results[0]
     for other, more in results[1:]:
         verdict, done = verdict + other, done + more
-    lacking = shortcomings([done for _, done in results]) if minutes >= ENOUGH_MINUTES and not only else []
+    lacking = shortcomings([done for _, done in results]) if minutes >= MIN_MINUTES and not only else []
     for each in lacking:
         print(f"Too few faults: {each}")
     print(f"\n{line(verdict, done)}")
@@ -134,7 +134,7 @@ async def main(minutes: float, seed: int, directory: Path, only: Collection[str]
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=float(os.environ.get("CHAOS_MINUTES") or ENOUGH_MINUTES))
+    parser.add_argument("--minutes", type=float, default=float(os.environ.get("CHAOS_MINUTES") or MIN_MINUTES))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CHAOS_SEED") or 1))
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
     options = parser.parse_args()

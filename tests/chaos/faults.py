@@ -176,7 +176,7 @@ async def narrow(wire: Proxy, fault: Fault) -> None:
     wire.bytes_per_second = None
 
 
-async def carry_little(wire: Proxy, fault: Fault) -> None:
+async def limit_bytes(wire: Proxy, fault: Fault) -> None:
     wire.most_unanswered = 2_000
     await asyncio.sleep(1 + fault.seconds)
     wire.most_unanswered = None
@@ -213,7 +213,7 @@ ON_DATABASE_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
     "database wire half-open": hold,
     "database wire delayed": delay,
     "database wire narrow": narrow,
-    "database wire limited in bytes": carry_little,
+    "database wire limited in bytes": limit_bytes,
     "database answers lost": lose_answers,
     "database's first address dead": let_first_address_die,
 }
@@ -227,7 +227,7 @@ ON_FEED_WIRE: dict[str, Callable[[Proxy, Fault], Awaitable[None]]] = {
 ON_PROCESS: dict[str, Callable[[Instance, float, random.Random], Awaitable[None]]] = {
     "daemon killed": process_faults.kill,
     "daemon stopped": process_faults.stop,
-    "daemon sent SIGHUP": process_faults.hang_up,
+    "daemon sent SIGHUP": process_faults.send_sighup,
     "daemon paused": process_faults.pause,
     "daemon frozen": process_faults.freeze,
     "daemon frozen, then killed": process_faults.freeze_and_kill,
@@ -264,7 +264,7 @@ def schedule(seed: int, seconds: float, *, without: set[str]) -> list[Fault]:
     return faults
 
 
-async def strike(world: World, fault: Fault) -> None:
+async def run_fault(world: World, fault: Fault) -> None:
     """Run a fault once no other fault has the same target."""
     instance = world.instances[fault.instance]
     if fault.kind in ON_SERVER:

@@ -24,7 +24,7 @@ from tests.servers import query
 CLIENTS = 160
 """Connections to the page that request and never read: more than the daemon keeps."""
 
-PATIENCE = 8.0
+ANSWER_TIMEOUT = 8.0
 """Seconds within which a probe must be answered: less than the daemon's timeout for an idle client."""
 
 SKEWS = 2.0, 200.0
@@ -47,7 +47,7 @@ async def stop(instance: Instance, seconds: float, chance: random.Random) -> Non
     await _begin(instance)
 
 
-async def hang_up(instance: Instance, seconds: float, chance: random.Random) -> None:
+async def send_sighup(instance: Instance, seconds: float, chance: random.Random) -> None:
     """Send SIGHUP, as a terminal or a careless script does."""
     await _end(instance, signal.SIGHUP)
     await _begin(instance)
@@ -159,14 +159,14 @@ async def ask_and_never_read(instance: Instance, seconds: float, chance: random.
                 await asyncio.get_running_loop().sock_connect(client, (parts.hostname, parts.port))
                 client.send(_REQUESTS[number % 2] * _PIPELINED)
         if not await _is_healthy(url):
-            instance.broken.add(f"{instance.name} did not answer /healthz for {PATIENCE:g} s")
+            instance.broken.add(f"{instance.name} did not answer /healthz for {ANSWER_TIMEOUT:g} s")
         await asyncio.sleep(seconds)
 
 
 async def _is_healthy(url: str) -> bool:
     """Return whether a probe gets any answer in time."""
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(PATIENCE), httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        async with asyncio.timeout(ANSWER_TIMEOUT), httpx.AsyncClient(base_url=url, trust_env=False) as client:
             while True:
                 with contextlib.suppress(httpx.HTTPError):
                     await client.get("/healthz")
@@ -198,7 +198,7 @@ async def _begin(instance: Instance) -> None:
     instance.daemon.start()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(10):
-            while instance.daemon.is_running and not instance.daemon.listens_to(signal.SIGTERM):
+            while instance.daemon.is_running and not instance.daemon.handles(signal.SIGTERM):
                 await asyncio.sleep(0.05)
     await asyncio.sleep(1)
 
@@ -206,6 +206,6 @@ async def _begin(instance: Instance) -> None:
 async def _end(instance: Instance, number: signal.Signals = signal.SIGTERM) -> None:
     """Stop the process in order."""
     # A process that has just started may not handle signals yet; then it has nothing to lose either.
-    right = {0} if instance.daemon.listens_to(signal.SIGTERM) else {0, -number}
+    right = {0} if instance.daemon.handles(signal.SIGTERM) else {0, -number}
     status = await asyncio.to_thread(instance.daemon.stop, number)
     assert status in right, f"{instance.name} ended with {status} after {number.name}: {instance.daemon.tail()}"

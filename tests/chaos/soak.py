@@ -136,7 +136,7 @@ async def soaking(server: TestServer, url: str, directory: Path, stream: str) ->
         await task
 
 
-async def away(minutes: float, rate: float) -> bool:
+async def outage(minutes: float, rate: float) -> bool:
     """Make the database unavailable for so long, then available, while the market continues."""
     with plain_server() as server_url, tempfile.TemporaryDirectory(prefix="ingestor-soak-") as name:
         directory, server = Path(name), TestServer(server_url, "plain")
@@ -211,4 +211,4 @@ if __name__ == "__main__":
     options = parser.parse_args()
     configure("error", "auto")
     return_large_blocks()  # as `ingestor run` does
-    sys.exit(0 if asyncio.run((steady if options.steady else away)(options.minutes, options.rate)) else 1)
+    sys.exit(0 if asyncio.run((steady if options.steady else outage)(options.minutes, options.rate)) else 1)

@@ -114,7 +114,7 @@ class World:
                 self.simulator.send_raw(chance.choice(GARBAGE))
             await asyncio.sleep(0.01)
 
-    async def attend(self, *, both: bool) -> None:
+    async def select_daemons(self, *, both: bool) -> None:
         """Let both daemons record, or only the first: then no other instance covers its losses."""
         second = self.instances[1]
         async with second.process_lock:
@@ -123,11 +123,11 @@ class World:
             elif not both and second.daemon.is_running:
                 await asyncio.to_thread(second.daemon.stop)
 
-    async def settle(self) -> None:
+    async def recover(self) -> None:
         """End all faults, and let the daemons write everything before they stop."""
-        await self.server.revive()
+        await self.server.ensure_running()
         if self.pooler is not None:
-            self.pooler.revive()
+            self.pooler.ensure_running()
         for each in self.instances:
             each.feed.release()
             each.database.release()
@@ -164,10 +164,10 @@ async def world(url: str, directory: Path, *, seed: int, pooled: bool = False) -
     async with contextlib.AsyncExitStack() as stack:
         server = await ServerProcess.of(url)
         inside = f"/tmp/{DATABASE}-{os.getpid()}"
-        disk: Path | None = server.outside(inside)
+        disk: Path | None = server.host_path(inside)
         try:
-            stack.enter_context(small_disk(server.outside(inside), DISK))
-            server.give(server.outside(inside))
+            stack.enter_context(small_disk(server.host_path(inside), DISK))
+            server.chown(server.host_path(inside))
         except PermissionError:
             disk = None
         owner = await stack.enter_async_context(_database(url, inside if disk else None))
@@ -199,7 +199,7 @@ async def world(url: str, directory: Path, *, seed: int, pooled: bool = False) -
             daemon.start()
             instances.append(Instance(name, daemon, feed, wire, directory / name, owner))
         market = Market(seed, RATE, now(), cycle=60)
-        stack.push_async_callback(server.revive)
+        stack.push_async_callback(server.ensure_running)
         yield World(owner, simulator, market, server, instances, disk, pooler)
 
 

@@ -38,7 +38,7 @@ MINUTES = 5.0
 PROGRESS = 10.0
 """Seconds between two lines of progress."""
 
-PATIENCE = 60.0
+CASE_TIMEOUT = 60.0
 """Seconds that a case may take; some seconds later the watchdog ends even a process that it blocks."""
 
 
@@ -70,7 +70,7 @@ class Watchdog(threading.Thread):
 
     def watch(self, run: Run, number: int) -> None:
         """Begin to wait for the end of a case."""
-        self._watched = run, number, time.monotonic() + PATIENCE + 10
+        self._watched = run, number, time.monotonic() + CASE_TIMEOUT + 10
 
     def rest(self) -> None:
         """Stop waiting."""
@@ -95,7 +95,7 @@ async def fuzz(
             number = run.cases if only is None else only
             watchdog.watch(run, number)
             try:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(CASE_TIMEOUT):
                     run.counts += await case(dice(run.seed, run.name, number))
             except Exception:  # noqa: BLE001 - whatever it is, it is what we look for
                 traceback.print_exc()

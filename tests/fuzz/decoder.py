@@ -23,10 +23,10 @@ NOW: Micros = 1_772_409_600 * SECOND
 TIMEZONE = "Pacific/Auckland"
 
 _MESSAGES = 200
-_NEVER = {Reason.DATE_NONEXISTENT, Reason.DATE_OUT_OF_RANGE}
+_NO_INSTANT = {Reason.DATE_NONEXISTENT, Reason.DATE_OUT_OF_RANGE}
 """Both reasons may be true of an hour that a clock change leaves out, of a year far away."""
 
-_BEYOND_REASON = re.compile(rb"[eE][+-]?\d{18}")
+_HUGE_EXPONENT = re.compile(rb"[eE][+-]?\d{18}")
 _YEARS = ("2021", "2026", "1989", "1990", "0001", "9999", "2024")
 _CLOCKS = ("09:33:30", "23:59:59", "24:00:00", "23:59:60", "02:30:00", "9:33:30", "09:33", "09:60:00", "00:00:00")
 _FRACTIONS = ("", ".5", ".123456", ".1234567", ".", ",5", ".999999999", ".0")
@@ -69,10 +69,10 @@ def check(frame: bytes, message: Message) -> None:
     match message:
         case Tick():
             agrees = message == expected
-        case Refused(reason=Reason.VOLUME_INVALID) if _BEYOND_REASON.search(frame):
+        case Refused(reason=Reason.VOLUME_INVALID) if _HUGE_EXPONENT.search(frame):
             agrees = True  # the decoder does not compute how large or how small that would be
         case Refused(reason=Reason.DATE_NONEXISTENT):
-            agrees = not isinstance(expected, Tick) and not expected.isdisjoint(_NEVER)
+            agrees = not isinstance(expected, Tick) and not expected.isdisjoint(_NO_INSTANT)
         case Refused():
             agrees = not isinstance(expected, Tick) and message.reason in expected
         case _:

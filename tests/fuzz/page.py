@@ -16,11 +16,11 @@ from ingestor.simulator.server import TOKEN, Simulator
 from tests.fuzz.target import Case, Counts, mutate
 from tests.recording import running, settings
 
-PATIENCE = 20.0
+ANSWER_TIMEOUT = 20.0
 """Seconds until an answer or a close: twice the daemon's timeout for an idle client."""
 
 PROBE = 8.0
-_AWAY = "postgresql://none:nothing@127.0.0.1:9/nowhere"
+_UNAVAILABLE = "postgresql://none:nothing@127.0.0.1:9/nowhere"
 """An unavailable database, without which the page must still work."""
 
 _PATHS = ("/", "/healthz", "/readyz", "/metrics", "/status", "/events", "/page.js", "/../etc/passwd", "/%00", "*", "")
@@ -59,7 +59,7 @@ def _request(chance: random.Random) -> bytes:
     return (end.join(lines) + end + end + body).encode("latin-1")
 
 
-async def _visit(host: str, port: int, request: bytes) -> int:
+async def _exchange(host: str, port: int, request: bytes) -> int:
     """Send a request, close our side, and return how many bytes come back until the end."""
     reader, writer = await asyncio.open_connection(host, port)
     size = 0
@@ -67,14 +67,14 @@ async def _visit(host: str, port: int, request: bytes) -> int:
         with contextlib.suppress(ConnectionError):
             writer.write(request)
             writer.write_eof()
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(ANSWER_TIMEOUT):
                 while data := await reader.read(2**16):
                     assert TOKEN.encode() not in data, "the token is in an answer"
                     size += len(data)
                     if b"text/event-stream" in data:
                         break  # an answer without end
     except TimeoutError:
-        raise AssertionError(f"{request!r:.300} is neither answered nor closed within {PATIENCE:g} s") from None
+        raise AssertionError(f"{request!r:.300} is neither answered nor closed within {ANSWER_TIMEOUT:g} s") from None
     finally:
         await _abort(writer)
     return size
@@ -87,7 +87,7 @@ async def _abort(writer: asyncio.StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def _crowd(host: str, port: int, requests: list[bytes]) -> AsyncIterator[None]:
+async def _idle_clients(host: str, port: int, requests: list[bytes]) -> AsyncIterator[None]:
     """Keep connections open that send requests and never read."""
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
@@ -121,7 +121,7 @@ async def _probe(host: str, port: int) -> None:
 
 
 @asynccontextmanager
-async def visiting(url: str) -> AsyncIterator[Case]:
+async def testing(url: str) -> AsyncIterator[Case]:
     """Test the server at a URL."""
     parts = urlsplit(url)
     host, port = str(parts.hostname), int(parts.port or 80)
@@ -129,9 +129,9 @@ async def visiting(url: str) -> AsyncIterator[Case]:
     async def case(chance: random.Random) -> Counts:
         requests = [draw(chance) for _ in range(chance.choice((1, 5, 20)))]
         crowd = [draw(chance) * 20 for _ in range(chance.choice((0, 0, 0, 10, 160)))]
-        async with _crowd(host, port, crowd):
+        async with _idle_clients(host, port, crowd):
             if len(crowd) < 100:  # beyond that number the server closes new connections at once, and so do we
-                sizes = await asyncio.gather(*(_visit(host, port, request) for request in requests))
+                sizes = await asyncio.gather(*(_exchange(host, port, request) for request in requests))
                 answered = sum(size > 0 for size in sizes)
             else:
                 answered = 0
@@ -145,9 +145,9 @@ async def visiting(url: str) -> AsyncIterator[Case]:
 async def target(directory: Path) -> AsyncIterator[Case]:
     """Run a daemon with a market and without a database."""
     async with Simulator(port=0, rate=50) as simulator:
-        configuration = settings(simulator, _AWAY, spool_dir=directory, http_port=0, stop_timeout="1s")
+        configuration = settings(simulator, _UNAVAILABLE, spool_dir=directory, http_port=0, stop_timeout="1s")
         async with running(configuration) as daemon:
             while not daemon.http.is_bound:
                 await asyncio.sleep(0.01)
-            async with visiting(daemon.http.url) as case:
+            async with testing(daemon.http.url) as case:
                 yield case

@@ -85,9 +85,9 @@ async def case(chance: random.Random) -> Counts:
                 until = since + chance.randint(1, 120) * MINUTE
                 label: Label = chance.choice(("start", "end"))
                 reply = draw(chance, since, until, label)
-                size = _resident_most()
+                size = _peak_memory()
                 await _ask(client, since, until, label)
-                grown = _resident_most() - size
+                grown = _peak_memory() - size
                 assert grown < MEMORY, f"an answer of {len(reply)} bytes took {grown // 2**20} MiB of memory"
         return Counter(questions=_QUESTIONS, answers=len(server.asked))
 
@@ -201,7 +201,7 @@ def _chunked(body: bytes, chance: random.Random) -> bytes:
     return head + f"{size}\r\n".encode() + body + chance.choice((b"\r\n0\r\n\r\n", b"\r\n", b"0\r\n\r\n", b""))
 
 
-def _resident_most() -> int:
+def _peak_memory() -> int:
     """Return the highest memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 

@@ -84,7 +84,7 @@ def damage(content: bytes, chance: random.Random) -> bytes:
     return bytes(result)
 
 
-def try_it(directory: Path, images: list[Image], chance: random.Random) -> Counts:
+def open_and_use(directory: Path, images: list[Image], chance: random.Random) -> Counts:
     """Open and read a damaged spool, then continue with it."""
     _clear(directory)
     sound = chance.choice(images)
@@ -103,7 +103,7 @@ def try_it(directory: Path, images: list[Image], chance: random.Random) -> Count
             assert found == sound.states[-1][: len(found)], "the batches before the damage differ from the queue"
             assert all(path.exists() for path in spool.set_aside), "the file that was set aside is missing"
             assert (spool.depth, spool.size) == (0, 0)
-        _go_on(spool)
+        _continue(spool)
     finally:
         spool.close()
     return Counter(spools=1, **{"set aside": len(spool.set_aside)})
@@ -123,7 +123,7 @@ def _read(spool: Spool) -> tuple[list[Entry], bool]:
     raise AssertionError("reading the spool does not end")
 
 
-def _go_on(spool: Spool) -> None:
+def _continue(spool: Spool) -> None:
     """Append, read and remove as usual; damage may be found only now."""
     newest = Entry(spool.last + 1, Batch(_SESSION, 10_000, rows=b"newest"))
     try:
@@ -144,6 +144,6 @@ async def target(directory: Path) -> AsyncIterator[Case]:
     images = [image(directory, random.Random(number), killed=number % 2 == 0) for number in range(_IMAGES)]
 
     async def case(chance: random.Random) -> Counts:
-        return try_it(directory, images, chance)
+        return open_and_use(directory, images, chance)
 
     yield case

@@ -21,7 +21,7 @@ from ingestor.redaction import register_secret
 from ingestor.simulator.server import TOKEN
 from ingestor.store.gaps import Bounds, GapStore, Outcome
 from tests.clocks import ManualClock
-from tests.rest import HANG, Asked, answer, scripted
+from tests.rest import HANG, Request, answer, scripted
 from tests.servers import query
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
@@ -68,7 +68,7 @@ async def test_outcomes_of_symbols(writer_url: str, database: str) -> None:
         database, "UPDATE market.instruments SET active = false, last_seen = $1 WHERE symbol = 'GONE.NZ'", at(1)
     )
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         match asked.parameters["ticker"]:
             case "A.NZ":
                 return bars(at(98), at(99), at(100), at(101), at(102), at(103))
@@ -309,7 +309,7 @@ async def test_a_stopped_run_is_resumed(writer_url: str, database: str) -> None:
     await known(writer_url, "A.NZ", "B.NZ", "C.NZ", "D.NZ", "E.NZ", "F.NZ")
     broken = {"B.NZ", "D.NZ"}
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         return answer({}, status=410) if asked.parameters["ticker"] in broken else bars(at(100))
 
     async with scripted(script) as server:
@@ -332,7 +332,7 @@ async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
     await known(writer_url, *(f"{letter}.NZ" for letter in "ABCDEFGH"))
     allowed = 3
 
-    def script(_: Asked) -> bytes:
+    def script(_: Request) -> bytes:
         nonlocal allowed
         allowed -= 1
         return bars(at(100)) if allowed >= 0 else HANG

@@ -21,7 +21,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import PIECE, copy_rows
-from tests.commands import ingestor_here
+from tests.commands import ingestor_in_process
 from tests.processes import DaemonProcess, ServerProcess
 from tests.recording import recording, stored
 from tests.servers import TestServer
@@ -176,7 +176,7 @@ async def test_commands_that_end_well(server: TestServer, database: str, tmp_pat
             ["chart", "SUM020.NZ"],
             ["backfill", "--dry-run"],
         ):
-            status, _, errors = await asyncio.to_thread(ingestor_here, *arguments, **environment)
+            status, _, errors = await asyncio.to_thread(ingestor_in_process, *arguments, **environment)
             said[" ".join(arguments)] = (status, _alarms(errors))
         daemon = DaemonProcess(tmp_path / "log", **settings)
         daemon.start()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ingestor.cli import app
 from ingestor.simulator.server import TOKEN, Simulator
-from tests.commands import ingestor, ingestor_here, start
+from tests.commands import ingestor, ingestor_in_process, start
 from tests.processes import children, is_alive
 from tests.recording import until
 from tests.servers import TestServer, query, with_parts
@@ -94,7 +94,7 @@ def test_help_is_for_people(command: str) -> None:
 )
 def test_wrong_arguments(arguments: str, words: str) -> None:
     """Each wrong argument is reported in the project's words, without a library's."""
-    status, _, errors = ingestor_here(*arguments.split(), COLUMNS="300", TERMINAL_WIDTH="300")
+    status, _, errors = ingestor_in_process(*arguments.split(), COLUMNS="300", TERMINAL_WIDTH="300")
     assert status in {2, 78}
     assert re.search(words, errors), errors
     assert not re.search(r"Value error|Assertion failed|Input should|unable to parse|pydantic|Traceback", errors)

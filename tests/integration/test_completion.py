@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ingestor_here
+from tests.commands import ingestor_in_process
 from tests.tools import need
 
 LINES = {
@@ -65,11 +65,11 @@ def test_a_shell_completes(shell: str, tmp_path: Path) -> None:
 
 def test_only_shells_that_have_a_script() -> None:
     """An unsupported shell is a wrong option; the output is the script alone."""
-    status, output, errors = ingestor_here("--completion", "sh")
+    status, output, errors = ingestor_in_process("--completion", "sh")
     assert (status, output) == (2, "")
     assert "'bash', 'zsh', 'fish'" in errors
     for shell in ("bash", "zsh", "fish"):
-        status, output, errors = ingestor_here("--completion", shell)
+        status, output, errors = ingestor_in_process("--completion", shell)
         assert (status, errors) == (0, "")
         assert "_ingestor_completion" in output or shell == "fish"
 

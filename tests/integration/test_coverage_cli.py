@@ -19,7 +19,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.gaps import Bounds
 from tests.commands import ingestor, start
 from tests.recording import until
-from tests.rest import HANG, Asked, answer, scripted
+from tests.rest import HANG, Request, answer, scripted
 from tests.servers import query
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
@@ -166,7 +166,7 @@ async def test_backfill_that_fails(writer_url: str, database: str) -> None:
     """Failures are reported with their number, and exit status 1 means that symbols are pending."""
     await with_a_gap(database)
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         return LISTED if asked.path == "/info/ticker" else answer({}, status=410)
 
     async with scripted(script) as server:
@@ -215,7 +215,7 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
     later = await record_session(database, at(102), ENDS + MINUTE, "stopped")
     status = 200
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         return LISTED if asked.path == "/info/ticker" else answer({"data": []}, status=status)
 
     monkeypatch.setattr(_backfill, "REFUSED_PAUSE", 0.05)
@@ -262,7 +262,7 @@ async def test_reconcile(writer_url: str, database: str) -> None:
     labelled = [ohlcv(1.5 + minute, 100, minute + 1) for minute in range(40, 52)]
     labelled += [ohlcv(16.5, 90, 16), ohlcv(7, 70, 31)]
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         if asked.path == "/info/ticker":
             return LISTED
         if asked.parameters["ticker"] == "GONE.NZ":
@@ -312,7 +312,7 @@ async def test_a_wrong_record_is_no_difference(
         await execute(database, TICK, at(minute), 1.5 + minute, 100, "A.NZ")
     theirs = [{**ohlcv(1.5 + minute, 100, minute), **(wrong if minute == 45 else {})} for minute in range(40, 52)]
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         return LISTED if asked.path == "/info/ticker" else answer({"data": theirs})
 
     async with scripted(script) as server:
@@ -328,7 +328,7 @@ async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database
     """Wrong records are counted by reason over all symbols and the listing, and the run is incomplete."""
     await with_a_gap(database)
 
-    def script(asked: Asked) -> bytes:
+    def script(asked: Request) -> bytes:
         if asked.path == "/info/ticker":
             return answer({"data": [{"symbol": "A.NZ"}, {"symbol": "B.NZ"}, {"name": "C.NZ"}]})
         return answer({"data": [ohlcv(-1, 5, 100), ohlcv(1, -5, 101), ohlcv(2, 5, 102)]})

@@ -171,10 +171,10 @@ def tablespace(process: ServerProcess) -> Iterator[Path]:
     name = f"/tmp/ingestor-tablespace-{process.pid}"
     with contextlib.ExitStack() as stack:
         try:
-            disk = stack.enter_context(small_disk(process.outside(name), 48 * 2**20))
+            disk = stack.enter_context(small_disk(process.host_path(name), 48 * 2**20))
         except PermissionError as error:
             pytest.skip(str(error))
-        process.give(disk)
+        process.chown(disk)
         yield disk
 
 
@@ -249,7 +249,7 @@ async def test_the_daemon_moves_from_a_standby_to_the_primary(
         await asyncio.to_thread(process.stop)
         standby = process.data / "standby.signal"
         standby.touch()
-        process.give(standby)
+        process.chown(standby)
         await process.start()
         market.trade()
         await received(daemon, market.sent)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError, StoreError
-from tests.commands import ingestor, ingestor_here
+from tests.commands import ingestor, ingestor_in_process
 from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
 
 UNTIL = ("--until", "2026-11-21")
@@ -86,4 +86,4 @@ def test_errors(error: BaseException, status: int, monkeypatch: pytest.MonkeyPat
         raise error
 
     monkeypatch.setattr(sys.modules["ingestor.cli.gaps"], "bounds", fails)
-    assert ingestor_here("gaps")[0] == status
+    assert ingestor_in_process("gaps")[0] == status

@@ -21,7 +21,7 @@ from ingestor.redaction import register_secret
 from ingestor.simulator.server import TOKEN
 from tests.clocks import ManualClock
 from tests.integration.test_rest_client import MINUTE, START, bar, bars, client, minutes
-from tests.rest import Asked, Endless, Reply, answer, scripted
+from tests.rest import Endless, Reply, Request, answer, scripted
 
 GOOD = json.dumps({"data": [bar(1)]}).encode()
 
@@ -157,7 +157,7 @@ async def test_absurd_limits(text: str, seconds: float, header: str) -> None:
     limits: dict[str, Any] = {header: written}
     left = [answer({}, status=429, **limits)]
 
-    def script(_: Asked) -> bytes:
+    def script(_: Request) -> bytes:
         return left.pop() if left else bars(1)
 
     async with scripted(script) as server:

@@ -44,7 +44,7 @@ from tests.recording import running, until
 from tests.servers import query
 
 PRICE = b'{"type":"price","data":{"date":"2021-09-29T09:33:30","price":2.61,"volume":5000,"symbol":"SUM020.NZ"}}'
-ROOM = 128 * 1024
+MAX_QUEUED_BYTES = 128 * 1024
 """More than may ever wait to be written: the library's high-water mark, and a few pongs."""
 
 
@@ -55,7 +55,7 @@ def daemon_settings(url: str, database: str, **changes: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the wait for a server that does not close."""
     monkeypatch.setattr(wire, "CLOSE_TIMEOUT", 0.05)
 
@@ -198,7 +198,7 @@ async def test_a_server_that_floods_pings_and_never_reads(ping: bytes) -> None:
                 most = max(most, connection.transport.get_write_buffer_size())
                 if flooded.is_set() and received[1:]:
                     reads.set()
-        assert most < ROOM
+        assert most < MAX_QUEUED_BYTES
 
     async with Hostile(script) as server:
         await opened(server.url, lambda payloads, _: received.extend(payloads), watch)

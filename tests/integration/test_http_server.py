@@ -25,7 +25,7 @@ LARGE = "x" * 3_000_000
 GET = b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-class Source:
+class FakeDaemon:
     """A daemon that only has a status, of `size` bytes."""
 
     def __init__(self, size: int = 10_000) -> None:
@@ -42,12 +42,12 @@ class Source:
 
 
 @contextlib.asynccontextmanager
-async def serving(limits: Limits | None = None, source: Source | None = None) -> AsyncIterator[str]:
+async def serving(limits: Limits | None = None, source: FakeDaemon | None = None) -> AsyncIterator[str]:
     """Serve the application and yield its URL."""
     server, closing = HttpServer("127.0.0.1", 0, limits), asyncio.Event()
     server.bind()
     url = server.url
-    task = asyncio.create_task(server.serve(make_app(source or Source(), CollectorRegistry(), closing)))
+    task = asyncio.create_task(server.serve(make_app(source or FakeDaemon(), CollectorRegistry(), closing)))
     try:
         yield url
     finally:
@@ -56,17 +56,17 @@ async def serving(limits: Limits | None = None, source: Source | None = None) ->
         await asyncio.wait_for(task, 30)
 
 
-def is_cut(visitor: socket.socket) -> bool:
+def is_cut(peer: socket.socket) -> bool:
     """Return whether the server has closed the connection, without reading from it."""
     poll = select.poll()
-    poll.register(visitor, select.POLLRDHUP)
+    poll.register(peer, select.POLLRDHUP)
     return bool(poll.poll(0))
 
 
-async def cut(visitor: socket.socket) -> None:
+async def cut(peer: socket.socket) -> None:
     """Wait until the server has closed a connection."""
     async with asyncio.timeout(60):
-        while not is_cut(visitor):
+        while not is_cut(peer):
             await asyncio.sleep(0.02)
 
 
@@ -101,11 +101,11 @@ async def test_slow_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) ->
         GET % b"/status" * 500,
         GET % b"/events",
     ]
-    async with serving(Limits(timeout=0.2)) as url, mute(url, *kinds) as visitors, asyncio.timeout(60):
-        while not all(map(is_cut, visitors)):
-            for visitor in visitors:
+    async with serving(Limits(timeout=0.2)) as url, mute(url, *kinds) as peers, asyncio.timeout(60):
+        while not all(map(is_cut, peers)):
+            for peer in peers:
                 with contextlib.suppress(BlockingIOError, ConnectionError):
-                    visitor.send(b"x")
+                    peer.send(b"x")
             await asyncio.sleep(0.02)
 
 
@@ -124,10 +124,10 @@ async def test_an_event_client_that_never_reads_is_disconnected(monkeypatch: pyt
 
 async def test_a_client_that_reads_receives_everything() -> None:
     """A long answer, and another one on the same connection, are received completely."""
-    async with serving(source=Source(len(LARGE))) as url, client(url) as visitor:
+    async with serving(source=FakeDaemon(len(LARGE))) as url, client(url) as peer:
         for _ in range(2):
-            assert (await visitor.get("/status")).json() == {"text": LARGE}
-        assert (await visitor.get("/healthz")).status_code == 200
+            assert (await peer.get("/status")).json() == {"text": LARGE}
+        assert (await peer.get("/healthz")).status_code == 200
 
 
 async def test_a_new_client_replaces_the_longest_idle_one() -> None:
@@ -156,10 +156,10 @@ async def test_connections_that_are_opened_and_left() -> None:
     async with serving(Limits(connections=20, timeout=3600)) as url, client(url) as probe:
         address = urlsplit(url)
         for _ in range(400):
-            visitor = socket.socket()
-            visitor.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(visitor, (address.hostname, address.port))
-            visitor.close()
+            peer = socket.socket()
+            peer.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(peer, (address.hostname, address.port))
+            peer.close()
         async with mute(url, *[b""] * 100):
             assert (await probe.get("/healthz")).status_code == 200
             assert len(list(Path("/proc/self/fd").iterdir())) < before + 100 + 20 + 2 * 10 + 10
@@ -176,10 +176,10 @@ def test_few_descriptors_mean_fewer_clients() -> None:
 async def test_a_request_that_is_broken_in_the_middle_of_an_answer(caplog: pytest.LogCaptureFixture) -> None:
     """A request that breaks off during the answer ends the connection and is not logged as an error."""
     head = b"GET /events HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with serving() as url, mute(url, head) as (visitor,):
+    async with serving() as url, mute(url, head) as (peer,):
         await asyncio.sleep(0.05)
-        visitor.send(b"no chunk\r\n")
-        await cut(visitor)
+        peer.send(b"no chunk\r\n")
+        await cut(peer)
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -192,9 +192,9 @@ async def test_the_stop_does_not_wait_for_a_client_that_never_reads(caplog: pyte
 
 async def test_an_unknown_host_name() -> None:
     """A request for another host name gets nothing from any path."""
-    async with serving() as url, client(url) as visitor:
+    async with serving() as url, client(url) as peer:
         for path in ("/", "/page.js", "/status", "/metrics", "/events", "/nothing"):
-            response = await visitor.get(path, headers={"Host": "evil.example:9464"})
+            response = await peer.get(path, headers={"Host": "evil.example:9464"})
             assert response.status_code == 421
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert "evil" not in response.text
@@ -202,11 +202,11 @@ async def test_an_unknown_host_name() -> None:
 
 async def test_probes_by_any_name() -> None:
     """Probes are answered under any name, without details."""
-    async with serving() as url, client(url) as visitor:
+    async with serving() as url, client(url) as peer:
         strange = {"Host": "ingestor.monitoring.svc"}
-        assert (await visitor.get("/healthz", headers=strange)).status_code == 200
-        assert (await visitor.get("/readyz", headers=strange)).json() == {"ready": False}
-        assert "db.internal" in (await visitor.get("/readyz")).text
+        assert (await peer.get("/healthz", headers=strange)).status_code == 200
+        assert (await peer.get("/readyz", headers=strange)).json() == {"ready": False}
+        assert "db.internal" in (await peer.get("/readyz")).text
 
 
 async def test_requests_without_one_clear_name() -> None:

@@ -78,7 +78,7 @@ async def partitioned(timescale: TestServer, template: str) -> AsyncIterator[str
     await timescale.drop(name)
 
 
-async def _adopted(url: str, report: Callable[[str], None] = lambda _: None) -> list[str]:
+async def _converted(url: str, report: Callable[[str], None] = lambda _: None) -> list[str]:
     lines: list[str] = []
 
     def both(line: str) -> None:
@@ -116,7 +116,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     assert len(hints) == 1
     assert "--convert-to-hypertable" in hints[0]
 
-    lines = await _adopted(partitioned)
+    lines = await _converted(partitioned)
 
     copied = [line for line in lines if line.startswith("2026-")]
     assert [line[:7] for line in copied] == ["2026-01", "2026-02", "2026-03", "2026-04", "2026-05"]
@@ -133,7 +133,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     assert await query(partitioned, "SELECT ingest.ensure_partition('2026-07-01')") == [(False,)]
     assert await query(partitioned, GRANTS) == grants
 
-    assert await _adopted(partitioned) == [
+    assert await _converted(partitioned) == [
         "market.ticks is a hypertable already: there is nothing to convert_to_hypertable."
     ]
     await tell_of_adoption(partitioned, hints.append)
@@ -163,7 +163,7 @@ async def test_the_daemon_keeps_writing(partitioned: str, timescale: TestServer)
     connection = (await store.open()).connection
     writing = asyncio.create_task(keep_writing())
     counts: dict[str, int] = {}
-    await _adopted(partitioned, lambda line: counts.update({line[:7]: written}))
+    await _converted(partitioned, lambda line: counts.update({line[:7]: written}))
     at_the_end = written
     while written < at_the_end + 10 and not writing.done():
         await asyncio.sleep(0.01)
@@ -189,9 +189,9 @@ async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> 
     """After SIGKILL during the copy and in the last step, a second run completes, with a late tick too."""
     bars = await assert_bars(partitioned)
     with pytest.raises(InterruptedError):
-        await _adopted(partitioned, _stop_at("2026-02"))
+        await _converted(partitioned, _stop_at("2026-02"))
     one = "INSERT INTO market.ticks_adopted SELECT * FROM market.ticks_2026_03 LIMIT 1"
-    await _kill_where_it_waits_for(partitioned, one)
+    await _kill_while_waiting_for(partitioned, one)
     assert await query(partitioned, "SELECT DISTINCT to_char(time, 'MM') FROM market.ticks_adopted ORDER BY 1") == [
         ("01",), ("02",)
     ]  # fmt: skip
@@ -203,9 +203,9 @@ async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> 
     await store.write([filled(batcher(), tick("LATE.NZ", old))])
     await store.close()
 
-    await _kill_where_it_waits_for(partitioned, "SELECT FROM market.latest LIMIT 0")
+    await _kill_while_waiting_for(partitioned, "SELECT FROM market.latest LIMIT 0")
     assert await _kind(partitioned) == "partitioned"
-    lines = await _adopted(partitioned)
+    lines = await _converted(partitioned)
     assert "going on with what an earlier run has left" in lines[0]
     assert [line for line in lines[1:6] if "copied before" not in line] == []
     assert await _kind(partitioned) == "hypertable"
@@ -213,7 +213,7 @@ async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> 
     assert {name: count + 1 for name, count in bars.items()} == await assert_bars(partitioned)
 
 
-async def _kill_where_it_waits_for(url: str, statement: str) -> None:
+async def _kill_while_waiting_for(url: str, statement: str) -> None:
     """Kill the command while it waits for another transaction."""
     holder, watcher = await connect(url), await connect(url)
     transaction = holder.transaction()
@@ -235,7 +235,7 @@ async def _kill_where_it_waits_for(url: str, statement: str) -> None:
 async def test_a_late_tick(partitioned: str) -> None:
     """A late tick of a month that was copied already is found by the last comparison."""
     with pytest.raises(InterruptedError):
-        await _adopted(partitioned, _stop_at("2026-04"))
+        await _converted(partitioned, _stop_at("2026-04"))
     late = [(MARCH, MARCH, 9.0, 1, 1, "LATE.NZ"), (MARCH - timedelta(days=70), MARCH, 9.0, 1, 1, "LATE.NZ")]
     tasks: list[asyncio.Task[None]] = []
 
@@ -243,7 +243,7 @@ async def test_a_late_tick(partitioned: str) -> None:
         if line.startswith("2026-05"):
             tasks.append(asyncio.create_task(insert(partitioned, late)))
 
-    await _adopted(partitioned, report)
+    await _converted(partitioned, report)
     await asyncio.gather(*tasks)
     assert await query(partitioned, "SELECT count(*) FROM market.ticks WHERE symbol = 'LATE.NZ'") == [(2,)]
     await assert_bars(partitioned)
@@ -258,14 +258,14 @@ async def test_a_tick_of_the_last_moment(partitioned: str, timescale: TestServer
     await transaction.start()
     await writer.execute("LOCK TABLE ingest.stream_sessions IN ROW EXCLUSIVE MODE")
     await writer.execute("INSERT INTO market.ticks VALUES ($1, $1, 9.0, 1, 1, 'LAST.NZ')", MARCH)
-    adopting = asyncio.create_task(_adopted(partitioned))
+    converting = asyncio.create_task(_converted(partitioned))
     async with asyncio.timeout(60):
         while await query(partitioned, "SELECT count(*) FROM pg_locks WHERE NOT granted") == [(0,)]:
-            assert not adopting.done(), adopting.result()
+            assert not converting.done(), converting.result()
             await asyncio.sleep(0.01)
     await transaction.commit()
     await writer.close()
-    await adopting
+    await converting
     assert await query(partitioned, "SELECT count(*) FROM market.ticks WHERE symbol = 'LAST.NZ'") == [(1,)]
 
 
@@ -277,11 +277,11 @@ async def test_the_table_is_in_use(partitioned: str, monkeypatch: pytest.MonkeyP
     await transaction.start()
     await connection.execute("SELECT FROM market.ticks")
     with pytest.raises(StoreError, match=r"200ms\. Nothing was changed\. Run this again"):
-        await _adopted(partitioned)
+        await _converted(partitioned)
     assert await _kind(partitioned) == "partitioned"
     await transaction.rollback()
     await connection.close()
-    await _adopted(partitioned)
+    await _converted(partitioned)
     assert await _kind(partitioned) == "hypertable"
 
 
@@ -298,7 +298,7 @@ async def test_foreign_objects_are_kept(partitioned: str) -> None:
         "CREATE TRIGGER t AFTER INSERT ON market.ticks FOR EACH ROW EXECUTE FUNCTION desk.f()",
     )
     with pytest.raises(StoreError, match="is not ours") as caught:
-        await _adopted(partitioned)
+        await _converted(partitioned)
     assert caught.value.message.partition(": ")[2].rstrip(".").split(", ") == [
         "index market.by_price",
         "materialized view desk.march",
@@ -310,7 +310,7 @@ async def test_foreign_objects_are_kept(partitioned: str) -> None:
     await execute_all(
         partitioned, "DROP INDEX market.by_price", "DROP RULE r ON market.ticks", "DROP SCHEMA desk CASCADE"
     )
-    await _adopted(partitioned)
+    await _converted(partitioned)
 
 
 @pytest.mark.parametrize(
@@ -325,22 +325,22 @@ async def test_foreign_objects_are_kept(partitioned: str) -> None:
 async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> None:
     """A copy with a row that the table lacks is refused with its day; then the copy is made again."""
     with pytest.raises(InterruptedError):
-        await _adopted(partitioned, _stop_at("2026-05"))
+        await _converted(partitioned, _stop_at("2026-05"))
     rows = await query(partitioned, ROWS)
     await execute_all(partitioned, change)
     with pytest.raises(StoreError, match=r"The ticks of 20\d\d-03-05 are not the same: \d+ in market\.ticks, \d+ in"):
-        await _adopted(partitioned)
+        await _converted(partitioned)
     assert await _kind(partitioned) == "partitioned"
     assert await query(partitioned, ROWS) == rows
     await execute_all(partitioned, "DROP TABLE market.ticks_adopted")
-    await _adopted(partitioned)
+    await _converted(partitioned)
     assert await query(partitioned, ROWS) == rows
 
 
 async def test_concurrent_runs(partitioned: str) -> None:
     """The second of two concurrent runs finds the work done."""
     rows = await query(partitioned, ROWS)
-    results = await asyncio.gather(_adopted(partitioned), _adopted(partitioned), return_exceptions=True)
+    results = await asyncio.gather(_converted(partitioned), _converted(partitioned), return_exceptions=True)
     assert any(isinstance(lines, list) and "is a hypertable now" in lines[-1] for lines in results), results
     assert await _kind(partitioned) == "hypertable"
     assert await query(partitioned, ROWS) == rows
@@ -357,10 +357,10 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
         await execute_all(url, REFUSE)
         await migrate(owner, load_settings(), lambda _: None)
         with pytest.raises(StoreError, match="Let a superuser run CREATE EXTENSION timescaledb"):
-            await _adopted(owner)
+            await _converted(owner)
         await execute_all(url, ALLOW)
         await insert(url, some_ticks(MARCH, 10, 50))
-        await _adopted(url)
+        await _converted(url)
         owners = "SELECT DISTINCT pg_get_userbyid(relowner)::text FROM pg_class "
         assert await query(owner, f"{owners} WHERE relnamespace = 'market'::regnamespace") == [(name,)]
         await migrate(owner, load_settings(), lambda _: None)

@@ -39,7 +39,7 @@ async def seen(daemon: Daemon) -> AsyncIterator[Window]:
         yield window
 
 
-async def eventually(window: Window, path: str, **expected: Any) -> Any:
+async def until_answer(window: Window, path: str, **expected: Any) -> Any:
     """Wait until an answer has these values, and return it."""
     async with asyncio.timeout(10):
         while True:
@@ -49,7 +49,7 @@ async def eventually(window: Window, path: str, **expected: Any) -> Any:
             await asyncio.sleep(0.02)
 
 
-async def becomes(window: Window, value: float, metric: str, **labels: str) -> None:
+async def until_metric(window: Window, value: float, metric: str, **labels: str) -> None:
     """Wait until a metric has a value."""
     async with asyncio.timeout(10):
         while await window.metric(metric, **labels) != value:
@@ -63,18 +63,18 @@ async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
         market.trade(1)
         await stored(database, market)
         assert await window.get("/healthz") == (200, {"alive": True, "loops": {"reader": "ok", "writer": "ok"}})
-        await eventually(window, "/readyz", ready=True, problems=[])
+        await until_answer(window, "/readyz", ready=True, problems=[])
         daemon_sum = (await query(database, TOTALS))[0][0]
         assert await window.metric("ingestor_ticks_written_total") == daemon_sum == 301
         assert await window.metric("ingestor_session_state", state="streaming") == 1
-        await becomes(window, 0, "ingestor_buffer_bytes")  # a heartbeat may be on its way
+        await until_metric(window, 0, "ingestor_buffer_bytes")  # a heartbeat may be on its way
         _, status = await window.get("/status")
         assert status["counts"]["ticks_written"] == status["connections"][0]["ticks"] == 301
         assert [tick["volume"] for tick in status["ticks"][:3]] == [300, 299, 298]
         assert status["stream"]["state"] == "streaming"
         assert status["market"]["open"] is True
         assert len(status["history"]["ticks"]) == 360
-        await becomes(window, 0, "ingestor_open_gaps")  # calendar and gaps are read once the database has answered
+        await until_metric(window, 0, "ingestor_open_gaps")  # calendar and gaps are read once the database has answered
         assert await window.metric("ingestor_oldest_open_gap_seconds") == 0
         async with asyncio.timeout(10):
             while (days := (await window.get("/status"))[1]["calendar_days_left"]) is None:
@@ -87,12 +87,12 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
     async with Proxy(writer_url) as proxy, recording(proxy.url) as (market, daemon), seen(daemon) as window:
         market.trade()
         await stored(database, market)
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
         proxy.refuses = True
         proxy.cut()
         market.trade()
         async with asyncio.timeout(5):
-            red = await eventually(window, "/readyz", ready=False)
+            red = await until_answer(window, "/readyz", ready=False)
         assert [problem["check"] for problem in red["problems"]] == ["database"]
         assert (await window.get("/healthz"))[0] == 200
         assert await window.metric("ingestor_ready", check="database") == 0
@@ -101,7 +101,7 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
         assert status["ready"]["problems"][0]["since"] == red["problems"][0]["since"]
         assert status["buffer"]["bytes"] > 0
         proxy.refuses = False
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
         await stored(database, market)
         async with asyncio.timeout(10):  # the rows are visible before the commit is acknowledged
             while await window.metric("ingestor_ticks_written_total") != market.sent:
@@ -138,7 +138,7 @@ async def test_a_file_that_is_gone_for_a_moment(
     file = tmp_path / "url"
     file.write_text(writer_url)
     async with recording("", database_url=None, database_url_file=file) as (_, daemon), seen(daemon) as window:
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
         async with asyncio.timeout(10):
             while daemon._coverage_monitor.coverage is None:
                 await asyncio.sleep(0.01)
@@ -154,7 +154,7 @@ async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
     """If nothing more can be kept, the stream is closed; all three checks give the reason, and recover."""
     bound = {"spool_max_bytes": "1MiB"}
     async with Proxy(writer_url) as proxy, recording(proxy.url, **bound) as (market, daemon), seen(daemon) as window:
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
         proxy.refuses = True
         proxy.cut()
         for _ in range(4):
@@ -171,7 +171,7 @@ async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
         _, status = await window.get("/status")
         assert status["buffer"]["blocked_by"] == "buffer_full"
         proxy.refuses = False
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
 
 
 async def test_a_database_without_a_schema(empty_database: str) -> None:
@@ -188,12 +188,12 @@ async def test_a_stuck_writer_makes_the_daemon_unready(writer_url: str, database
     async with Proxy(writer_url) as proxy, recording(proxy.url, **changes) as (market, daemon), seen(daemon) as window:
         market.trade()
         await stored(database, market)
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
         proxy.hold()
-        red = await eventually(window, "/readyz", ready=False)
+        red = await until_answer(window, "/readyz", ready=False)
         assert red["problems"][0]["detail"].startswith("Nothing was committed for ")
         proxy.release()
-        await eventually(window, "/readyz", ready=True)
+        await until_answer(window, "/readyz", ready=True)
 
 
 async def test_an_unavailable_stream(writer_url: str) -> None:
@@ -201,17 +201,17 @@ async def test_an_unavailable_stream(writer_url: str) -> None:
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url) as proxy:
         there = settings(simulator, writer_url, stream_url=proxy.url, reconnect_max_delay="60s")
         async with running(there) as daemon, seen(daemon) as window:
-            await eventually(window, "/readyz", ready=True)
+            await until_answer(window, "/readyz", ready=True)
             proxy.refuses = True
             proxy.cut()
-            red = await eventually(window, "/readyz", ready=False)
+            red = await until_answer(window, "/readyz", ready=False)
             assert [problem["check"] for problem in red["problems"]] == ["stream"]
             async with asyncio.timeout(10):
                 while not (retry := (await window.get("/status"))[1]["stream"])["retry_at"]:
                     await asyncio.sleep(0.02)
             assert retry["state"] == "waiting"
             assert await window.metric("ingestor_reconnects_total", cause="closed") == 1
-            await becomes(window, 1, "ingestor_session_state", state="waiting")  # it waits, tries and waits again
+            await until_metric(window, 1, "ingestor_session_state", state="waiting")  # it waits, tries and waits again
             _, status = await window.get("/status")
             assert status["connections"][0]["reason"] == "closed"
 
@@ -222,11 +222,11 @@ async def test_a_writer_that_does_not_advance(writer_url: str, monkeypatch: pyte
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         monkeypatch.setenv("WATCHDOG_USEC", "100000")
         async with recording(writer_url, stop_timeout="1s") as (market, daemon), seen(daemon) as window:
-            await notice(notified, "WATCHDOG=1")
+            await wait_for_message(notified, "WATCHDOG=1")
             monkeypatch.setattr(daemon._store, "write", lambda _: asyncio.Event().wait())
             daemon._writer._liveness._patience = 0.1 - liveness.GRACE  # only that of the writer
             market.trade()
-            stuck = await eventually(window, "/healthz", alive=False)
+            stuck = await until_answer(window, "/healthz", alive=False)
             assert stuck["loops"] == {"reader": "ok", "writer": "stuck"}
             assert (await window.get("/healthz"))[0] == 503
             received(notified)
@@ -253,7 +253,7 @@ def received(manager: socket.socket) -> list[str]:
     return found
 
 
-async def notice(manager: socket.socket, message: str, *before: str) -> list[str]:
+async def wait_for_message(manager: socket.socket, message: str, *before: str) -> list[str]:
     """Wait for a message to the manager, unless it is in `before`; return all messages until then."""
     found = list(before)
     async with asyncio.timeout(20):
@@ -277,9 +277,9 @@ async def test_notifications_to_the_service_manager(tmp_path: Path, monkeypatch:
         )
         daemon.start()
         try:
-            messages = await notice(notified, "READY=1")
+            messages = await wait_for_message(notified, "READY=1")
             assert "WATCHDOG=1" not in messages[: messages.index("READY=1")]
-            messages = await notice(notified, "STATUS=waiting", *messages)
+            messages = await wait_for_message(notified, "STATUS=waiting", *messages)
             status = next(line for line in messages if line.startswith("STATUS=waiting"))
             assert "0 ticks written" in status
             assert "stream: The server cannot be reached" in status
@@ -289,7 +289,7 @@ async def test_notifications_to_the_service_manager(tmp_path: Path, monkeypatch:
             await asyncio.sleep(0.6)
             assert received(notified) == []
             daemon.signal(signal.SIGCONT)
-            await notice(notified, "WATCHDOG=1")
+            await wait_for_message(notified, "WATCHDOG=1")
             assert daemon.stop() == 0
             assert "STOPPING=1" in received(notified)
         finally:
@@ -383,7 +383,7 @@ async def test_http_clients_do_not_slow_the_recorder(writer_url: str, database: 
             market.trade()
             await stored(database, market)
             assert (await window.get("/healthz"))[0] == 200
-            await eventually(window, "/readyz", ready=True)
+            await until_answer(window, "/readyz", ready=True)
         huge = await window.client.get("/healthz", headers={"X-Huge": "x" * 100_000})
         assert huge.status_code == 400
         market.trade()

@@ -34,7 +34,7 @@ from tests.tools import need
 
 VIEWS = ((360, "light"), (768, "dark"), (1440, "light"))
 HOSTILE = "<img src=x onerror=alert(1)>"
-PAPER = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}
+BACKGROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 28)"}
 
 CARD = """label => [...document.querySelectorAll(".card")]
     .find(card => card.querySelector("dt").textContent === label)?.querySelector("b").textContent"""
@@ -171,9 +171,11 @@ async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, 
             assert await page.evaluate(HEADLESS) == 0
             assert await page.evaluate(ENLARGED) <= 0
             assert await page.evaluate(TOO_WIDE) == []
-            assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == PAPER[scheme]
+            assert await page.evaluate("getComputedStyle(document.body).backgroundColor") == BACKGROUNDS[scheme]
         changes, _, _ = await asyncio.gather(
-            views[2].page.evaluate(SILENT), _keyboard_reads_the_charts(views[1].page), _needs_a_script(browser, url)
+            views[2].page.evaluate(SILENT),
+            _keyboard_reads_the_charts(views[1].page),
+            _page_without_scripts(browser, url),
         )
         assert changes == 0
         assert [each.faults for each in views] == [[]] * len(views)
@@ -196,7 +198,7 @@ async def _keyboard_reads_the_charts(page: Page) -> None:
     await expect(page.locator("#points tbody tr").first).to_be_visible()
 
 
-async def _needs_a_script(browser: Browser, url: str) -> None:
+async def _page_without_scripts(browser: Browser, url: str) -> None:
     """Without scripts, the page names the endpoints with the same facts."""
     context = await browser.new_context(java_script_enabled=False)
     page = await context.new_page()
@@ -250,7 +252,7 @@ async def _read_after(daemon: Daemon, before: datetime | None) -> datetime:
     return found.as_of
 
 
-class MadeUp:
+class FakeDaemon:
     """A daemon that only has a status."""
 
     def __init__(self, status: dict[str, Any]) -> None:
@@ -266,7 +268,7 @@ class MadeUp:
         return self._status
 
 
-def _a_day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
+def _day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
     """Return the middle of 24 November in Auckland, with a gap of each outcome and a hostile cause."""
     opens = datetime(2026, 11, 23, 21, tzinfo=UTC)
     start, now, closes = (opens + timedelta(minutes=minutes) for minutes in (100, 200, 400))
@@ -306,7 +308,7 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         _, status = await window.get("/status")
     server, closing = HttpServer("127.0.0.1", 0), asyncio.Event()
     server.bind()
-    task = asyncio.create_task(server.serve(make_app(MadeUp(_a_day_with_gaps(status)), CollectorRegistry(), closing)))
+    task = asyncio.create_task(server.serve(make_app(FakeDaemon(_day_with_gaps(status)), CollectorRegistry(), closing)))
     try:
         shown = await view(browser, server.url, 360)
         page = shown.page
@@ -324,7 +326,7 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await shown.says("this machine's clock is 3 min 0 s behind the database's: coverage lacks as much")
         await shown.card("Clock", "! 3 min 0 s")
         assert await page.evaluate(TOO_WIDE) == []
-        await _sentences_agree_with_what_is_below(page, _a_day_with_gaps(status))
+        await _headline_agrees_with_panels(page, _day_with_gaps(status))
         assert shown.faults == []
     finally:
         closing.set()
@@ -332,7 +334,7 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await task
 
 
-async def _sentences_agree_with_what_is_below(page: Page, status: dict[str, Any]) -> None:
+async def _headline_agrees_with_panels(page: Page, status: dict[str, Any]) -> None:
     """An open stream is never shown as lost, nor a failing database as written to."""
     since = (datetime.fromisoformat(status["now"]) - timedelta(seconds=20)).isoformat()
     problems = [

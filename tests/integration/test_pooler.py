@@ -16,7 +16,7 @@ from ingestor.store.connect import connect, is_pooled
 from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.inspect import inspect
 from ingestor.store.ticks import TickStore
-from tests.commands import ingestor_here
+from tests.commands import ingestor_in_process
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler
 from tests.servers import TestServer, query
@@ -145,7 +145,7 @@ async def test_a_pooler_that_allows_no_transactions(started: Started, database: 
     url = started("statement", 1).url(server.writer_url(database))
     with pytest.raises(PoolerError, match=r"pool_mode is statement.*pool_mode=transaction"):
         await connect(url)
-    status, _, errors = await asyncio.to_thread(ingestor_here, "gaps", INGESTOR_DATABASE_URL=url)
+    status, _, errors = await asyncio.to_thread(ingestor_in_process, "gaps", INGESTOR_DATABASE_URL=url)
     assert (status, "pool_mode=transaction" in errors) == (78, True)
 
 
@@ -156,6 +156,6 @@ async def test_commands_report_the_pooler(
     """A command's output and status are those of a direct connection."""
     pooler = started("transaction", 1)
     urls = [database, pooler.url(database)]
-    found = [await asyncio.to_thread(ingestor_here, *command, INGESTOR_DATABASE_URL=url) for url in urls]
+    found = [await asyncio.to_thread(ingestor_in_process, *command, INGESTOR_DATABASE_URL=url) for url in urls]
     assert found[0][0] == found[1][0]
     assert len(found[0][1].splitlines()) == len(found[1][1].splitlines())

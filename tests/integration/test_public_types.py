@@ -11,7 +11,7 @@ WHERE c.relnamespace = 'market'::regnamespace AND c.relkind IN ('r', 'v', 'm', '
   AND a.attnum > 0 AND NOT a.attisdropped
 """
 
-READ_EVERYWHERE = {
+UNIVERSAL_TYPES = {
     "bigint",
     "boolean",
     "date",
@@ -33,5 +33,5 @@ EXCEPTIONS = {
 async def test_every_client_reads_the_public_columns(database: str) -> None:
     """Each public column has a type that every client reads, except for the documented ones."""
     columns = {(relation, column): kind for relation, column, kind in await query(database, COLUMNS)}
-    assert {column: kind for column, kind in columns.items() if kind not in READ_EVERYWHERE} == EXCEPTIONS
+    assert {column: kind for column, kind in columns.items() if kind not in UNIVERSAL_TYPES} == EXCEPTIONS
     assert columns["gaps", "seconds"] == "double precision"

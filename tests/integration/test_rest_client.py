@@ -22,7 +22,7 @@ from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Bar, Tick
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import ManualClock
-from tests.rest import HANG, Asked, answer, scripted
+from tests.rest import HANG, Request, answer, scripted
 
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -228,7 +228,7 @@ async def test_the_rate_limit(form: str) -> None:
     left = [answer({"message": "slow"}, status=429, **forms[form])] * 7
     waits: list[float] = []
 
-    def script(_: Asked) -> bytes:
+    def script(_: Request) -> bytes:
         return left.pop() if left else bars(1)
 
     async with scripted(script) as server:
@@ -258,7 +258,7 @@ async def test_a_shorter_wait_does_not_replace_a_longer_one() -> None:
     began = clock.monotonic()
     resets = [5, 600]  # of two concurrent requests, the last to be answered
 
-    def script(_: Asked) -> bytes:
+    def script(_: Request) -> bytes:
         return answer({"data": []}, x_ratelimit_remaining=0, x_ratelimit_reset=resets.pop()) if resets else bars(1)
 
     async with scripted(script) as server, client(server.url, clock) as found:

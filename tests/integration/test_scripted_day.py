@@ -76,7 +76,7 @@ class Day:
         self._request()
         await asyncio.wait_for(self._task, 10)
 
-    async def die(self) -> None:
+    async def crash(self) -> None:
         """End the daemon as by SIGKILL: ticks in memory are lost, and no end is recorded."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -136,13 +136,13 @@ async def test_a_scripted_day(
         await day.trade(4)
         await allow_connections(server, database, True)
         await day.trade(4)
-        await day.die()
+        await day.crash()
         await day.trade(2.3)
         await day.start()
         await day.trade(3.2)
         await allow_connections(server, database, False)
         await day.trade(2.1)
-        await day.die()  # with the last minutes in the spool
+        await day.crash()  # with the last minutes in the spool
         await allow_connections(server, database, True)
         await day.trade(1)
         await day.start()

@@ -30,7 +30,7 @@ from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import classify
 from ingestor.telemetry.log import configure
-from tests.commands import ingestor, ingestor_here, start
+from tests.commands import ingestor, ingestor_in_process, start
 from tests.recording import running
 from tests.servers import TestServer, query, with_parts
 from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
@@ -67,8 +67,8 @@ async def test_the_password_of_an_azure_url(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     output, errors = await asyncio.wait_for(process.communicate(), 30)
     _, *checked = await ingestor("check", **settings)
-    migrated = await asyncio.to_thread(ingestor_here, "migrate", INGESTOR_DATABASE_URL=AZURE)
-    missing = await asyncio.to_thread(ingestor_here, "gaps", INGESTOR_DATABASE_URL=AZURE)
+    migrated = await asyncio.to_thread(ingestor_in_process, "migrate", INGESTOR_DATABASE_URL=AZURE)
+    missing = await asyncio.to_thread(ingestor_in_process, "gaps", INGESTOR_DATABASE_URL=AZURE)
     for text in (log, pages, str(checked), str(migrated), str(missing)):
         assert "user@server:[hidden]@127.0.0.1:1/db" in text
         assert "Qz9" not in text
@@ -166,7 +166,7 @@ async def test_a_server_that_repeats_the_token(
             heartbeat="50ms",
         )
         async with running(settings) as daemon:
-            await something_happened(daemon, database)
+            await wait_for_end_or_commit(daemon, database)
             pages = "".join([text async for text in all_pages(daemon.http.url)])
             line = daemon.status.line()
     log = "".join(capfd.readouterr())
@@ -177,7 +177,7 @@ async def test_a_server_that_repeats_the_token(
         assert "\x1b[31mtk" not in shown
 
 
-async def something_happened(daemon: Daemon, database: str) -> None:
+async def wait_for_end_or_commit(daemon: Daemon, database: str) -> None:
     """Wait until a session has ended, or a tick was committed."""
     async with asyncio.timeout(15):
         while not daemon.http.is_bound or not (
@@ -272,7 +272,7 @@ async def test_a_proxy_that_cannot_be_one(address: str, monkeypatch: pytest.Monk
 )
 def test_a_secret_in_the_wrong_place(arguments: list[str], settings: dict[str, str]) -> None:
     """A token given as an option or to another setting is not repeated in the error."""
-    status, output, errors = ingestor_here(
+    status, output, errors = ingestor_in_process(
         *arguments, **{f"INGESTOR_{name}": value for name, value in settings.items()}
     )
     assert status in {2, 78}
@@ -309,7 +309,7 @@ async def test_a_reason_with_a_secret(database: str, form: str) -> None:
     settings = {"INGESTOR_DATABASE_URL": database, "INGESTOR_TOKEN": 'tk_Qz1"Qz2'}
     day = ("--since", "2026-11-20", "--until", "2026-11-21")
     arguments = ("gaps", *day, "--format", form, "--exclude", at(100).isoformat(), at(102).isoformat(), reason)
-    _, output, errors = await asyncio.to_thread(ingestor_here, *arguments, COLUMNS="300", **settings)
+    _, output, errors = await asyncio.to_thread(ingestor_in_process, *arguments, COLUMNS="300", **settings)
     assert errors == ""
     assert "[hidden]" in output
     assert "Qz" not in output

@@ -30,7 +30,7 @@ NEW = 1_000_000
 
 
 @dataclass(frozen=True)
-class Left:
+class Leftovers:
     """The spools of two processes without a database: one was stopped, one killed. Both received the same `ticks`."""
 
     directory: Path
@@ -54,7 +54,7 @@ def process_of(simulator: Simulator, database: str, directory: Path, **changes: 
     return DaemonProcess(directory.with_suffix(".log"), **{**settings, **changes})
 
 
-async def leave(directory: Path) -> Left:
+async def leave(directory: Path) -> Leftovers:
     async with Simulator(port=0, rate=0, record=True, max_streams=2) as simulator:
         daemons = {name: process_of(simulator, NOWHERE, directory / name) for name in ("stopped", "killed")}
         try:
@@ -76,18 +76,18 @@ async def leave(directory: Path) -> Left:
             for daemon in daemons.values():
                 daemon.end()
         account = simulator.accounts[0]
-        return Left(directory, {tick.volume: at for tick, at in zip(account.ticks, account.sent_at, strict=True)})
+        return Leftovers(directory, {tick.volume: at for tick, at in zip(account.ticks, account.sent_at, strict=True)})
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
+def leftovers(tmp_path_factory: pytest.TempPathFactory) -> Leftovers:
     """Make both spools, to be copied."""
-    return asyncio.run(leave(tmp_path_factory.mktemp("left")))
+    return asyncio.run(leave(tmp_path_factory.mktemp("leftovers")))
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A bit in a file of one of the spools. With `away` the database becomes available only after the start."""
+    """A bit in a file of one of the spools. With `unavailable` the database becomes available only after the start."""
 
     state: str
     name: str
@@ -95,7 +95,7 @@ class Flip:
     """An offset, or a text of which the middle occurrence is damaged."""
     bit: int
     kept: bool = False
-    away: bool = False
+    unavailable: bool = False
 
     def do(self, directory: Path) -> None:
         content = bytearray((directory / self.name).read_bytes())
@@ -108,25 +108,25 @@ class Flip:
 
 
 FLIPS: dict[str, Flip] = {
-    "read-only by its header, without a database": Flip("stopped", "spool.db", 18, 6, away=True),
+    "read-only by its header, without a database": Flip("stopped", "spool.db", 18, 6, unavailable=True),
     "schema format": Flip("stopped", "spool.db", 47, 3),
     "first page of the log": Flip("killed", "spool.db-wal", 500, 3),
     "a batch": Flip("stopped", "spool.db", b"AIR.NZ", 5),
 }
-MORE: dict[str, Flip] = {
+MORE_FLIPS: dict[str, Flip] = {
     "magic": Flip("stopped", "spool.db", 3, 0),
     "page size": Flip("stopped", "spool.db", 16, 1),
-    "read version": Flip("stopped", "spool.db", 19, 7, away=True),
+    "read version": Flip("stopped", "spool.db", 19, 7, unavailable=True),
     "pages": Flip("stopped", "spool.db", 28, 7),
     "version of the application": Flip("stopped", "spool.db", 60, 0, kept=True),
     "encoding": Flip("stopped", "spool.db", 59, 1),
     "tables": Flip("stopped", "spool.db", PAGE - 20, 7),
     "state of the queue": Flip("stopped", "spool.db", 4 * PAGE - 20, 0),
-    "header of the log": Flip("killed", "spool.db-wal", 9, 0, away=True),
+    "header of the log": Flip("killed", "spool.db-wal", 9, 0, unavailable=True),
     "middle of the log": Flip("killed", "spool.db-wal", 10 * (PAGE + 24) + 700, 2),
     "watermark": Flip("killed", "watermark", 9, 2, kept=True),
 }
-ALL = FLIPS | MORE
+ALL = FLIPS | MORE_FLIPS
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def ended() -> Iterator[list[DaemonProcess]]:
 @pytest.mark.parametrize("name", ALL if ALL_FLIPS else FLIPS)
 async def test_a_flipped_bit(
     name: str,
-    left: Left,
+    leftovers: Leftovers,
     writer_url: str,
     database: str,
     server: TestServer,
@@ -151,10 +151,10 @@ async def test_a_flipped_bit(
     """The daemon sets the file aside with a log line, records, and covers nothing that was lost."""
     flip = ALL[name]
     directory = tmp_path / "spool"
-    shutil.copytree(left.directory / flip.state, directory)
+    shutil.copytree(leftovers.directory / flip.state, directory)
     flip.do(directory)
     allow = f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS"
-    if flip.away:
+    if flip.unavailable:
         await server.run(f"{allow} false")
     async with Simulator(port=0, rate=0) as simulator:
         daemon = process_of(simulator, writer_url, directory)
@@ -162,7 +162,7 @@ async def test_a_flipped_bit(
         daemon.start()
         await simulator.wait_connected()
         simulator.send([Tick("AIR.NZ", NOW, 0.5, NEW + number) for number in range(100)])
-        if flip.away:
+        if flip.unavailable:
             await asyncio.sleep(0.3)
             await server.run(f"{allow} true")
         await until(database, f"SELECT count(*) FROM market.ticks WHERE volume >= {NEW}", 100)
@@ -175,7 +175,7 @@ async def test_a_flipped_bit(
     assert damaged == list(directory.glob("spool-damaged-*.db"))
     assert len(damaged) == (not flip.kept)
     stored = {volume for (volume,) in await query(database, "SELECT volume FROM market.ticks")}
-    lost = left.sent_at.keys() - stored
+    lost = leftovers.sent_at.keys() - stored
     if flip.kept and flip.state == "stopped":
         assert not lost
     claimed = await query(
@@ -185,7 +185,9 @@ async def test_a_flipped_bit(
         "WHERE authenticated_at IS NOT NULL AND covered_until IS NOT NULL",
     )
     assert claimed
-    assert not [at for volume, at in left.sent_at.items() if volume in lost and any(a <= at <= b for a, b in claimed)]
+    assert not [
+        at for volume, at in leftovers.sent_at.items() if volume in lost and any(a <= at <= b for a, b in claimed)
+    ]
 
 
 async def test_damage_while_it_records(writer_url: str, database: str, server: TestServer) -> None:

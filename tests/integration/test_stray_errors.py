@@ -189,7 +189,7 @@ async def test_processes(writer_url: str, tmp_path: Path) -> None:
             for daemon, ending in started:
                 if ending in {"early", "late"}:
                     async with asyncio.timeout(60):
-                        while not (daemon.listens_to(signal.SIGTERM) if ending == "early" else silent.clients):
+                        while not (daemon.handles(signal.SIGTERM) if ending == "early" else silent.clients):
                             await asyncio.sleep(0.01)
                     assert await asyncio.to_thread(daemon.stop) == 0
                 else:

@@ -30,7 +30,7 @@ SECONDS = float(os.environ.get("INGESTOR_TEST_CONTENTION_SECONDS", "0"))
 SUMS = "SELECT sum(ticks)::int, sum(duplicates)::int FROM ingest.stream_sessions"
 
 
-class HastyClock(ManualClock):
+class FastClock(ManualClock):
     """Let so much time pass that every write begins with COPY, however often COPY has failed."""
 
     def monotonic(self) -> float:
@@ -41,7 +41,7 @@ class HastyClock(ManualClock):
 @asynccontextmanager
 async def two_stores(url: str) -> AsyncIterator[tuple[TickStore, TickStore]]:
     """Yield the writers of two instances."""
-    stores = TickStore(url, write_timeout=60, clock=HastyClock()), TickStore(url, write_timeout=60, clock=HastyClock())
+    stores = TickStore(url, write_timeout=60, clock=FastClock()), TickStore(url, write_timeout=60, clock=FastClock())
     yield stores
     for store in stores:
         await store.close()

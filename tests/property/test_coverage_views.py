@@ -34,7 +34,7 @@ EVALUATE = Path(__file__).with_name("evaluate.sql").read_text(encoding="utf-8")
 FORGET = "DROP FUNCTION pg_temp.evaluate, pg_temp.instant, pg_temp.length, pg_temp.micros"
 
 
-def a_world(seed: int, now: Micros) -> World:
+def random_world(seed: int, now: Micros) -> World:
     """Return a random set, around now or around a day on which Auckland's clocks change."""
     random = Random(seed)
     first = _first_day(random, now)
@@ -179,7 +179,7 @@ async def test_the_views_agree_with_the_oracle(server: TestServer) -> None:
             seeds = range(first, min(first + AT_ONCE, SETS))
             async with connection.transaction():
                 now = from_datetime(await connection.fetchval("SELECT now()"))
-                worlds = [a_world(seed, now) for seed in seeds]
+                worlds = [random_world(seed, now) for seed in seeds]
                 await connection.execute(EVALUATE)
                 rows = await connection.fetch(
                     "SELECT pg_temp.evaluate(world) FROM unnest($1::jsonb[]) AS world",

@@ -20,7 +20,7 @@ from ingestor.stream.decoder import MAX_MESSAGE_BYTES
 from ingestor.stream.frames import frame_size, whole_texts
 
 
-class Plodding(FeedConnection):
+class LibraryConnection(FeedConnection):
     """The same connection with every frame read by the library."""
 
     def data_received(self, data: bytes) -> None:
@@ -146,7 +146,7 @@ def test_the_fast_path_receives_what_the_library_does(
 
     async def both() -> None:
         ours = await received(FeedConnection, answer, chunks, ends=ends, deflate=deflate)
-        assert ours == await received(Plodding, answer, chunks, ends=ends, deflate=deflate)
+        assert ours == await received(LibraryConnection, answer, chunks, ends=ends, deflate=deflate)
 
     asyncio.run(both())
 
@@ -155,7 +155,7 @@ def test_the_fast_path_receives_what_the_library_does(
 def test_the_handshake_may_be_cut_anywhere(place: int, answer: str) -> None:
     """Messages in the same read as the end of the answer are received."""
 
-    class Slowly(FeedConnection):
+    class ByteByByte(FeedConnection):
         def data_received(self, data: bytes) -> None:
             for part in cut(data, [place * 4, place * 4 + 2, len(data) - place]):
                 super().data_received(part)
@@ -163,8 +163,8 @@ def test_the_handshake_may_be_cut_anywhere(place: int, answer: str) -> None:
     chunks = [frame(TEXT, b"first") + frame(TEXT, b"second"), frame(TEXT, b"third")]
 
     async def both() -> None:
-        found = await received(Slowly, answer, chunks, ends=False)
-        assert found == await received(Plodding, answer, chunks, ends=False)
+        found = await received(ByteByByte, answer, chunks, ends=False)
+        assert found == await received(LibraryConnection, answer, chunks, ends=False)
         assert len(found[0]) == (3 if "101" in answer else 0)
 
     asyncio.run(both())

@@ -26,7 +26,7 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import load_settings
 from ingestor.telemetry.log import configure
-from tests.commands import ingestor_here
+from tests.commands import ingestor_in_process
 
 EXAMPLES = int(os.environ.get("INGESTOR_TEST_EXAMPLES", "1"))
 """The factor for the number of examples: for fuzzing by hand."""
@@ -216,7 +216,7 @@ def test_no_command_shows_a_password(
                 environment["INGESTOR_DATABASE_URL"] = f"{plain}?passfile={file}"
     with patch.object(redaction, "_registry", redaction.Registry()):
         try:
-            status, output, errors = ingestor_here(command, *COMMANDS[command], **environment)
+            status, output, errors = ingestor_in_process(command, *COMMANDS[command], **environment)
         finally:
             Path(".env").unlink(missing_ok=True)
     assert status in {69, 78}, output + errors
@@ -248,14 +248,14 @@ def test_the_daemon_shows_no_password(
     with patch.object(redaction, "_registry", redaction.Registry()), contextlib.suppress(AddressError):
         parse_database_address(url)
         configure("debug", "json" if form == "json" else "console")
-        shown = asyncio.run(_what_a_daemon_shows(url, tmp_path))
+        shown = asyncio.run(_daemon_output(url, tmp_path))
         log = "".join(capfd.readouterr())
         assert "database_write_failed" in log
         assert not is_shown(password, shown)
         assert not is_shown(password, log)
 
 
-async def _what_a_daemon_shows(url: str, directory: Path) -> str:
+async def _daemon_output(url: str, directory: Path) -> str:
     request = StopRequest()
     daemon = Daemon(
         load_settings(

@@ -84,7 +84,7 @@ class Section:
 
 async def main(url: str, rows: int) -> None:
     """Fill, measure and write."""
-    await migrate(url, load_settings(database_url=url), _say)
+    await migrate(url, load_settings(database_url=url), _report)
     facts = await inspect(url)
     connection = await connect(url)
     if await connection.fetchval("SELECT EXISTS (SELECT FROM market.ticks)"):
@@ -102,7 +102,7 @@ async def main(url: str, rows: int) -> None:
         await connection.close()
         async with as_owner(url, failure="The bars were not computed", verb="Fill") as engine:
             async with without_transactions(engine) as maintaining:
-                await mend_aggregates(maintaining, _say)
+                await mend_aggregates(maintaining, _report)
         connection = await connect(url)
     await connection.execute("VACUUM (ANALYZE) market.ticks")
     section = Section(f"PostgreSQL {facts.version.split()[0]} {facts.edition}")
@@ -174,7 +174,7 @@ def edition_of(text: str) -> str:
     )
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, flush=True)
 
 

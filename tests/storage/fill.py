@@ -15,7 +15,7 @@ from tests.examples import MARKET
 DAYS = 250
 SYMBOLS = 150
 
-MOST_AT_ONCE = 20_000
+MAX_ROWS = 20_000
 """Rows in one statement: a server in a browser's engine has little memory."""
 
 _SESSIONS = """
@@ -69,7 +69,7 @@ async def fill(connection: asyncpg.Connection, rows: int, last: date, report: Ca
 
 async def _session(connection: asyncpg.Connection, opens_at: datetime, closes_at: datetime, wanted: int) -> int:
     """Insert the ticks of one session, in parts of whole seconds, so that equal ticks are numbered together."""
-    parts = -(-wanted // MOST_AT_ONCE)
+    parts = -(-wanted // MAX_ROWS)
     length = (closes_at - opens_at).total_seconds()
     edges = [round(length * part / parts) for part in range(parts + 1)]
     done = 0

@@ -100,7 +100,7 @@ async def test_a_batch_that_is_skipped(tmp_path: Path, monkeypatch: pytest.Monke
 
 async def test_a_request_that_is_not_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's cases find a server that keeps a client waiting."""
-    monkeypatch.setattr(page, "PATIENCE", 0.1)
+    monkeypatch.setattr(page, "ANSWER_TIMEOUT", 0.1)
 
     over = asyncio.Event()
 
@@ -115,7 +115,7 @@ async def test_a_request_that_is_not_answered(tmp_path: Path, monkeypatch: pytes
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with page.visiting(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/") as case:
+    async with page.testing(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/") as case:
         with pytest.raises(AssertionError, match="neither answered nor closed"):
             await all_of(case)
     server.close()

@@ -19,7 +19,7 @@ UNKNOWN = Facts(False, 0, 0, 2**30, 0, None, None, None)
 KNOWN = Facts(True, 300, 200, 2**30, 2, 4, 99.5, 0.875)
 
 
-def a_telemetry() -> Telemetry:
+def full_telemetry() -> Telemetry:
     """Return telemetry that has seen every event."""
     telemetry = Telemetry(ManualClock())
     session = Session(new_session_id(0), "test", "ws://localhost/ws", 0)
@@ -35,7 +35,7 @@ def a_telemetry() -> Telemetry:
 
 
 def scraped(facts: Facts) -> str:
-    return generate_latest(new_registry(a_telemetry(), lambda: facts)).decode()
+    return generate_latest(new_registry(full_telemetry(), lambda: facts)).decode()
 
 
 def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:

@@ -260,7 +260,7 @@ def own_errors() -> set[str]:
     }
 
 
-def shown_as_it_is(function: ast.AST, name: str) -> Iterator[str]:
+def unredacted_texts(function: ast.AST, name: str) -> Iterator[str]:
     """Yield the places where the text of an error is formatted without a function of `ingestor.redaction`."""
 
     def is_text(node: ast.AST) -> bool:
@@ -291,5 +291,5 @@ def test_text_from_outside_goes_through_one_function() -> None:
                 kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
                 if {ast.unparse(kind) for kind in kinds} <= ours:
                     continue
-                found += [f"{path.name}:{node.lineno}: {each}" for each in shown_as_it_is(node, node.name)]
+                found += [f"{path.name}:{node.lineno}: {each}" for each in unredacted_texts(node, node.name)]
     assert found == []
