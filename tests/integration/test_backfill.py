@@ -364,7 +364,7 @@ async def test_concurrent_runs(writer_url: str, database: str) -> None:
 
 
 async def test_the_last_two_symbols_at_once(writer_url: str, database: str) -> None:
-    """Two processes that settle the last two symbols at once both see the gap as settled."""
+    """Two processes that settle the last two symbols at once do not leave the gap pending."""
     pieces = [GapSpan(at(minute), at(minute + 1)) for minute in range(60)]
     async with GapStore(writer_url) as one, GapStore(writer_url) as other:
         for piece in pieces:

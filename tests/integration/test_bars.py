@@ -169,7 +169,7 @@ async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.Mon
         assert old < gap_store.ticks_since < now
 
 
-def test_retention_keeps_ticks_of_stale_bars() -> None:
+def test_no_policy_reaches_dropped_ticks() -> None:
     """No refresh policy reaches ticks that retention may have dropped."""
     assert max(level.start + level.width for level in LEVELS) <= timedelta(seconds=LEAST_RETENTION)
 

@@ -99,7 +99,7 @@ async def test_a_chart_as_svg(writer_url: str, traded: None, tmp_path: Path) -> 
 
 
 async def test_nothing_to_draw(writer_url: str, database: str, traded: None) -> None:
-    """A missing symbol, day or schema is reported with its remedy."""
+    """Missing bars and unknown symbols are reported with the remedy."""
     await execute(database, "INSERT INTO market.instruments (symbol, exchange) VALUES ('MEL.NZ', 'nzx')")
     await execute(database, TICKS, at(209.5), at(209.5), "SPK.NZ")  # received, but its minute was not fully covered
     elsewhere = (

@@ -118,7 +118,7 @@ async def test_the_columnstore(community: str) -> None:
 
 
 async def test_an_interrupted_migration(community: str) -> None:
-    """A repeated migration computes the missing range before it adds a missing policy; a third one changes nothing."""
+    """If a policy is missing, `migrate` first computes the missing bars; a second run does nothing."""
     for level in LEVELS[:2]:
         await execute_all(community, f"SELECT remove_continuous_aggregate_policy('{level.view}')")
     lines: list[str] = []

@@ -83,7 +83,7 @@ async def test_from_the_opening_on(database: str) -> None:
 
 
 async def test_coverage_begins_with_the_first_session(database: str) -> None:
-    """Coverage begins with the first session, unless a setting puts its begin earlier."""
+    """Coverage begins with the first session, unless a setting puts its beginning earlier."""
     await record_session(database, at(60), ENDS)
     assert await gaps(database) == []
     await execute(database, "UPDATE ingest.settings SET coverage_since = $1", BEGINS + 10 * MINUTE)

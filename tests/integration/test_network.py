@@ -184,8 +184,8 @@ def test_exceptions(exceptions: str, host: str, expected: bool) -> None:
     assert is_excepted(exceptions, host, 443) is expected
 
 
-def test_loopback_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unencrypted traffic never leaves by a proxy."""
+def test_unencrypted_loopback_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unencrypted loopback addresses bypass the proxy; encrypted ones use it."""
     monkeypatch.setenv("ALL_PROXY", "http://proxy.invalid:1")
     assert proxy_for("http://localhost:5005") is None
     assert proxy_for("ws://localhost:5005/ws") is None

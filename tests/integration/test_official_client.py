@@ -73,7 +73,7 @@ class Client:
 
 @pytest.fixture(autouse=True)
 def _port_is_free() -> None:
-    """Wait for the client's fixed port: it must be free on each address of localhost."""
+    """Fail if another process listens on the client's fixed port."""
     for family, _, _, _, address in socket.getaddrinfo("localhost", PORT, type=socket.SOCK_STREAM):
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             if probe.connect_ex(address) == 0:

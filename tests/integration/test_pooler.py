@@ -150,7 +150,7 @@ async def test_a_pooler_that_allows_no_transactions(started: Started, database: 
 
 
 @pytest.mark.parametrize("command", [("gaps",), ("check",), ("migrate",)])
-async def test_commands_report_the_pooler(
+async def test_commands_behave_the_same(
     started: Started, database: str, server: TestServer, command: tuple[str, ...]
 ) -> None:
     """A command's output and status are those of a direct connection."""
