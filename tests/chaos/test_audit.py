@@ -75,7 +75,7 @@ async def test_a_loss_outside_a_gap(writer_url: str, database: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["ticks", "duplicates", "rejected"])
-async def test_a_batch_that_counts_twice(writer_url: str, database: str, what: str) -> None:
+async def test_a_batch_counted_twice(writer_url: str, database: str, what: str) -> None:
     """Wrong counts of a session break the promise."""
     await record(writer_url, TICKS, 9.5)
     connection = await connect(database)
@@ -84,7 +84,7 @@ async def test_a_batch_that_counts_twice(writer_url: str, database: str, what: s
     assert len((await verdict_of(database, account())).claims) == 1
 
 
-async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> None:
+async def test_a_missing_equal_tick(writer_url: str, database: str) -> None:
     """Two equal trades received on one connection are two rows."""
     twins = [TICKS[0], TICKS[0], *TICKS[1:]]
     await record(writer_url, TICKS, 9.5)
@@ -92,7 +92,7 @@ async def test_an_equal_tick_that_is_missing(writer_url: str, database: str) -> 
 
 
 @pytest.mark.parametrize("change", ["4", "0"])
-async def test_a_row_too_many(writer_url: str, database: str, change: str) -> None:
+async def test_an_extra_row(writer_url: str, database: str, change: str) -> None:
     """A copied row, or a skipped number, breaks the promise."""
     await record(writer_url, TICKS, 9.5)
     connection = await connect(database)
@@ -153,7 +153,7 @@ async def test_a_restored_backup(writer_url: str, database: str) -> None:
     assert await verdict_of(database, account()) == Verdict(10, 6, 4, 0, 0, 0.6, ())
 
 
-async def test_a_number_whose_predecessor_was_lost(writer_url: str, database: str) -> None:
+async def test_a_lost_first_of_two_equal_ticks(writer_url: str, database: str) -> None:
     """If the database lost the first of two equal ticks, that is a loss, not a copy."""
     await record(writer_url, [TICKS[0], TICKS[0]], -1)
     connection = await connect(database)
@@ -163,7 +163,7 @@ async def test_a_number_whose_predecessor_was_lost(writer_url: str, database: st
     assert (verdict.twice, verdict.lost_in_gaps) == (0, 1)
 
 
-def test_the_schedule_comes_from_its_seed() -> None:
+def test_the_seed_determines_the_schedule() -> None:
     """A failing seed can be repeated; every kind occurs once in a round."""
     faults = schedule(5, 100, without=set())
     assert faults == schedule(5, 100, without=set())

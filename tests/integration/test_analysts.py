@@ -106,7 +106,7 @@ def test_the_address_of_an_analyst(
     assert analyst_url(found, "a b", "m/x") == expected
 
 
-async def test_again(database: str, name: str, server: TestServer) -> None:
+async def test_a_second_run(database: str, name: str, server: TestServer) -> None:
     """A second run changes the analyst's password and limits; any other login stays as it is."""
     for options in ("LOGIN PASSWORD 'its own'", "IN ROLE market_read"):
         await server.run(f'CREATE ROLE "{name}" {options}')
@@ -118,7 +118,7 @@ async def test_again(database: str, name: str, server: TestServer) -> None:
     await grant(database, name, "another-Password", 5.0)
     shown = await query(as_analyst(database, name, "another-Password"), "SHOW statement_timeout")
     assert shown == [("5s",)]
-    if server.edition == "plain":  # the other server of the tests trusts everybody
+    if server.edition == "plain":  # the tests' other server accepts any login
         with pytest.raises(StoreError, match="password authentication failed"):
             await connect(as_analyst(database, name))
     ((stored,),) = await query(database, f"SELECT rolpassword FROM pg_authid WHERE rolname = '{name}'")

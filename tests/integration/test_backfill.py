@@ -176,7 +176,7 @@ async def test_a_wrong_record_among_others(wrong: list[Any], reason: str, writer
     assert await query(database, GAPS) == [(at(101), at(119), "backfilled")]
 
 
-async def test_nothing_but_wrong_records(writer_url: str, database: str) -> None:
+async def test_only_wrong_records(writer_url: str, database: str) -> None:
     """Wrong records alone do not mean silence: after some attempts the gap is unfillable, with the reason."""
     await gap_of_twenty(database, writer_url)
     async with scripted(lambda _: answer({"data": records(at(105), volume=-1)})) as server:
@@ -449,7 +449,7 @@ async def test_gaps_older_than_the_provider_keeps(writer_url: str, database: str
     assert error == "older than the source keeps one-minute bars (1 year)"
 
 
-async def test_a_gap_that_goes_on(writer_url: str, database: str) -> None:
+async def test_a_lasting_gap(writer_url: str, database: str) -> None:
     """The older part of a lasting gap is filled first and the rest later; no minute is asked for before its end."""
     await record_session(database, BEGINS - MINUTE, at(100))
     await record_session(database, at(200), ENDS + MINUTE)
@@ -576,7 +576,7 @@ MARGIN = timedelta(seconds=5)
     [(100, 102, 99, 103), (100.5, 100.6, 100, 101), (100.05, 100.1, 99, 101), (100.5, 100.95, 100, 102),
      (100 + 5 / 60, 101 - 5 / 60, 100, 101)],
 )  # fmt: skip
-def test_whole_minutes_are_asked_for(start: float, end: float, first: int, last: int) -> None:
+def test_requests_are_whole_minutes(start: float, end: float, first: int, last: int) -> None:
     """The request reaches from the minute of the start less the margin to the minute after the end plus the margin."""
     piece = GapSpan(rounded(start), rounded(end))
     assert asked_for(piece, MARGIN) == (at(first), at(last))

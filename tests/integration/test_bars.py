@@ -37,7 +37,7 @@ async def test_bars_of_every_width(database: str) -> None:
     assert counts["1m"] > counts["5m"] > counts["1h"] > counts["1d"] == 3 * 4
 
 
-async def test_the_order_within_a_second(database: str) -> None:
+async def test_order_within_a_second(database: str) -> None:
     """Ticks are ordered by time, arrival, occurrence: a late tick of the second before is not the last one."""
     second = timedelta(seconds=1)
     await insert(
@@ -67,7 +67,7 @@ async def test_ticks_with_extreme_prices(database: str) -> None:
         assert len(await query(database, f"SELECT * FROM market.{view}")) == 7
 
 
-async def test_bounds_are_looked_up(database: str, server: TestServer) -> None:
+async def test_bounds_use_an_index(database: str, server: TestServer) -> None:
     """A query for a span of time reads only that span, not all ticks of a symbol."""
     if server.is_community:
         return  # aggregates are stored by symbol and time
@@ -174,7 +174,7 @@ def test_no_policy_reaches_dropped_ticks() -> None:
     assert max(level.start + level.width for level in LEVELS) <= timedelta(seconds=LEAST_RETENTION)
 
 
-async def test_analysts_read_the_market_and_nothing_else(database: str, server: TestServer) -> None:
+async def test_analysts_read_only_the_market(database: str, server: TestServer) -> None:
     """Analysts read every relation of `market`, also later ones, no other schema, and write nothing."""
     name = server.new_name()
     await server.run(f"CREATE ROLE {name} LOGIN IN ROLE market_read")

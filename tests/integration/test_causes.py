@@ -112,7 +112,7 @@ async def test_an_owner_whose_session_ends(database: str) -> None:
     assert not PRIVATE.search(str(raised.value))
 
 
-async def test_a_daemon_whose_server_goes(writer_url: str, database: str, process: ServerProcess) -> None:
+async def test_a_daemon_whose_server_restarts(writer_url: str, database: str, process: ServerProcess) -> None:
     """All log lines about a server that restarts repeatedly are in words."""
     with structlog.testing.capture_logs() as lines:
         async with recording(writer_url) as (market, daemon):

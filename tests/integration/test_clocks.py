@@ -113,7 +113,9 @@ async def test_clocks_that_agree(writer_url: str, database: str) -> None:
         (-3.0, 2.5, False, (0.0, 0.0)),
     ],
 )
-def test_a_slow_answer_is_no_wrong_clock(ahead: float, error: float, is_large: bool, most: tuple[float, float]) -> None:
+def test_a_slow_answer_does_not_mean_a_wrong_clock(
+    ahead: float, error: float, is_large: bool, most: tuple[float, float]
+) -> None:
     """The round trip limits precision: a difference counts if it exceeds the error by more than a second."""
     difference = ClockDifference(round(ahead * SECOND), round(error * SECOND))
     assert difference.is_large is is_large
@@ -154,7 +156,7 @@ async def test_coverage_never_ends_in_the_future(writer_url: str, database: str)
     assert await query(database, "SELECT covered_until <= now() FROM ingest.stream_sessions") == [(True,)]
 
 
-async def test_a_clock_that_was_set_between_two_starts(writer_url: str, database: str) -> None:
+async def test_a_clock_change_between_two_starts(writer_url: str, database: str) -> None:
     """A session that seems to begin after its successor's start is still ended."""
     store = TickStore(writer_url, write_timeout=10)
     later = SystemClock().wall() + 3600 * SECOND
@@ -177,7 +179,7 @@ async def test_ticks_of_a_clock_that_is_years_ahead_are_written(writer_url: str,
     assert await query(database, "SELECT count(*) FROM ingest.stale_ranges") == [(0,)]
 
 
-async def test_a_spool_that_a_dead_process_left(writer_url: str, database: str, tmp_path: Path) -> None:
+async def test_the_spool_of_a_dead_process(writer_url: str, database: str, tmp_path: Path) -> None:
     """A successor that writes a dead process's spool does not revive it: its session is crashed, with one gap."""
     await execute(database, f"{ALWAYS}, coverage_since = now() - interval '1 minute'")
     async with Simulator(port=0, rate=0) as simulator, Proxy(writer_url) as wire:

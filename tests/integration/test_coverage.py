@@ -34,13 +34,13 @@ async def friday(url: str) -> tuple[float, ...]:
     return row[1:]
 
 
-async def test_nothing_was_ever_recorded(database: str) -> None:
+async def test_no_session(database: str) -> None:
     """Without a session there are neither gaps nor trading time."""
     assert await query(database, GAPS) == []
     assert await query(database, DAYS) == []
 
 
-async def test_a_whole_day(database: str) -> None:
+async def test_a_fully_covered_day(database: str) -> None:
     """A session around the trading time, across midnight in both time zones, leaves no gap."""
     await record_session(database, BEGINS - timedelta(hours=3), ENDS + timedelta(hours=20))
     assert await gaps(database) == []
@@ -75,7 +75,7 @@ async def test_no_gap_outside_of_trading_time(database: str) -> None:
     assert await gaps(database) == []
 
 
-async def test_from_the_opening_on(database: str) -> None:
+async def test_a_late_start(database: str) -> None:
     """If the daemon starts late, the gap begins with the trading time."""
     await record_session(database, BEGINS - timedelta(days=1), ENDS - timedelta(days=1), "stopped")
     await record_session(database, at(45), ENDS)
@@ -115,7 +115,7 @@ async def test_a_stall_covers_until_the_last_tick(database: str) -> None:
 
 
 @pytest.mark.parametrize("reason", ["stall", "crashed", None])
-async def test_messages_that_are_no_ticks_cover_nothing(database: str, reason: str | None) -> None:
+async def test_other_messages_cover_nothing(database: str, reason: str | None) -> None:
     """A session without a readable message covers nothing, however long its pings were answered."""
     session = await record_session(database, at(100), at(200), reason)
     await execute(database, "UPDATE ingest.stream_sessions SET last_tick_at = NULL WHERE id = $1", session)
@@ -155,7 +155,7 @@ async def test_a_live_session(database: str) -> None:
         assert timedelta(seconds=35) < end - start < timedelta(seconds=60)
 
 
-async def test_a_live_session_whose_clock_is_behind(database: str) -> None:
+async def test_a_live_session_with_a_clock_behind(database: str) -> None:
     """Only the database's clock decides whether a session is alive; the time of its last proof does not matter."""
     now = datetime.now(UTC)
     await execute(database, "UPDATE ingest.settings SET calendar = 'always'")
@@ -192,7 +192,7 @@ async def test_null_covers_nothing(database: str) -> None:
         assert await query(database, SERIES) == []
 
 
-async def test_nothing_in_a_session_hides_the_gaps(database: str) -> None:
+async def test_odd_sessions_do_not_break_the_views(database: str) -> None:
     """The views answer for any row of a session, also with infinite times or times out of order."""
     await record_session(database, BEGINS, at(100))
     session = await record_session(database, at(110), at(120), "crashed", last=at(111))
@@ -381,7 +381,7 @@ BAR = (
 SERIES = "SELECT time, open, source FROM market.bars_1m WHERE symbol = 'A.NZ' ORDER BY time"
 
 
-async def test_one_series_of_bars(database: str) -> None:
+async def test_one_bar_for_each_minute(database: str) -> None:
     """A bar is ours if its minute was fully covered, else the provider's; each minute has one bar."""
     await record_session(database, BEGINS, at(100))
     await record_session(database, at(102.5), ENDS)

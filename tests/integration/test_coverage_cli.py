@@ -344,7 +344,7 @@ async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database
     )
 
 
-async def test_reconcile_finds_what_the_server_dropped(writer_url: str, database: str) -> None:
+async def test_reconcile_finds_ticks_that_the_server_dropped(writer_url: str, database: str) -> None:
     """The simulator's bars reveal ticks that the server dropped while the stream looked alive."""
     await record_session(database, BEGINS - MINUTE, ENDS + MINUTE, "stopped")
     async with Simulator(port=0, rate=0) as simulator:

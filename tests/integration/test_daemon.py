@@ -67,7 +67,7 @@ async def test_a_busy_market_is_stored_completely(writer_url: str, database: str
     assert session == ("stopped", len(sent), 0, 0, True, True)
 
 
-async def test_garbage_is_kept_with_its_reason(writer_url: str, database: str) -> None:
+async def test_garbage_is_rejected_with_its_reason(writer_url: str, database: str) -> None:
     """An unreadable message becomes a rejection, and the stream continues."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await simulator.wait_connected()
@@ -87,7 +87,7 @@ async def test_garbage_is_kept_with_its_reason(writer_url: str, database: str) -
     assert await query(database, "SELECT count(*), sum(rejected) FROM ingest.stream_sessions") == [(1, 4)]
 
 
-async def test_quiet_time_is_covered_by_pongs(writer_url: str, database: str) -> None:
+async def test_pongs_cover_quiet_time(writer_url: str, database: str) -> None:
     """In a quiet time, coverage follows the answered pings."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await until(
@@ -137,7 +137,7 @@ async def test_faults_end_a_session(
     assert rows == [(reason,)]
 
 
-async def test_a_frame_that_is_too_big(writer_url: str, database: str) -> None:
+async def test_an_oversized_frame(writer_url: str, database: str) -> None:
     """A message over 1 MiB ends the session with its reason, and the next session continues."""
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)):
         await simulator.wait_connected()
@@ -149,7 +149,7 @@ async def test_a_frame_that_is_too_big(writer_url: str, database: str) -> None:
         )
 
 
-async def test_stream_limit_waits(writer_url: str, database: str) -> None:
+async def test_stream_limit_is_retried(writer_url: str, database: str) -> None:
     """A reached stream limit is retried, and the attempt is recorded."""
     async with Simulator(port=0, rate=0, max_streams=1) as simulator:
         async with running(settings(simulator, writer_url, instance="first")):
@@ -374,7 +374,7 @@ async def test_a_database_that_is_unavailable_at_the_start(writer_url: str, data
         await until(database, "SELECT count(*) FROM market.ticks", 1)
 
 
-async def test_a_calendar_that_runs_out(writer_url: str, database: str) -> None:
+async def test_an_expiring_calendar(writer_url: str, database: str) -> None:
     """Some weeks before the calendar's end, log and metrics report it with the remedy."""
     connection = await connect(database)
     await connection.execute("DELETE FROM ingest.trading_sessions WHERE trading_day > now() + interval '20 days'")

@@ -91,7 +91,7 @@ RETURNING covered_until
 """
 
 
-async def test_a_database_that_lost_what_it_had_acknowledged(writer_url: str, database: str) -> None:
+async def test_a_database_that_lost_acknowledged_commits(writer_url: str, database: str) -> None:
     """After a restore the session covers nothing and ends; a new one continues, and later ticks are stored."""
     async with recording(writer_url) as (market, daemon):
         market.trade()
@@ -148,7 +148,7 @@ async def test_a_stop_during_the_coverage_query(writer_url: str, database: str, 
         process.resume()
 
 
-async def test_connections_that_are_terminated(writer_url: str, database: str) -> None:
+async def test_terminated_connections(writer_url: str, database: str) -> None:
     """Connections that an administrator terminates, repeatedly, lose nothing."""
     async with recording(writer_url) as (market, _):
         admin = await connect(database)
@@ -178,7 +178,7 @@ def tablespace(process: ServerProcess) -> Iterator[Path]:
         yield disk
 
 
-async def test_a_server_whose_disk_is_full(
+async def test_a_full_disk_of_the_server(
     writer_url: str, database: str, server: TestServer, process: ServerProcess, tablespace: Path
 ) -> None:
     """Batches wait on this machine while the server's disk is full, and are stored when it has space."""
@@ -204,7 +204,7 @@ async def test_a_server_whose_disk_is_full(
         await server.run(f"DROP TABLESPACE {name}")
 
 
-async def test_an_answer_to_a_commit_that_is_lost(writer_url: str, database: str) -> None:
+async def test_a_lost_answer_to_a_commit(writer_url: str, database: str) -> None:
     """A commit with an unknown outcome is repeated and counted once, for ticks and rejections."""
     async with Proxy(writer_url) as proxy:
         async with Simulator(port=0, rate=0) as simulator:
@@ -226,7 +226,7 @@ async def test_an_answer_to_a_commit_that_is_lost(writer_url: str, database: str
     assert await query(database, "SELECT count(*) FROM ingest.rejected_messages") == [(3,)]
 
 
-async def test_a_wire_to_the_database_that_is_cut(writer_url: str, database: str) -> None:
+async def test_cuts_of_the_database_wire(writer_url: str, database: str) -> None:
     """Resets at any moment, also within a message, and late answers lose nothing."""
     async with Proxy(writer_url, seed=1) as proxy, recording(proxy.url, write_timeout="1s") as (market, _):
         for turn in range(20):
@@ -319,7 +319,7 @@ async def test_errors_that_require_operator_action(
     assert await query(database, ENDS) == [("stopped",)]
 
 
-async def test_a_tick_that_the_database_refuses(writer_url: str, database: str) -> None:
+async def test_a_refused_tick(writer_url: str, database: str) -> None:
     """A refused row in the middle of the stream is kept as a rejection and counted; all others are stored."""
     admin = await connect(database)
     await admin.execute("ALTER TABLE market.ticks ADD CONSTRAINT local_rule CHECK (price > 0)")

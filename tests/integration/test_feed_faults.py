@@ -22,7 +22,7 @@ from tests.servers import query
         ("hold", {"keepalive"}),
     ],
 )
-async def test_a_wire_to_the_feed_that_breaks(writer_url: str, database: str, fault: str, reasons: set[str]) -> None:
+async def test_cuts_of_the_feed_wire(writer_url: str, database: str, fault: str, reasons: set[str]) -> None:
     """A reset, a reset within a frame and a half-open connection each end the session, and the stream is reopened."""
     async with Simulator(port=0, rate=0, max_streams=9) as simulator, Proxy(simulator.stream_url, seed=3) as proxy:
         configuration = settings(simulator, writer_url, stream_url=proxy.url, ping_timeout="300ms")

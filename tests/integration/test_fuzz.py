@@ -10,9 +10,7 @@ from tests.fuzz import daemon
 from tests.unit.test_fuzz import all_of
 
 
-async def test_a_tick_that_is_lost(
-    writer_url: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_lost_tick(writer_url: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon's cases detect a daemon that stores all ticks but one."""
     add = Batcher.add
     seen: list[Any] = []

@@ -64,7 +64,7 @@ async def test_an_answer_with_identity_encoding(encoding: str) -> None:
     ],
     ids=["body", "chunks", "headers", "status line", "interim answers"],
 )
-async def test_an_answer_that_never_ends(reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_trickles(reply: Reply, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait ends however the answer continues: single bytes do not extend it."""
     monkeypatch.setattr(module, "ATTEMPTS", 1)
     async with scripted(lambda _: reply) as server:
@@ -89,7 +89,7 @@ async def test_a_server_that_never_shakes_hands(monkeypatch: pytest.MonkeyPatch)
     ],
     ids=["until the end", "chunks", "length"],
 )
-async def test_a_body_without_end(reply: Reply) -> None:
+async def test_an_endless_body(reply: Reply) -> None:
     """An endless body is read up to a fixed size."""
     async with scripted(lambda _: reply) as server:
         with pytest.raises(SourceError, match="larger than 4 MiB"):

@@ -110,7 +110,7 @@ async def test_pongs_do_not_cover_a_message_that_is_half_sent(writer_url: str, d
     assert last < covered < after
 
 
-async def test_a_message_that_is_finished_after_all(writer_url: str, database: str) -> None:
+async def test_a_late_end_of_a_message(writer_url: str, database: str) -> None:
     """Pings between the fragments of a message are answered; the finished message is a tick, and coverage continues."""
 
     async def script(talk: Talk) -> None:
@@ -241,7 +241,7 @@ TOO_BIG = {
 
 
 @pytest.mark.parametrize("what", TOO_BIG)
-async def test_a_message_without_end(what: str) -> None:
+async def test_an_endless_message(what: str) -> None:
     """A message over the size limit ends the session and is never held in memory."""
     deflate, frames = TOO_BIG[what]
 
@@ -262,7 +262,7 @@ async def test_a_message_without_end(what: str) -> None:
     assert peak < 20 * 2**20
 
 
-async def test_fragments_that_hold_nothing() -> None:
+async def test_empty_fragments() -> None:
     """A flood of empty fragments is one unfinished message: it takes no memory, and the connection stays open."""
     received: list[bytes] = []
 
@@ -285,7 +285,7 @@ async def test_fragments_that_hold_nothing() -> None:
 
 
 @pytest.mark.parametrize("line", [b"X: y\r\n", b"X" * 100, b"\r\n" * 100])
-async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
+async def test_an_endless_answer(monkeypatch: pytest.MonkeyPatch, line: bytes) -> None:
     """An endless header or line is no handshake; the attempt times out, and little is held."""
     monkeypatch.setattr(wire, "OPEN_TIMEOUT", 0.3)
 

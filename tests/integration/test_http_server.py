@@ -209,7 +209,7 @@ async def test_probes_by_any_name() -> None:
         assert "db.internal" in (await peer.get("/readyz")).text
 
 
-async def test_requests_without_one_clear_name() -> None:
+async def test_requests_without_exactly_one_host() -> None:
     """HTTP/1.1 needs exactly one host; health is answered to older probes too; the size of a head is limited."""
     async with serving() as url:
         address = urlsplit(url)

@@ -185,7 +185,7 @@ async def test_the_daemon_keeps_writing(partitioned: str, timescale: TestServer)
     await assert_bars(partitioned)
 
 
-async def test_killed_and_run_again(partitioned: str, timescale: TestServer) -> None:
+async def test_a_killed_conversion_is_resumed(partitioned: str, timescale: TestServer) -> None:
     """After SIGKILL during the copy and in the last step, a second run completes, with a late tick too."""
     bars = await assert_bars(partitioned)
     with pytest.raises(InterruptedError):
@@ -249,7 +249,7 @@ async def test_a_late_tick(partitioned: str) -> None:
     await assert_bars(partitioned)
 
 
-async def test_a_tick_of_the_last_moment(partitioned: str, timescale: TestServer) -> None:
+async def test_a_tick_during_the_last_step(partitioned: str, timescale: TestServer) -> None:
     """A tick that is committed while the last step waits is copied, at any isolation level of other sessions."""
     name = partitioned.rpartition("/")[2]
     await timescale.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
@@ -322,7 +322,7 @@ async def test_foreign_objects_are_kept(partitioned: str) -> None:
     ],
     ids=["one more", "one in a month without any", "another content"],
 )
-async def test_tables_that_are_not_the_same(partitioned: str, change: str) -> None:
+async def test_different_tables(partitioned: str, change: str) -> None:
     """A copy with a row that the table lacks is refused with its day; then the copy is made again."""
     with pytest.raises(InterruptedError):
         await _converted(partitioned, _stop_at("2026-05"))
@@ -346,7 +346,7 @@ async def test_concurrent_runs(partitioned: str) -> None:
     assert await query(partitioned, ROWS) == rows
 
 
-async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
+async def test_a_superuser_converts_for_the_owner(timescale: TestServer) -> None:
     """New objects belong to the owner of the ticks, who can continue."""
     name = timescale.new_name()
     await timescale.run(f"CREATE ROLE {name} LOGIN PASSWORD 'owner' CREATEROLE")
@@ -370,7 +370,7 @@ async def test_a_superuser_does_it_for_the_owner(timescale: TestServer) -> None:
         await timescale.run(f"DROP ROLE {name}")
 
 
-async def test_a_server_without_it(plain: TestServer) -> None:
+async def test_a_server_without_the_extension(plain: TestServer) -> None:
     """A missing extension ends the command with one line, the remedy and exit status 69."""
     if await query(plain.url, "SELECT FROM pg_available_extensions WHERE name = 'timescaledb'"):
         pytest.skip("the named server has the extension")

@@ -192,7 +192,7 @@ def test_unencrypted_loopback_bypasses_the_proxy(monkeypatch: pytest.MonkeyPatch
     assert proxy_for("https://localhost:5005") == "http://proxy.invalid:1"
 
 
-async def test_check_names_what_fails(writer_url: str) -> None:
+async def test_check_names_the_failure(writer_url: str) -> None:
     """`check` asks the REST API: a refused token is an error, an unavailable provider a warning."""
     async with Simulator(port=0, rate=0) as simulator:
         common = {"STREAM_URL": simulator.stream_url, "DATABASE_URL": writer_url}

@@ -80,7 +80,7 @@ def _port_is_free() -> None:
                 pytest.fail(f"Port {PORT} of {address[0]} is in use; the official client can use no other.")
 
 
-async def test_receives_exactly_what_was_sent(tmp_path: Path) -> None:
+async def test_receives_every_price(tmp_path: Path) -> None:
     """The unchanged official client authenticates and receives every price in order."""
     ticks = [Tick("AIR.NZ", NOW + n * SECOND, n / 8, n) for n in range(200)]
     async with Simulator(port=PORT, rate=0) as simulator:

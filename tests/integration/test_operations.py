@@ -130,7 +130,7 @@ async def test_a_database_that_fails_only_the_coverage_query(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_file_that_is_gone_for_a_moment(
+async def test_a_secret_file_that_is_missing_for_a_moment(
     writer_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A secret file that is missing for a moment does not end the daemon, which reads the address at its start."""
@@ -216,7 +216,7 @@ async def test_an_unavailable_stream(writer_url: str) -> None:
             assert status["connections"][0]["reason"] == "closed"
 
 
-async def test_a_writer_that_does_not_advance(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stuck_writer_fails_health(writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Health fails and names the loop; the watchdog gets no more messages, so the manager restarts the daemon."""
     with manager() as (notified, name):
         monkeypatch.setenv("NOTIFY_SOCKET", name)
@@ -296,7 +296,7 @@ async def test_notifications_to_the_service_manager(tmp_path: Path, monkeypatch:
             daemon.end()
 
 
-async def test_a_port_that_is_taken(tmp_path: Path) -> None:
+async def test_a_used_port(tmp_path: Path) -> None:
     """A used port ends the daemon with status 78 and one line before anything else starts."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -115,7 +115,7 @@ async def test_bars_outside_of_the_range_are_dropped() -> None:
         b"HTTP/1.1 200 OK\r\n",
     ],
 )
-async def test_passing_failures(failure: bytes) -> None:
+async def test_transient_failures(failure: bytes) -> None:
     """A server error, a cut or a malformed answer is retried; the final error gives the number of attempts."""
     left = [failure, failure]
     async with scripted(lambda _: left.pop() if left else bars(1, 2)) as server:
@@ -134,7 +134,7 @@ async def test_a_server_that_hangs() -> None:
         assert await minutes(server.url, timeout=0.2) == [1]
 
 
-async def test_a_server_that_is_not_there() -> None:
+async def test_no_server() -> None:
     """The error says that no server listens."""
     async with scripted(lambda _: HANG) as server:
         url = server.url
@@ -186,7 +186,7 @@ async def test_an_address_that_cannot_be_used(url: str) -> None:
         await minutes(url)
 
 
-async def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A huge answer is not read to its end."""
     monkeypatch.setattr(module, "MAX_ANSWER", 1000)
     async with scripted(lambda _: bars(*range(200))) as server:
@@ -240,7 +240,7 @@ async def test_the_rate_limit(form: str) -> None:
     assert waits[0] == pytest.approx(10 if form == "nothing" else 40, abs=1)
 
 
-async def test_nothing_left_of_the_rate_limit() -> None:
+async def test_an_exhausted_rate_limit() -> None:
     """If an answer used up the limit, the next request waits for the reset."""
     clock = ManualClock()
     began = clock.monotonic()
@@ -279,14 +279,14 @@ async def test_retry_after_of_a_busy_server() -> None:
     assert clock.monotonic() - began >= 90
 
 
-async def test_a_rate_limit_without_end() -> None:
+async def test_an_endless_rate_limit() -> None:
     """A rate limit that never ends is an error."""
     async with scripted(lambda _: answer({}, status=429, x_ratelimit_reset=5)) as server:
         with pytest.raises(SourceError, match="20 resets"):
             await minutes(server.url)
 
 
-async def test_offsets_and_the_hour_that_comes_twice() -> None:
+async def test_offsets_and_the_repeated_hour() -> None:
     """Offsets in times are respected; the bars of a repeated hour are taken in their order."""
     first = datetime(2026, 4, 4, 13, 0, tzinfo=UTC)  # 02:00 in Auckland, for the first time
     stamps = ["2026-04-05T02:00:00", "2026-04-05T02:59:00", "2026-04-05T02:00:00", "2026-04-05T02:30:00.000000",

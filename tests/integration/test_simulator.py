@@ -165,7 +165,7 @@ async def test_a_market_is_streamed() -> None:
     assert len(received) == simulator.ticks_sent
 
 
-async def test_port_taken() -> None:
+async def test_a_used_port() -> None:
     """A port in use is reported in one line; the command ends with 78."""
     async with Simulator(port=0, rate=0) as simulator:
         port = int(simulator.rest_url.rpartition(":")[2])

@@ -190,7 +190,7 @@ async def test_a_flipped_bit(
     ]
 
 
-async def test_damage_while_it_records(writer_url: str, database: str, server: TestServer) -> None:
+async def test_damage_while_recording(writer_url: str, database: str, server: TestServer) -> None:
     """From the damage on the running session covers nothing and keeps its ticks; the next session covers again."""
     name = database.rpartition("/")[2]
     async with recording(writer_url) as (market, daemon):

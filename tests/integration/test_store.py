@@ -81,7 +81,7 @@ async def test_a_batch_is_stored_completely(store: TickStore, database: str) -> 
     ]
 
 
-async def test_the_same_batch_again_changes_nothing(store: TickStore, database: str) -> None:
+async def test_a_repeated_batch_changes_nothing(store: TickStore, database: str) -> None:
     """A commit with an unknown outcome is resolved by a second write."""
     instance = batcher()
     batches = [filled(instance, tick(), rejected=1), filled(instance, tick("SPK.NZ"))]

@@ -62,7 +62,7 @@ def test_a_user_without_a_name(tmp_path: Path) -> None:
     assert line.endswith("Write postgresql://USER@HOST:PORT/DATABASE.")
 
 
-def test_a_directory_that_is_gone(tmp_path: Path) -> None:
+def test_a_deleted_directory(tmp_path: Path) -> None:
     """A deleted working directory counts as one without a `.env`."""
     gone = tmp_path / "gone"
     gone.mkdir()

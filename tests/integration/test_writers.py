@@ -99,7 +99,7 @@ async def test_sessions_in_opposite_orders(writer_url: str, database: str) -> No
     assert await query(database, SUMS) == [(300 * ROUNDS, 0)]
 
 
-async def test_crashed_sessions_that_go_on(writer_url: str, database: str) -> None:
+async def test_crashed_sessions_that_continue(writer_url: str, database: str) -> None:
     """A second process of the same instance ends sessions while the first writes them: neither fails."""
     batchers = [batcher() for _ in range(100)]
     async with two_stores(writer_url) as (one, other):

@@ -87,7 +87,7 @@ def month(ahead: int) -> date:
     return date(datetime.now(UTC).year + years, index + 1, 1)
 
 
-async def test_alembic_by_itself(empty_database: str) -> None:
+async def test_alembic_alone(empty_database: str) -> None:
     """`alembic` needs only the URL: up, check, down, up; then the same with data."""
     for arguments in (("upgrade", "head"), ("check",), ("downgrade", "base"), ("upgrade", "head")):
         found = await asyncio.to_thread(alembic, empty_database, *arguments)

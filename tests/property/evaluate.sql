@@ -1,5 +1,5 @@
--- `pg_temp.evaluate` puts a set of tests/property/test_coverage_views.py on record, in place of the one before it, and returns what
--- the views make of it. What it has put there goes with the transaction. Instants and lengths are microseconds.
+-- `pg_temp.evaluate` replaces the recorded set of tests/property/test_coverage_views.py by another one and returns the rows of
+-- the views. Its rows are rolled back with the transaction. Instants and lengths are microseconds.
 
 CREATE FUNCTION pg_temp.instant(micros bigint) RETURNS timestamptz LANGUAGE sql AS $$
     SELECT CASE WHEN abs(micros) >= 1e18 THEN (CASE WHEN micros > 0 THEN '' ELSE '-' END || 'infinity')::timestamptz

@@ -72,7 +72,7 @@ async def check(directory: Path, steps: list[tuple[str, int]]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(STEPS, st.integers(1, 50)), max_size=40))
-def test_first_in_first_out_whatever_happens(steps: list[tuple[str, int]]) -> None:
+def test_order_through_failures(steps: list[tuple[str, int]]) -> None:
     """Through failures, spooling and crashes, batches come once and in order, and no spooled batch is missing."""
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(check(Path(directory), steps))

@@ -138,7 +138,7 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
 @example([frame(0x01, b"a"), frame(TEXT, b"b"), frame(0x80, b"c")], [], SWITCHING, True, False)
 @example([frame(CLOSE, b""), frame(TEXT, b"late")], [], SWITCHING, False, False)
 @example([frame(0xC1, deflated(b"a")), frame(PING, b""), frame(TEXT, b"b")], [], SWITCHING, False, True)
-def test_the_fast_path_receives_what_the_library_does(
+def test_the_fast_path_agrees_with_the_library(
     frames: list[bytes], places: list[int], answer: str, ends: bool, deflate: bool
 ) -> None:
     """Messages, their kind and order, and the end of the connection agree, whatever is sent and however it is cut."""

@@ -71,7 +71,7 @@ def test_imports_point_one_way(path: Path) -> None:
         assert mine in OWNERS.get(root, {mine}), f"{mine} imports {root}"
 
 
-def test_the_daemon_carries_nothing_that_it_does_not_use() -> None:
+def test_the_daemon_imports_only_its_libraries() -> None:
     """The daemon imports no library that only some commands need: it runs for months on a small machine."""
     heavy = {"sqlalchemy", "alembic", "httpx", "pandas"}
     code = f"import sys, ingestor.cli; print(*sorted({heavy} & set(sys.modules)))"

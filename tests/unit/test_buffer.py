@@ -171,7 +171,7 @@ async def test_wait_until_empty() -> None:
     await waiting
 
 
-async def test_nothing_goes_to_disk_while_the_database_keeps_up(tmp_path: Path) -> None:
+async def test_nothing_is_spooled_while_writes_succeed(tmp_path: Path) -> None:
     """While writes succeed, nothing goes to disk."""
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 50):
@@ -396,7 +396,7 @@ async def test_a_full_disk(tmp_path: Path) -> None:
             assert await drained(buffer) == [1, 2, 3, 4]
 
 
-async def test_a_full_disk_does_not_matter_while_the_database_keeps_up(tmp_path: Path) -> None:
+async def test_a_full_disk_is_harmless_while_writes_succeed(tmp_path: Path) -> None:
     """With everything acknowledged the stream may continue although the disk is still full."""
     with contextlib.ExitStack() as stack:
         try:

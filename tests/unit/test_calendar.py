@@ -24,7 +24,7 @@ def on(day: str) -> TradingSession | None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the library does not support pandas 4 yet
-def test_the_snapshot_is_what_the_library_says() -> None:
+def test_the_snapshot_agrees_with_the_library() -> None:
     """The bundled days and hours equal those of exchange_calendars, their source."""
     first, last = xnze()[0].trading_day, xnze()[-1].trading_day
     calendar = exchange_calendars.get_calendar("XNZE", start=first.isoformat(), end=last.isoformat())

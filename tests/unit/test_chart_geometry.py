@@ -128,7 +128,7 @@ def test_bars_outside_of_trading_time() -> None:
     assert many(2000).title == "AIR.NZ, 19 November 2026 to 20 November 2026"
 
 
-def test_words() -> None:
+def test_price_and_volume_texts() -> None:
     """Prices keep their digits, volumes are shortened."""
     assert [price(value) for value in (36.9, 123456789012345.0, 1e-12)] == ["36.9", "123456789012345", "1e-12"]
     assert [compact(count) for count in (0, 999, 1000, 12345, 4_560_000, 10**10)] == [

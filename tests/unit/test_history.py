@@ -3,7 +3,7 @@ from __future__ import annotations
 from ingestor.telemetry.history import STEP, STEPS, History, Step
 
 
-def test_steps_hold_what_happened_in_them() -> None:
+def test_contents_of_a_step() -> None:
     """A step holds the sum of the ticks and the median and the maximum of the delays; the current step is not shown."""
     history = History(5.0)
     history.add_ticks(3, 6.0)

@@ -65,12 +65,12 @@ def test_loopback_and_the_address_of_the_connection(host: str) -> None:
         "\xe9vil.example",
     ],
 )
-def test_any_other_name(host: str | None) -> None:
+def test_foreign_names(host: str | None) -> None:
     """Other names, with which a foreign page may point here, and invalid hosts are refused."""
     assert not accepts(host)
 
 
-def test_names_that_are_allowed() -> None:
+def test_allowed_names() -> None:
     """An allowed name may be written in any form; `*` allows all."""
     names = ("Ingestor-0.Ingestor.", "[FD00:0::1]", "0.0.0.0")
     for host in ("ingestor-0.ingestor:9464", "INGESTOR-0.INGESTOR.", "[fd00::1]:80", "0.0.0.0:9464"):
@@ -80,7 +80,7 @@ def test_names_that_are_allowed() -> None:
     assert accepts(None, "*")
 
 
-def test_an_address_of_six_that_means_one_of_four() -> None:
+def test_ipv4_mapped_addresses() -> None:
     """A socket for both families reports an IPv4 address in its IPv6 form."""
     assert accepts(POD, server=f"::ffff:{POD}")
     assert accepts("[fe80::1]", server="fe80::1%eth0")
@@ -107,14 +107,14 @@ def test_the_setting(text: str, expected: tuple[str, ...], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("text", ["a.example:9464", "http://a.example", "a b", "*.example.org", "\xfcber.example"])
-def test_the_setting_with_something_else(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_values_of_the_setting(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ports, URLs, patterns and names that no browser sends are refused."""
     monkeypatch.setenv("INGESTOR_HTTP_HOSTS", text)
     with pytest.raises(ConfigurationError, match="INGESTOR_HTTP_HOSTS: not a list of host names or addresses"):
         load_settings()
 
 
-def test_a_host_is_written_in_one_way() -> None:
+def test_hosts_are_normalised() -> None:
     assert [normal_host(text) for text in ("A.Example.", "[::FFFF:10.0.0.1]", "010.example")] == [
         "a.example",
         "10.0.0.1",

@@ -257,7 +257,7 @@ def agrees(message: Message, expected: Tick | set[Reason]) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_decoder_reads_what_the_standards_say(seed: int) -> None:
+def test_the_decoder_agrees_with_the_standards(seed: int) -> None:
     """Fast and complete path give the oracle's tick, or one of its reasons, for each message."""
     generator, decoder, counts = Generator(seed), Decoder(ZONE), Counter[str]()
     for _ in range(MESSAGES):

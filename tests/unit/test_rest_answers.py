@@ -137,7 +137,7 @@ def test_forms_of_a_timestamp(stamp: str) -> None:
 
 
 @pytest.mark.parametrize("record", [None, 1, "bar", [], [bar(1)], True])
-def test_a_record_that_is_no_object(record: Any) -> None:
+def test_a_record_of_another_type(record: Any) -> None:
     """A record that is no object is named by its position."""
     assert parse(bar(0), record) == Bars((taken(0),), 2, (Fault("a record that is no object", "record 2"),))
 
@@ -158,7 +158,7 @@ def test_a_time_off_the_minute() -> None:
     assert parse(bar(0), bar(10.5)) == Bars((taken(0),), 2)
 
 
-def test_a_minute_that_comes_twice() -> None:
+def test_a_repeated_minute() -> None:
     """An equal bar is accepted twice; of different ones none is, since either may be right."""
     assert parse(bar(0), bar(1), bar(1)) == Bars((taken(0), taken(1)), 3)
     for other in (bar(1, volume=6), bar(1, **NONE)):
@@ -202,7 +202,7 @@ def test_a_record_of_another_day() -> None:
     assert found.faults == (Fault("another day", "2026-11-21T10:00:00"),)
 
 
-def test_the_hour_that_comes_twice() -> None:
+def test_the_repeated_hour() -> None:
     """The extra hour that the request's wall time explains is accepted; anything beyond it is another answer."""
     second = datetime(2026, 4, 4, 14, 0, tzinfo=UTC)  # 02:00 in Auckland, for the second time
     question = Question("AIR.NZ", second, second + 30 * MINUTE, "start", ZONE)

@@ -48,7 +48,7 @@ def test_prices_lie_on_the_grid() -> None:
         assert tick.volume > 0
 
 
-def test_it_behaves_like_a_market() -> None:
+def test_market_statistics() -> None:
     """The mean rate is kept; open and close are busy; symbols are uneven; equal trades in a second occur."""
     made = ticks(seconds=60)
     assert len(made) == pytest.approx(6000, abs=5)
@@ -90,14 +90,14 @@ def test_wall_time(utc: str, expected: str) -> None:
     assert wall_time(from_datetime(datetime.fromisoformat(utc).replace(tzinfo=UTC)), ZONE) == expected
 
 
-def test_what_is_sent_is_what_is_read() -> None:
+def test_the_decoder_reads_the_simulator() -> None:
     """The daemon's decoder reads the simulator's messages back to the same ticks."""
     decoder = Decoder("Pacific/Auckland")
     for tick in ticks(seconds=5):
         assert decoder.decode(price_message(tick, ZONE), NOW) == tick
 
 
-def test_garbage_is_garbage() -> None:
+def test_garbage_is_refused() -> None:
     """The daemon's decoder refuses each malformed message."""
     decoder = Decoder("Pacific/Auckland")
     for message in GARBAGE:
@@ -274,7 +274,7 @@ def test_the_shape_of_a_series() -> None:
         assert datetime.fromisoformat(body["date_from"]) < datetime.fromisoformat(body["date_to"])
 
 
-def test_no_trades_are_no_bars() -> None:
+def test_no_trades_give_no_bars() -> None:
     """A symbol without trades is no error: no hits, and no data."""
     rest, _ = api()
     target = "/data/intraday?ticker=FPH.NZ&datetime_from=2026-03-01%2010:00:00&datetime_to=2026-03-01%2011:00:00"

@@ -73,7 +73,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
             pytest.skip(str(error))
 
 
-def test_a_batch_comes_back_as_it_was(spool: Spool, tmp_path: Path) -> None:
+def test_a_batch_is_read_back_unchanged(spool: Spool, tmp_path: Path) -> None:
     """Every field is read back, also after a restart."""
     spool.append([Entry(1, FULL), Entry(2, Batch(SESSION, 8))])
     assert everything(spool) == [Entry(1, FULL), Entry(2, Batch(SESSION, 8))]
@@ -244,7 +244,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_damage_while_it_runs(spool: Spool, tmp_path: Path) -> None:
+def test_damage_while_running(spool: Spool, tmp_path: Path) -> None:
     """Damage found later is handled in the same way, with the log beside the file."""
     spool.append([entry(position, 5000) for position in range(1, 200)])
     spool.close()

@@ -201,7 +201,7 @@ def test_a_change_while_it_is_open(clean: Path, change: str) -> None:
 
 
 @pytest.mark.parametrize("replaced", [None, 4])
-def test_the_newest_is_gone_before_an_append(clean: Path, replaced: int | None) -> None:
+def test_a_lost_newest_batch_before_an_append(clean: Path, replaced: int | None) -> None:
     """An append does not hide a missing batch."""
     spool = Spool(clean)
     spool.open()

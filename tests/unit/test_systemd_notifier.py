@@ -95,7 +95,7 @@ def test_a_stop_while_starting(tmp_path: Path) -> None:
         notifier.close()
 
 
-def test_a_manager_that_is_gone_or_stuck_does_not_block(tmp_path: Path) -> None:
+def test_a_closed_or_stuck_manager_does_not_block(tmp_path: Path) -> None:
     """Neither an unread socket nor a closed one can stop the recorder."""
     name = str(tmp_path / "notify")
     with listening(name):
