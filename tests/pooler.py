@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import shutil
 import signal
@@ -19,10 +18,13 @@ from ingestor.store.connect import driver_url
 from tests.tools import need
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin") or ""
-"""Its path, or None if it is missing. Debian keeps it where only administrators look."""
+"""Its path; empty if it is missing. Debian keeps it where only administrators look."""
 
 EXAMPLE = Path(__file__).parents[1] / "docs/how-to/operate.md"
 """The configuration for operators, which is tested here with other addresses."""
+
+UNPRIVILEGED = 65534
+"""The user and the group of a process without rights."""
 
 
 @dataclass
@@ -63,10 +65,9 @@ class Pooler:
             assert count == 1, pattern
         file.write_text(f"[databases]{text}", encoding="ascii")
         command = [PROGRAM or need("pgbouncer", package="pgbouncer"), "-q", str(file)]
-        if os.getuid() == 0:  # it refuses to run as root
-            login = pwd.getpwnam("nobody")
+        if os.getuid() == 0:  # PgBouncer refuses to run as root
             self.directory.chmod(0o777)
-            self.process = subprocess.Popen(command, user=login.pw_uid, group=login.pw_gid, extra_groups=[])
+            self.process = subprocess.Popen(command, user=UNPRIVILEGED, group=UNPRIVILEGED, extra_groups=[])
         else:
             self.process = subprocess.Popen(command)
         for _ in range(600):

@@ -89,7 +89,7 @@ def private_copy() -> Iterator[Path]:
 
 
 async def test_works_in_a_private_directory() -> None:
-    """An environment that the user `nobody` can't enter (a clone in /root) works as well."""
+    """An environment that the server's user can't enter (a clone in /root) works as well."""
     with private_copy() as binaries, EmbeddedServer(binaries) as server:
         assert await answer(server.url()) == 42
         if os.geteuid() == 0:
