@@ -75,7 +75,7 @@ def client(url: str) -> httpx.AsyncClient:
 
 
 async def test_clients_that_never_read_leave_room_for_probes() -> None:
-    """The next client is answered before any deadline, however many clients request what and do not read."""
+    """The next client is answered before any deadline, however many clients send requests and do not read."""
     kinds = [
         GET % b"/status",
         GET % b"/metrics",
