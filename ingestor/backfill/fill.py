@@ -20,8 +20,8 @@ from ingestor.model import SECOND, Bar, GapSpan, minute_of
 from ingestor.redaction import outside_text, redact
 from ingestor.store.gaps import Bounds, GapStore, Outcome, PendingBackfill
 
-KEPT = timedelta(days=365)
-"""How long the source keeps one-minute bars: 1 year, by its documentation."""
+PROVIDER_RETENTION = timedelta(days=365)
+"""Age up to which the provider keeps one-minute bars: 1 year, according to its documentation."""
 
 TOO_OLD = "older than the source keeps one-minute bars (1 year)"
 CONCURRENCY = 4
@@ -182,7 +182,7 @@ class Backfill:
         too_young: list[GapSpan] = []
         for each in await self._gap_store.fillable(bounds):
             part = cut(each, earlier, self._gap_store.margin)
-            if each.started_at < now - KEPT:
+            if each.started_at < now - PROVIDER_RETENTION:
                 too_old.append(each)
             elif part is None:
                 too_young.append(each)
@@ -242,7 +242,7 @@ class Backfill:
         return summary
 
     async def _settle(self, request: Request) -> Settled:
-        oldest = self._now() - KEPT
+        oldest = self._now() - PROVIDER_RETENTION
         bars: Sequence[Bar] = ()
         faults: Sequence[Fault] = ()
         if any(each.piece.started_at < oldest for each in request.begun):  # the run, or the gap, has lasted too long

@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 from ingestor.backfill.answers import MINUTE, summarize
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
-from ingestor.backfill.fill import KEPT, TOO_OLD
+from ingestor.backfill.fill import PROVIDER_RETENTION, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
 from ingestor.model import Bar, Label, minute_of
@@ -155,7 +155,7 @@ async def _whole_minutes(gap_store: GapStore, day: date, now: datetime) -> tuple
     span = await gap_store.trading_day(day)
     if span is None:
         raise IngestorError(f"{day} is no trading day of which anything was recorded.")
-    if span[0] < now - KEPT:
+    if span[0] < now - PROVIDER_RETENTION:
         raise IngestorError(f"{day} is {TOO_OLD}.")
     if gap_store.ticks_since is not None and span[0] < gap_store.ticks_since:
         raise IngestorError(f"The ticks of {day} were dropped, as INGESTOR_RETENTION says.")
