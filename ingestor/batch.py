@@ -11,18 +11,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 
-from ingestor.model import (
-    DAY,
-    RAW_LIMIT,
-    SECOND,
-    Batch,
-    Micros,
-    Reason,
-    Rejection,
-    Session,
-    SessionEnd,
-    Tick,
-)
+from ingestor.clock import from_datetime, to_datetime
+from ingestor.model import RAW_LIMIT, Batch, Micros, Reason, Rejection, Session, SessionEnd, Tick
 
 # https://www.postgresql.org/docs/current/sql-copy.html, "Binary Format".
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
@@ -34,7 +24,7 @@ COLUMNS = ("time", "received_at", "price", "volume", "occurrence", "symbol")
 MAX_BYTES = 4 * 2**20
 """A batch of unusually large rejections leaves at this size, whatever its number of rows."""
 
-POSTGRES_EPOCH: Micros = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()) * SECOND
+POSTGRES_EPOCH: Micros = from_datetime(datetime(2000, 1, 1, tzinfo=UTC))
 """PostgreSQL counts `timestamptz` in microseconds from here."""
 
 _NEVER: Micros = 2**63
@@ -138,8 +128,7 @@ class Batcher:
         self._last_tick_at = received_at
 
     def _enter_month(self, time: Micros) -> None:
-        moment = datetime.fromtimestamp(time // SECOND, UTC)
-        first = moment.date().replace(day=1)
+        first = to_datetime(time).date().replace(day=1)
         following = (first + timedelta(days=31)).replace(day=1)
         self._month = (_midnight(first), _midnight(following))
         self._months.add(first)
@@ -216,4 +205,4 @@ def row_ends(rows: bytes) -> Iterator[int]:
 
 
 def _midnight(day: date) -> Micros:
-    return (day - date(1970, 1, 1)).days * DAY
+    return from_datetime(datetime(day.year, day.month, day.day, tzinfo=UTC))

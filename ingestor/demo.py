@@ -17,8 +17,8 @@ from typing import Any
 
 import asyncpg
 
+from ingestor.clock import from_datetime
 from ingestor.embedded import EmbeddedServer
-from ingestor.model import SECOND
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import Settings, load_settings
@@ -131,11 +131,11 @@ class Demo:
     async def compare(self) -> tuple[int, int]:
         """Return how many one-minute bars the market has made, and how many of them `market.bars_1m` has as made."""
         made = {
-            (symbol, bar.start // SECOND): (bar.open, bar.high, bar.low, bar.close, bar.volume)
+            (symbol, bar.start): (bar.open, bar.high, bar.low, bar.close, bar.volume)
             for symbol, bar in self._simulator.bars.everything()
         }
         ours = {
-            (row["symbol"], round(row["time"].timestamp())): tuple(
+            (row["symbol"], from_datetime(row["time"])): tuple(
                 row[name] for name in ("open", "high", "low", "close", "volume")
             )
             for row in await self.query("SELECT * FROM market.bars_1m")

@@ -6,7 +6,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import groupby
 from typing import Literal
 from zoneinfo import ZoneInfo
@@ -14,9 +14,9 @@ from zoneinfo import ZoneInfo
 from ingestor.backfill.answers import MINUTE, Fault, summarize
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
-from ingestor.clock import Clock
+from ingestor.clock import Clock, to_datetime
 from ingestor.errors import IngestorError
-from ingestor.model import SECOND, Bar, GapSpan, minute_of
+from ingestor.model import Bar, GapSpan, minute_of
 from ingestor.redaction import outside_text, redact
 from ingestor.store.gaps import Bounds, GapStore, Outcome, PendingBackfill
 
@@ -284,7 +284,7 @@ class Backfill:
         return piece.started_at.astimezone(ZoneInfo(self._gap_store.timezone)).date()
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock.wall() / SECOND, UTC)
+        return to_datetime(self._clock.wall())
 
 
 def _complete(each: PendingBackfill, bars: int) -> Outcome:

@@ -10,13 +10,14 @@ import csv
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import cache
 from importlib.resources import files
 from typing import Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from ingestor.model import SECOND, Micros
+from ingestor.clock import from_datetime, to_datetime
+from ingestor.model import Micros
 
 DAYS_AHEAD = 30
 """With fewer days of the calendar known, it is time to renew it."""
@@ -75,7 +76,7 @@ class AlwaysCalendar:
 
     def session_at(self, now: Micros) -> TradingSession:
         """Return the exchange's day that contains an instant."""
-        return _whole_day(datetime.fromtimestamp(now / SECOND, self._timezone).date(), self._timezone)
+        return _whole_day(to_datetime(now).astimezone(self._timezone).date(), self._timezone)
 
     def session_after(self, now: Micros) -> TradingSession:
         """Return the exchange's next day."""
@@ -108,16 +109,12 @@ def read(text: str) -> Iterator[TradingSession]:
     for row in rows:
         yield TradingSession(
             date.fromisoformat(row["trading_day"]),
-            _instant(datetime.fromisoformat(row["opens_at"])),
-            _instant(datetime.fromisoformat(row["closes_at"])),
+            from_datetime(datetime.fromisoformat(row["opens_at"])),
+            from_datetime(datetime.fromisoformat(row["closes_at"])),
         )
 
 
 def _whole_day(day: date, timezone: ZoneInfo) -> TradingSession:
     midnight = datetime.combine(day, time(), timezone)
     following = datetime.combine(day + timedelta(days=1), time(), timezone)
-    return TradingSession(day, _instant(midnight), _instant(following))
-
-
-def _instant(moment: datetime) -> Micros:
-    return (moment.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1) * SECOND
+    return TradingSession(day, from_datetime(midnight), from_datetime(following))

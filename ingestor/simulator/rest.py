@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import SECOND, Micros
 from ingestor.simulator.bars import MINUTE, Bar, Bars
 from ingestor.simulator.market import Instrument, listing
@@ -134,7 +135,7 @@ class RestApi:
         return {**body, "date_to": (end - timedelta(days=1)).replace(tzinfo=None).isoformat()}
 
     def _last(self, query: dict[str, str]) -> dict[str, Any]:
-        now = datetime.fromtimestamp(self._now() // SECOND + 60, self._timezone)
+        now = to_datetime(self._now() // SECOND * SECOND + MINUTE).astimezone(self._timezone)
         body = self._series(query, now - timedelta(days=7), now, "1m")
         return {**body, "hits": min(body["hits"], 1), "data": body["data"][-1:]}
 
@@ -143,7 +144,7 @@ class RestApi:
         if interval not in INTERVALS:
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"interval: one of {', '.join(INTERVALS)}")
         bars = self._bars.of(
-            instrument.symbol, _instant(begin), _instant(end), lambda minute: self._start_of(minute, interval)
+            instrument.symbol, from_datetime(begin), from_datetime(end), lambda minute: self._start_of(minute, interval)
         )
         return {
             "ticker": instrument.symbol,
@@ -191,8 +192,8 @@ class RestApi:
             return minute
         if interval == "1h":
             return minute // (60 * MINUTE) * (60 * MINUTE)
-        day = datetime.fromtimestamp(minute // SECOND, self._timezone).replace(hour=0, minute=0)
-        return _instant(day)
+        day = to_datetime(minute).astimezone(self._timezone).replace(hour=0, minute=0)
+        return from_datetime(day)
 
 
 def encode(answer: Answer) -> bytes:
@@ -203,7 +204,3 @@ def encode(answer: Answer) -> bytes:
 def _check_exchange(query: dict[str, str]) -> None:
     if query.get("exchange", EXCHANGE).lower() != EXCHANGE:
         raise RefusedError(HTTPStatus.NOT_FOUND, "unknown exchange")
-
-
-def _instant(moment: datetime) -> Micros:
-    return round(moment.timestamp()) * SECOND

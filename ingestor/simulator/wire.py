@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from ingestor.model import SECOND, Micros, Tick
+from ingestor.clock import to_datetime
+from ingestor.model import Micros, Tick
 
 AUTHENTICATED = b'{"type": "authenticated", "data": {"message": "Authenticated"}}'
 
@@ -28,5 +28,4 @@ def error_message(text: str) -> bytes:
 @lru_cache(maxsize=64)
 def wall_time(instant: Micros, timezone: ZoneInfo) -> str:
     """Return an instant as the exchange's wall time, without an offset."""
-    moment = datetime.fromtimestamp(instant // SECOND, timezone) + timedelta(microseconds=instant % SECOND)
-    return moment.replace(tzinfo=None).isoformat()
+    return to_datetime(instant).astimezone(timezone).replace(tzinfo=None).isoformat()

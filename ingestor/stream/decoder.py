@@ -10,19 +10,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeAlias
 from zoneinfo import ZoneInfo
 
 import msgspec
 
-from ingestor.model import DAY, SECOND, Micros, Reason, Tick
+from ingestor.clock import from_datetime
+from ingestor.model import DAY, Micros, Reason, Tick
 
 MAX_MESSAGE_BYTES = 2**20
 MAX_VOLUME = 2**63 - 1
 MAX_SYMBOL_LENGTH = 32
-EARLIEST: Micros = int(datetime(1990, 1, 1, tzinfo=UTC).timestamp()) * SECOND
+EARLIEST: Micros = from_datetime(datetime(1990, 1, 1, tzinfo=UTC))
 """No tick is older: a stray date must not make partitions."""
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -37,7 +38,6 @@ from version to version something else. A leap second (`:60`) is refused, since 
 """
 _YEARS = range(1989, 9999)
 """Beyond them a date is out of range whatever its time zone, and `datetime` has no room for one."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CACHE_SIZE = 4096
 
 
@@ -220,7 +220,7 @@ class Decoder:
             wall_time = moment.astimezone(UTC).astimezone(self._timezone)
             if wall_time.replace(tzinfo=None) != moment.replace(tzinfo=None):
                 raise _RefusedError(Reason.DATE_NONEXISTENT)
-        return (moment - _EPOCH) // timedelta(seconds=1) * SECOND
+        return from_datetime(moment)
 
 
 def _price_data(data: object) -> _PriceData:
