@@ -20,7 +20,8 @@ from ingestor.redaction import outside_text
 MAX_VALUES = 100_000
 """JSON values in one answer: many times those of a day's bars, or of all instruments. It bounds what decoding takes."""
 
-MINUTE = timedelta(minutes=1)
+BAR_LENGTH = timedelta(minutes=1)
+"""The length of one of the provider's bars."""
 
 NAME_LIMIT = 40
 """Characters that are shown of a value that should not be there."""
@@ -49,7 +50,7 @@ class Fault:
 
     def may_lie_within(self, since: datetime, until: datetime) -> bool:
         """Whether it may be a minute of a range; one whose time is off the minute may be the next one, too."""
-        return self.time is None or since - MINUTE < self.time < until
+        return self.time is None or since - BAR_LENGTH < self.time < until
 
 
 class WrongValueError(ValueError):

@@ -11,7 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ingestor.backfill.answers import (
-    MINUTE,
+    BAR_LENGTH,
     Fault,
     MalformedAnswerError,
     WrongValueError,
@@ -26,8 +26,6 @@ from ingestor.model import Bar, Label
 
 EXCHANGE = "nzx"
 INTERVAL = "1m"
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
 
 MAX_VOLUME = 2**63 - 1
 PRICES = ("open", "high", "low", "close")
@@ -59,7 +57,7 @@ class Question:
     @property
     def shift(self) -> timedelta:
         """By how much the timestamp of a bar is later than its start."""
-        return MINUTE if self.label == "end" else timedelta()
+        return BAR_LENGTH if self.label == "end" else timedelta()
 
     @property
     def first(self) -> datetime:
@@ -81,7 +79,7 @@ class Question:
         """The end as it is asked for: naive; an hour later in an hour that comes twice."""
         local = self.end.astimezone(self.timezone)
         is_ambiguous = local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()
-        return local.replace(tzinfo=None, fold=0) + (HOUR if is_ambiguous else timedelta())
+        return local.replace(tzinfo=None, fold=0) + (timedelta(hours=1) if is_ambiguous else timedelta())
 
     @property
     def earliest(self) -> datetime:
@@ -153,13 +151,13 @@ def _check_span(fields: dict[str, Any], question: Question, stamps: Sequence[dat
     told = {name: _text(fields.get(name)) for name in ("date_from", "date_to")}
     begin, end = (_bound(text, question, is_end=name == "date_to") for name, text in told.items())
     is_late = begin is not None and begin > question.first and not _is_near(begin, stamps[:1])
-    is_early = end is not None and end < question.end - MINUTE and not _is_near(end, stamps[-1:])
+    is_early = end is not None and end < question.end - BAR_LENGTH and not _is_near(end, stamps[-1:])
     if is_late or is_early:
         raise MalformedAnswerError(f"the span {' to '.join(shown(text) for text in told.values())}")
 
 
 def _is_near(moment: datetime, stamps: Sequence[datetime]) -> bool:
-    return any(abs(moment - stamp) <= MINUTE for stamp in stamps)
+    return any(abs(moment - stamp) <= BAR_LENGTH for stamp in stamps)
 
 
 def _text(value: Any) -> str:
@@ -176,7 +174,7 @@ def _bound(text: str, question: Question, *, is_end: bool) -> datetime | None:
             return None
         moment = datetime.fromisoformat(text.upper())
         if is_end and _DAY.fullmatch(text):
-            moment += DAY
+            moment += timedelta(days=1)
         if moment.tzinfo is not None:
             return moment.astimezone(UTC)
         return (max if is_end else min)(_both(moment, question.timezone))
@@ -237,7 +235,7 @@ class _Reader:
 
     def _is_wanted(self, stamp: datetime) -> bool:
         """Whether a bar may be of the asked range; one whose time is off the minute may belong to the next."""
-        return self.question.first - MINUTE < stamp < self.question.end
+        return self.question.first - BAR_LENGTH < stamp < self.question.end
 
     def _is_of_the_day(self, stamp: datetime) -> bool:
         day = stamp.astimezone(self.question.timezone).date()

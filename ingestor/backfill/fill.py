@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from ingestor.backfill.answers import MINUTE, Fault, summarize
+from ingestor.backfill.answers import BAR_LENGTH, Fault, summarize
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.clock import Clock, to_datetime
@@ -39,7 +39,7 @@ def asked_for(piece: GapSpan, margin: timedelta) -> tuple[datetime, datetime]:
     """Return the whole minutes that a piece touches, with the margin at both ends: from, and up to."""
     last = piece.ended_at + margin
     until = minute_of(last)
-    return minute_of(piece.started_at - margin), until if until == last else until + MINUTE
+    return minute_of(piece.started_at - margin), until if until == last else until + BAR_LENGTH
 
 
 def cut(piece: GapSpan, now: datetime, margin: timedelta) -> GapSpan | None:
@@ -47,7 +47,7 @@ def cut(piece: GapSpan, now: datetime, margin: timedelta) -> GapSpan | None:
 
     A minute is asked for when it has been over for the margin and a minute: the source needs its time as well.
     """
-    newest = minute_of(now - margin - MINUTE)
+    newest = minute_of(now - margin - BAR_LENGTH)
     if asked_for(piece, margin)[1] <= newest:
         return piece
     ended_at = newest - margin

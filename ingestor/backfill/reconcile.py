@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from ingestor.backfill.answers import MINUTE, summarize
+from ingestor.backfill.answers import BAR_LENGTH, summarize
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.backfill.fill import PROVIDER_RETENTION, TOO_OLD
@@ -110,7 +110,7 @@ async def reconcile(
     doubtful: list[tuple[str, str]] = []
     for symbol in symbols:
         try:
-            answer = await client.minutes(symbol, first, last + 2 * MINUTE, "start")
+            answer = await client.minutes(symbol, first, last + 2 * BAR_LENGTH, "start")
         except UnknownTickerError:
             unknown.append(symbol)
         except SourceError as error:
@@ -118,10 +118,10 @@ async def reconcile(
         else:
             if answer.faults:
                 doubtful.append((symbol, summarize(answer.faults, answer.records)))
-            ours = {bar.time: bar for bar in await gap_store.own_bars(symbol, first, last + MINUTE)}
+            ours = {bar.time: bar for bar in await gap_store.own_bars(symbol, first, last + BAR_LENGTH)}
             for label, shift in SHIFTS.items():
-                sure = _sure_minutes(minutes, answer, shift * MINUTE)
-                theirs = {bar.time - shift * MINUTE: bar for bar in answer.bars}
+                sure = _sure_minutes(minutes, answer, shift * BAR_LENGTH)
+                theirs = {bar.time - shift * BAR_LENGTH: bar for bar in answer.bars}
                 same, found = compare(symbol, sure, ours, theirs)
                 counts[label] = (counts[label][0] + same, counts[label][1] + found)
         on_done(symbol)
@@ -144,7 +144,7 @@ def _sure_minutes(minutes: Sequence[datetime], answer: Bars, shift: timedelta) -
     told = {bar.time - shift for bar in answer.bars}
     times = [fault.time - shift for fault in answer.faults if fault.time is not None]
     doubtful = {
-        minute for time in times for minute in (minute_of(time), minute_of(time + MINUTE - timedelta.resolution))
+        minute for time in times for minute in (minute_of(time), minute_of(time + BAR_LENGTH - timedelta.resolution))
     }
     is_incomplete = len(times) < len(answer.faults)
     return [each for each in minutes if each not in doubtful and (each in told or not is_incomplete)]
@@ -159,7 +159,7 @@ async def _whole_minutes(gap_store: GapStore, day: date, now: datetime) -> tuple
         raise IngestorError(f"{day} is {TOO_OLD}.")
     if gap_store.ticks_since is not None and span[0] < gap_store.ticks_since:
         raise IngestorError(f"The ticks of {day} were dropped, as INGESTOR_RETENTION says.")
-    first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - gap_store.margin - 2 * MINUTE))
+    first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - gap_store.margin - 2 * BAR_LENGTH))
     minutes = await gap_store.whole_minutes(first, last)
     if not minutes:
         raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")

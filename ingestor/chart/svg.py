@@ -33,13 +33,13 @@ ROOM = 200
 DIGIT = 14.5
 """Width of a digit as large as a phone shows it."""
 
-APART = 84.0
+LABEL_DISTANCE = 84.0
 """From one label of the time axis to the next."""
 
-NARROWEST = 2.0
+EDGE_WIDTH = 2.0
 """The least width of a gap at its upper edge, so that a second of a day can still be seen."""
 
-THINNEST = 0.5
+SHADE_WIDTH = 0.5
 """The least width of its shade, so that a year of short gaps is not all shade."""
 
 _COLOURS = colours()
@@ -131,8 +131,8 @@ def _gaps(plot: _Plot) -> Iterator[str]:
     for gap in plot.series.gaps:
         yield f"<g {_toned(gap.kind)}><title>{_escaped(span(gap, plot.series.zone))}</title>"
         for look, narrowest, height in (
-            ('class="shade" fill-opacity="0.16"', THINNEST, VOLUMES[1] - TOP),
-            ('class="edge"', NARROWEST, 5),
+            ('class="shade" fill-opacity="0.16"', SHADE_WIDTH, VOLUMES[1] - TOP),
+            ('class="edge"', EDGE_WIDTH, 5),
         ):
             start, width = plot.figure.axis.band(gap.started_at, gap.ended_at, narrowest * plot.unit)
             place = f'x="{plot.times.place(start):.1f}" width="{width / plot.unit:.1f}" y="{TOP:g}" height="{height:g}"'
@@ -156,7 +156,7 @@ def _price_grid(plot: _Plot) -> Iterator[str]:
 
 
 def _time_grid(plot: _Plot) -> Iterator[str]:
-    for tick in time_ticks(plot.figure.axis, plot.series.zone, APART * plot.unit):
+    for tick in time_ticks(plot.figure.axis, plot.series.zone, LABEL_DISTANCE * plot.unit):
         x = plot.times.place(tick.at)
         yield f'<path {_DAY if tick.major else _LINE} d="M{x:.1f},{TOP:g}V{VOLUMES[1]:g}"/>'
         first = ' class="first" text-anchor="start"' if x < LEFT + DIGIT * len(tick.label) / 2 else ""

@@ -28,7 +28,7 @@ Half: TypeAlias = Literal[" ", "-", "#"]
 LEAST_ROWS, LEAST_COLUMNS = 12, 30
 """Of a smaller terminal the chart is drawn as if it were this large."""
 
-APART = 8
+LABEL_COLUMNS = 8
 """Columns from one label of the time axis to the next."""
 
 LEAST_SHADED = 0.1
@@ -124,7 +124,7 @@ def draw(series: Series, columns: int, rows: int) -> list[Line]:
     for column, bar in bars:
         _draw_candle(canvas, column + max(0, int(layout.pitch) - 1) // 2, bar, halves)
         _draw_volume(canvas, layout, column, bar, most)
-    _draw_times(canvas, layout, time_ticks(figure.axis, series.zone, APART / layout.pitch))
+    _draw_times(canvas, layout, time_ticks(figure.axis, series.zone, LABEL_COLUMNS / layout.pitch))
     return [*([piece] for piece in head), *canvas.lines(), _legend(series)]
 
 

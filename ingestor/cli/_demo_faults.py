@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ingestor.backfill.answers import MINUTE
+from ingestor.backfill.answers import BAR_LENGTH
 from ingestor.backfill.fill import asked_for
 from ingestor.cli._backfill import fill, filling
 from ingestor.cli._output import Console
@@ -27,7 +27,7 @@ COVERAGE_LAG = timedelta(seconds=20)
 
 async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
     """Report, wait, fill, report again, and compare with the market; return what is not whole."""
-    last_minute = minute_of(datetime.now(UTC)) + MINUTE
+    last_minute = minute_of(datetime.now(UTC)) + BAR_LENGTH
     await _pause(console, "Waiting until the report knows the last half minute", 32, request)
     console.print("\n[bold]What was missed[/bold] (ingestor gaps)\n")
     report, ready_at = await _look(demo)
@@ -66,7 +66,7 @@ async def _look(demo: Demo) -> tuple[Report, datetime]:
     async with GapStore(demo.settings.read_database_url()) as gap_store:
         report = await gap_store.report(Bounds())
         ends = [asked_for(GapSpan(gap.started_at, gap.ended_at), gap_store.margin)[1] for gap in report.gaps]
-        return report, max(ends, default=report.made_at) + gap_store.margin + MINUTE + timedelta(seconds=1)
+        return report, max(ends, default=report.made_at) + gap_store.margin + BAR_LENGTH + timedelta(seconds=1)
 
 
 async def _pause(console: Console, why: str, seconds: float, request: StopRequest) -> None:

@@ -23,7 +23,7 @@ MEANING: dict[Status, str] = {
 CELL = 13
 """Pixels from one day of the heat map to the next."""
 
-NARROWEST = 3
+GAP_WIDTH = 3
 """Of 1,000 units of a time line: the least width of a gap, so that a second of a day can still be seen."""
 
 
@@ -149,7 +149,7 @@ def _time_lines(report: Report, zone: ZoneInfo) -> str:
 
 def _line(day: Day, gaps: list[Gap], zone: ZoneInfo) -> str:
     axis = TimeAxis.of([(day.started_at, day.ended_at, 1000)])
-    places = ((gap, *axis.band(gap.started_at, gap.ended_at, NARROWEST)) for gap in gaps)
+    places = ((gap, *axis.band(gap.started_at, gap.ended_at, GAP_WIDTH)) for gap in gaps)
     bars = "".join(
         f'<rect class="{gap.status}" x="{x:.1f}" width="{width:.1f}" height="15"><title>{_span(gap, zone)}: '
         f"{escape(gap.cause)} ({gap.status})</title></rect>"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ingestor.model import SECOND, Micros, Tick
+from ingestor.model import SECOND, Duration, Micros, Tick
 
-MINUTE: Micros = 60 * SECOND
+MINUTE_MICROS: Duration = 60 * SECOND
 
 
 @dataclass(slots=True)
@@ -30,10 +30,9 @@ class Bars:
 
     def add(self, tick: Tick) -> None:
         """Count a tick; within a bar they come in order."""
-        _merge(
-            self._minutes.setdefault(tick.symbol, {}),
-            Bar(tick.time // MINUTE * MINUTE, tick.price, tick.price, tick.price, tick.price, tick.volume),
-        )
+        start = tick.time // MINUTE_MICROS * MINUTE_MICROS
+        bar = Bar(start, tick.price, tick.price, tick.price, tick.price, tick.volume)
+        _merge(self._minutes.setdefault(tick.symbol, {}), bar)
 
     def everything(self) -> Iterator[tuple[str, Bar]]:
         """Yield each symbol's minutes."""

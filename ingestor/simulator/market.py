@@ -7,12 +7,14 @@ import random
 import uuid
 from dataclasses import dataclass
 
-from ingestor.model import SECOND, Micros, Tick
+from ingestor.model import SECOND, Duration, Micros, Tick
 
 CYCLE = 600.0
 """Seconds of a compressed trading day: busy at both ends, quiet between, then the next one begins."""
 
-STEP: Micros = 10_000
+MARKET_STEP: Duration = 10_000
+"""The market's time advances in steps of this length."""
+
 REPEATED = 0.04
 """Share of trades that repeat the one before them in the same second, in every field: a large order in pieces."""
 
@@ -106,9 +108,9 @@ class Market:
     def until(self, now: Micros) -> list[Tick]:
         """Return the ticks that happened since the last call, in order of time."""
         ticks: list[Tick] = []
-        while self._now + STEP <= now:
-            self._now += STEP
-            self._due += self._rate * activity((self._now - self._start) / SECOND, self._cycle) * STEP / SECOND
+        while self._now + MARKET_STEP <= now:
+            self._now += MARKET_STEP
+            self._due += self._rate * activity((self._now - self._start) / SECOND, self._cycle) * MARKET_STEP / SECOND
             while self._due >= 1:
                 self._due -= 1
                 ticks.append(self._trade())

@@ -12,14 +12,14 @@ from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo
 
 from ingestor.clock import from_datetime, to_datetime
-from ingestor.model import SECOND, Micros
-from ingestor.simulator.bars import MINUTE, Bar, Bars
+from ingestor.model import SECOND, Duration, Micros
+from ingestor.simulator.bars import MINUTE_MICROS, Bar, Bars
 from ingestor.simulator.market import Instrument, listing
 from ingestor.simulator.wire import wall_time
 
 EXCHANGE = "nzx"
 INTERVALS = ("1m", "1h", "1d")
-RATE_WINDOW: Micros = 60 * SECOND
+RATE_WINDOW: Duration = 60 * SECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ class RestApi:
         return {**body, "date_to": (end - timedelta(days=1)).replace(tzinfo=None).isoformat()}
 
     def _last(self, query: dict[str, str]) -> dict[str, Any]:
-        now = to_datetime(self._now() // SECOND * SECOND + MINUTE).astimezone(self._timezone)
+        now = to_datetime(self._now() // SECOND * SECOND + MINUTE_MICROS).astimezone(self._timezone)
         body = self._series(query, now - timedelta(days=7), now, "1m")
         return {**body, "hits": min(body["hits"], 1), "data": body["data"][-1:]}
 
@@ -191,7 +191,7 @@ class RestApi:
         if interval == "1m":
             return minute
         if interval == "1h":
-            return minute // (60 * MINUTE) * (60 * MINUTE)
+            return minute // (60 * MINUTE_MICROS) * (60 * MINUTE_MICROS)
         day = to_datetime(minute).astimezone(self._timezone).replace(hour=0, minute=0)
         return from_datetime(day)
 

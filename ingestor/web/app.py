@@ -26,7 +26,7 @@ from ingestor.chart.palette import palette
 from ingestor.redaction import redact_values
 from ingestor.web.hosts import HostCheck, Hosts
 
-EVERY = 1.0
+EVENT_INTERVAL = 1.0
 """Seconds between two events of the page."""
 
 MAX_WATCHERS = 32
@@ -94,7 +94,7 @@ class _Pages:
         self._closing = closing
         self._watchers = 0
         self._event = ""
-        self._event_made_at = -EVERY
+        self._event_made_at = -EVENT_INTERVAL
 
     async def healthz(self, _: Request) -> Response:
         """Say whether the loops advance: if not, a new process may help."""
@@ -144,7 +144,7 @@ class _Pages:
     def _newest(self) -> str:
         """Return the event of this moment, made once for all who watch."""
         now = asyncio.get_running_loop().time()
-        if now - self._event_made_at >= EVERY / 2:
+        if now - self._event_made_at >= EVENT_INTERVAL / 2:
             status = redact_values(self._source.status())
             self._event = f"data: {json.dumps(status, separators=(',', ':'))}\n\n"
             self._event_made_at = now
@@ -152,7 +152,7 @@ class _Pages:
 
     async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(EVERY):
+            async with asyncio.timeout(EVENT_INTERVAL):
                 await self._closing.wait()
         except TimeoutError:
             return

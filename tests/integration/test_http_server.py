@@ -92,7 +92,7 @@ async def test_clients_that_never_read_leave_room_for_probes() -> None:
 
 async def test_slow_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients that send no request or do not read are disconnected, also if they send a byte now and then."""
-    monkeypatch.setattr(app, "EVERY", 0.002)
+    monkeypatch.setattr(app, "EVENT_INTERVAL", 0.002)
     kinds = [
         b"",
         b"GET / HTTP/1.1\r\nX-Endless: ",  # half of a request
@@ -111,7 +111,7 @@ async def test_slow_clients_are_disconnected(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_an_event_client_that_never_reads_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client of the events that does not read is disconnected, and a page that does gets its place."""
-    monkeypatch.setattr(app, "EVERY", 0.002)
+    monkeypatch.setattr(app, "EVENT_INTERVAL", 0.002)
     monkeypatch.setattr(app, "MAX_WATCHERS", 1)
     async with serving(Limits(timeout=0.2)) as url, client(url) as page:
         async with mute(url, GET % b"/events"), asyncio.timeout(60):

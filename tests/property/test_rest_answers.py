@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestor.backfill.answers import MINUTE, MalformedAnswerError, summarize
+from ingestor.backfill.answers import BAR_LENGTH, MalformedAnswerError, summarize
 from ingestor.backfill.bars import Question, parse_bars
 from ingestor.backfill.listing import parse_instruments
 from tests.unit.test_rest_answers import QUESTION, START, ZONE, bar, taken
@@ -48,7 +48,7 @@ answers = st.fixed_dictionaries(
 bodies = st.binary(max_size=200) | answers.map(lambda answer: json.dumps(answer).encode())
 questions = st.builds(
     lambda minute, length, label: Question(
-        "AIR.NZ", START + minute * MINUTE, START + (minute + length) * MINUTE, label, ZONE
+        "AIR.NZ", START + minute * BAR_LENGTH, START + (minute + length) * BAR_LENGTH, label, ZONE
     ),
     # Around START, and around the days on which the clocks change.
     st.integers(-5, 5) | st.integers(-55 * 1440, -54 * 1440) | st.integers(134 * 1440, 135 * 1440),
@@ -89,14 +89,14 @@ def test_a_bad_record_is_the_only_one_refused(minutes: list[int], odd: Any, posi
     kept = {each.time: each for each in found.bars}
     doubtful = {fault.time for fault in found.faults}
     for minute in minutes:
-        assert kept.get(START + minute * MINUTE) == taken(minute) or START + minute * MINUTE in doubtful
-    assert not found.faults or all(fault.time is None or fault.time > START - MINUTE for fault in found.faults)
+        assert kept.get(START + minute * BAR_LENGTH) == taken(minute) or START + minute * BAR_LENGTH in doubtful
+    assert not found.faults or all(fault.time is None or fault.time > START - BAR_LENGTH for fault in found.faults)
 
 
 @given(st.integers(-55 * 1440, -54 * 1440) | st.integers(134 * 1440, 135 * 1440), st.integers(1, 300))
 def test_the_clocks_change(minute: int, length: int) -> None:
     """The requested wall time spans the requested range and little more: an hour before, or two after."""
-    question = Question("AIR.NZ", START + minute * MINUTE, START + (minute + length) * MINUTE, "start", ZONE)
+    question = Question("AIR.NZ", START + minute * BAR_LENGTH, START + (minute + length) * BAR_LENGTH, "start", ZONE)
     hour = timedelta(hours=1)
     assert question.first - hour <= question.earliest <= question.first
     assert question.end <= question.latest <= question.end + 2 * hour

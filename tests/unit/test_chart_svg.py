@@ -55,7 +55,7 @@ def test_gaps_are_shaded_by_status() -> None:
     ]
     places = [(float(rect.get("x", "")), float(rect.get("width", ""))) for rect in (shade[2] for shade in shades)]
     assert places[0][0] == svg.LEFT
-    assert places[2][1] == svg.NARROWEST
+    assert places[2][1] == svg.EDGE_WIDTH
     assert all(x + width < other for (x, width), (other, _) in pairwise(places))
     assert shades[3][0].text == "Fri 20 Nov 2026, 16:50:00 to 17:15:00: a <halt> (excluded)"
 

@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from ingestor.backfill.answers import (
+    BAR_LENGTH,
     MAX_VALUES,
-    MINUTE,
     Fault,
     MalformedAnswerError,
     UnreadableAnswerError,
@@ -23,18 +23,18 @@ from ingestor.redaction import register_secret
 
 ZONE = ZoneInfo("Pacific/Auckland")
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)  # 10:00 in Auckland
-QUESTION = Question("AIR.NZ", START, START + 10 * MINUTE, "start", ZONE)
+QUESTION = Question("AIR.NZ", START, START + 10 * BAR_LENGTH, "start", ZONE)
 NONE = dict.fromkeys(("open", "high", "low", "close", "volume"))
 
 
 def bar(minute: float, **changed: Any) -> dict[str, Any]:
     """Return a record as the API sends it: in Auckland's time, without an offset."""
-    stamp = (START + minute * MINUTE).astimezone(ZONE).replace(tzinfo=None).isoformat()
+    stamp = (START + minute * BAR_LENGTH).astimezone(ZONE).replace(tzinfo=None).isoformat()
     return {"timestamp": stamp, "open": 2.0, "high": 3.0, "low": 1.0, "close": 2.5, "volume": 5, **changed}
 
 
 def taken(minute: int) -> Bar:
-    return Bar(START + minute * MINUTE, 2.0, 3.0, 1.0, 2.5, 5)
+    return Bar(START + minute * BAR_LENGTH, 2.0, 3.0, 1.0, 2.5, 5)
 
 
 def parse(*records: Any, question: Question = QUESTION, **fields: Any) -> Bars:
@@ -94,7 +94,7 @@ def test_a_wrong_bar(changed: dict[str, Any], reason: str) -> None:
     """A wrong value costs only its record, which is reported with its reason and minute."""
     wrong = bar(1, **changed)
     assert parse(bar(0), wrong, bar(2)) == Bars(
-        (taken(0), taken(2)), 3, (Fault(reason, wrong["timestamp"], START + MINUTE),)
+        (taken(0), taken(2)), 3, (Fault(reason, wrong["timestamp"], START + BAR_LENGTH),)
     )
 
 
@@ -125,7 +125,7 @@ def test_an_invalid_timestamp(stamp: Any) -> None:
     assert fault.reason == "no timestamp that can be read"
     assert fault.time is None
     assert len(fault.name) <= 40
-    assert fault.may_lie_within(START, START + MINUTE)
+    assert fault.may_lie_within(START, START + BAR_LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_time_off_the_minute() -> None:
     near = [
         minute
         for minute in range(-1, 5)
-        if fault.may_lie_within(START + minute * MINUTE, START + (minute + 1) * MINUTE)
+        if fault.may_lie_within(START + minute * BAR_LENGTH, START + (minute + 1) * BAR_LENGTH)
     ]
     assert near == [1, 2]
     assert parse(bar(0), bar(-0.5)).faults
@@ -165,14 +165,14 @@ def test_a_repeated_minute() -> None:
         found = parse(bar(0), bar(1), other)
         assert found.bars == (taken(0),)
         assert [(fault.reason, fault.time) for fault in found.faults] == [
-            ("different bars of one minute", START + MINUTE)
+            ("different bars of one minute", START + BAR_LENGTH)
         ]
 
 
 def test_a_time_that_the_clocks_skipped() -> None:
     """A wall time that the clocks skipped is refused."""
     since = datetime(2026, 9, 26, 13, 0, tzinfo=UTC)
-    question = Question("AIR.NZ", since, since + 120 * MINUTE, "start", ZONE)
+    question = Question("AIR.NZ", since, since + 120 * BAR_LENGTH, "start", ZONE)
     found = parse(bar(0, timestamp="2026-09-27T02:30:00"), question=question)
     assert [fault.reason for fault in found.faults] == ["a time that the exchange's clocks skipped"]
 
@@ -205,7 +205,7 @@ def test_a_record_of_another_day() -> None:
 def test_the_repeated_hour() -> None:
     """The extra hour that the request's wall time explains is accepted; anything beyond it is another answer."""
     second = datetime(2026, 4, 4, 14, 0, tzinfo=UTC)  # 02:00 in Auckland, for the second time
-    question = Question("AIR.NZ", second, second + 30 * MINUTE, "start", ZONE)
+    question = Question("AIR.NZ", second, second + 30 * BAR_LENGTH, "start", ZONE)
     assert question.parameters()["datetime_from"] == "2026-04-05 02:00:00"
     assert question.parameters()["datetime_to"] == "2026-04-05 03:30:00"
     for stamp in ("2026-04-05T02:10:00+13:00", "2026-04-05T03:30:00+12:00"):
@@ -294,10 +294,10 @@ def test_forms_of_numbers() -> None:
 
 def test_the_other_label() -> None:
     """With the label of the end, bars and faults begin a minute earlier."""
-    question = Question("AIR.NZ", START, START + 10 * MINUTE, "end", ZONE)
+    question = Question("AIR.NZ", START, START + 10 * BAR_LENGTH, "end", ZONE)
     found = parse(bar(1), bar(2, open=-1.0), question=question)
     assert found.bars == (taken(0),)
-    assert [fault.time for fault in found.faults] == [START + MINUTE]
+    assert [fault.time for fault in found.faults] == [START + BAR_LENGTH]
 
 
 def test_texts_of_faults() -> None:
