@@ -92,7 +92,6 @@ class StreamReader:
 
     async def _session(self) -> None:
         """Run one session to its end, which is always an error."""
-        self._backoff.lived = 0.0
         await self._wait_for_room()
         self._liveness.expect_within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
         self._telemetry.connecting()
@@ -153,7 +152,7 @@ class StreamReader:
                 watch=self._watch(recorder),
             )
         finally:
-            self._backoff.lived = self._clock.monotonic() - began
+            self._backoff.session_ended(self._clock.monotonic() - began)
 
     async def _authenticate(self, connection: FeedConnection, recorder: Recorder) -> None:
         try:

@@ -6,13 +6,14 @@ every minute, since the fault is the provider's and must not end a recorder.
 
 from __future__ import annotations
 
+import random
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 
-from tenacity import RetryCallState, wait_fixed, wait_random, wait_random_exponential
+from tenacity import RetryCallState
 from websockets.exceptions import (
     InvalidHandshake,
     InvalidMessage,
@@ -190,30 +191,46 @@ RETRY_AFTER_SPREAD = 0.1
 
 
 class Backoff:
-    """A wait strategy for tenacity.
+    """A wait strategy for tenacity, with full jitter, so that the clients of a restarted server do not return at once.
 
-    Full jitter, so that many clients of a server that comes back do not come at once. It starts anew only
-    after a session that lived for `max_delay`: a server that accepts and then closes is not hammered.
+    The backoff starts again only after a session of at least `max_delay` seconds: a server that accepts a session and
+    closes it must not be contacted every second.
     """
 
-    def __init__(self, decided: Callable[[BaseException], RetryDecision], *, max_delay: float) -> None:
-        self._decided = decided
-        self._healthy_after = max_delay
-        self._waits = {
-            RetryPolicy.BACKOFF: wait_random_exponential(multiplier=1, max=max_delay),
-            RetryPolicy.SLOW: wait_fixed(SLOW_WAIT) + wait_random_exponential(multiplier=5, max=45),
-            RetryPolicy.ALERT: wait_fixed(ALERT_WAIT) + wait_random(0, 5),
-        }
-        self.lived = 0.0
-        """Seconds that the last session was authenticated; the service keeps it."""
+    def __init__(self, decide: Callable[[BaseException], RetryDecision], *, max_delay: float) -> None:
+        self._decide = decide
+        self._max_delay = max_delay
+        self._failures = 0
+
+    def session_ended(self, lived: float) -> None:
+        """Record the end of a session that was authenticated for `lived` seconds."""
+        if lived >= self._max_delay:
+            self._failures = 0
 
     def __call__(self, state: RetryCallState) -> float:
-        """Return seconds to wait after a failed attempt."""
+        """Return the seconds to wait after a failed attempt."""
         assert state.outcome is not None
         error = state.outcome.exception()
         assert error is not None
-        if self.lived >= self._healthy_after:
-            state.attempt_number = 1
-        decided = self._decided(error)
-        asked = decided.retry_after + wait_random(0, decided.retry_after * RETRY_AFTER_SPREAD)(state)
-        return max(self._waits[decided.policy](state), min(asked, MAX_RETRY_AFTER))
+        decision = self._decide(error)
+        self._failures += 1
+        requested = decision.retry_after * (1 + _random_up_to(RETRY_AFTER_SPREAD))
+        return max(self._seconds(decision.policy), min(requested, MAX_RETRY_AFTER))
+
+    def _seconds(self, policy: RetryPolicy) -> float:
+        match policy:
+            case RetryPolicy.SLOW:
+                return SLOW_WAIT + self._exponential(5.0, 45.0)
+            case RetryPolicy.ALERT:
+                return ALERT_WAIT + _random_up_to(5.0)
+            case _:
+                return self._exponential(1.0, self._max_delay)
+
+    def _exponential(self, first: float, most: float) -> float:
+        """Return a random wait up to `first` seconds, doubled with each failure, and to `most`."""
+        doublings = min(self._failures - 1, 30)  # more would overflow a float, and `most` is reached long before
+        return _random_up_to(min(first * 2**doublings, most))
+
+
+def _random_up_to(bound: float) -> float:
+    return random.uniform(0, bound)  # noqa: S311 - a wait, not a secret

@@ -25,7 +25,7 @@ async def waits(
         slept.append(seconds)
 
     async def session() -> Any:
-        backoff.lived = lived
+        backoff.session_ended(lived)
         raise failure
 
     retrying = AsyncRetrying(
