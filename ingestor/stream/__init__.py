@@ -1,1 +1,1 @@
-"""The stream: connects, authenticates, keeps alive, reconnects; the daemon's only user of `websockets`."""
+"""The stream: connection, authentication, keepalive and retry. Of the daemon only this package uses `websockets`."""

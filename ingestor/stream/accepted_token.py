@@ -1,4 +1,4 @@
-"""Remembers, across restarts, that an endpoint has accepted a token, without knowing either."""
+"""Remembers across restarts that an endpoint has accepted a token. The file reveals neither of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 
 
 class AcceptedToken:
-    """A small file beside the spool: a random key, and the hash of endpoint and token under it.
+    """A small file beside the spool: a random key, and the keyed hash of endpoint and token.
 
-    Raises OSError where the file can't be written. A file that can't be read, or is damaged, means no.
+    A missing, unreadable or damaged file counts as not accepted.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def matches(self, endpoint: str, token: str) -> bool:
-        """Whether this endpoint has accepted this token before."""
+        """Return whether this endpoint has accepted this token before."""
         try:
             key, _, digest = self._path.read_text(encoding="ascii").strip().partition(":")
             return hmac.compare_digest(digest, _digest(bytes.fromhex(key), endpoint, token))
@@ -26,7 +26,7 @@ class AcceptedToken:
             return False
 
     def write(self, endpoint: str, token: str) -> None:
-        """Remember that it did; nothing is written where that is known already."""
+        """Record the acceptance, unless the file has it already. Raises OSError."""
         if self.matches(endpoint, token):
             return
         key = secrets.token_bytes(32)

@@ -1,8 +1,8 @@
 """The feed's messages: bytes in, a tick or a reason out. No I/O, no clock, no logging.
 
-Decoding has two ways. The fast one is msgspec's typed decoder, which takes what the feed really sends. What
-it refuses, or could not represent exactly, is read again by the slow one, which is written for completeness:
-it names the reason from the fixed list, and it alone reads rare numbers such as `9007199254740993.0`.
+There are two decoders. The fast one, msgspec's typed decoder, reads the messages that the feed really sends. The slow
+one reads again each message that the fast one refuses or could not represent exactly: it names the reason from the
+fixed list, and it alone reads rare numbers such as `9007199254740993.0`.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ MAX_MESSAGE_BYTES = 2**20
 MAX_VOLUME = 2**63 - 1
 MAX_SYMBOL_LENGTH = 32
 EARLIEST: Micros = from_datetime(datetime(1990, 1, 1, tzinfo=UTC))
-"""No tick is older: a stray date must not make partitions."""
+"""No tick is older: a wrong date must not create partitions."""
 
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _HOUR, _SIXTY = "(?:[01][0-9]|2[0-3])", "[0-5][0-9]"
 _DATE = re.compile(
     rf"([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})[Tt ]({_HOUR}:{_SIXTY}:{_SIXTY})(?:\.([0-9]+))?([Zz]|[+-]{_HOUR}:{_SIXTY})?"
 )
-"""The `date-time` of RFC 3339, section 5.6, with two liberties: a blank for the T, as the RFC allows, and no offset.
+"""The `date-time` of RFC 3339, section 5.6; a blank for the T (as the RFC allows) or a missing offset is accepted too.
 
-Every range but that of the day in its month is held here: `datetime.fromisoformat` takes much that the RFC forbids, and
-from version to version something else. A leap second (`:60`) is refused, since PostgreSQL has no such instant.
+It checks every range except the day of the month: `datetime.fromisoformat` accepts much that the RFC forbids, and its
+rules differ between Python versions. A leap second (`:60`) is refused, since PostgreSQL has no such instant.
 """
 _YEARS = range(1989, 9999)
-"""Beyond them a date is out of range whatever its time zone, and `datetime` has no room for one."""
+"""Years beyond these are out of range in every time zone, and their instants may exceed `datetime`."""
 _CACHE_SIZE = 4096
 
 
 class Authenticated(msgspec.Struct, frozen=True):
-    """The server accepted our token; prices flow from here on."""
+    """The server accepted our token; prices follow."""
 
 
 class ServerError(msgspec.Struct, frozen=True):
-    """The server's error message; it closes the connection after it."""
+    """The server's error message; the server then closes the connection."""
 
     text: str
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """A message that is not stored as a tick, and why."""
+    """A message that is not stored as a tick, with the reason."""
 
     reason: Reason
 
@@ -87,13 +87,13 @@ _decode = msgspec.json.Decoder(_Price | _Authenticated | _Error).decode
 
 
 class _Number(str):
-    """The digits of a JSON number as they were sent, told apart from a JSON string."""
+    """The digits of a JSON number as sent, distinct from a JSON string."""
 
     __slots__ = ()
 
 
 class _RefusedError(Exception):
-    """Carries a reason out of the depth of the slow way."""
+    """Carries a reason out of the slow decoder."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason)
@@ -101,15 +101,15 @@ class _RefusedError(Exception):
 
 
 def authenticate(token: str) -> bytes:
-    """Return the first message of the dialogue."""
+    """Return the message that authenticates the client: the first of a session."""
     return msgspec.json.encode({"type": "authenticate", "data": {"token": token}})
 
 
 class Decoder:
-    """Turns frames into messages. Never raises, whatever the frame holds.
+    """Decodes frames into messages. Never raises.
 
-    `timezone` is the exchange's: a date without an offset is wall time there. The instance keeps two small
-    caches (dates of the current seconds, symbols), both bounded.
+    `timezone` is the exchange's: a date without an offset is its wall time. Two bounded caches hold the latest dates
+    and the symbols.
     """
 
     def __init__(self, timezone: str) -> None:
@@ -118,11 +118,11 @@ class Decoder:
         self._symbols: set[str] = set()
 
     def decode(self, frame: bytes, received_at: Micros, *, binary: bool = False) -> Message:
-        """Return what a frame says. `received_at` bounds the date: at most a day later is accepted."""
+        """Return the message of a frame. A date more than a day after `received_at` is refused."""
         if binary or len(frame) > MAX_MESSAGE_BYTES:
             return Refused(Reason.BINARY_FRAME if binary else Reason.MESSAGE_TOO_BIG)
         try:
-            # msgspec does not look into fields that it skips, so anything not ASCII is checked here.
+            # msgspec does not validate fields that it skips, so non-ASCII frames are checked here.
             if not frame.isascii():
                 str(frame, "utf-8")
             message = _decode(frame)
@@ -143,7 +143,7 @@ class Decoder:
             price = _price(price)
         if type(volume) is not int or not 0 <= volume <= MAX_VOLUME:
             if type(volume) is float:
-                raise msgspec.ValidationError  # it may have been rounded; the slow way has every digit
+                raise msgspec.ValidationError  # it may have been rounded; the slow decoder has every digit
             volume = _volume(volume)
         if data.symbol not in self._symbols:
             self._check_symbol(data.symbol)
@@ -187,9 +187,9 @@ class Decoder:
         self._symbols.add(symbol)
 
     def _time(self, text: str) -> Micros:
-        """Return the instant of an RFC 3339 date, or of one without offset in the exchange's time zone.
+        """Return the instant of an RFC 3339 date; without an offset it is wall time of the exchange.
 
-        Of a fraction six digits count; the others are cut off, so that no tick is later than the exchange said.
+        A fraction is truncated to six digits, so that no tick is later than the exchange said.
         """
         match = _DATE.fullmatch(text)
         if match is None:
@@ -207,7 +207,7 @@ class Decoder:
     def _whole_second(self, text: str) -> Micros:
         year = int(text[:4])
         try:
-            # The Gregorian calendar repeats itself every 400 years, and Python's lacks the year 0 of the RFC.
+            # The Gregorian calendar repeats every 400 years, and Python's lacks the year 0 of the RFC.
             moment = datetime.fromisoformat(f"{2000 + year % 400}{text[4:]}")
         except ValueError:
             raise _RefusedError(Reason.DATE_INVALID) from None
@@ -215,7 +215,7 @@ class Decoder:
             raise _RefusedError(Reason.DATE_OUT_OF_RANGE)
         moment = moment.replace(year=year)
         if moment.tzinfo is None:
-            # fold=0: of an hour that occurs twice, the first is meant.
+            # fold=0: the first of an hour that occurs twice.
             moment = moment.replace(tzinfo=self._timezone)
             wall_time = moment.astimezone(UTC).astimezone(self._timezone)
             if wall_time.replace(tzinfo=None) != moment.replace(tzinfo=None):
@@ -224,7 +224,7 @@ class Decoder:
 
 
 def _price_data(data: object) -> _PriceData:
-    """Check the fields of a price one by one, for the reason's sake."""
+    """Return the fields of a price, each checked on its own to find the reason for a refusal."""
     if data is None:
         raise _RefusedError(Reason.MISSING_FIELD)
     if not isinstance(data, dict):
@@ -234,7 +234,7 @@ def _price_data(data: object) -> _PriceData:
     date, price, volume, symbol = data["date"], data["price"], data["volume"], data["symbol"]
     if type(date) is not str or type(symbol) is not str:
         raise _RefusedError(Reason.WRONG_TYPE)
-    if isinstance(price, float):  # only the words NaN and Infinity arrive as one
+    if isinstance(price, float):  # only NaN and Infinity arrive as a float
         raise _RefusedError(Reason.PRICE_NOT_FINITE)
     if isinstance(volume, float):
         raise _RefusedError(Reason.VOLUME_INVALID)
@@ -244,7 +244,7 @@ def _price_data(data: object) -> _PriceData:
 
 
 def _price(value: float | str) -> float:
-    """Return a price as the nearest float; a text must be a JSON number."""
+    """Return a price as the nearest float; a string must be a JSON number."""
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
         raise _RefusedError(Reason.PRICE_INVALID)
     try:
@@ -257,18 +257,18 @@ def _price(value: float | str) -> float:
 
 
 def _volume(value: float | str) -> int:
-    """Return a volume as a whole number, exactly; a text must be a JSON number."""
+    """Return the exact volume, a whole number; a string must be a JSON number."""
     if isinstance(value, str) and not _NUMBER.fullmatch(value):
         raise _RefusedError(Reason.VOLUME_INVALID)
     try:
         number = Decimal(value)
-    except InvalidOperation:  # an exponent beyond all reason
+    except InvalidOperation:  # an exponent that is too large for Decimal
         raise _RefusedError(Reason.VOLUME_INVALID) from None
     if number == 0:
         return 0
     if number < 0:
         raise _RefusedError(Reason.VOLUME_NEGATIVE)
-    if number > MAX_VOLUME:  # before anything is expanded: 1e999999 is short to write
+    if number > MAX_VOLUME:  # before the conversion to int, which would expand 1e999999
         raise _RefusedError(Reason.VOLUME_TOO_LARGE)
     if number != int(number):
         raise _RefusedError(Reason.VOLUME_FRACTIONAL)
@@ -276,5 +276,5 @@ def _volume(value: float | str) -> int:
 
 
 def _is_control(character: str) -> bool:
-    """Whether it is a control character (C0, DEL, C1) or half of a surrogate pair, which UTF-8 can't hold."""
+    """Return whether it is a control character (C0, DEL, C1) or a lone surrogate, which UTF-8 can't encode."""
     return character < " " or "\x7f" <= character <= "\x9f" or "\ud800" <= character <= "\udfff"

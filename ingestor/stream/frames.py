@@ -1,7 +1,7 @@
-"""The one kind of WebSocket frame that a feed sends all day: a whole text message, neither masked nor compressed.
+"""Cuts complete text messages, neither masked nor compressed, out of the bytes of a WebSocket. Pure.
 
-It is cut out of what was read here, and everything else is left to the library, frame by frame, and without pings that
-need no answer. That is the whole of our own RFC 6455: https://www.rfc-editor.org/rfc/rfc6455#section-5.2.
+Nearly all frames of a feed are of this kind. All others are left to the library, frame by frame, without pings that
+need no answer. No other part of RFC 6455 is our own: https://www.rfc-editor.org/rfc/rfc6455#section-5.2.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections import deque
 
 _WHOLE_TEXT = 0x81  # FIN, no extension, opcode 1
 _PING = 0x89
-_CONTROL = 0x08  # the bit of an opcode that tells control frames from those of messages
+_CONTROL = 0x08  # the bit of an opcode that marks a control frame
 _LENGTH_IN_2_BYTES = 126
 _LENGTH_IN_8_BYTES = 127
 
 
 def whole_texts(data: bytes, start: int) -> tuple[list[bytes], int]:
-    """Return the payloads of the whole text messages from `start` on, and where something else begins.
+    """Return the payloads of the complete text messages from `start` on, and where something else begins.
 
-    Those of 64 KiB or more are something else, as is the last message where the rest of it has not been read yet.
+    Messages of 64 KiB or more, and an incomplete last message, count as something else.
     """
     found: list[bytes] = []
     size = len(data)
     while size - start >= 2 and data[start] == _WHOLE_TEXT:
         length = data[start + 1]
         begin = start + 2
-        if length >= _LENGTH_IN_2_BYTES:  # masked ones too, which a server must not send
+        if length >= _LENGTH_IN_2_BYTES:  # a masked one too, which a server must not send
             if length != _LENGTH_IN_2_BYTES or size - start < 4:
                 break
             length = data[start + 2] << 8 | data[start + 3]
@@ -39,12 +39,12 @@ def whole_texts(data: bytes, start: int) -> tuple[list[bytes], int]:
 
 
 def is_control(frame: bytes, start: int = 0) -> bool:
-    """Return whether the frame from `start` on, of which the first byte is enough, is a ping, a pong or a close."""
+    """Return whether the frame at `start` is a ping, a pong or a close. Its first byte is enough."""
     return bool(frame[start] & _CONTROL)
 
 
 def newest_pings(data: bytes, start: int, most: int) -> int:
-    """Return where the newest of the whole pings begin that follow each other from `start` on, at most so many."""
+    """Return where the newest `most` of the consecutive complete pings from `start` on begin."""
     found: deque[int] = deque(maxlen=most)
     position, size = start, len(data)
     while size - position >= 2 and data[position] == _PING and data[position + 1] < _LENGTH_IN_2_BYTES:
@@ -57,7 +57,7 @@ def newest_pings(data: bytes, start: int, most: int) -> int:
 
 
 def other_frames(data: bytes, start: int, most: int) -> int:
-    """Return where the frames from `start` on end that were read as a whole and are no whole texts, at most so many."""
+    """Return the end of at most `most` frames from `start` on that are complete and no whole text messages."""
     for _ in range(most):
         size = frame_size(data, start)
         if size is None or start + size > len(data) or data[start] == _WHOLE_TEXT:
@@ -67,7 +67,7 @@ def other_frames(data: bytes, start: int, most: int) -> int:
 
 
 def frame_size(data: bytes, start: int) -> int | None:
-    """Return the size in bytes of the frame from `start` on with its header; None where that is not whole yet."""
+    """Return the size in bytes of the frame at `start` with its header; None if the header is incomplete."""
     available = len(data) - start
     if available < 2:
         return None

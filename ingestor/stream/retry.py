@@ -1,7 +1,7 @@
-"""Retry policy of the stream: whether, how soon and how often to connect again. A table in the tests holds it.
+"""Retry policy of the stream: whether and when to connect again. A table in the tests holds it.
 
-A fatal error requires operator action. If this endpoint and token were accepted before, the same error is retried
-every minute, since the fault is the provider's and must not end a recorder.
+A fatal error requires operator action. If the endpoint accepted this token before, the same error is retried every
+minute: the fault is then the provider's, and must not stop the recording.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from ingestor.stream.decoder import ServerError
 class RetryPolicy(Enum):
     """How soon to try again."""
 
-    BACKOFF = "backoff"  # exponential with full jitter, the first within a second
-    SLOW = "slow"  # from 15 s: our own dead session may still be counted
-    ALERT = "alert"  # every minute, with an error in the log for the operator
+    BACKOFF = "backoff"  # exponential with full jitter, the first retry within a second
+    SLOW = "slow"  # from 15 s on: the server may still count our previous session
+    ALERT = "alert"  # every minute, and an error in the log for the operator
     FATAL = "fatal"  # exit 78
 
 
 @dataclass(frozen=True, slots=True)
 class RetryDecision:
-    """The policy for one error, and a line on its cause and remedy.
+    """The policy for one error, with a message on its cause and remedy.
 
-    `retry_after`: seconds that the server asks to wait at least.
+    `retry_after` is the least wait that the server asks for, in seconds.
     """
 
     policy: RetryPolicy
@@ -60,10 +60,13 @@ _FATAL_REASONS = {
 
 
 def classify(error: BaseException, *, accepted_before: bool, now: Micros) -> RetryDecision:
-    """Return what to do about the end of a session, or about one that could not begin, at the time `now`."""
+    """Return the decision on an error that ended a session, or prevented one, at the instant `now`."""
     policy, message = _classify(error)
     if policy is RetryPolicy.FATAL and accepted_before:
-        policy, message = RetryPolicy.ALERT, f"{message} It was accepted before, so it is tried again every minute."
+        policy, message = (
+            RetryPolicy.ALERT,
+            f"{message} The server accepted this token before, so ingestor retries every minute.",
+        )
     seconds = _retry_after(error, now)
     if seconds is None or policy is RetryPolicy.FATAL:
         return RetryDecision(policy, message)
@@ -71,17 +74,17 @@ def classify(error: BaseException, *, accepted_before: bool, now: Micros) -> Ret
 
 
 def _retry_after(error: BaseException, now: Micros) -> float | None:
-    """Return for how many seconds a refused handshake asks not to be repeated, whatever its status is."""
+    """Return the seconds of `Retry-After` in a refused handshake, whatever its status; None without one."""
     if not isinstance(error, InvalidStatus):
         return None
     headers = error.response.headers
     return retry_after(headers.get_all("Retry-After"), date=next(iter(headers.get_all("Date")), None), now=now)
 
 
-def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, PLR0911, PLR0912 - a table, one line a sign
+def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, PLR0911, PLR0912 - a table, a line for each error
     match error:
         case StreamError(reason=EndReason.STREAM_LIMIT):
-            return RetryPolicy.SLOW, f"{error} Another stream may use this token, or ours is still counted."
+            return RetryPolicy.SLOW, f"{error} Another stream may use this token, or our last one is still counted."
         case StreamError(reason=reason) if reason in _FATAL_REASONS:
             return RetryPolicy.FATAL, f"{error} {_FATAL_REASONS[reason]}"
         case StreamError():
@@ -89,16 +92,13 @@ def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, P
         case ConfigurationError():
             return RetryPolicy.FATAL, str(error)
         case InvalidURI() | InvalidProxy():
-            return (
-                RetryPolicy.FATAL,
-                "INGESTOR_STREAM_URL or the proxy of the environment is no address that can be used.",
-            )
+            return RetryPolicy.FATAL, "INGESTOR_STREAM_URL, or the proxy of the environment, is not a valid URL."
         case InvalidStatus():
             return _classify_status(error.response.status_code)
         case ssl.SSLCertVerificationError() if error.verify_code != CERTIFICATE_NOT_YET_VALID:
             return RetryPolicy.FATAL, f"The server's certificate is not valid: {outside_text(error.verify_message)}."
         case InvalidProxyStatus():
-            return _judge_proxy(error.response.status_code)
+            return _classify_proxy_status(error.response.status_code)
         case ProxyError():
             return RetryPolicy.BACKOFF, f"The proxy of the environment failed: {outside_text(error)}."
         case InvalidMessage():
@@ -115,8 +115,8 @@ def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, P
             return RetryPolicy.BACKOFF, f"The session failed: {type(error).__name__}: {outside_text(error)}"
 
 
-def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line a sign
-    """Return the cause of an error as a label for metrics: the reason of a session's end, or why none began."""
+def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, a line for each error
+    """Return the cause of an error as a label for metrics: the session's end reason, or why no session began."""
     match error:
         case StreamError():
             return str(error.reason)
@@ -141,7 +141,7 @@ def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, one line 
 
 
 def _classify_status(status: int) -> tuple[RetryPolicy, str]:
-    """Judge the HTTP status of a refused handshake."""
+    """Return the policy and message for the HTTP status of a refused handshake."""
     answer = f"The server answered the handshake with HTTP {status}."
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return RetryPolicy.FATAL, f"{answer} {_FATAL_REASONS[EndReason.NOT_AUTHORISED]}"
@@ -152,16 +152,15 @@ def _classify_status(status: int) -> tuple[RetryPolicy, str]:
     return RetryPolicy.FATAL, f"{answer} INGESTOR_STREAM_URL is not a WebSocket endpoint."
 
 
-def _judge_proxy(status: int) -> tuple[RetryPolicy, str]:
-    """Judge the HTTP status with which a proxy refused to connect."""
+def _classify_proxy_status(status: int) -> tuple[RetryPolicy, str]:
+    """Return the policy and message for the HTTP status of a proxy."""
     hint = proxy_hint(status)
-    return (
-        RetryPolicy.FATAL if hint else RetryPolicy.BACKOFF
-    ), f"The proxy of the environment answered HTTP {status}. {hint}".strip()
+    policy = RetryPolicy.FATAL if hint else RetryPolicy.BACKOFF
+    return policy, f"The proxy of the environment answered HTTP {status}. {hint}".strip()
 
 
 def server_error(error: ServerError) -> StreamError:
-    """Return the error behind a message of the server; the documented ones differ only in their text."""
+    """Return the error for an error message of the server; the documented ones differ only in their text."""
     text, shown = error.text.lower(), outside_text(error.text, limit=200)
     for reason, words in (
         (EndReason.STREAM_LIMIT, "stream limit"),
@@ -175,11 +174,11 @@ def server_error(error: ServerError) -> StreamError:
 
 
 def check_token(endpoint_host: str, token: str) -> None:
-    """Raise ConfigurationError where the token's prefix can't be right for a Financefeast host."""
+    """Raise ConfigurationError if the token's prefix is wrong for a Financefeast host."""
     expected = {"stream.financefeast.io": "pk_", "stream.test.financefeast.io": "tk_"}.get(endpoint_host)
     if expected is not None and not token.startswith(expected):
         raise ConfigurationError(
-            f"INGESTOR_TOKEN: a token for {endpoint_host} begins with {expected}, and this one does not."
+            f"INGESTOR_TOKEN: a token for {endpoint_host} begins with {expected}; this one does not."
         )
 
 
@@ -187,7 +186,7 @@ ALERT_WAIT = 60.0
 SLOW_WAIT = 15.0
 
 RETRY_AFTER_SPREAD = 0.1
-"""Share of a server's `Retry-After` by which we come later, at random, so that its clients do not return together."""
+"""A random share, up to this, is added to a server's `Retry-After`, so that its clients do not return together."""
 
 
 class Backoff:
