@@ -1,1 +1,1 @@
-"""Backfill: asks the provider's REST API for what was not heard, and compares what was."""
+"""Backfill: fetches bars of gaps from the provider's REST API, and compares its bars with ours."""

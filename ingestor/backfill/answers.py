@@ -1,7 +1,7 @@
-"""The REST API's answers: bytes in, records out, and the faults of records. No I/O, no clock, no logging.
+"""The REST API's answers: bytes in, records and their faults out. No I/O, no clock, no logging.
 
-An answer is refused as a whole only if it is not JSON of the documented form, or not what was asked for. A wrong record
-costs itself only: it becomes a `Fault`, which says why and names the record.
+A whole answer is refused only if it is not JSON of the documented form, or does not match the request. A wrong record
+becomes a `Fault`, which names the record and the reason; the other records are kept.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from ingestor.errors import IngestorError
 from ingestor.redaction import outside_text
 
 MAX_VALUES = 100_000
-"""JSON values in one answer: many times those of a day's bars, or of all instruments. It bounds what decoding takes."""
+"""JSON values in one answer: many times those of a day's bars or of all instruments. It bounds the cost of decoding."""
 
 BAR_LENGTH = timedelta(minutes=1)
 """The length of one of the provider's bars."""
 
 NAME_LIMIT = 40
-"""Characters that are shown of a value that should not be there."""
+"""Characters shown of an unexpected value."""
 
 NAMED_OF_EACH = 3
-"""So many wrong records are named for each reason; the others are counted."""
+"""Wrong records named for each reason; the others are counted."""
 
 _T = TypeVar("_T")
 
 
 class MalformedAnswerError(IngestorError):
-    """The answer is not what was asked for: nothing is known from it. The message completes "it has …"."""
+    """The answer does not match the request, and is not used. The message completes "it has …"."""
 
 
 class UnreadableAnswerError(MalformedAnswerError):
-    """The answer is not JSON of the documented form: it was cut, or a proxy answered. Worth another try."""
+    """The answer is not JSON of the documented form: it was cut, or a proxy answered. A retry may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A wrong record. `time` is when its bar would begin (UTC); None if the record does not tell."""
+    """A wrong record. `time` is the start of its bar (UTC); None if unknown."""
 
     reason: str
     name: str
     time: datetime | None = None
 
     def may_lie_within(self, since: datetime, until: datetime) -> bool:
-        """Whether it may be a minute of a range; one whose time is off the minute may be the next one, too."""
+        """Return whether it may be a minute of a range; a time off the minute may also mean the next minute."""
         return self.time is None or since - BAR_LENGTH < self.time < until
 
 
@@ -58,7 +58,7 @@ class WrongValueError(ValueError):
 
 
 def fields_of(body: bytes) -> dict[str, Any]:
-    """Return the top-level fields of an answer, each to be given to `read`. Raises UnreadableAnswerError."""
+    """Return the top-level fields of an answer, undecoded: for `read`. Raises UnreadableAnswerError."""
     values = body.count(b",") + body.count(b"[") + body.count(b"{")
     if values > MAX_VALUES:
         raise UnreadableAnswerError(f"about {values:,} values, more than {MAX_VALUES:,}")
@@ -69,7 +69,7 @@ def fields_of(body: bytes) -> dict[str, Any]:
 
 
 def _lenient_fields_of(body: bytes, error: Exception) -> dict[str, Any]:
-    """Read what JSON forbids but services send: NaN, Infinity, half of a surrogate pair. Each costs its record only."""
+    """Read an answer with NaN, Infinity or lone surrogates, which JSON forbids: each makes only its record wrong."""
     try:
         fields = json.loads(body.decode("utf-8-sig", "surrogateescape"), parse_int=_integer)
     except (ValueError, RecursionError):
@@ -80,12 +80,12 @@ def _lenient_fields_of(body: bytes, error: Exception) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> float:
-    """Return an integer; one of a hundred digits is no price or volume, and Python refuses one of thousands."""
+    """Return an integer; a float from 100 digits on, since Python refuses integers of thousands of digits."""
     return int(digits) if len(digits) < 100 else float(digits)
 
 
 def read(value: Any, kind: type[_T]) -> _T:
-    """Return a value of an answer as a type; a number may be written as a string. Raises WrongValueError."""
+    """Return a value converted to `kind`; a string may hold a number. Raises WrongValueError."""
     try:
         if isinstance(value, msgspec.Raw):
             return msgspec.json.decode(value, type=kind, strict=False)
@@ -103,7 +103,7 @@ def read_field(fields: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
 
 
 def records_of(fields: dict[str, Any], noun: str) -> list[Any]:
-    """Return the records of an answer, each unread. Raises MalformedAnswerError if some are missing."""
+    """Return the records of an answer, undecoded. Raises MalformedAnswerError if some are missing."""
     data = fields.get("data")
     try:
         records = read(data, list[msgspec.Raw]) if isinstance(data, msgspec.Raw) else read(data, list[Any])
@@ -116,7 +116,7 @@ def records_of(fields: dict[str, Any], noun: str) -> list[Any]:
 
 
 def record_fields(record: Any) -> dict[str, Any] | None:
-    """Return the fields of a record, each to be given to `read`; None if it is no object."""
+    """Return the fields of a record, undecoded: for `read`; None if it is no object."""
     try:
         return read(record, dict[str, msgspec.Raw]) if isinstance(record, msgspec.Raw) else read(record, dict[str, Any])
     except WrongValueError:
@@ -124,7 +124,7 @@ def record_fields(record: Any) -> dict[str, Any] | None:
 
 
 def summarize(faults: Sequence[Fault], records: int) -> str:
-    """Return what is wrong with how many of the records, by reason, with the names of some; empty for no faults."""
+    """Return the number of wrong records with the reasons and some names; empty without faults."""
     if not faults:
         return ""
     return f"{len(faults):,} of {records:,} records are wrong: {'; '.join(_by_reason(faults))}"
@@ -138,5 +138,5 @@ def _by_reason(faults: Sequence[Fault]) -> Iterator[str]:
 
 
 def shown(value: object) -> str:
-    """Return a value that should not be there as it may be shown: without secrets, printable and short."""
+    """Return an unexpected value for display: without secrets, printable and short."""
     return outside_text(value, limit=NAME_LIMIT)

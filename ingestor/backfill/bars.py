@@ -1,4 +1,4 @@
-"""One-minute bars out of the bytes of an answer: which are taken, which are wrong, and when all of it is. Pure."""
+"""Parses answers into one-minute bars: kept bars, wrong records, or the refusal of the whole answer. Pure."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MOMENT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
     r"(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
 )
-"""RFC 3339, with or without its offset: Python's own reader takes much that is neither."""
+"""RFC 3339, with or without an offset: Python's own parser accepts more."""
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _BEGINNING = datetime.min.replace(tzinfo=UTC)
@@ -42,10 +42,10 @@ _BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A symbol's bars that begin at or after `since` and before `until`, both whole minutes, in the exchange's zone.
+    """A request for a symbol's bars that begin at or after `since` and before `until`, both whole minutes.
 
-    The API takes wall time. It does not say which is meant of an hour that comes twice, nor whether the end is
-    inclusive; so the answer may have more than was asked for: `earliest` to `latest`.
+    The API accepts wall time of the exchange. It does not document which hour is meant if one occurs twice, nor whether
+    the end is inclusive. The answer may therefore cover more than the request: `earliest` to `latest`.
     """
 
     symbol: str
@@ -56,27 +56,27 @@ class Question:
 
     @property
     def shift(self) -> timedelta:
-        """By how much the timestamp of a bar is later than its start."""
+        """The difference between a bar's timestamp and its start."""
         return BAR_LENGTH if self.label == "end" else timedelta()
 
     @property
     def first(self) -> datetime:
-        """The first timestamp that is wanted."""
+        """The first wanted timestamp."""
         return self.since + self.shift
 
     @property
     def end(self) -> datetime:
-        """The first timestamp after those that are wanted."""
+        """The first timestamp after the wanted ones."""
         return self.until + self.shift
 
     @property
     def wall_from(self) -> datetime:
-        """The start as it is asked for: naive."""
+        """The start in the request: naive."""
         return self.first.astimezone(self.timezone).replace(tzinfo=None)
 
     @property
     def wall_to(self) -> datetime:
-        """The end as it is asked for: naive; an hour later in an hour that comes twice."""
+        """The end in the request: naive; an hour later in an hour that occurs twice."""
         local = self.end.astimezone(self.timezone)
         is_ambiguous = local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()
         return local.replace(tzinfo=None, fold=0) + (timedelta(hours=1) if is_ambiguous else timedelta())
@@ -104,7 +104,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """The bars of an answer that are wanted and right, the number of its `records`, and those that are wrong."""
+    """The wanted, correct bars of an answer, the number of its `records`, and the wrong ones."""
 
     bars: tuple[Bar, ...]
     records: int
@@ -114,8 +114,8 @@ class Bars:
 def parse_bars(body: bytes, question: Question) -> Bars:
     """Return the bars of an answer to a question.
 
-    Raises MalformedAnswerError if it is the answer to another question, and UnreadableAnswerError, which is one, if it
-    is not JSON of the documented form; nothing else, whatever the bytes are.
+    Raises MalformedAnswerError if the answer belongs to another question, and its subclass UnreadableAnswerError if it
+    is not JSON of the documented form. No bytes raise any other error.
     """
     fields = fields_of(body)
     records = records_of(fields, "bars")
@@ -129,7 +129,7 @@ def parse_bars(body: bytes, question: Question) -> Bars:
 
 
 def _check_envelope(fields: dict[str, Any], question: Question) -> None:
-    """Raise MalformedAnswerError if what the answer says of itself contradicts the question."""
+    """Raise MalformedAnswerError if interval, ticker or exchange contradict the question."""
     interval = read_field(fields, "interval", str)
     if interval not in {None, INTERVAL}:
         raise MalformedAnswerError(f"the interval '{shown(interval or '')}'")
@@ -145,15 +145,15 @@ def _check_envelope(fields: dict[str, Any], question: Question) -> None:
 def _check_span(fields: dict[str, Any], question: Question, stamps: Sequence[datetime]) -> None:
     """Compare `date_from` and `date_to` with the question. Raises MalformedAnswerError.
 
-    They are documented by their names only. They may repeat the question, so a narrower span is the answer to another
-    one, unless it tells of the first and the last record.
+    The documentation has only their names. They may repeat the question; then a narrower span belongs to another one.
+    Or they may be the times of the first and the last record.
     """
-    told = {name: _text(fields.get(name)) for name in ("date_from", "date_to")}
-    begin, end = (_bound(text, question, is_end=name == "date_to") for name, text in told.items())
+    texts = {name: _text(fields.get(name)) for name in ("date_from", "date_to")}
+    begin, end = (_bound(text, question, is_end=name == "date_to") for name, text in texts.items())
     is_late = begin is not None and begin > question.first and not _is_near(begin, stamps[:1])
     is_early = end is not None and end < question.end - BAR_LENGTH and not _is_near(end, stamps[-1:])
     if is_late or is_early:
-        raise MalformedAnswerError(f"the span {' to '.join(shown(text) for text in told.values())}")
+        raise MalformedAnswerError(f"the span {' to '.join(shown(text) for text in texts.values())}")
 
 
 def _is_near(moment: datetime, stamps: Sequence[datetime]) -> bool:
@@ -168,7 +168,7 @@ def _text(value: Any) -> str:
 
 
 def _bound(text: str, question: Question, *, is_end: bool) -> datetime | None:
-    """Return the most generous moment that an end of the answer's span may mean; None if it can't be read."""
+    """Return the moment of a bound, read as widely as possible; None if it is unreadable."""
     try:
         if not (_DAY.fullmatch(text) or _MOMENT.fullmatch(text)):
             return None
@@ -183,12 +183,12 @@ def _bound(text: str, question: Question, *, is_end: bool) -> datetime | None:
 
 
 class _FaultError(Exception):
-    """Carries a reason out of the depth of a record."""
+    """Carries the reason why a record is wrong."""
 
 
 @dataclass(slots=True)
 class _Reader:
-    """Reads the records of one answer, in their order."""
+    """Reads the records of one answer in order."""
 
     question: Question
     minutes: dict[datetime, Bar | None] = field(default_factory=dict)
@@ -197,13 +197,13 @@ class _Reader:
     stamps: set[datetime] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
     is_answered: bool = False
-    """Whether a record is, or may be, of the asked range."""
+    """Whether a record is, or may be, of the requested range."""
     is_astray: bool = False
-    """Whether a record is of another range, and not as the wall time of the request explains it."""
+    """Whether a record lies beyond every range that the request's wall time may mean."""
     previous: datetime = _BEGINNING
 
     def add(self, record: Any, position: int) -> None:
-        """Read a record: a bar, a minute without trades, one that is not wanted, or a fault."""
+        """Read a record: a bar, a minute without trades, an unwanted minute, or a fault."""
         name, time = f"record {position}", None
         try:
             fields = record_fields(record)
@@ -226,7 +226,7 @@ class _Reader:
             self.is_answered = True
 
     def bars(self) -> tuple[Bar, ...]:
-        """Return the bars that are wanted and right. Raises MalformedAnswerError if none of the records was."""
+        """Return the wanted, correct bars. Raises MalformedAnswerError if all records are of other ranges."""
         if self.is_astray and not self.is_answered:
             span = f"{self.question.wall_from} to {self.question.wall_to}"
             raise MalformedAnswerError(f"bars, but none of the asked range ({span})")
@@ -234,7 +234,7 @@ class _Reader:
         return tuple(kept)
 
     def _is_wanted(self, stamp: datetime) -> bool:
-        """Whether a bar may be of the asked range; one whose time is off the minute may belong to the next."""
+        """Return whether a bar may be of the requested range; a time off the minute may mean the next minute."""
         return self.question.first - BAR_LENGTH < stamp < self.question.end
 
     def _is_of_the_day(self, stamp: datetime) -> bool:
@@ -247,14 +247,14 @@ class _Reader:
             raise _FaultError("different bars of one minute")
 
     def _instant(self, text: str) -> datetime:
-        """Read a timestamp: with its offset, or as the exchange's wall time, of an hour that comes twice in order."""
+        """Return the moment of a timestamp; without an offset it is wall time, and a repeated hour is read in order."""
         zone = self.question.timezone
         try:
             if not _MOMENT.fullmatch(text):
                 raise ValueError
             moment = datetime.fromisoformat(text.upper())
             if moment.tzinfo is not None:
-                return moment.astimezone(zone).astimezone(UTC)  # a time that both can hold
+                return moment.astimezone(zone).astimezone(UTC)  # raises OverflowError if either zone can't hold it
             early, late = _both(moment, zone)
             if early.astimezone(zone).replace(tzinfo=None) != moment:
                 raise _FaultError("a time that the exchange's clocks skipped")
@@ -264,13 +264,13 @@ class _Reader:
 
 
 def _both(wall: datetime, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Return the moments that a wall time may mean: the same twice, but in the hour that comes twice."""
+    """Return the two moments that a wall time may mean; they differ only in an hour that occurs twice."""
     early, late = (wall.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     return early, late
 
 
 def _bar(fields: dict[str, Any], time: datetime) -> Bar | None:
-    """Return the bar that begins at `time`; None for a minute without trades: no price, and no volume."""
+    """Return the bar that begins at `time`; None for a minute without trades: no prices and no volume."""
     if time.second or time.microsecond:
         raise _FaultError("a time off the minute")
     if missing := [name for name in (*PRICES, "volume") if name not in fields]:
@@ -296,7 +296,7 @@ def _number(fields: dict[str, Any], name: str) -> float | None:
 
 
 def _price(value: float | None) -> float:
-    """Return a price. A market makes none of zero or less: a provider that sends it has none."""
+    """Return a price. Zero or less is refused: a provider sends it if it has no price."""
     if value is None:
         raise _FaultError("a price that is null")
     try:
@@ -311,10 +311,10 @@ def _price(value: float | None) -> float:
 
 
 def _volume(value: float | None) -> int:
-    """Return a volume: whole units, none or more."""
+    """Return a volume: whole units, zero or more."""
     if value is None:
         raise _FaultError("a volume that is null")
-    if not -math.inf < value < math.inf:  # not isfinite(), which a huge integer overflows
+    if not -math.inf < value < math.inf:  # not isfinite(): a huge integer overflows it
         raise _FaultError("a volume that is not finite")
     if value < 0:
         raise _FaultError("a negative volume")

@@ -1,8 +1,7 @@
-"""The provider's REST API over HTTP: within its rate limit, within a time and a size, and not a byte more.
+"""The provider's REST API over HTTP: within its rate limit, with bounds on time and size.
 
-An answer is read as it was sent: compression is refused, since a few kilobytes can unpack to gigabytes. Each request
-has a connection of its own, since a server that answers twice would be one answer ahead on the next request. No cookie
-is kept.
+Compressed answers are refused, since a few kilobytes can expand to gigabytes. Each request has its own connection: if
+a server answered twice, the second answer would be taken for that of the next request. No cookie is kept.
 """
 
 from __future__ import annotations
@@ -35,26 +34,26 @@ from ingestor.redaction import outside_text, system_words
 from ingestor.retry_after import retry_after
 
 TIMEOUT = 30.0
-"""Seconds without a sign of the server, after which a request is done again; a whole answer has four times as long."""
+"""Seconds of silence after which a request is retried; a complete answer may take four times as long."""
 
 MAX_ANSWER = 4 * 2**20
-"""Bytes: many times a day of one-minute bars, or the list of all instruments."""
+"""Bytes: many times a day of one-minute bars or the list of all instruments."""
 
 ATTEMPTS = 5
 MAX_RATE_LIMIT_WAITS = 20
-"""How often a request waits for the reset of the rate limit."""
+"""Resets of the rate limit that one request waits for."""
 
 MAX_ERROR = 200
-"""Characters that are shown of an error of the HTTP library, which may repeat what the server sent."""
+"""Characters shown of an error of the HTTP library, which may repeat the server's text."""
 
 AUTHENTICATED = "/data/"
-"""Where the API looks at the token."""
+"""Paths for which the API checks the token."""
 
 _T = TypeVar("_T")
 
 
 class SourceError(IngestorError):
-    """The provider gave no usable answer, though it was asked several times."""
+    """The provider gave no usable answer, even after retries."""
 
 
 class UnknownTickerError(IngestorError):
@@ -62,17 +61,17 @@ class UnknownTickerError(IngestorError):
 
 
 class _TransientError(IngestorError):
-    """Worth another try."""
+    """A failure that is retried."""
 
 
 class _LimitedError(IngestorError):
-    """The rate limit was reached (429): worth another try after its reset, and no sign that anything is wrong."""
+    """The rate limit was reached (429): retried after its reset, and not counted as a failure."""
 
 
 class RestClient:
-    """The REST API at `base_url`, used while entered. For any number of tasks; all of them wait for its rate limit.
+    """A client of the REST API at `base_url`, used as a context manager. Any number of tasks share its rate limit.
 
-    `on_wait` is told for how many seconds everybody waits now, when that is longer than a moment.
+    `on_wait` is called with the seconds for which all tasks wait for a reset.
     """
 
     def __init__(
@@ -90,7 +89,7 @@ class RestClient:
         self._timeout = timeout
         self._limit = RateLimit(clock, on_wait)
         self.was_accepted = False
-        """Whether the server has taken the token."""
+        """Whether the server has accepted the token."""
         try:
             if not httpx.URL(base_url).host:
                 raise ValueError("it names no host")
@@ -105,12 +104,12 @@ class RestClient:
                 },
                 timeout=timeout,
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-                trust_env=False,  # a password of .netrc would take the token's place
+                trust_env=False,  # otherwise a password of .netrc would replace the token
                 proxy=proxy and httpx.Proxy(proxy, ssl_context=tls_context() if proxy.startswith("https:") else None),
                 verify=tls_context(),
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigurationError(f"INGESTOR_REST_URL: no address that can be used: {outside_text(error)}") from None
+            raise ConfigurationError(f"INGESTOR_REST_URL: not a valid URL: {outside_text(error)}") from None
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -122,7 +121,7 @@ class RestClient:
         await self._http.__aexit__(kind, error, trace)
 
     async def validate(self) -> None:
-        """Ask once whether the token is accepted. Raises ConfigurationError, or SourceError if that is not known."""
+        """Check the token with one request. Raises ConfigurationError if refused, SourceError if unknown."""
         path = "/oauth/validate"
         try:
             await self._ask(path, {})
@@ -132,14 +131,14 @@ class RestClient:
             raise SourceError(f"{path}: {error.message}.") from None
 
     async def instruments(self) -> Instruments:
-        """Return what is listed on the exchange. Raises SourceError."""
+        """Return the instruments listed on the exchange. Raises SourceError."""
         return await self._get("/info/ticker", {"exchange": EXCHANGE}, parse_instruments)
 
     async def minutes(self, symbol: str, since: datetime, until: datetime, label: Label) -> Bars:
         """Return a symbol's one-minute bars that begin at or after `since` and before `until`, both whole minutes.
 
-        Wrong records are among its faults, and bars out of the range are dropped. Raises UnknownTickerError,
-        SourceError (also if the answer is not what was asked for), and ConfigurationError if the token is refused.
+        Wrong records become faults; bars beyond the range are dropped. Raises UnknownTickerError, SourceError (also if
+        the answer does not match the request), and ConfigurationError if the token is refused.
         """
         question = Question(symbol, since, until, label, self._zone)
         return await self._get("/data/intraday", question.parameters(), lambda body: parse_bars(body, question))
@@ -173,11 +172,11 @@ class RestClient:
             raise SourceError(f"{path}: the answer is not what was asked for: it has {error.message}.") from error
 
     async def _ask(self, path: str, parameters: dict[str, str]) -> bytes:
-        """Return the body of an answer, of a bounded size and within a bounded time."""
+        """Return the body of an answer, within the bounds of size and time."""
         try:
             async with asyncio.timeout(4 * self._timeout), self._http.stream("GET", path, params=parameters) as answer:
                 self._limit.note(answer.status_code, answer.headers)
-                self._judge(path, answer)
+                self._check_status(path, answer)
                 body = bytearray()
                 async for chunk in answer.aiter_raw():
                     body += chunk
@@ -189,8 +188,8 @@ class RestClient:
             raise _translated(error) from error
         return bytes(body)
 
-    def _judge(self, path: str, answer: httpx.Response) -> None:
-        """Raise what a status means, and what headers say that can't be read."""
+    def _check_status(self, path: str, answer: httpx.Response) -> None:
+        """Raise the error of a status, or of a compressed answer."""
         status = answer.status_code
         if status == HTTPStatus.OK:
             self.was_accepted |= path.startswith(AUTHENTICATED)
@@ -214,14 +213,14 @@ class RestClient:
 
 
 def _translated(error: httpx.HTTPError) -> IngestorError:
-    """Return the error of ours for one of the library's, which often has no text, or quotes what was sent."""
+    """Return our error for the library's, which often has no text, or quotes the server."""
     text = outside_text(error, limit=MAX_ERROR)
     if isinstance(error, httpx.ProxyError):
         status = int(text[:3]) if re.match("[0-9]{3} ", text) else 0
-        said = f"answered HTTP {status}" if status else f"failed: {text or type(error).__name__}"
+        failure = f"answered HTTP {status}" if status else f"failed: {text or type(error).__name__}"
         if hint := proxy_hint(status):
-            return ConfigurationError(f"The proxy of the environment {said}. {hint}")
-        return _TransientError(f"the proxy of the environment {said}")
+            return ConfigurationError(f"The proxy of the environment {failure}. {hint}")
+        return _TransientError(f"the proxy of the environment {failure}")
     cause = _system_error(error)
     if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code != CERTIFICATE_NOT_YET_VALID:
         return ConfigurationError(f"INGESTOR_REST_URL: {system_words(cause)}.")
@@ -233,7 +232,7 @@ def _translated(error: httpx.HTTPError) -> IngestorError:
 
 
 def _system_error(error: BaseException) -> OSError | None:
-    """Return the innermost error of the system behind one of the library's; of several, the first."""
+    """Return the innermost system error behind a library error; of several, the first."""
     found: OSError | None = None
     inner: BaseException | None = error
     while inner is not None:

@@ -1,4 +1,4 @@
-"""Fills gaps with the provider's one-minute bars: every symbol, and resumable at the symbol where it stopped."""
+"""Fills gaps with the provider's one-minute bars, for every symbol. A stopped run resumes at its last symbol."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from ingestor.store.gaps import Bounds, GapStore, Outcome, PendingBackfill
 PROVIDER_RETENTION = timedelta(days=365)
 """Age up to which the provider keeps one-minute bars: 1 year, according to its documentation."""
 
-TOO_OLD = "older than the source keeps one-minute bars (1 year)"
+TOO_OLD = "older than the provider keeps one-minute bars (1 year)"
 CONCURRENCY = 4
-"""Requests at once."""
+"""Concurrent requests."""
 
 MAX_TRIES = 3
-"""After so many tries the symbol is given up if the provider, which lists it, does not know it (404: a gateway that is
-being set up answers so, too), or if it still sends wrong records."""
+"""Attempts after which a symbol is given up if the provider still sends wrong records, or answers 404 although it lists
+the symbol: a gateway also answers 404 during a deployment."""
 
 MOST_FAILURES = 10
-"""So many requests that fail one after the other, each after several tries, end a run: the source is away."""
+"""Consecutive failed requests, each retried several times, that end a run: the provider is unavailable."""
 
 
 def asked_for(piece: GapSpan, margin: timedelta) -> tuple[datetime, datetime]:
-    """Return the whole minutes that a piece touches, with the margin at both ends: from, and up to."""
+    """Return the whole minutes that a piece touches, with the margin at both ends: start, and end (exclusive)."""
     last = piece.ended_at + margin
     until = minute_of(last)
     return minute_of(piece.started_at - margin), until if until == last else until + BAR_LENGTH
 
 
 def cut(piece: GapSpan, now: datetime, margin: timedelta) -> GapSpan | None:
-    """Return the part of a piece that may be asked for now; None where there is none yet.
+    """Return the part of a piece that may be requested now; None if there is none yet.
 
-    A minute is asked for when it has been over for the margin and a minute: the source needs its time as well.
+    A minute is requested once it has been over for the margin and one more minute, since the provider also needs time.
     """
     newest = minute_of(now - margin - BAR_LENGTH)
     if asked_for(piece, margin)[1] <= newest:
@@ -56,7 +56,7 @@ def cut(piece: GapSpan, now: datetime, margin: timedelta) -> GapSpan | None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One question to the source: a symbol on one day, with all the pieces that its answer settles."""
+    """A request for a symbol's bars of one day, with all the pieces that its answer settles."""
 
     symbol: str
     begun: tuple[PendingBackfill, ...]
@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What there is to do: new pieces and their symbols, what is too old, and what has to wait until it is over."""
+    """The work of a run: new pieces with their symbols, pieces too old to fetch, and pieces not over yet."""
 
     pieces: tuple[GapSpan, ...] = ()
     symbols: tuple[tuple[str, ...], ...] = ()
@@ -76,28 +76,28 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to ask for, and nothing to give up."""
+        """Whether there is nothing to request and nothing to give up."""
         return not (self.pieces or self.too_old or self.begun)
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What came of a request: an outcome for each piece, and the wrong records of the answer."""
+    """The result of a request: an outcome for each piece, and the wrong records of the answer."""
 
     outcomes: Sequence[Outcome]
     faults: Sequence[Fault] = ()
 
     @property
     def has_failed(self) -> bool:
-        """Whether no answer came that could be used."""
+        """Whether no usable answer came."""
         return not self.faults and any(each.status == "pending" for each in self.outcomes)
 
 
 @dataclass(slots=True)
 class Summary:
-    """What was done, in symbols of pieces. `failures` are the errors, each with how often it came.
+    """The outcomes of a run, counted in symbols of pieces.
 
-    `wrong` are the wrong records of all answers, counted by reason; which they were stands in `ingest.backfills`.
+    `failures` counts errors by message, `wrong` counts wrong records by reason; `ingest.backfills` names these records.
     """
 
     filled: int = 0
@@ -109,10 +109,10 @@ class Summary:
     failures: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     wrong: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     unasked: int = 0
-    """Requests that were not made, since too many before them had failed."""
+    """Requests not made, because too many before them had failed."""
 
     def add(self, answer: Settled) -> None:
-        """Count."""
+        """Count the outcomes of a request."""
         for fault in answer.faults:
             self.wrong[fault.reason] += 1
         for each in answer.outcomes:
@@ -133,9 +133,9 @@ class Summary:
 
 
 class Backfill:
-    """Fills what the gap store says is open from the REST API.
+    """Fills the open gaps of the gap store from the REST API.
 
-    A `patient` one asks again for what has failed only when its time has come; any other asks at once.
+    With `patient` a failed request is retried only when it is due; otherwise at once.
     """
 
     def __init__(
@@ -155,28 +155,28 @@ class Backfill:
 
     @property
     def was_accepted(self) -> bool:
-        """Whether the source has taken the token."""
+        """Whether the provider has accepted the token."""
         return self._client.was_accepted
 
     async def check(self, only: Collection[str]) -> None:
-        """Raise IngestorError where nobody knows one of these symbols."""
+        """Raise IngestorError if a symbol is neither listed nor was ever received."""
         if strange := await self._gap_store.unknown_symbols(only):
             raise IngestorError(
-                f"Nobody knows {', '.join(strange)}: neither the provider lists it, nor was it ever heard.",
-                hint="Write symbols with their suffix (AIR.NZ); market.instruments has all of them.",
+                f"Unknown symbol: {', '.join(strange)}. The provider does not list it, and no tick of it was received.",
+                hint="Write symbols with their suffix (AIR.NZ); market.instruments lists them all.",
             )
 
     async def ask_again(self, bounds: Bounds) -> None:
-        """Let what was given up within the bounds be asked for once more, where the source may still have it."""
+        """Reopen the pieces within the bounds that were given up and that the provider may still have."""
         first, last, since, until = bounds.parameters()
         for piece in await self._gap_store.given_up(since, until):
             if self._lies_within(piece, first, last):
                 await self._gap_store.ask_again(piece)
 
     async def plan(self, bounds: Bounds) -> Plan:
-        """Look at what there is to do. Nothing is asked for, and nothing put on record."""
+        """Return the work of a run. Requests and records nothing. Raises IngestorError if no instrument is known."""
         now = self._now()
-        earlier = min(now, await self._gap_store.now())  # a minute is over when it is so by both clocks
+        earlier = min(now, await self._gap_store.now())  # a minute is over only if it is by both clocks
         pieces: list[GapSpan] = []
         too_old: list[GapSpan] = []
         too_young: list[GapSpan] = []
@@ -190,12 +190,12 @@ class Backfill:
                 pieces.append(part)
         symbols = [tuple(await self._gap_store.active_symbols(piece.started_at)) for piece in pieces]
         if pieces and not all(symbols):
-            raise IngestorError("No instrument is known yet, so there is nothing to ask for.")
+            raise IngestorError("No instrument is known yet, so there is nothing to request.")
         begun = len(await self._pending(bounds))
         return Plan(tuple(pieces), tuple(symbols), tuple(too_old), tuple(too_young), begun)
 
     async def begin(self, plan: Plan) -> None:
-        """Put the plan on record: from here on it can be taken up again after whatever happens."""
+        """Record the plan. From then on an interrupted run can be resumed."""
         await self._gap_store.forget_needless()
         for piece in plan.too_old:
             await self._gap_store.give_up(piece, TOO_OLD)
@@ -203,7 +203,7 @@ class Backfill:
             await self._gap_store.begin(piece, symbols)
 
     async def requests(self, bounds: Bounds, only: Collection[str] = ()) -> list[Request]:
-        """Return what is to be asked of all that was begun within the bounds: the symbols `only`, or every one."""
+        """Return the requests for all begun pieces within the bounds: of the symbols `only`, or of every symbol."""
         pending = await self._pending(bounds)
         found: list[Request] = []
         for (symbol, _), group in groupby(pending, key=lambda each: (each.symbol, self._day(each.piece))):
@@ -213,11 +213,11 @@ class Backfill:
             ranges = [asked_for(each.piece, self._gap_store.margin) for each in begun]
             since, until = min(start for start, _ in ranges), max(end for _, end in ranges)
             found.append(Request(symbol, begun, since, until))
-        # By day, so that a gap is settled as a whole before the next one is begun.
+        # By day, so that one gap is settled completely before the next begins.
         return sorted(found, key=lambda request: (request.since, request.symbol))
 
     async def run(self, requests: Sequence[Request], on_done: Callable[[Request], None] = lambda _: None) -> Summary:
-        """Ask and store, several at once. Raises ConfigurationError where the token is refused, StoreError."""
+        """Send the requests and store the answers. Raises ConfigurationError if the token is refused; StoreError."""
         summary = Summary()
         waiting = iter(requests)
         failed = done = 0
@@ -259,7 +259,7 @@ class Backfill:
         return Settled(outcomes, faults)
 
     def _part(self, request: Request, found: Bars) -> tuple[list[Outcome], list[Bar]]:
-        """Return what each piece gets of an answer, and the bars that some piece wants: the others were heard."""
+        """Return the outcome of each piece, and the bars within any piece. We have ticks for the others."""
         outcomes: list[Outcome] = []
         wanted: dict[datetime, Bar] = {}
         for each in request.begun:
@@ -271,7 +271,7 @@ class Backfill:
         return outcomes, list(wanted.values())
 
     async def _pending(self, bounds: Bounds) -> list[PendingBackfill]:
-        """Return what was begun and is not settled, by symbol and time."""
+        """Return the pieces begun and not settled, by symbol and time."""
         first, last, since, until = bounds.parameters()
         pending = await self._gap_store.pending(since, until, due=self._patient)
         return [each for each in pending if self._lies_within(each.piece, first, last)]
@@ -288,12 +288,12 @@ class Backfill:
 
 
 def _complete(each: PendingBackfill, bars: int) -> Outcome:
-    """Return what an answer without wrong records means."""
+    """Return the outcome of an answer without wrong records."""
     return Outcome(each.piece, "filled" if bars else "no trades", bars)
 
 
 def _doubtful(each: PendingBackfill, bars: int, found: Bars, wrong: Sequence[Fault]) -> Outcome:
-    """Return what wrong records mean: what is right is kept, and the rest is asked for again, a few times."""
+    """Return the outcome of an answer with wrong records: correct bars are kept, the rest is requested a few times."""
     status: Literal["pending", "partial", "unfillable"] = "pending"
     if each.attempts + 1 >= MAX_TRIES:
         status = "partial" if bars else "unfillable"
@@ -301,7 +301,7 @@ def _doubtful(each: PendingBackfill, bars: int, found: Bars, wrong: Sequence[Fau
 
 
 def _failed(each: PendingBackfill, error: IngestorError) -> Outcome:
-    """Return what a failure means: a symbol that is not listed, or is unknown again and again, is given up."""
+    """Return the outcome of a failure: an unknown symbol is given up if unlisted, or after `MAX_TRIES` attempts."""
     is_believed = not each.is_listed or each.attempts + 1 >= MAX_TRIES
     is_final = isinstance(error, UnknownTickerError) and is_believed
     return Outcome(each.piece, "unfillable" if is_final else "pending", error=outside_text(error))

@@ -1,4 +1,4 @@
-"""Keeps `market.instruments`."""
+"""Updates `market.instruments`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ingestor.store.gaps import GapStore
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
-    """How many instruments are `listed`, and how many are `kept` that were listed before.
+    """The number of `listed` instruments, and of those `kept` active although the list lacks them.
 
-    They are kept if so many can't be gone, or if the answer had wrong records, which may be theirs: `wrong` says which
-    these are; empty if there are none.
+    They are kept if too many are missing to be true, or if the answer had wrong records, which may be theirs. `wrong`
+    names the wrong records; it is empty if there are none.
     """
 
     listed: int = 0
@@ -24,7 +24,7 @@ class Refresh:
 
 
 async def refresh_instruments(gap_store: GapStore, client: RestClient) -> Refresh:
-    """Ask what is listed, and note it beside what was heard. Raises SourceError."""
+    """Fetch the listed instruments and store them beside the received symbols. Raises SourceError."""
     found = await client.instruments()
     kept = await gap_store.store_instruments(EXCHANGE, found.listed, is_complete=not found.faults)
     return Refresh(len(found.listed), kept, summarize(found.faults, found.records))

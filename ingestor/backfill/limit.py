@@ -1,4 +1,4 @@
-"""The provider's limit of requests: everybody waits for its reset, whatever its headers say."""
+"""The provider's rate limit: all tasks wait for its reset."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ingestor.model import SECOND
 from ingestor.retry_after import http_date
 
 DEFAULT_RESET_WAIT = 10.0
-"""Seconds to wait if the server does not say when its limit is reset."""
+"""Seconds to wait if the server does not send the time of the reset."""
 
 LONGEST_WAIT = 3600.0
-"""Seconds: no reset of a rate limit is further away."""
+"""Seconds: the longest wait for a reset, whatever the headers say."""
 
 MAX_RELATIVE_RESET = 1_000_000_000
-"""A reset above this is a moment (since 1970, in seconds or milliseconds), below it a number of seconds: which of
-them the documentation does not say."""
+"""A reset above this is a moment (seconds or milliseconds since 1970), up to it a number of seconds: the provider does
+not document which."""
 
 MAX_HEADER_LENGTH = 40
-"""Characters of a header that can be a number or a date."""
+"""Characters read of a header: enough for a number or a date."""
 
 
 class RateLimit:
-    """For any number of tasks. `on_wait` is told for how many seconds all of them wait now."""
+    """The rate limit for all tasks. `on_wait` is called with the seconds for which they wait."""
 
     def __init__(self, clock: Clock, on_wait: Callable[[float], None]) -> None:
         self._clock = clock
@@ -33,7 +33,7 @@ class RateLimit:
         self._resume_at = -math.inf
 
     def note(self, status: int, headers: Mapping[str, str]) -> None:
-        """Let everybody wait for the reset if nothing is left, or if the server says so (429, or 503 with a time)."""
+        """Make all tasks wait for the reset if no request is left, or at a 429, or at a 503 with `Retry-After`."""
         left = _number(headers.get("x-ratelimit-remaining"))
         is_busy = status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in headers
         if status != HTTPStatus.TOO_MANY_REQUESTS and not is_busy and (left is None or left > 0):
@@ -53,7 +53,7 @@ class RateLimit:
             await self._clock.sleep(seconds)
 
     def _seconds(self, text: str | None) -> float | None:
-        """Return the seconds until a reset: a number of seconds, a moment since 1970, or an HTTP date."""
+        """Return the seconds until a reset, given as seconds, as a moment since 1970 or as an HTTP date."""
         reset = _number(text)
         if reset is not None and reset <= MAX_RELATIVE_RESET:
             return reset

@@ -1,4 +1,4 @@
-"""Instruments out of the bytes of an answer: which are listed, and which records are wrong. Pure."""
+"""Parses answers into listed instruments and wrong records. Pure."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ingestor.model import Instrument
 from ingestor.stream.decoder import MAX_SYMBOL_LENGTH
 
 MAX_TEXT = 500
-"""Characters of a name or an industry that are kept."""
+"""Characters kept of a name or an industry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """What an answer lists, the number of its `records`, and those that are wrong."""
+    """The instruments of an answer, the number of its `records`, and the wrong ones."""
 
     listed: tuple[Instrument, ...]
     records: int
@@ -37,8 +37,8 @@ class Instruments:
 def parse_instruments(body: bytes) -> Instruments:
     """Return the instruments of an answer.
 
-    Raises MalformedAnswerError if a part of them is missing or none is one, and UnreadableAnswerError, which is one, if
-    it is not JSON of the documented form; nothing else, whatever the bytes are.
+    Raises MalformedAnswerError if records are missing or none is an instrument, and its subclass UnreadableAnswerError
+    if the answer is not JSON of the documented form. No bytes raise any other error.
     """
     fields = fields_of(body)
     records = records_of(fields, "instruments")
@@ -59,11 +59,11 @@ def parse_instruments(body: bytes) -> Instruments:
 
 
 def _listing(fields: dict[str, Any], name: str) -> Instrument | Fault:
-    """Return an instrument, or why it is none. Only the symbol is needed: another field that can't be read is empty."""
+    """Return an instrument, or a fault. Only the symbol is required: any other unreadable field is left empty."""
     symbol = _text(fields.get("symbol"))
     if not symbol:
         return Fault("no symbol", name)
-    # The printable ones of what the stream takes; "*" stands for all symbols in the records of the backfill.
+    # Printable symbols as the stream accepts them; in the records of the backfill "*" stands for all symbols.
     if len(symbol) > MAX_SYMBOL_LENGTH or symbol != symbol.strip() or not symbol.isprintable() or symbol == "*":
         return Fault("a symbol that can't be one", shown(symbol))
     exchange = _text(fields.get("exchange"))
@@ -82,7 +82,7 @@ def _text(value: Any) -> str | None:
 
 
 def _shortened(text: str | None) -> str | None:
-    """Return text that a database takes: no NUL, no half of a surrogate pair."""
+    """Return text that the database accepts: without NUL and lone surrogates."""
     return text and "".join(
         each for each in text[:MAX_TEXT] if each and not "\ud800" <= each <= "\udfff" and each != "\0"
     )
@@ -96,7 +96,7 @@ def _uuid(value: Any) -> UUID | None:
 
 
 def _is_active(value: Any) -> bool:
-    """Whether an instrument may be traded: it is asked for unless the provider says that it is not."""
+    """Return whether an instrument is active: true unless the provider says that it is not."""
     try:
         return read(value, bool | None) is not False  # type: ignore[arg-type]
     except WrongValueError:

@@ -1,4 +1,4 @@
-"""Compares our minutes with the provider's: finds what the server dropped while the stream looked alive."""
+"""Compares our bars with the provider's: finds ticks that the server dropped while the stream looked alive."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ingestor.redaction import outside_text
 from ingestor.store.gaps import Difference, GapStore
 
 ENOUGH = 10
-"""Bars that must fit one label, and ten times as many as fit the other, before it is believed."""
+"""A label is accepted if at least this many bars fit it, and ten times as many as fit the other."""
 
 SHIFTS: dict[Label, int] = {"start": 0, "end": 1}
-"""By how many minutes a label is later than the start of its bar."""
+"""Minutes from the start of a bar to its timestamp, for each label."""
 
 Minutes = Mapping[datetime, Bar]
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well the provider's bars agree with ours, minute by minute, when their times are taken in one way."""
+    """How many of the provider's bars equal ours, minute by minute, under one label."""
 
     label: Label
     same: int
@@ -36,15 +36,15 @@ class Fit:
 
     @property
     def compared(self) -> int:
-        """How many minutes either side has a bar for."""
+        """The number of minutes for which either side has a bar."""
         return self.same + len(self.differences)
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """A day's comparison. `best` fits better than `other`, or is what is assumed where nothing can be told.
+    """A day's comparison. `best` fits better than `other`; if neither does, it is the assumed label.
 
-    `failed` are the symbols that could not be compared, `doubtful` those of which some minutes could not, each with the
+    `failed` are the symbols that could not be compared, `doubtful` those with minutes that could not be, each with the
     reason.
     """
 
@@ -59,12 +59,12 @@ class Reconciliation:
 
     @property
     def is_decided(self) -> bool:
-        """Whether the bars tell which label is right."""
+        """Whether the bars decide which label is right."""
         return self.best.same >= ENOUGH and self.best.same >= 10 * self.other.same
 
 
 def compare(symbol: str, minutes: Sequence[datetime], ours: Minutes, theirs: Minutes) -> tuple[int, list[Difference]]:
-    """Return how many of the minutes have the same bar on both sides, and the differences."""
+    """Return the number of minutes with equal bars on both sides, and the differences."""
     same = 0
     found: list[Difference] = []
     for minute in minutes:
@@ -93,16 +93,16 @@ async def reconcile(
     on_symbols: Callable[[int], None] = lambda _: None,
     on_done: Callable[[str], None] = lambda _: None,
 ) -> Reconciliation:
-    """Compare every wholly covered minute of a trading day, and put the differences on record.
+    """Compare every fully covered minute of a trading day, and record the differences.
 
-    Whether the source labels a bar by its start or its end is not documented: both are tried. Raises IngestorError
-    where that day can't be compared.
+    The provider does not document whether it labels a bar by its start or its end: both are tried. Raises IngestorError
+    if the day can't be compared.
     """
     first, last, minutes = await _whole_minutes(gap_store, day, now)
     await refresh_instruments(gap_store, client)
     symbols = [symbol for symbol in await gap_store.active_symbols(first) if not only or symbol in only]
     if strange := set(only) - set(symbols):
-        raise IngestorError(f"No symbol of that day: {', '.join(sorted(strange))}.")
+        raise IngestorError(f"No active symbol on {day}: {', '.join(sorted(strange))}.")
     on_symbols(len(symbols))
     counts: dict[Label, tuple[int, list[Difference]]] = {"start": (0, []), "end": (0, [])}
     unknown: list[str] = []
@@ -137,24 +137,24 @@ async def reconcile(
 
 
 def _sure_minutes(minutes: Sequence[datetime], answer: Bars, shift: timedelta) -> list[datetime]:
-    """Return the minutes of which the answer tells the truth, or nothing: a wrong record is no difference.
+    """Return the minutes that the answer settles: a wrong record is no difference.
 
-    A wrong record without its time may be the bar of any minute that has none.
+    A wrong record without its time may be the bar of any minute without one.
     """
-    told = {bar.time - shift for bar in answer.bars}
+    answered = {bar.time - shift for bar in answer.bars}
     times = [fault.time - shift for fault in answer.faults if fault.time is not None]
     doubtful = {
         minute for time in times for minute in (minute_of(time), minute_of(time + BAR_LENGTH - timedelta.resolution))
     }
     is_incomplete = len(times) < len(answer.faults)
-    return [each for each in minutes if each not in doubtful and (each in told or not is_incomplete)]
+    return [each for each in minutes if each not in doubtful and (each in answered or not is_incomplete)]
 
 
 async def _whole_minutes(gap_store: GapStore, day: date, now: datetime) -> tuple[datetime, datetime, list[datetime]]:
-    """Return a day's span, as far as the source should have it by now, and its wholly covered minutes."""
+    """Return a day's span, as far as the provider should have it by now, and its fully covered minutes."""
     span = await gap_store.trading_day(day)
     if span is None:
-        raise IngestorError(f"{day} is no trading day of which anything was recorded.")
+        raise IngestorError(f"{day} is not a trading day on record.")
     if span[0] < now - PROVIDER_RETENTION:
         raise IngestorError(f"{day} is {TOO_OLD}.")
     if gap_store.ticks_since is not None and span[0] < gap_store.ticks_since:
@@ -162,5 +162,5 @@ async def _whole_minutes(gap_store: GapStore, day: date, now: datetime) -> tuple
     first, last = minute_of(span[0]), min(minute_of(span[1]), minute_of(now - gap_store.margin - 2 * BAR_LENGTH))
     minutes = await gap_store.whole_minutes(first, last)
     if not minutes:
-        raise IngestorError(f"No minute of {day} was wholly covered, so there is nothing to compare.")
+        raise IngestorError(f"No minute of {day} is fully covered, so there is nothing to compare.")
     return first, last, minutes

@@ -63,10 +63,8 @@ def classify(error: BaseException, *, accepted_before: bool, now: Micros) -> Ret
     """Return the decision on an error that ended a session, or prevented one, at the instant `now`."""
     policy, message = _classify(error)
     if policy is RetryPolicy.FATAL and accepted_before:
-        policy, message = (
-            RetryPolicy.ALERT,
-            f"{message} The server accepted this token before, so ingestor retries every minute.",
-        )
+        policy = RetryPolicy.ALERT
+        message = f"{message} The server accepted this token before, so ingestor retries every minute."
     seconds = _retry_after(error, now)
     if seconds is None or policy is RetryPolicy.FATAL:
         return RetryDecision(policy, message)

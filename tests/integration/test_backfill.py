@@ -269,7 +269,7 @@ async def test_unknown_symbols(writer_url: str, database: str) -> None:
     await known(writer_url, "A.NZ")
     async with job(writer_url, "http://127.0.0.1:1") as (backfill, _):
         await backfill.check({"A.NZ"})
-        with pytest.raises(IngestorError, match=r"Nobody knows A\.NX, B: "):
+        with pytest.raises(IngestorError, match=r"Unknown symbol: A\.NX, B\. "):
             await backfill.check({"A.NZ", "B", "A.NX"})
 
 
@@ -446,7 +446,7 @@ async def test_gaps_older_than_the_provider_keeps(writer_url: str, database: str
         assert server.asked == []
     assert await query(database, GAPS) == [(at(100), at(102), "unfillable")]
     ((error,),) = await query(database, "SELECT error FROM ingest.backfills")
-    assert error == "older than the source keeps one-minute bars (1 year)"
+    assert error == "older than the provider keeps one-minute bars (1 year)"
 
 
 async def test_a_lasting_gap(writer_url: str, database: str) -> None:

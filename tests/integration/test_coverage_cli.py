@@ -151,7 +151,7 @@ async def test_backfill(writer_url: str, database: str) -> None:
         assert status == 0
         assert "1 requests, 1 bars. Symbols of gaps: 1 filled, 0 without trades, 0 unfillable, 0 to be" in output
         status, _, errors = await ingestor("backfill", "--symbol", "AIR", *UNTIL, **environment)
-        assert (status, "Nobody knows AIR" in errors) == (69, True)
+        assert (status, "Unknown symbol: AIR" in errors) == (69, True)
         status, output, _ = await ingestor("backfill", *UNTIL, **environment)
         assert status == 0
         assert "35 symbols of gaps that an earlier run has begun" in output
@@ -367,10 +367,10 @@ async def test_reconcile_without_anything_to_compare(writer_url: str, database: 
     await record_session(database, BEGINS - MINUTE, BEGINS + timedelta(seconds=5))
     environment = {"DATABASE_URL": writer_url, "REST_URL": "http://127.0.0.1:1", "TOKEN": TOKEN}
     status, _, errors = await ingestor("reconcile", "--date=2026-11-21", **environment)
-    assert (status, errors) == (69, "ingestor: 2026-11-21 is no trading day of which anything was recorded.\n")
+    assert (status, errors) == (69, "ingestor: 2026-11-21 is not a trading day on record.\n")
     status, _, errors = await ingestor("reconcile", "--date=2026-11-20", **environment)
     assert status == 69
-    assert "No minute of 2026-11-20 was wholly covered" in errors
+    assert "No minute of 2026-11-20 is fully covered" in errors
     assert (await ingestor("reconcile", "--date=2026-11-20T10:00:00Z", **environment))[0] == 2
 
 
