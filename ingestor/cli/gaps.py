@@ -137,8 +137,8 @@ def show(console: Console, report: Report) -> None:
     days = "1 trading day" if len(report.days) == 1 else f"{len(report.days):,} trading days"
     console.print(
         f"{days}, {in_minutes(totals.trading)} of trading time: "
-        f"{in_minutes(totals.heard)} heard, {in_minutes(totals.missed)} missed, {in_minutes(totals.backfilled)} of it "
-        f"backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]",
+        f"{in_minutes(totals.covered)} covered, {in_minutes(totals.missing)} missing, "
+        f"{in_minutes(totals.backfilled)} of it backfilled. Coverage: [bold]{totals.percent:.2f} %[/bold]",
         soft_wrap=True,
     )
     if not report.gaps:
@@ -162,7 +162,7 @@ def show_gaps(console: Console, report: Report) -> None:
 def _days(days: Sequence[Day]) -> Table:
     table = Table(title="Days that are not whole", title_justify="left", header_style="dim")
     table.add_column("day")
-    for name in ("trading", "heard", "missed", "backfilled", "percent"):
+    for name in ("trading", "covered", "missing", "backfilled", "percent"):
         table.add_column(name, justify="right")
     for day in days:
         minutes = (day.trading_minutes, day.covered_minutes, day.missing_minutes, day.backfilled_minutes)

@@ -1,1 +1,1 @@
-"""Coverage: when the market trades, and what of that time was heard."""
+"""Coverage: the trading calendar, and the report of covered time and gaps."""

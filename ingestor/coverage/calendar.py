@@ -1,7 +1,7 @@
-"""Trading calendars: when silence is suspicious, and when a lost minute counts as a gap.
+"""Trading calendars: they decide when silence is a stall and when a missing minute is a gap.
 
-`XNZE` is read from a bundled snapshot, so that nothing heavy is imported and nothing is fetched. `always` is
-computed: every day of the exchange from midnight to midnight, for demonstrations and tests at any hour.
+`XNZE` is read from a bundled snapshot, without heavy imports and without network. `always` is computed: every day of
+the exchange from midnight to midnight, for demonstrations and tests at any hour.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import Micros
 
 DAYS_AHEAD = 30
-"""With fewer days of the calendar known, it is time to renew it."""
+"""If the calendar has fewer days left, it needs renewal."""
 
 RENEW = "Upgrade ingestor, or install its extra `calendar`, and run `ingestor maintain`."
 
@@ -29,7 +29,7 @@ CalendarName = Literal["XNZE", "always"]
 
 @dataclass(frozen=True, slots=True)
 class TradingSession:
-    """One day's trading, from `opens_at` up to but not including `closes_at`."""
+    """The trading of one day, from `opens_at` (inclusive) to `closes_at` (exclusive)."""
 
     trading_day: date
     opens_at: Micros
@@ -37,39 +37,39 @@ class TradingSession:
 
 
 class Calendar(Protocol):
-    """What the stall timer and the status page ask."""
+    """A calendar, as the stall timer and the status page use it."""
 
     def session_at(self, now: Micros) -> TradingSession | None:
-        """Return the session that is open at an instant, if one is."""
+        """Return the session that is open at an instant; None if the market is closed."""
         ...
 
     def session_after(self, now: Micros) -> TradingSession | None:
-        """Return the next session that opens after an instant, as far as it is known."""
+        """Return the next session that opens after an instant; None beyond the known ones."""
         ...
 
 
 class SnapshotCalendar:
-    """Sessions that are known beforehand."""
+    """A calendar of given sessions."""
 
     def __init__(self, sessions: Iterable[TradingSession]) -> None:
         self._sessions = sorted(sessions, key=lambda session: session.opens_at)
         self._openings = [session.opens_at for session in self._sessions]
 
     def session_at(self, now: Micros) -> TradingSession | None:
-        """Return the session that is open at an instant, if one is."""
+        """Return the session that is open at an instant; None if the market is closed."""
         index = bisect_right(self._openings, now) - 1
         if index >= 0 and now < self._sessions[index].closes_at:
             return self._sessions[index]
         return None
 
     def session_after(self, now: Micros) -> TradingSession | None:
-        """Return the next session that opens after an instant, as far as it is known."""
+        """Return the next session that opens after an instant; None beyond the known ones."""
         index = bisect_right(self._openings, now)
         return self._sessions[index] if index < len(self._sessions) else None
 
 
 class AlwaysCalendar:
-    """Open at every instant."""
+    """A calendar that is always open."""
 
     def __init__(self, timezone: str) -> None:
         self._timezone = ZoneInfo(timezone)
@@ -89,7 +89,7 @@ def load(name: CalendarName, timezone: str) -> Calendar:
 
 
 def sessions(name: CalendarName, timezone: str, first: date, last: date) -> Iterator[TradingSession]:
-    """Yield the sessions of the trading days `first` to `last`, as far as they are known."""
+    """Yield the known sessions of the trading days `first` to `last`, both inclusive."""
     if name == "always":
         for number in range((last - first).days + 1):
             yield _whole_day(first + timedelta(days=number), ZoneInfo(timezone))

@@ -1,4 +1,4 @@
-"""The gap report as one self-contained page: no script, no network; for screens of any size and for paper."""
+"""The gap report as one self-contained page, without script or network, for screens of any size and for paper."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CELL = 13
 """Pixels from one day of the heat map to the next."""
 
 GAP_WIDTH = 3
-"""Of 1,000 units of a time line: the least width of a gap, so that a second of a day can still be seen."""
+"""The least width of a gap on a time line of 1,000 units: a gap of one second stays visible."""
 
 
 def as_html(report: Report) -> str:
@@ -63,10 +63,10 @@ def _head(report: Report, zone: ZoneInfo) -> str:
 def _cards(report: Report) -> str:
     totals = report.totals
     cards = (
-        ("heard or backfilled", _percent(totals.percent)),
+        ("covered or backfilled", _percent(totals.percent)),
         ("trading time", in_minutes(totals.trading)),
-        ("heard", in_minutes(totals.heard)),
-        ("missed", in_minutes(totals.missed)),
+        ("covered", in_minutes(totals.covered)),
+        ("missing", in_minutes(totals.missing)),
         ("backfilled of it", in_minutes(totals.backfilled)),
         ("gaps are open", f"{report.open_gaps:,} of {len(report.gaps):,}"),
     )
@@ -78,13 +78,13 @@ def _cards(report: Report) -> str:
 
 
 def _heat_map(report: Report) -> str:
-    """One square a day, a column a week, a block a year."""
+    """Draw a square for each day, a column for each week and a block for each year."""
     years: dict[int, list[Day]] = defaultdict(list)
     for day in report.days:
         years[day.trading_day.year].append(day)
     keys = _keys(
-        ("heard", "all heard"), ("backfilled", "all heard or backfilled"), ("step1", "≥ 99 %"), ("step2", "≥ 90 %"),
-        ("step3", "≥ 50 %"), ("open", "less"),
+        ("covered", "all covered"), ("backfilled", "all covered or backfilled"),
+        ("step1", "≥ 99 %"), ("step2", "≥ 90 %"), ("step3", "≥ 50 %"), ("open", "less"),
     )  # fmt: skip
     blocks = "\n".join(_year(year, days) for year, days in sorted(years.items(), reverse=True))
     return f"<h2>Each day</h2>\n{keys}\n{blocks}"
@@ -106,7 +106,7 @@ def _year(year: int, days: list[Day]) -> str:
         f'<rect class="{_shade(day)}" x="{x(day.trading_day)}" y="{16 + day.trading_day.weekday() * CELL}" '
         f'width="{CELL - 2}" height="{CELL - 2}" rx="2">'
         f"<title>{day.trading_day:%a %-d %b %Y}: {_percent(day.percent)}, "
-        f"{in_minutes(day.missing_minutes)} missed</title></rect>"
+        f"{in_minutes(day.missing_minutes)} missing</title></rect>"
         for day in days
     )
     months = "".join(
@@ -124,7 +124,7 @@ def _year(year: int, days: list[Day]) -> str:
 def _shade(day: Day) -> str:
     percent = 100.0 if day.percent is None else day.percent
     if percent >= 100:
-        return "heard" if day.missing_minutes == 0 else "backfilled"
+        return "covered" if day.missing_minutes == 0 else "backfilled"
     for name, least in (("step1", 99), ("step2", 90), ("step3", 50)):
         if percent >= least:
             return name
@@ -135,7 +135,7 @@ def _time_lines(report: Report, zone: ZoneInfo) -> str:
     gaps: dict[date, list[Gap]] = defaultdict(list)
     for gap in report.gaps:
         gaps[gap.trading_day].append(gap)
-    keys = _keys(("heard", "heard"), *((status, f"{status}: {MEANING[status]}") for status in STATUSES))
+    keys = _keys(("covered", "covered"), *((status, f"{status}: {MEANING[status]}") for status in STATUSES))
     rows = "\n".join(
         f'<tr><td class="time">{day.trading_day:%a %-d %b %Y}</td>'
         f'<td class="time faint">{day.started_at.astimezone(zone):%H:%M}</td>'
@@ -157,7 +157,7 @@ def _line(day: Day, gaps: list[Gap], zone: ZoneInfo) -> str:
     )
     return (
         '<svg viewBox="0 0 1000 15" preserveAspectRatio="none">'
-        f'<rect class="heard" width="1000" height="15" rx="2"></rect>{bars}</svg>'
+        f'<rect class="covered" width="1000" height="15" rx="2"></rect>{bars}</svg>'
     )
 
 
@@ -181,7 +181,7 @@ def _span(gap: Gap, zone: ZoneInfo) -> str:
 
 
 def in_minutes(minutes: float) -> str:
-    """Return a length, given in minutes, as `duration` writes it."""
+    """Return a length given in minutes in the format of `duration`."""
     return duration(timedelta(minutes=minutes))
 
 
@@ -190,7 +190,7 @@ def _percent(value: float | None) -> str:
 
 
 def duration(length: timedelta) -> str:
-    """Return a length as people write it: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`."""
+    """Return a length as text: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`."""
     seconds = length.total_seconds()
     if 0 < seconds < 1:
         return f"{seconds * 1000:.0f} ms"

@@ -1,4 +1,4 @@
-"""The gap report as data, and as JSON and CSV. No I/O; `ingestor.coverage.html` makes a page of it."""
+"""The gap report as data, JSON and CSV. No I/O; `ingestor.coverage.html` renders it as a page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypeAlias, get_args
 
 VERSION = 1
-"""Of the JSON. Fields may be added within a version; none is taken away or changes its meaning."""
+"""Version of the JSON. Within a version fields may be added, but none is removed or changes its meaning."""
 
 Status: TypeAlias = Literal["open", "backfilled", "partial", "unfillable", "excluded"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -19,7 +19,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A span of trading time that nobody heard: a row of `market.gaps`."""
+    """A span of trading time that is not covered: a row of `market.gaps`."""
 
     trading_day: date
     started_at: datetime
@@ -29,13 +29,13 @@ class Gap:
 
     @property
     def duration(self) -> timedelta:
-        """Its length."""
+        """The length of the gap."""
         return self.ended_at - self.started_at
 
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """A trading day: a row of `market.coverage`, with the span of its trading time. Minutes are fractions."""
+    """A trading day: a row of `market.coverage`, with the span of its trading time. Minutes are fractional."""
 
     trading_day: date
     started_at: datetime
@@ -46,38 +46,33 @@ class Day:
     backfilled_minutes: float
     percent: float | None
 
-    @property
-    def covered_percent(self) -> float:
-        """Share of the trading time that was heard, without what was filled afterwards; 100 where there was none."""
-        return 100 * self.covered_minutes / self.trading_minutes if self.trading_minutes else 100.0
-
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over the days of a report, in minutes. `percent` is None where there was no trading time."""
+    """Sums over the days of a report, in minutes. `percent` is None without trading time."""
 
     trading: float
-    heard: float
-    missed: float
+    covered: float
+    missing: float
     backfilled: float
 
     @property
     def percent(self) -> float | None:
-        """Share of the trading time that was heard or backfilled, rounded down: only nothing missing makes 100.
+        """Share of the trading time that was covered or backfilled, rounded down: 100 only if nothing is missing.
 
-        From what is missing: each sum is of rounded minutes, so heard and backfilled need not add up to the whole.
+        It is computed from the missing minutes, since covered and backfilled minutes are rounded and may sum to less.
         """
         if not self.trading:
             return None
-        missing = max(0.0, self.missed - self.backfilled) / self.trading
-        return int(10_000 * (1 - missing) + 1e-6) / 100
+        share = max(0.0, self.missing - self.backfilled) / self.trading
+        return int(10_000 * (1 - share) + 1e-6) / 100
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Coverage and gaps from `since` (inclusive) to `until` (exclusive); None: from the first, to the last.
+    """Coverage and gaps from `since` (inclusive) to `until` (exclusive); None stands for the first and the last day.
 
-    Days and gaps are in the order of time. `timezone` is the exchange's, by its IANA name.
+    Days and gaps are ordered by time. `timezone` is the IANA name of the exchange's time zone.
     """
 
     since: date | datetime | None
@@ -99,12 +94,12 @@ class Report:
 
     @property
     def open_gaps(self) -> int:
-        """How many gaps nobody has settled yet."""
+        """The number of gaps without an outcome."""
         return sum(gap.status == "open" for gap in self.gaps)
 
 
 def as_json(report: Report) -> str:
-    """Return the report as the JSON that `docs/reference/gaps.schema.json` describes."""
+    """Return the report as JSON, as in `docs/reference/gaps.schema.json`."""
     days = [
         {
             "trading_day": day.trading_day.isoformat(),
@@ -127,7 +122,7 @@ def as_json(report: Report) -> str:
 
 
 def as_csv(gaps: Iterable[Gap]) -> str:
-    """Return the gaps as CSV with a header; the columns are the fields of the JSON."""
+    """Return the gaps as CSV with a header; its columns are the fields of the JSON."""
     text = io.StringIO()
     writer = csv.DictWriter(text, ["trading_day", "started_at", "ended_at", "seconds", "cause", "status"])
     writer.writeheader()
@@ -136,7 +131,7 @@ def as_csv(gaps: Iterable[Gap]) -> str:
 
 
 def as_record(gap: Gap) -> dict[str, Any]:
-    """Return a gap as the JSON has it."""
+    """Return a gap as an object of the JSON."""
     return {
         "trading_day": gap.trading_day.isoformat(),
         "started_at": gap.started_at.isoformat(),

@@ -1,6 +1,6 @@
-"""Reads the exchange's calendar from its library. Needs the extra `calendar`: the only importer of it, and of pandas.
+"""Reads the exchange's calendar from the library of the extra `calendar`. Only this module imports it, and pandas.
 
-As a command, ``python -m ingestor.coverage.snapshot``, it rewrites the bundled snapshot: once a year.
+The command ``python -m ingestor.coverage.snapshot`` rewrites the bundled snapshot; run it once a year.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSION = version("exchange-calendars")
 
 YEARS_BACK = 10
 YEARS_AHEAD = 3
-"""Holidays follow rules, and Matariki is fixed by law until 2052; what NZX decides is not known so long before."""
+"""Holidays follow rules, and Matariki is fixed by law until 2052; decisions of NZX are not known so far ahead."""
 
 
 def snapshot(first: date, last: date) -> str:
@@ -34,12 +34,12 @@ def snapshot(first: date, last: date) -> str:
 
 
 def span(today: date) -> tuple[date, date]:
-    """Return the first and the last day of a snapshot made today: whole years."""
+    """Return the first and the last day of a snapshot made today, in whole years."""
     return date(today.year - YEARS_BACK, 1, 1), date(today.year + YEARS_AHEAD, 12, 31)
 
 
 def sessions(today: date) -> list[TradingSession]:
-    """Return the sessions that the installed library knows, from ten years back to three ahead."""
+    """Return the sessions of the installed library, from ten years back to three ahead."""
     return list(read(snapshot(*span(today))))
 
 

@@ -317,11 +317,11 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await expect(page.locator(".gaps tbody tr").last).to_contain_text("11:50:00")
         await expect(page.locator(".gaps tbody tr").last).to_contain_text(f"5.2 s{HOSTILE}{STATUSES[0]}")
         spans = page.locator(".day span")
-        assert await spans.evaluate_all("all => all.map(each => each.className)") == ["heard", *STATUSES]
+        assert await spans.evaluate_all("all => all.map(each => each.className)") == ["covered", *STATUSES]
         assert await spans.evaluate_all("all => all.slice(0, 2).map(each => each.style.left)") == ["25%", "27.5%"]
         assert await page.locator(".hours span").all_inner_texts() == ["10:00", "12:00", "14:00", "16:40"]
         await expect(page.locator("#coverage-summary")).to_have_text(re.compile(r"As of 13:20:00, 3 min 20 s ago\.$"))
-        label = re.compile("99.60 % heard or backfilled, 5 gaps")
+        label = re.compile("99.60 % covered or backfilled, 5 gaps")
         await expect(page.locator(".day")).to_have_attribute("aria-label", label)
         await shown.says("this machine's clock is 3 min 0 s behind the database's: coverage lacks as much")
         await shown.card("Clock", "! 3 min 0 s")

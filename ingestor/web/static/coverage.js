@@ -4,7 +4,7 @@ import { byId, fillTable, keep, make, setAttribute, setText } from "./dom.js";
 import { age, count, counted, duration, instant, percent, spaced, tradingDay } from "./format.js";
 
 const MEANING = {
-  heard: "heard",
+  covered: "covered",
   open: "open: missed, and not filled yet",
   backfilled: "backfilled: filled with the provider's bars",
   partial: "partial: filled for some symbols only",
@@ -49,9 +49,9 @@ function summary(coverage, now, zone) {
   const parts = coverage.percent == null
     ? ["No trading time yet"]
     : [
-        `${percent(coverage.percent)} heard or backfilled`,
-        `${inMinutes(coverage.covered_minutes)} heard of ${inMinutes(coverage.trading_minutes)}`,
-        coverage.missing_minutes ? `${inMinutes(coverage.missing_minutes)} missed, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missed",
+        `${percent(coverage.percent)} covered or backfilled`,
+        `${inMinutes(coverage.covered_minutes)} covered of ${inMinutes(coverage.trading_minutes)}`,
+        coverage.missing_minutes ? `${inMinutes(coverage.missing_minutes)} missing, ${inMinutes(coverage.backfilled_minutes)} of it backfilled` : "nothing missing",
       ];
   const open = coverage.open_gaps ? `${counted(coverage.open_gaps, "open gap")} over all days` : "no open gap on any day";
   return `${[...parts, open].join("; ")}. As of ${zone.moment(instant(coverage.as_of), now)}${aged(coverage)}.`;
@@ -72,7 +72,7 @@ function bounds({ trading_day, started_at, ended_at }, { trading_day: day, opens
 function drawDay({ started_at, ended_at, gaps, trading_day, percent: share }, [start, end], zone) {
   const place = (at) => 100 * Math.min(1, Math.max(0, (at - start) / (end - start)));
   const spans = [
-    { status: "heard", from: instant(started_at), to: instant(ended_at), words: "heard" },
+    { status: "covered", from: instant(started_at), to: instant(ended_at), words: "covered" },
     ...gaps.map((gap) => ({ status: gap.status, from: instant(gap.started_at), to: instant(gap.ended_at), words: said(gap, zone) })),
   ];
   const line = document.querySelector(".day");
@@ -82,7 +82,7 @@ function drawDay({ started_at, ended_at, gaps, trading_day, percent: share }, [s
     element.style.left = `${place(from).toFixed(3)}%`;
     element.style.width = `${(place(to) - place(from)).toFixed(3)}%`;
   });
-  setAttribute(line, "aria-label", `${tradingDay(trading_day)}: ${percent(share)} heard or backfilled, ${counted(gaps.length, "gap")}`);
+  setAttribute(line, "aria-label", `${tradingDay(trading_day)}: ${percent(share)} covered or backfilled, ${counted(gaps.length, "gap")}`);
   keep(document.querySelector(".hours"), hoursBetween(start, end, zone), () => make("span"), (element, at) => {
     setText(element, zone.minute(at));
     element.style.left = `${place(at).toFixed(3)}%`;
@@ -107,10 +107,10 @@ function said(gap, zone) {
 
 function showKeys(gaps) {
   const number = (status) => gaps.filter((gap) => gap.status === status).length;
-  const keys = Object.keys(MEANING).filter((status) => status === "heard" || number(status));
+  const keys = Object.keys(MEANING).filter((status) => status === "covered" || number(status));
   keep(byId("coverage-keys"), keys, () => make("span", {}, make("i"), make("span")), (element, status) => {
     setAttribute(element.firstElementChild, "class", `key ${status}`);
-    setText(element.lastElementChild, status === "heard" ? MEANING.heard : `${count(number(status))} ${MEANING[status]}`);
+    setText(element.lastElementChild, status === "covered" ? MEANING.covered : `${count(number(status))} ${MEANING[status]}`);
   });
 }
 

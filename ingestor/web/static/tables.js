@@ -14,7 +14,7 @@ export function showConnections({ connections, counts }, now, zone) {
       lasting((ended ?? now) - instant(each.connected_at)),
       count(each.ticks),
       each.close_code == null ? NONE : String(each.close_code),
-      ended === null ? { text: lives(each), status: "heard" } : { text: spaced(each.reason), aside: each.detail },
+      ended === null ? { text: lives(each), status: "covered" } : { text: spaced(each.reason), aside: each.detail },
     ];
   }));
 }
