@@ -1,1 +1,1 @@
-"""Candles, volume and gaps over trading time: drawn as SVG, or as text for a terminal. No I/O."""
+"""Charts of candles, volume and gaps over trading time, as SVG or as text for a terminal. No I/O."""

@@ -1,4 +1,4 @@
-"""Where things lie in a chart: scales, ticks that people can read, and the axis of trading time. Pure."""
+"""The geometry of a chart: scales, round tick values, and the axis of trading time. Pure."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 FLAT = 0.002
-"""Height of an axis of which all values are the same, as a share of the value."""
+"""Height of an axis whose values are all equal, as a share of the value."""
 
 FARTHEST = 1e300
-"""Where an axis ends, so that its length is a number; prices beyond it are no market's, but can be on record."""
+"""The end of an axis, so that its length is finite. Prices beyond it are invalid, but can be on record."""
 
 HUGE = 10**15
-"""Numbers are written out up to here."""
+"""Numbers below this are written in full, others as powers of ten."""
 
 STEPS = tuple(timedelta(minutes=minutes) for minutes in (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720))
-"""From one tick of a day to the next."""
+"""Possible distances between two ticks of a day."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Maps values from `low` to `high` evenly to places from `start` to `end`; either may be the greater one."""
+    """Maps values from `low` to `high` linearly to places from `start` to `end`, in either direction."""
 
     low: float
     high: float
@@ -33,14 +33,14 @@ class Scale:
     end: float
 
     def place(self, value: float) -> float:
-        """Return where a value lies; what lies outside, at the nearer end."""
+        """Return the place of a value; a value outside is placed at the nearer end."""
         value = min(max(value, self.low), self.high)
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark on an axis: its value on it, and what is written there. `major` where a new day begins."""
+    """A mark on an axis: its place and its label. It is `major` where a new day begins."""
 
     at: float
     label: str
@@ -48,9 +48,9 @@ class Tick:
 
 
 def widened(low: float, high: float, share: float = 0.0) -> tuple[float, float]:
-    """Return the ends of an axis for values from `low` to `high`, with a share of the difference as room on each side.
+    """Return the ends of an axis for values from `low` to `high`, widened on each side by a share of the difference.
 
-    Values that are the same, or too near to each other for a float to tell what lies between them, get room too.
+    Values that are equal, or too close for a float to separate, get room as well.
     """
     low, high = max(low, -FARTHEST), min(high, FARTHEST)
     greatest = max(abs(low), abs(high))
@@ -76,7 +76,7 @@ def _round_step(least: float) -> Decimal:
 
 
 def _written(value: Decimal, step: Decimal) -> str:
-    """Return a value with as many digits as tell it from the next; tiny and huge ones as powers of ten."""
+    """Return a value with the digits that its step needs; tiny and huge ones as powers of ten."""
     power = int(step.normalize().as_tuple().exponent)
     if power >= -9 and abs(value) < HUGE:
         return f"{value:,.{max(0, -power)}f}"
@@ -85,7 +85,7 @@ def _written(value: Decimal, step: Decimal) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A span of time on an axis: it begins at `offset` and is `length` long, in the axis' units."""
+    """A span of time on an axis, at `offset` and of `length`, in units of the axis."""
 
     started_at: datetime
     ended_at: datetime
@@ -93,20 +93,20 @@ class Segment:
     length: float
 
     def place(self, moment: datetime) -> float:
-        """Return where a moment lies; what lies outside, at the nearer end."""
+        """Return the place of a moment; a moment outside is placed at the nearer end."""
         share = (moment - self.started_at) / (self.ended_at - self.started_at)
         return self.offset + self.length * min(max(share, 0.0), 1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class TimeAxis:
-    """Spans of time one after the other, in their order, so that nights and weekends take no room. Never empty."""
+    """Spans of time side by side in order, so that nights and weekends take no room. Never empty."""
 
     segments: tuple[Segment, ...]
 
     @classmethod
     def of(cls, spans: Iterable[tuple[datetime, datetime, float]]) -> TimeAxis:
-        """Return the axis of spans, each given with its length on the axis."""
+        """Return an axis of spans: start, end, and length on the axis."""
         segments: list[Segment] = []
         offset = 0.0
         for started_at, ended_at, length in spans:
@@ -116,23 +116,23 @@ class TimeAxis:
 
     @property
     def length(self) -> float:
-        """The sum of its segments'."""
+        """The sum of the segments' lengths."""
         return self.segments[-1].offset + self.segments[-1].length
 
     def place(self, moment: datetime) -> float:
-        """Return where a moment lies; what lies between two segments, at the end of the first."""
+        """Return the place of a moment; a moment between two segments is placed at the end of the first."""
         index = bisect_right(self.segments, moment, key=lambda segment: segment.started_at)
         return self.segments[max(index - 1, 0)].place(moment)
 
     def band(self, started_at: datetime, ended_at: datetime, narrowest: float) -> tuple[float, float]:
-        """Return where a span begins, and how wide it is: never narrower than can be seen, nor beyond the end."""
+        """Return the place and the width of a span: at least `narrowest` wide, and within the axis."""
         start = self.place(started_at)
         width = max(self.place(ended_at) - start, narrowest)
         return max(0.0, min(start, self.length - width)), min(width, self.length)
 
 
 def time_ticks(axis: TimeAxis, zone: ZoneInfo, least: float) -> list[Tick]:
-    """Return ticks at round times of the exchange's clock, and where days begin, at least `least` apart."""
+    """Return ticks at round times of the exchange and at the starts of days, at least `least` apart."""
     days = [] if len(axis.segments) == 1 else list(_days(axis, zone, least))
     ticks = list(days)
     for tick in _times(axis, zone, least):
@@ -142,7 +142,7 @@ def time_ticks(axis: TimeAxis, zone: ZoneInfo, least: float) -> list[Tick]:
 
 
 def _days(axis: TimeAxis, zone: ZoneInfo, least: float) -> Iterator[Tick]:
-    """Yield where days begin; with the year where it is another than before."""
+    """Yield a tick at the start of each day; its label has the year if that has changed."""
     year, next_at = axis.segments[0].started_at.astimezone(zone).year, 0.0
     for segment in axis.segments:
         if segment.offset >= next_at:
@@ -152,11 +152,11 @@ def _days(axis: TimeAxis, zone: ZoneInfo, least: float) -> Iterator[Tick]:
 
 
 def _times(axis: TimeAxis, zone: ZoneInfo, least: float) -> Iterator[Tick]:
-    """Yield the times of day within segments, in the smallest of the steps that are long enough."""
+    """Yield ticks at times of day within segments, in the smallest step that is long enough."""
     for segment in axis.segments:
         unit = (segment.ended_at - segment.started_at) / segment.length
         step = next((step for step in STEPS if step >= least * unit), None)
-        if step is None or segment.length == 1:  # a single candle: the time of day says nothing about it
+        if step is None or segment.length == 1:  # a single candle has no time of day
             continue
         moment = wall_floor(segment.started_at, step, zone)
         while moment < segment.ended_at:
@@ -166,14 +166,14 @@ def _times(axis: TimeAxis, zone: ZoneInfo, least: float) -> Iterator[Tick]:
 
 
 def _time(local: datetime) -> str:
-    """Return the time of day; the second time that the clock shows it, with the zone's abbreviation."""
+    """Return the time of day; if the clock shows it for the second time, with the zone's abbreviation."""
     return f"{local:%H:%M %Z}" if local.fold else f"{local:%H:%M}"
 
 
 def wall_floor(moment: datetime, step: timedelta, zone: ZoneInfo) -> datetime:
-    """Return the last moment, in UTC, at which the clock of a zone showed a multiple of `step`.
+    """Return the last moment (UTC) at which the clock of a zone showed a multiple of `step`.
 
-    An hour that the clock shows twice has two beginnings; of a longer step the clock must not change within it.
+    An hour that the clock shows twice has two starts. The clock must not change within a step longer than an hour.
     """
     local = moment.astimezone(zone)
     since_midnight = timedelta(

@@ -1,4 +1,4 @@
-"""The colours of everything that is drawn, so that a gap looks the same wherever it is shown."""
+"""The colours of all charts and pages, so that a gap looks the same everywhere."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _DARK = "@media (prefers-color-scheme: dark)"
 
 
 def palette() -> str:
-    """Return a style sheet of variables, for light and dark: `--open` and the other statuses, `--ink`, `--paper`, …."""
+    """Return a style sheet of variables, light and dark: `--open` and the other statuses, `--ink`, `--paper`, …."""
     return files(__package__).joinpath("palette.css").read_text(encoding="utf-8")
 
 
 def colours(*, dark: bool = False) -> dict[str, str]:
-    """Return the same colours by their names, such as `#d92d20`: of a light or a dark screen."""
+    """Return the colours by name, such as `#d92d20`, for a light or a dark screen."""
     light, _, other = palette().partition(_DARK)
     return dict(_COLOUR.findall(light)) | (dict(_COLOUR.findall(other)) if dark else {})
 
 
 def with_fallbacks(style: str) -> str:
-    """Return a style sheet with the light colour before each use of a variable, for renderers that know none."""
+    """Return a style sheet with the light colour before each use of a variable, for renderers without variables."""
     light = colours()
 
     def both(use: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""What is drawn: the bars of one symbol and the gaps among them, resampled so that all candles have room."""
+"""The data of a chart: the bars of one symbol and its gaps, resampled so that all candles have room."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ingestor.chart.geometry import TimeAxis, wall_floor
 
 
 class Width(StrEnum):
-    """How long a bar is."""
+    """The length of a bar."""
 
     MINUTE = "1m"
     FIVE = "5m"
@@ -24,32 +24,32 @@ class Width(StrEnum):
 
     @property
     def duration(self) -> timedelta:
-        """Its length; of a day, by a clock that is never changed."""
+        """The length; of a day, 24 hours."""
         return timedelta(minutes={"1m": 1, "5m": 5, "15m": 15, "1h": 60, "1d": 1440}[self])
 
     def start(self, moment: datetime, zone: ZoneInfo) -> datetime:
-        """Return when the bar begins that contains a moment, by the exchange's clock."""
+        """Return the start of the bar that contains a moment, by the exchange's clock."""
         if self is Width.DAY:
             return midnight(moment.astimezone(zone).date(), zone)
         return wall_floor(moment, self.duration, zone)
 
     def end(self, start: datetime, zone: ZoneInfo) -> datetime:
-        """Return when a bar ends that begins at `start`."""
+        """Return the end of the bar that starts at `start`."""
         if self is Width.DAY:
             return midnight(start.astimezone(zone).date() + timedelta(days=1), zone)
         return start + self.duration
 
 
 def midnight(day: date, zone: ZoneInfo) -> datetime:
-    """Return the beginning of a day of the exchange, in UTC, in which differences are true across a clock change."""
+    """Return the start of a day of the exchange, in UTC: differences in UTC are right across a clock change."""
     return datetime.combine(day, time(), zone).astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Candle:
-    """What was traded from `started_at` (inclusive) to `ended_at` (exclusive), volume in units.
+    """The trades from `started_at` (inclusive) to `ended_at` (exclusive), volume in units.
 
-    `backfilled` where any minute of it was fetched from the provider and not heard.
+    It is `backfilled` if any of its minutes was fetched from the provider.
     """
 
     started_at: datetime
@@ -63,13 +63,13 @@ class Candle:
 
     @property
     def rises(self) -> bool:
-        """Whether it closed at its open or above."""
+        """Whether it closed at or above its open."""
         return self.close >= self.open
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A span that is shaded: a gap, whose `kind` is its status, and `label` its cause."""
+    """A shaded span: a gap. `kind` is its status, `label` its cause."""
 
     started_at: datetime
     ended_at: datetime
@@ -78,7 +78,7 @@ class Band:
 
 
 def merged(bars: Sequence[Candle], started_at: datetime, ended_at: datetime) -> Candle:
-    """Return one bar of several, in the order of time; at least one."""
+    """Return one candle for at least one bar, given in the order of time."""
     return Candle(
         started_at,
         ended_at,
@@ -92,14 +92,14 @@ def merged(bars: Sequence[Candle], started_at: datetime, ended_at: datetime) -> 
 
 
 def resample(minutes: Iterable[Candle], width: Width, zone: ZoneInfo) -> Iterator[Candle]:
-    """Make longer bars of one-minute bars in the order of time."""
+    """Yield longer bars of one-minute bars, which are in the order of time."""
     for start, bars in groupby(minutes, key=lambda bar: width.start(bar.started_at, zone)):
         yield merged(list(bars), start, width.end(start, zone))
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Bars of one width on the axis of their time, whose unit is a bar."""
+    """Bars of one width, and the axis of their time, whose unit is a bar."""
 
     width: Width
     axis: TimeAxis
@@ -108,10 +108,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Series:
-    """One-minute bars (at least one) and gaps of a symbol, in the order of time, before they are given a size.
+    """One-minute bars (at least one) and gaps of a symbol, in the order of time.
 
-    `days` are spans of trading time that are shown whether anything was traded in them or not. Without `width` it is
-    the smallest one of which all bars have room.
+    `days` are spans of trading time that are shown even without trades. Without `width` the smallest width is chosen
+    at which all bars have room.
     """
 
     symbol: str
@@ -123,7 +123,7 @@ class Series:
 
     @cached_property
     def total(self) -> Candle:
-        """All bars as one."""
+        """One candle of all bars."""
         return merged(self.minutes, self.minutes[0].started_at, self.minutes[-1].ended_at)
 
     @property
@@ -135,7 +135,7 @@ class Series:
         return f"{self.symbol}, {first:%-d %B %Y} to {last:%-d %B %Y}"
 
     def figure(self, room: float) -> Figure:
-        """Return the bars resampled, so that their axis is at most `room` bars long, or a day is a bar."""
+        """Return the bars resampled so that their axis is at most `room` bars long, or each bar is a day."""
         widths = tuple(Width) if self.width is None else (self.width,)
         axes = [(width, TimeAxis.of(_aligned(self._spans, width, self.zone))) for width in widths]
         width, axis = next((each for each in axes if each[1].length <= room), axes[-1])
@@ -143,7 +143,7 @@ class Series:
 
     @cached_property
     def _spans(self) -> list[tuple[datetime, datetime]]:
-        """For each day of the exchange its trading time, and the time of its bars where that reaches further."""
+        """The trading time of each day of the exchange, widened to the time of its bars."""
         spans = {started_at.astimezone(self.zone).date(): (started_at, ended_at) for started_at, ended_at in self.days}
         for day, group in groupby(self.minutes, key=lambda bar: bar.started_at.astimezone(self.zone).date()):
             bars = list(group)
@@ -155,7 +155,7 @@ class Series:
 def _aligned(
     spans: Iterable[tuple[datetime, datetime]], width: Width, zone: ZoneInfo
 ) -> Iterator[tuple[datetime, datetime, float]]:
-    """Widen spans to whole bars, and count these; a day is one bar, however long its trading time."""
+    """Yield the spans widened to whole bars, with their number of bars; a daily bar counts as one."""
     before = datetime.min.replace(tzinfo=UTC)
     for started_at, ended_at in spans:
         start, end = started_at, ended_at

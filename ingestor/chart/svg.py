@@ -1,7 +1,7 @@
-"""A chart as one self-contained SVG: no script, no network; for light and dark screens of any size, and for paper.
+"""A chart as one self-contained SVG, without script or network, for light and dark screens and for paper.
 
-Colours and sizes are attributes in full, since many renderers know no variables in style sheets, or no style sheets at
-all. The style sheet adds what browsers can do beyond that, such as the colours of a dark screen.
+All colours and sizes are attributes, since many renderers support no style variables or no style sheets at all. The
+style sheet adds features of browsers, such as the colours of a dark screen.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ingestor.chart.series import Candle, Figure, Series
 from ingestor.chart.text import KEYS, VOLUME_DIGITS, caption, compact, described, price, span
 
 WIDTH, HEIGHT = 960, 560
-"""Size in the units of the drawing, which is scaled to the place it is shown in."""
+"""Size in units of the drawing, which is scaled to its place on the page."""
 
 LEFT, TOP = 16.0, 84.0
 PRICES = (TOP, 390.0)
@@ -28,29 +28,29 @@ VOLUMES = (410.0, 466.0)
 """Upper and lower ends of the two panels."""
 
 ROOM = 200
-"""How many candles can be told from each other."""
+"""The most candles that can be distinguished."""
 
 DIGIT = 14.5
-"""Width of a digit as large as a phone shows it."""
+"""Width of a digit at the size that a phone shows."""
 
 LABEL_DISTANCE = 84.0
-"""From one label of the time axis to the next."""
+"""Least distance between two labels of the time axis."""
 
 EDGE_WIDTH = 2.0
-"""The least width of a gap at its upper edge, so that a second of a day can still be seen."""
+"""The least width of a gap's upper edge: a gap of one second stays visible."""
 
 SHADE_WIDTH = 0.5
-"""The least width of its shade, so that a year of short gaps is not all shade."""
+"""The least width of a gap's shade, so that a year of short gaps is not all shade."""
 
 _COLOURS = colours()
 _TEXT = f'font-family="system-ui, sans-serif" font-size="13" fill="{_COLOURS["faint"]}"'
 _LINE = f'stroke="{_COLOURS["line"]}"'
 _DAY = f'class="day" stroke="{_COLOURS["faint"]}" stroke-dasharray="2 4"'
 _CENTRED = 'dy="0.35em"'
-"""Puts the middle of a text at its `y`. Not by `dominant-baseline`, which renderers hand on from a group or do not."""
+"""Centres a text at its `y`. Renderers differ in whether a text inherits `dominant-baseline` from a group."""
 
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML does not take, not even escaped."""
+"""Characters that XML forbids, even escaped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,17 @@ class _Plot:
 
     @property
     def unit(self) -> float:
-        """How many bars a unit of the drawing is wide."""
+        """The number of bars in one unit of the drawing."""
         return self.figure.axis.length / (self.times.end - self.times.start)
 
     def edges(self, bar: Candle, share: float) -> tuple[float, float]:
-        """Return the left edge and the width of so much of a bar's room, in its middle."""
+        """Return the left edge and the width of the middle `share` of a bar's room."""
         start, end = (self.times.place(self.figure.axis.place(moment)) for moment in (bar.started_at, bar.ended_at))
         return start + (end - start) * (1 - share) / 2, (end - start) * share
 
 
 def draw(series: Series) -> str:
-    """Return the SVG."""
+    """Return the chart as SVG."""
     plot = _plot(series)
     style = Template(files(__package__).joinpath("svg.css").read_text(encoding="utf-8"))
     parts = (
@@ -120,14 +120,14 @@ def _plot(series: Series) -> _Plot:
 
 
 def _group(name: str, parts: Iterable[str], look: str = "") -> Iterator[str]:
-    """Put parts into a group, which hands its look on to them."""
+    """Yield parts within a group, whose attributes they inherit."""
     yield f'<g class="{name}" {look}>'
     yield from parts
     yield "</g>"
 
 
 def _gaps(plot: _Plot) -> Iterator[str]:
-    """Shade each gap over both panels, and mark their upper edge in its full colour."""
+    """Shade each gap over both panels, and mark its upper edge in full colour."""
     for gap in plot.series.gaps:
         yield f"<g {_toned(gap.kind)}><title>{_escaped(span(gap, plot.series.zone))}</title>"
         for look, narrowest, height in (
@@ -173,7 +173,7 @@ def _volumes(plot: _Plot) -> Iterator[str]:
 
 
 def _bars(plot: _Plot) -> Iterator[str]:
-    """Draw each candle as one outline: the wicks above and below, and the body, hollow where it was backfilled."""
+    """Draw each candle as one path: wicks and body. The body of a backfilled candle is hollow."""
     label = _labels(plot)
     for bar in plot.figure.bars:
         x, width = plot.edges(bar, 0.7)
@@ -215,7 +215,7 @@ def _labels(plot: _Plot) -> Callable[[Candle], str]:
 
 
 def _keys(plot: _Plot) -> Iterator[str]:
-    """Say what the colours mean: of candles in one line, of gaps in the other."""
+    """Explain the colours: of candles in one line, of gaps in the other."""
     x = LEFT
     for name, label in KEYS.items():
         if "backfilled" in name and not plot.series.total.backfilled:

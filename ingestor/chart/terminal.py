@@ -1,7 +1,7 @@
-"""A chart as lines of text, with the role of each piece, so that whoever prints it can choose colours.
+"""A chart as lines of text. Each piece has a role, for which the printing code chooses a colour.
 
-A candle is a column of cells of two halves each, so that prices are shown twice as finely as there are lines. It can
-be read without colours: one that rises is a line, one that falls a block, and what was backfilled looks hollow.
+A candle is a column of cells with two halves each, so prices have twice the resolution of lines. The chart is readable
+without colours: a rising candle is a line, a falling one a block, and a backfilled one looks hollow.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ GapSpan: TypeAlias = tuple[str, str]
 Line: TypeAlias = list[GapSpan]
 
 Half: TypeAlias = Literal[" ", "-", "#"]
-"""What of a candle lies in the half of a cell: nothing, its wick, or its body."""
+"""The part of a candle in half a cell: nothing, wick or body."""
 
 LEAST_ROWS, LEAST_COLUMNS = 12, 30
-"""Of a smaller terminal the chart is drawn as if it were this large."""
+"""The least size of a chart, even on a smaller terminal."""
 
 LABEL_COLUMNS = 8
-"""Columns from one label of the time axis to the next."""
+"""Least number of columns between two labels of the time axis."""
 
 LEAST_SHADED = 0.1
-"""Of a bar, and of a column: a shorter gap has only its letter, so that a year of them is not all shade."""
+"""Share of a bar and of a column: a shorter gap has only a letter, so that a year of gaps is not all shade."""
 
 SHADE = "░"
 EIGHTHS = " ▁▂▃▄▅▆▇█"
@@ -48,7 +48,7 @@ _GLYPHS: dict[str, dict[str, str]] = {
 
 @dataclass(slots=True)
 class _Canvas:
-    """Cells of a character and a role each."""
+    """Cells, each with a character and a role."""
 
     columns: int
     rows: int
@@ -58,13 +58,13 @@ class _Canvas:
         self.cells = [[(" ", "plain")] * self.columns for _ in range(self.rows)]
 
     def put(self, row: int, column: int, text: str, role: str) -> None:
-        """Write a text; what lies outside is cut off."""
+        """Write a text, cut off at the edges."""
         for index, character in enumerate(text, column):
             if 0 <= index < self.columns:
                 self.cells[row][index] = (character, role)
 
     def lines(self) -> list[Line]:
-        """Return the lines in as few pieces as their roles allow."""
+        """Return the lines, with adjacent cells of one role as one piece."""
         return [
             [("".join(character for character, _ in run), role) for role, run in groupby(row, key=lambda cell: cell[1])]
             for row in self.cells
@@ -73,7 +73,7 @@ class _Canvas:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where the panels lie: rows of prices, of the gaps' letters (one or none), and of volume, right of the labels."""
+    """The rows of prices, of the gaps' letters (one or none) and of volume; `gutter` is the width of the labels."""
 
     figure: Figure
     price_rows: int
@@ -84,16 +84,16 @@ class _Layout:
 
     @property
     def pitch(self) -> float:
-        """Columns for each bar; fewer than one where more bars were asked for than there is room for."""
+        """Columns for each bar; less than one if the bars have too little room."""
         room = self.columns / self.figure.axis.length
         return math.floor(room) if room >= 1 else room
 
     def column(self, place: float) -> int:
-        """Return the column of the canvas in which a place on the time axis lies."""
+        """Return the column of the canvas for a place on the time axis."""
         return self.gutter + min(int(place * self.pitch + 1e-9), self.columns - 1)
 
     def bars(self) -> list[tuple[int, Candle]]:
-        """Return the bars, those that share a column as one, each with its first column."""
+        """Return the bars with their first column. Bars that share a column are merged."""
         axis, found = self.figure.axis, []
         for column, group in groupby(self.figure.bars, key=lambda bar: self.column(axis.place(bar.started_at))):
             bars = list(group)
@@ -102,7 +102,7 @@ class _Layout:
 
 
 def draw(series: Series, columns: int, rows: int) -> list[Line]:
-    """Return the chart, at most that many columns and lines large."""
+    """Return the chart in at most `columns` and `rows`."""
     columns, rows = max(columns, LEAST_COLUMNS), max(rows, LEAST_ROWS)
     low, high = widened(series.total.low, series.total.high)
     ticks = price_ticks(low, high, rows // 3)
@@ -138,7 +138,7 @@ def _draw_frame(canvas: _Canvas, layout: _Layout, labels: Iterable[tuple[int, st
 
 
 def _draw_gaps(canvas: _Canvas, layout: _Layout, series: Series) -> None:
-    """Shade the price panel, and write under it the first letter of what became of each gap."""
+    """Shade the price panel, and write under it the first letter of each gap's status."""
     for gap in series.gaps:
         start, width = layout.figure.axis.band(gap.started_at, gap.ended_at, 0.0)
         first = layout.column(start)
@@ -156,7 +156,7 @@ def _draw_candle(canvas: _Canvas, column: int, bar: Candle, halves: Scale) -> No
 
 
 def _cells(bar: Candle, halves: Scale) -> list[tuple[int, str]]:
-    """Return the rows of a candle with what lies in the two halves of each."""
+    """Return the rows of a candle, each with its two halves."""
     top, bottom = (round(halves.place(price)) for price in (bar.high, bar.low))
     upper, lower = (round(halves.place(price)) for price in sorted((bar.open, bar.close), reverse=True))
 
@@ -191,7 +191,7 @@ def _draw_times(canvas: _Canvas, layout: _Layout, ticks: Sequence[Tick]) -> None
 
 
 def _legend(series: Series) -> Line:
-    """Say what the candles' looks mean, with each look that there is."""
+    """Return the legend of the looks that occur."""
     found = {name: _GLYPHS[name]["##"] for name in ("up", "down")}
     line: Line = [piece for name, glyph in found.items() for piece in ((glyph, name), (f" {KEYS[name]}  ", "faint"))]
     if series.total.backfilled:

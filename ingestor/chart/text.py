@@ -1,4 +1,4 @@
-"""What is written in a chart, whatever it is drawn as."""
+"""The texts of a chart, for SVG and terminal alike."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from zoneinfo import ZoneInfo
 from ingestor.chart.series import Band, Candle, Figure, Series
 
 KEYS = {"up": "rises", "down": "falls", "up backfilled": "with backfilled minutes"}
-"""What the look of a candle says."""
+"""The meaning of a candle's look."""
 
 VOLUME_DIGITS = 5
-"""Characters of what `compact` returns, for volumes that occur."""
+"""Characters that `compact` returns for volumes that occur."""
 
 
 def price(value: float) -> str:
-    """Return a price as it was sent: no digit more than it has."""
+    """Return a price with the digits that were sent, and no more."""
     return f"{value:.15g}"
 
 
 def compact(count: int) -> str:
-    """Return a number of units in few characters: `950`, `12.3k`, `4.56M`."""
+    """Return a number of units in short form: `950`, `12.3k`, `4.56M`."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}" if count < 1000 * size else f"{count / size:,.0f}{letter}"
@@ -27,12 +27,12 @@ def compact(count: int) -> str:
 
 
 def caption(series: Series, figure: Figure) -> str:
-    """Return one line about the bars and the whole time."""
+    """Return one line: the width of the bars, and the prices and volume of the whole time."""
     return f"{figure.width} bars. {_prices(series.total)}"
 
 
 def described(series: Series, figure: Figure) -> str:
-    """Return the chart in words, for those who can't see it."""
+    """Return a description of the chart for readers who can't see it."""
     fetched = sum(bar.backfilled for bar in figure.bars)
     gaps = "".join(f" {span(gap, series.zone)}." for gap in series.gaps) or " None."
     return (
@@ -47,6 +47,6 @@ def _prices(total: Candle) -> str:
 
 
 def span(gap: Band, zone: ZoneInfo) -> str:
-    """Return when a gap was, why, and what became of it."""
+    """Return the times, the cause and the status of a gap."""
     first, last = gap.started_at.astimezone(zone), gap.ended_at.astimezone(zone)
     return f"{first:%a %-d %b %Y, %H:%M:%S} to {last:%H:%M:%S}: {gap.label} ({gap.kind})"

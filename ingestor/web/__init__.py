@@ -1,1 +1,1 @@
-"""The window into a running daemon: health for machines, metrics, and a page for people."""
+"""The HTTP endpoints of a running daemon: liveness, readiness, metrics, and the status page."""

@@ -1,7 +1,6 @@
-"""What is answered over HTTP: health, readiness, metrics, and the status page with its events. Reading only.
+"""The HTTP application: liveness, readiness, metrics, and the status page with its events. It is read-only.
 
-The pages of this application say nothing that must be kept secret from who can reach its port; by default that is
-this machine alone.
+Every client that can reach the port may read these answers; by default only this machine can. They hold no secret.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ EVENT_INTERVAL = 1.0
 """Seconds between two events of the page."""
 
 MAX_WATCHERS = 32
-"""Pages that are kept up to date at once; each costs some memory and a little work every second."""
+"""Pages with live updates at once; each costs some memory and a little work every second."""
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -54,18 +53,18 @@ class Source(Protocol):
         ...
 
     def readiness(self) -> dict[str, Any]:
-        """Return whether all is well, and what is not."""
+        """Return whether the daemon is ready, and its problems."""
         ...
 
     def status(self) -> dict[str, Any]:
-        """Return everything that the page shows."""
+        """Return the data of the status page."""
         ...
 
 
 def make_app(
     source: Source, registry: CollectorRegistry, closing: asyncio.Event, hosts: Hosts | None = None
 ) -> Starlette:
-    """Return the application. Its endless answers end when `closing` is set; it answers to the names of `hosts`."""
+    """Return the application. It accepts the names of `hosts`; setting `closing` ends its event streams."""
     hosts = hosts or Hosts()
     pages = _Pages(source, registry, closing, hosts)
     routes = [
@@ -85,7 +84,7 @@ def make_app(
 
 
 class _Pages:
-    """The answers that change."""
+    """The endpoints with changing answers."""
 
     def __init__(self, source: Source, registry: CollectorRegistry, closing: asyncio.Event, hosts: Hosts) -> None:
         self._source = source
@@ -97,7 +96,7 @@ class _Pages:
         self._event_made_at = -EVENT_INTERVAL
 
     async def healthz(self, _: Request) -> Response:
-        """Say whether the loops advance: if not, a new process may help."""
+        """Answer whether the loops advance. If not, a restart may help."""
         loops = self._source.loops()
         alive = all(loops.values())
         return JSONResponse(
@@ -106,31 +105,31 @@ class _Pages:
         )
 
     async def readyz(self, request: Request) -> Response:
-        """Say whether ticks are heard and written now: if not, a new process hardly helps.
+        """Answer whether ticks are received and written now. If not, a restart hardly helps.
 
-        The details, which may name machines, are for requests that `Hosts` accepts.
+        The details may name machines, so only requests that `Hosts` accepts get them.
         """
         readiness = self._source.readiness()
         shown = readiness if self._hosts.accept(request.scope) else {"ready": readiness["ready"]}
         return JSONResponse(redact_values(shown), status_code=200 if readiness["ready"] else 503)
 
     async def metrics(self, request: Request) -> Response:
-        """Tell everything that is counted, in the format that the scraper asks for."""
+        """Answer with all metrics, in the format that the scraper requests."""
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"Content-Type": kind})
 
     async def status(self, _: Request) -> Response:
-        """Tell what the page shows."""
+        """Answer with the data of the status page."""
         return JSONResponse(redact_values(self._source.status()))
 
     async def events(self, _: Request) -> Response:
         """Stream the status as server-sent events."""
         if self._watchers >= MAX_WATCHERS:
             return PlainTextResponse("Too many pages are open.\n", status_code=503, headers={"Retry-After": "60"})
-        return StreamingResponse(self._tell(), media_type="text/event-stream")
+        return StreamingResponse(self._stream(), media_type="text/event-stream")
 
-    async def _tell(self) -> AsyncIterator[str]:
-        if self._watchers >= MAX_WATCHERS:  # many came at the same moment
+    async def _stream(self) -> AsyncIterator[str]:
+        if self._watchers >= MAX_WATCHERS:  # several requests passed the first check at the same moment
             return
         self._watchers += 1
         try:
@@ -142,7 +141,7 @@ class _Pages:
             self._watchers -= 1
 
     def _newest(self) -> str:
-        """Return the event of this moment, made once for all who watch."""
+        """Return the current event, which all pages share."""
         now = asyncio.get_running_loop().time()
         if now - self._event_made_at >= EVENT_INTERVAL / 2:
             status = redact_values(self._source.status())
@@ -159,7 +158,7 @@ class _Pages:
 
 
 def _assets() -> list[tuple[str, str, str]]:
-    """Return the path, the text and the type of each file that never changes."""
+    """Return the path, the text and the media type of each static file."""
     found = []
     for file in files(__package__).joinpath("static").iterdir():
         kind = _TYPES.get(f".{file.name.rpartition('.')[2]}")

@@ -1,7 +1,7 @@
-"""One connection to the HTTP server: it may not keep the server waiting, and makes room where there are too many.
+"""One connection to the HTTP server, with a timeout; the oldest is closed if there are too many.
 
-uvicorn alone waits without end for a client that asks and does not read, and for one that sends half of a request. A
-few of these would hold all connections that the server allows, and a probe of `/healthz` would find none.
+uvicorn alone waits without end for a client that does not read its answer or sends half a request. A few such clients
+would hold all connections that the server allows, and a probe of `/healthz` would get none.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 16_384
-"""Bytes that the parser is given at once. It checks its limit, which is the same, only when a head is not complete."""
+"""Bytes given to the parser at once. Its own limit, which is the same, applies only to incomplete heads."""
 
 _RESET = struct.pack("ii", 1, 0)
 
 
 class ClientConnection(H11Protocol):
-    """A connection that is aborted when it keeps us waiting longer than `timeout` seconds.
+    """A connection that is aborted if the server waits for it longer than `timeout` seconds.
 
-    We wait for its request: after its begin, and after each answer, whatever it sends meanwhile. And we wait for its
-    reading, from when the kernel takes no more of an answer until it has taken all of it. When there are more than
-    `most` connections, the one that has kept us waiting longest is aborted, or else the one whose answer began first: a
-    probe, which asks at once, is the last to go.
+    The server waits for a complete request, after the start and after each answer, whatever the client sends meanwhile.
+    It also waits for a client to read, from when the kernel accepts no more of an answer until it has accepted all.
+    With more than `most` connections, the one that has been waited for longest is aborted, or else the one whose answer
+    began first. A probe sends its request at once, so it is the last to be aborted.
     """
 
     def __init__(self, *, most: int, timeout: float, **options: Any) -> None:
@@ -37,7 +37,7 @@ class ClientConnection(H11Protocol):
         self._since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for a request. Any byte that the kernel does not take of an answer pauses the writing."""
+        """Wait for a request. Writing pauses as soon as the kernel refuses a byte."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=0)
         self._wait()
@@ -45,7 +45,7 @@ class ClientConnection(H11Protocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        """Take a part of a request, which alone ends no waiting."""
+        """Read a part of a request. Only a complete request ends the wait."""
         for start in range(0, len(data), MAX_HEAD_BYTES):
             if not self.transport.is_closing():
                 super().data_received(data[start : start + MAX_HEAD_BYTES])
@@ -54,7 +54,7 @@ class ClientConnection(H11Protocol):
     def on_response_complete(self) -> None:
         """Wait for the next request."""
         self._wait()
-        super().on_response_complete()  # which may begin with the next request
+        super().on_response_complete()  # which may start the next request
         self._note_request()
 
     def pause_writing(self) -> None:
@@ -63,7 +63,7 @@ class ClientConnection(H11Protocol):
         self._wait()
 
     def resume_writing(self) -> None:
-        """Go on with the answer, or wait for the next request."""
+        """Continue the answer, or wait for the next request."""
         super().resume_writing()
         if self._is_answering:
             self._note_request()
@@ -71,19 +71,19 @@ class ClientConnection(H11Protocol):
             self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait for nothing any more."""
+        """Stop the timer."""
         self._stop_waiting()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
-        """End at the server's stop: after the answer, unless that is not being read."""
+        """Close at the server's stop: after the answer, or at once if the client does not read it."""
         if self.flow.write_paused:
             self._abort()
         else:
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse a malformed request; there is no way to do so in the middle of an answer."""
+        """Refuse a malformed request; in the middle of an answer only an abort can."""
         if self._is_answering:
             self._abort()
         else:
@@ -95,7 +95,7 @@ class ClientConnection(H11Protocol):
         return cycle is not None and not cycle.response_complete
 
     def _note_request(self) -> None:
-        """Stop waiting if it is our turn now: there is a request, and its answer is being read."""
+        """Stop the timer if there is a request and the client reads its answer."""
         if self._timer is not None and self._is_answering and not self.flow.write_paused:
             self._stop_waiting()
 
@@ -110,7 +110,7 @@ class ClientConnection(H11Protocol):
             self._timer = None
 
     def _abort(self) -> None:
-        """Close at once, and let the kernel forget what it has not sent: it would wait for the client, too."""
+        """Close at once and discard unsent data: otherwise the kernel would wait for the client."""
         with contextlib.suppress(OSError):
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
@@ -118,5 +118,5 @@ class ClientConnection(H11Protocol):
     def _make_room(self) -> None:
         others = (each for each in self.connections if isinstance(each, ClientConnection) and each is not self)
         oldest = min(others, key=lambda each: (each._timer is None, each._since))  # noqa: SLF001 - of the same class
-        self.connections.discard(oldest)  # now, and not when its end is noticed: another one may come before
+        self.connections.discard(oldest)  # now: another connection may come before its end is noticed
         oldest._abort()  # noqa: SLF001

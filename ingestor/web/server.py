@@ -1,4 +1,4 @@
-"""The HTTP server, in the daemon's own loop: uvicorn, without its hands on our signals and our log."""
+"""The HTTP server in the daemon's loop: uvicorn, without its handling of signals and its log."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ingestor.redaction import system_words
 from ingestor.web.connection import ClientConnection
 
 WAITING = 1024
-"""Connections that may wait to be accepted. One beyond them, maybe a probe, tries again a second later."""
+"""Connections that may wait to be accepted. Any further client, maybe a probe, retries a second later."""
 
 SEND_BUFFER = 65_536
-"""Bytes that the kernel takes for a client that does not read (it doubles them); its default would be megabytes."""
+"""Bytes that the kernel buffers for a client that does not read (it doubles them); the default is megabytes."""
 
 CLOSE_TIMEOUT = 1
-"""Seconds for answers under way when the server stops."""
+"""Seconds for unfinished answers when the server stops."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds of what clients may take from the recorder.
+    """Limits for clients.
 
-    `connections` are open at the same time; `timeout` is how long, in seconds, one may keep us waiting: for its
-    request, or for its reading of an answer.
+    `connections` is the number open at once; `timeout` is the wait, in seconds, for a client to send its request or
+    to read its answer.
     """
 
     connections: int = 128
@@ -42,15 +42,15 @@ class Limits:
 
     @property
     def accepted_at_once(self) -> int:
-        """How many connections are accepted in one turn of the loop.
+        """The number of connections accepted in one turn of the loop.
 
-        Until the request of one is read, the loop may have accepted four times as many. They must fit among the open
-        ones, or a burst would push out its own first ones unread; and they must not take all descriptors.
+        Before the request of one is read, the loop may have accepted four times as many. They must fit among the open
+        connections, or a burst would abort its own first connections unread; and they must leave descriptors free.
         """
         return max(1, self.connections // 8)
 
     def within(self, descriptors: int) -> Limits:
-        """Return the same limits for a process that may have so many descriptors: a quarter is for clients."""
+        """Return the limits for a process with so many file descriptors: clients may use a quarter."""
         if descriptors == resource.RLIM_INFINITY:
             return self
         return Limits(max(1, min(self.connections, descriptors // 4)), self.timeout)
@@ -63,14 +63,14 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept `backlog` connections at once, and let more of them wait: asyncio takes one number for both."""
+        """Accept `backlog` connections at once, but let more wait: asyncio uses one number for both."""
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(WAITING)
 
 
 class HttpServer:
-    """Listens from `bind` on, answers while `serve` runs."""
+    """An HTTP server that listens from `bind` on and answers while `serve` runs."""
 
     def __init__(self, host: str, port: int, limits: Limits | None = None) -> None:
         self._host = host
@@ -80,7 +80,7 @@ class HttpServer:
         self._server: _Uvicorn | None = None
 
     def bind(self) -> None:
-        """Take the port. Raises ConfigurationError where it can't be had."""
+        """Listen on the port. Raises ConfigurationError if that fails."""
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(
                 self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -98,26 +98,26 @@ class HttpServer:
     def _problem(self, error: OSError) -> str:
         if error.errno == errno.EADDRINUSE:
             return (
-                f"INGESTOR_HTTP_PORT: {self._port} on {self._host} is taken by another program, or another ingestor. "
-                "Choose another one."
+                f"INGESTOR_HTTP_PORT: {self._port} on {self._host} is in use by another program, or another ingestor. "
+                "Choose another port."
             )
-        what = "INGESTOR_HTTP_PORT" if error.errno == errno.EACCES else "INGESTOR_HTTP_HOST"
-        return f"{what}: {self._host}:{self._port} cannot be listened on: {system_words(error)}."
+        setting = "INGESTOR_HTTP_PORT" if error.errno == errno.EACCES else "INGESTOR_HTTP_HOST"
+        return f"{setting}: the server cannot listen on {self._host}:{self._port}: {system_words(error)}."
 
     @property
     def is_bound(self) -> bool:
-        """Whether the port is ours."""
+        """Whether the server listens on its port."""
         return self._socket is not None
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """The URL of the status page."""
         assert self._socket is not None
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     async def serve(self, app: Starlette) -> None:
-        """Answer, until `stop`."""
+        """Answer requests until `stop` is called."""
         assert self._socket is not None
         connection: Any = functools.partial(
             ClientConnection, most=self._limits.connections, timeout=self._limits.timeout
@@ -138,12 +138,12 @@ class HttpServer:
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Let `serve` come to its end."""
+        """End `serve`."""
         if self._server is not None:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Give the port back."""
+        """Close the port."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

@@ -321,7 +321,7 @@ async def test_an_address_of_another_machine(tmp_path: Path, host: str) -> None:
     )
     daemon.start()
     assert await asyncio.to_thread(daemon.wait) == 78
-    assert f"{variable('http_host')}: {host}:0 cannot be listened on" in daemon.log.read_text()
+    assert f"{variable('http_host')}: the server cannot listen on {host}:0" in daemon.log.read_text()
 
 
 async def test_read_only_endpoints_without_secrets(writer_url: str) -> None:
