@@ -231,9 +231,9 @@ async def test_the_page_shows_failures_and_recoveries(writer_url: str, database:
             wire.refuses = True
             wire.cut()
             market.trade()
-            await shown.says(r"^The database has taken nothing for .*(KiB|bytes) of ticks wait")
+            await shown.says(r"^The database has accepted no writes for .*(KiB|bytes) of ticks wait")
             await expect(problems.first).to_contain_text("database")
-            await expect(shown.page.locator("#said")).to_contain_text("What comes is kept")
+            await expect(shown.page.locator("#said")).to_contain_text("New ticks are kept")
             await expect(shown.page.locator("body")).not_to_contain_text("keeps up")
             wire.refuses = False
             await shown.says(r"^Streaming\.")
@@ -323,7 +323,7 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await expect(page.locator("#coverage-summary")).to_have_text(re.compile(r"As of 13:20:00, 3 min 20 s ago\.$"))
         label = re.compile("99.60 % covered or backfilled, 5 gaps")
         await expect(page.locator(".day")).to_have_attribute("aria-label", label)
-        await shown.says("this machine's clock is 3 min 0 s behind the database's: coverage lacks as much")
+        await shown.says("this machine's clock is 3 min 0 s behind the database's, and coverage lacks that time")
         await shown.card("Clock", "! 3 min 0 s")
         assert await page.evaluate(TOO_WIDE) == []
         await _headline_agrees_with_panels(page, _day_with_gaps(status))
@@ -360,7 +360,7 @@ async def _headline_agrees_with_panels(page: Page, status: dict[str, Any]) -> No
             found[state, *names] = await page.evaluate(SENTENCE, made_up)
     for (state, *names), sentence in found.items():
         assert ("Not connected" in sentence) == (state == "waiting"), sentence
-        assert ("Connected, but nothing that came in the last 20 s is a tick" in sentence) == (
+        assert ("Connected, but no message of the last 20 s is a tick" in sentence) == (
             state == "streaming" and "stream" in names
         ), sentence
         assert ("database" in sentence) == ("database" in names), sentence
@@ -386,8 +386,8 @@ async def test_the_page_shows_a_stopped_daemon(writer_url: str, browser: Browser
             shown = await view(browser, url)
             await shown.says(r"^Streaming\.")
             daemon.kill()
-            await shown.says(r"^No word from the daemon since \d\d:\d\d:\d\d\.")
-            await expect(shown.page).to_have_title(re.compile(r"^\? No word"))
+            await shown.says(r"^No status from the daemon since \d\d:\d\d:\d\d\.")
+            await expect(shown.page).to_have_title(re.compile(r"^\? No status"))
             await expect(shown.page.locator("body")).to_have_attribute("data-lost", "true")
             daemon = DaemonProcess(log, **environment, http_port=int(url.rstrip("/").rpartition(":")[2]))
             daemon.start()

@@ -1,38 +1,38 @@
-/** The figures at the top, and the spool: what is counted, what waits, and how long ago something happened. */
+/** The figures at the top, and the spool: counts, waiting ticks, and the age of the last events. */
 
 import { byId, fillFacts, keep, make, setAttribute, setMeter, setText } from "./dom.js";
 import { median } from "./scale.js";
 import { NONE, age, bytes, count, counted, duration, instant, lasting, rate, spaced } from "./format.js";
 
-const FEW_DAYS = 30; // of the trading calendar: it is time to renew it
-const WINDOW = 10_000; // milliseconds over which the present rate is taken
+const FEW_DAYS = 30; // a trading calendar with fewer days left needs renewal
+const WINDOW_MS = 10_000; // the current rate is the mean of this time
 const LONG = 11; // characters that need smaller letters
 
-/** The rate of now, from what each word of the daemon counts. */
+/** The current rate, from the counts of successive statuses. */
 export class RateMeter {
   #samples = [];
   #process = null;
 
-  /** Note a status; return ticks a second. */
-  note(status) {
+  /** Add a status, and return the ticks a second. */
+  add(status) {
     const now = instant(status.now);
     if (this.#process !== status.started_at || now < (this.#samples.at(-1)?.now ?? 0)) this.#samples = [];
     this.#process = status.started_at;
     const total = status.counts.messages - status.counts.rejected;
     if (this.#samples.at(-1)?.now !== now) this.#samples.push({ now, total });
-    while (this.#samples.length > 2 && now - this.#samples[1].now >= WINDOW) this.#samples.shift();
+    while (this.#samples.length > 2 && now - this.#samples[1].now >= WINDOW_MS) this.#samples.shift();
     const [first] = this.#samples;
     if (now - first.now < 1500) return status.history.ticks.at(-1);
     return Math.max(0, (1000 * (total - first.total)) / (now - first.now));
   }
 }
 
-/** @param {number} rateMeter ticks a second  @param {number} now by the daemon's clock */
-export function showCards(status, rateMeter, now, zone) {
+/** @param {number} perSecond ticks  @param {number} now by the daemon's clock */
+export function showCards(status, perSecond, now, zone) {
   const { counts, buffer, last } = status;
   const cards = [
     ["Ticks written", count(counts.ticks_written), writtenNote(counts)],
-    ["Ticks a second", rate(rateMeter == null ? null : rateMeter < 100 ? Number(rateMeter.toFixed(1)) : Math.round(rateMeter)), "now, over 10 s"],
+    ["Ticks a second", rate(perSecond == null ? null : perSecond < 100 ? Number(perSecond.toFixed(1)) : Math.round(perSecond)), "now, over 10 s"],
     ["Wire to commit", duration(last.wire_to_commit_seconds), delayNote(status)],
     ["Waiting", bytes(buffer.bytes), waitingNote(buffer), { meter: buffer.bytes / buffer.spool_max_bytes }],
     ["Last tick", since(last.tick_at, now), exactly(last.tick_at, now, zone)],
@@ -96,13 +96,13 @@ function exactly(iso, now, zone) {
 
 function hours({ open, opens_at: opens, closes_at: closes }, now, zone) {
   const at = instant(open ? closes : opens);
-  if (at == null) return [open ? "open" : "closed", "the calendar knows no next day"];
+  if (at == null) return [open ? "open" : "closed", "the calendar has no next day"];
   const left = at > now ? `, in ${lasting(Math.ceil((at - now) / 60_000) * 60_000).replace(/ 0 s$/, "")}` : "";
   return open ? ["open", `closes ${zone.coming(at, now)}${left}`] : ["closed", `opens ${zone.coming(at, now)}${left}`];
 }
 
 function calendar(days) {
-  const note = days == null ? "not looked at yet" : "of the trading calendar known";
+  const note = days == null ? "not checked yet" : "of the trading calendar known";
   const value = days == null ? NONE : counted(days, "day");
   return ["Calendar", value, note, { care: days != null && days < FEW_DAYS }];
 }
@@ -117,15 +117,15 @@ function clock(difference) {
 
 export function showSpool({ buffer, ready }) {
   const { bytes: size, spool_bytes: disk, spool_batches: batches, spool_max_bytes: room, blocked_by: by } = buffer;
-  const isAway = ready.problems.some((problem) => problem.check === "database");
+  const isUnavailable = ready.problems.some((problem) => problem.check === "database");
   const full = `${bytes(disk)} of ${bytes(room)}`;
-  setText(byId("spool-sentence"), by ? `No room: ${spaced(by)}.` : spoolSentence(size, disk, isAway));
+  setText(byId("spool-sentence"), by ? `No room: ${spaced(by)}.` : spoolSentence(size, disk, isUnavailable));
   setMeter(byId("spool-meter"), disk / room, full);
   fillFacts(byId("spool"), { "in memory": bytes(size - disk), "on disk": full, batches: count(batches) });
 }
 
-function spoolSentence(size, disk, isAway) {
-  if (disk) return "What the database has not taken yet waits on disk, and is written in order.";
+function spoolSentence(size, disk, isUnavailable) {
+  if (disk) return "Ticks that the database has not accepted yet wait on disk, and are written in order.";
   if (size) return "Ticks wait in memory.";
-  return isAway ? "Nothing waits." : "Nothing waits: the database keeps up.";
+  return isUnavailable ? "Nothing waits." : "Nothing waits: the database keeps up.";
 }

@@ -1,4 +1,4 @@
-/** A chart of the last hour as SVG, with a probe that reads single points out, by pointer and by keyboard. */
+/** A chart of the last hour as SVG. A probe reads out single points, by pointer or keyboard. */
 
 import { makeSvg, setAttribute, setText } from "./dom.js";
 import { instant, lasting } from "./format.js";
@@ -7,18 +7,18 @@ const HEIGHT = 190;
 const TOP = 10;
 const BOTTOM = 26;
 const DIGIT = 7.2; // pixels
-const MINUTE = 60_000;
+const MINUTE_MS = 60_000;
 
 /**
- * What a chart shows.
+ * The contents of a chart.
  * @typedef {object} Spec
  * @property {string} name
- * @property {(history: object) => (number|null)[]} line the values that are drawn as a line
- * @property {(history: object) => [number, number][]|null} band from, to of each column behind it
+ * @property {(history: object) => (number|null)[]} line the values of the line
+ * @property {(history: object) => [number, number][]|null} band start and end of each column behind the line
  * @property {(values: number[]) => {low: number, high: number, ticks: number[], place: (value: number) => number}} scale
- * @property {(value: number) => string} label of the axis
- * @property {(history: object, index: number) => string} say a point in words
- * @property {string} missing what a point without a value means
+ * @property {(value: number) => string} label on the axis
+ * @property {(history: object, index: number) => string} say the text of a point
+ * @property {string} missing the meaning of a point without a value
  * @property {(values: number[], history: object) => string} summary of all known values
  */
 
@@ -32,7 +32,7 @@ export class Chart {
   #width = 0;
   #drawn = "";
   #area = null;
-  #at = null; // the moment that is read out
+  #at = null; // the moment of the point that is read out
   #cursor = null;
 
   /** @param {HTMLElement} figure  @param {Spec} spec */
@@ -68,7 +68,7 @@ export class Chart {
     this.#cursor = makeSvg("path", { class: "cursor", d: "" });
     setAttribute(this.#svg, "viewBox", `0 0 ${this.#width} ${HEIGHT}`);
     this.#svg.replaceChildren(
-      ...this.#unheard(line), ...this.#rows(scale), ...this.#hours(),
+      ...this.#beforeStart(line), ...this.#rows(scale), ...this.#hours(),
       makeSvg("path", { class: "band", d: this.#bandPath(band) }),
       makeSvg("path", { class: "line", d: this.#linePath(line) }),
       this.#cursor,
@@ -87,8 +87,8 @@ export class Chart {
     return { left, right, start, end, column, y, x: (index) => left + column * index };
   }
 
-  /** The time before the daemon's start has no ground. */
-  #unheard(line) {
+  /** Shade the time before the daemon's start. */
+  #beforeStart(line) {
     const { left, column } = this.#area;
     const first = line.findIndex((value) => value != null);
     const begun = this.#history.ticks.findIndex((value) => value != null);
@@ -115,7 +115,7 @@ export class Chart {
 
   #hours() {
     const { left, right, start, end } = this.#area;
-    const every = (right - left < 420 ? 15 : 10) * MINUTE;
+    const every = (right - left < 420 ? 15 : 10) * MINUTE_MS;
     const found = [];
     for (let at = Math.ceil(start / every) * every; at <= end; at += every) {
       const x = left + ((at - start) / (end - start)) * (right - left);
@@ -127,7 +127,7 @@ export class Chart {
     return found;
   }
 
-  /** Columns, so that the neighbour of an unknown value stays what it is. */
+  /** Separate columns, so that an unknown value does not change its neighbours. */
   #bandPath(band) {
     const { x, y, column } = this.#area;
     const [width, back] = [column.toFixed(2), (-column).toFixed(2)];
@@ -135,7 +135,7 @@ export class Chart {
     return band.map((span, index) => (span ? one(index, ...span) : "")).join("");
   }
 
-  /** A line through neighbours; a value between two unknown ones is a dot, by the round ends of the line. */
+  /** A line through neighbours; a value between two unknown ones is a dot, drawn by round line ends. */
   #linePath(line) {
     const { x, y, column } = this.#area;
     return line
@@ -193,7 +193,7 @@ export class Chart {
     this.#go(steps[event.key]);
   }
 
-  /** Read out another point; none where `index` is null. */
+  /** Read out another point; null reads out none. */
   #go(index) {
     if (!this.#area) return;
     const step = 1000 * this.#history.step;

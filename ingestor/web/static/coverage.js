@@ -1,4 +1,4 @@
-/** Coverage of the trading day: a time line with its gaps, and the gaps as a list. */
+/** Coverage of the trading day: a time line with the gaps, and a table of them. */
 
 import { byId, fillTable, keep, make, setAttribute, setText } from "./dom.js";
 import { age, count, counted, duration, instant, percent, spaced, tradingDay } from "./format.js";
@@ -12,12 +12,12 @@ const MEANING = {
   excluded: "excluded: the exchange itself did not trade",
 };
 
-const MOST = 200; // rows of the list
-const HOUR = 3_600_000;
+const MOST_ROWS = 200;
+const HOUR_MS = 3_600_000;
 
-const USUAL = 90; // seconds: coverage is read once a minute, so what is older is said to be
+const USUAL_AGE = 90; // seconds: coverage is read once a minute, and an older one is marked
 
-/** Return a function that shows the coverage of a `status`; it draws only what is new, and says how old it is. */
+/** Return a function that shows the coverage of a `status` and its age. It draws only new coverage. */
 export function makeCoverage() {
   let shown = null;
   return ({ coverage, market, ready }, now, zone) => {
@@ -40,8 +40,8 @@ function show(coverage, market, now, zone) {
 }
 
 function unknown({ problems }) {
-  const isAway = problems.some((problem) => problem.check === "database");
-  return isAway ? "Not known: the database does not answer." : "No trading time is on record yet.";
+  const isUnavailable = problems.some((problem) => problem.check === "database");
+  return isUnavailable ? "Unknown: the database does not answer." : "No trading time is on record yet.";
 }
 
 function summary(coverage, now, zone) {
@@ -58,17 +58,17 @@ function summary(coverage, now, zone) {
 }
 
 function aged({ age_seconds: seconds }) {
-  return seconds > USUAL ? `, ${age(1000 * seconds)}` : "";
+  return seconds > USUAL_AGE ? `, ${age(1000 * seconds)}` : "";
 }
 
-/** From the day's first to its last minute; where that is not known, what was reckoned of it so far. */
+/** Return the start and end of the day; if the calendar lacks it, of the time reported so far. */
 function bounds({ trading_day, started_at, ended_at }, { trading_day: day, opens_at, closes_at }) {
   const [from, to, opens, closes] = [started_at, ended_at, opens_at, closes_at].map(instant);
-  const isKnown = day === trading_day && opens != null && closes - opens <= 24 * HOUR;
+  const isKnown = day === trading_day && opens != null && closes - opens <= 24 * HOUR_MS;
   return isKnown ? [Math.min(from, opens), Math.max(to, closes)] : [from, to];
 }
 
-/** In shares of the day, so that nothing has to be drawn again on another screen. */
+/** Draw in shares of the day, so that another screen size needs no redrawing. */
 function drawDay({ started_at, ended_at, gaps, trading_day, percent: share }, [start, end], zone) {
   const place = (at) => 100 * Math.min(1, Math.max(0, (at - start) / (end - start)));
   const spans = [
@@ -89,12 +89,12 @@ function drawDay({ started_at, ended_at, gaps, trading_day, percent: share }, [s
   });
 }
 
-/** Both ends, and round hours of the exchange between that leave room to each other on a phone. */
+/** Return both ends, and round hours of the exchange between them, spaced for a phone. */
 function hoursBetween(start, end, zone) {
-  const every = [1, 2, 3, 6].find((hours) => (end - start) / (hours * HOUR) <= 5) ?? 12;
-  const room = 0.75 * every * HOUR;
+  const every = [1, 2, 3, 6].find((hours) => (end - start) / (hours * HOUR_MS) <= 5) ?? 12;
+  const room = 0.75 * every * HOUR_MS;
   const found = [start];
-  for (let at = Math.ceil((start + room) / HOUR) * HOUR; at <= end - room; at += HOUR) {
+  for (let at = Math.ceil((start + room) / HOUR_MS) * HOUR_MS; at <= end - room; at += HOUR_MS) {
     if (parseInt(zone.minute(at), 10) % every === 0) found.push(at);
   }
   return [...found, end];
@@ -115,11 +115,11 @@ function showKeys(gaps) {
 }
 
 function listGaps(gaps, now, zone) {
-  const newest = gaps.slice(-MOST).reverse();
+  const newest = gaps.slice(-MOST_ROWS).reverse();
   const left = gaps.length - newest.length;
   const table = document.querySelector(".gaps");
   table.parentElement.hidden = !gaps.length;
-  setText(byId("gaps-note"), left ? `The newest ${count(MOST)} are shown; “ingestor gaps” has the other ${count(left)}, too.` : "");
+  setText(byId("gaps-note"), left ? `The newest ${count(MOST_ROWS)} are shown; “ingestor gaps” lists the other ${count(left)}, too.` : "");
   fillTable(table, newest.map((gap) => [
     zone.moment(instant(gap.started_at), now),
     zone.moment(instant(gap.ended_at), now),

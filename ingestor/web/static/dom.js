@@ -1,4 +1,4 @@
-/** The few things that all parts do with the document. Text is only ever set as text; nothing is set that is so already. */
+/** Helpers for the document. Text is only set as text, and an equal value is not set again. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -28,15 +28,15 @@ export function makeSvg(name, attributes = {}, text = "") {
   return element;
 }
 
-/** Let `parent` have as many children as there are `items`: old ones are kept and changed, so that nothing flickers. */
+/** Give `parent` one child for each item. Existing children are kept and changed, so that nothing flickers. */
 export function keep(parent, items, create, change) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
   items.forEach((item, index) => change(parent.children[index] ?? parent.appendChild(create()), item));
 }
 
 /**
- * Fill a table's body. A cell is a text, or an object of `text`, `aside` (said more quietly below) and `status` (a key
- * of the palette before it). Cells take their class from the table's head.
+ * Fill a table's body. A cell is a text, or an object of `text`, `aside` (small text below) and `status` (a coloured
+ * key before it). Cells take their class from the table's head.
  */
 export function fillTable(table, rows) {
   const heads = [...table.tHead.rows[0].cells];
@@ -68,7 +68,7 @@ export function fillFacts(list, facts) {
   });
 }
 
-/** Show how full something is. */
+/** Show a share from 0 to 1. */
 export function setMeter(meter, share, words) {
   const part = Math.min(1, Math.max(0, share || 0));
   meter.firstElementChild.style.width = part > 0 ? `max(3px, ${(100 * part).toFixed(2)}%)` : "0";

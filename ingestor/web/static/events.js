@@ -1,61 +1,58 @@
-/** What the daemon says, as long as this page is open: its events, and `/status` where they can't be had. */
+/** The daemon's status: by server-sent events, or by `/status` if these are refused. */
 
-const AGAIN = 2000; // milliseconds until the next try
-const SILENCE = 5000; // milliseconds without a word, of one a second, that mean that there is nobody
+const RETRY_MS = 2000;
+const SILENCE_MS = 5000; // of one status a second: after this time without any the daemon is gone
 
-/**
- * Call `heard(status)` with each word, and `lost()` as soon as there is reason to doubt that another one comes.
- * Goes on for ever.
- */
-export function listen(heard, lost) {
+/** Call `onStatus(status)` for each status, and `onLost()` as soon as it is uncertain whether another comes. */
+export function listen(onStatus, onLost) {
   let events = null;
-  let lastWord = performance.now();
+  let lastAt = performance.now();
 
-  function hear(status) {
-    lastWord = performance.now();
-    heard(status);
+  function receive(status) {
+    lastAt = performance.now();
+    onStatus(status);
   }
 
   async function begin() {
     const status = await ask();
     if (status === null) return fail();
     follow();
-    hear(status);
+    receive(status);
   }
 
-  // Where too many pages are open already the events are refused: then this goes from `begin` to `begin`, and the page
-  // lives on answers to `/status`.
+  // With too many open pages the daemon refuses the events. Then `begin` is repeated, and the page shows the answers of
+  // `/status`.
   function follow() {
     let isOpen = false;
     events = new EventSource("events");
     events.onopen = () => {
       isOpen = true;
     };
-    events.onmessage = (event) => hear(JSON.parse(event.data));
-    events.onerror = () => (isOpen ? fail() : again());
+    events.onmessage = (event) => receive(JSON.parse(event.data));
+    events.onerror = () => (isOpen ? fail() : retry());
   }
 
   function fail() {
-    lost();
-    again();
+    onLost();
+    retry();
   }
 
-  function again() {
+  function retry() {
     events?.close();
     events = null;
-    setTimeout(begin, AGAIN);
+    setTimeout(begin, RETRY_MS);
   }
 
   setInterval(() => {
-    if (events !== null && performance.now() - lastWord > SILENCE) fail();
+    if (events !== null && performance.now() - lastAt > SILENCE_MS) fail();
   }, 1000);
   begin();
 }
 
-/** Return what `/status` says; null where nothing can be had. */
+/** Return the answer of `/status`; null if there is none. */
 async function ask() {
   try {
-    const answer = await fetch("status", { signal: AbortSignal.timeout(SILENCE) });
+    const answer = await fetch("status", { signal: AbortSignal.timeout(SILENCE_MS) });
     return answer.ok ? await answer.json() : null;
   } catch {
     return null;

@@ -1,4 +1,4 @@
-/** Numbers, sizes, lengths of time and moments, as people write them. Instants are milliseconds since the epoch. */
+/** Formats of numbers, sizes, lengths of time and moments. Instants are milliseconds since the epoch. */
 
 export const NONE = "–";
 
@@ -7,7 +7,7 @@ const SHORT = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 const PRICE = new Intl.NumberFormat("en", { minimumFractionDigits: 2, maximumFractionDigits: 12 });
 const UNITS = ["KiB", "MiB", "GiB", "TiB", "PiB"];
 
-/** `1,234`; a dash for what is not known. */
+/** `1,234`; a dash for an unknown value. */
 export function count(value) {
   return value == null ? NONE : WHOLE.format(value);
 }
@@ -37,7 +37,7 @@ export function percent(value) {
   return value == null ? NONE : `${value.toFixed(2)} %`;
 }
 
-/** The rules of the gap report: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`. */
+/** As in the gap report: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`. */
 export function duration(seconds) {
   if (seconds == null) return NONE;
   if (seconds > 0 && seconds < 1) return `${(seconds * 1000).toFixed(0)} ms`;
@@ -47,7 +47,7 @@ export function duration(seconds) {
   return `${count(Math.floor(whole / 3600))} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** A length that is still growing, in whole seconds, so that it does not flicker. */
+/** A growing length, in whole seconds, so that it does not flicker. */
 export function lasting(milliseconds) {
   return duration(Math.max(0, Math.floor(milliseconds / 1000)));
 }
@@ -57,13 +57,13 @@ export function age(milliseconds) {
   return milliseconds < 1000 ? "just now" : `${lasting(milliseconds)} ago`;
 }
 
-/** Text for the middle of a sentence: without capital and full stop, and not endless. */
+/** Text for the middle of a sentence: without capital and full stop, and shortened. */
 export function clause(text, most = 110) {
   const bare = text.trim().replace(/[.\s]+$/, "").replace(/^(The|A|An|It|There|Nothing|No)(?= )/, (word) => word.toLowerCase());
   return bare.length > most ? `${bare.slice(0, most).trimEnd()}…` : bare;
 }
 
-/** `closed` of `buffer_full`: constants of the interface, made readable. */
+/** `buffer full` for the constant `buffer_full`. */
 export function spaced(constant) {
   return constant.replaceAll("_", " ");
 }
@@ -73,7 +73,7 @@ export function instant(iso) {
   return iso == null ? null : Date.parse(iso);
 }
 
-/** Moments in one time zone. A zone that this browser does not know becomes UTC, and `name` says so. */
+/** Moments in one time zone. A zone unknown to the browser becomes UTC, which `name` then is. */
 export class Zone {
   constructor(name) {
     this.name = Zone.#isKnown(name) ? name : "UTC";
@@ -117,7 +117,7 @@ export class Zone {
     return this.#iso.format(at);
   }
 
-  /** `10:31:22`; with its day where that is not the day of `now`. */
+  /** `10:31:22`; with its day if that is not the day of `now`. */
   moment(at, now) {
     if (at == null) return NONE;
     return this.#isSameDay(at, now) ? this.second(at) : `${this.#day.format(at)} ${this.second(at)}`;
@@ -129,7 +129,7 @@ export class Zone {
     return `${day}at ${this.minute(at)}`;
   }
 
-  /** `NZDT`, or `GMT+13` where the browser has no letters for it. */
+  /** `NZDT`, or `GMT+13` if the browser has no letters for it. */
   letters(at) {
     return this.#short.formatToParts(at).find((part) => part.type === "timeZoneName").value;
   }

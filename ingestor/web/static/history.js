@@ -1,4 +1,4 @@
-/** The last hour: two charts, and the same points as a table for who does not look at charts. */
+/** The last hour: two charts, and the same points as a table. */
 
 import { Chart } from "./chart.js";
 import { byId, fillTable, setText } from "./dom.js";
@@ -13,7 +13,7 @@ const RATE = {
   scale: linear,
   label: rate,
   say: (history, index) => `${rate(history.ticks[index])} ticks a second`,
-  missing: "not known",
+  missing: "unknown",
   summary: (values) => `typically ${rate(median(values))}, at most ${rate(Math.max(...values))}`,
 };
 
@@ -30,7 +30,7 @@ const DELAY = {
 };
 
 /** Return a function that shows a `history`. */
-export function makeHour() {
+export function makeHistory() {
   const charts = [new Chart(byId("rate"), RATE), new Chart(byId("delay"), DELAY)];
   const details = byId("points");
   let latest = null;
@@ -41,7 +41,7 @@ export function makeHour() {
   };
 }
 
-/** The table is that of the moment at which it was opened: it does not move while it is read. */
+/** Fill the table once, when it is opened: it does not change while it is read. */
 function tabulate(details, history, zone) {
   const { step, until, ticks, delay, delay_max: longest } = history;
   const end = instant(until);

@@ -1,26 +1,26 @@
-/** The page: each word of the daemon is shown as a whole, and nothing else is remembered. */
+/** The page: it shows each status of the daemon completely, and keeps only the last one. */
 
 import { RateMeter, showCards, showSpool } from "./cards.js";
 import { makeCoverage } from "./coverage.js";
 import { byId, keep, make, setAttribute, setText } from "./dom.js";
 import { listen } from "./events.js";
-import { makeHour } from "./history.js";
+import { makeHistory } from "./history.js";
 import { showConnections, showRejections, showTicks } from "./tables.js";
 import { TONES, summarize, lost } from "./summary.js";
 import { Zone, instant, lasting } from "./format.js";
 
 const rateMeter = new RateMeter();
-const showHour = makeHour();
+const showHistory = makeHistory();
 const showCoverage = makeCoverage();
 let zone = new Zone("UTC");
-let last = null; // the last word, and when by our own clock: the daemon's clock is what all ages are taken by
+let last = null; // the last status, and its time by our clock; all ages are by the daemon's clock
 let isLost = false;
 
-listen(hear, lose);
+listen(receive, lose);
 
-function hear(status) {
-  if (status.version !== 1) return say({ tone: "unknown", short: "Reload", sentence: "The daemon is a newer one: reload this page." });
-  if (last && status.ingestor !== last.status.ingestor) return location.reload(); // this page is that of an older daemon
+function receive(status) {
+  if (status.version !== 1) return say({ tone: "unknown", short: "Reload", sentence: "The daemon is newer than this page: reload it." });
+  if (last && status.ingestor !== last.status.ingestor) return location.reload(); // this page belongs to an older daemon
   if (status.timezone !== last?.status.timezone) zone = new Zone(status.timezone);
   last = { status, at: performance.now() };
   isLost = false;
@@ -37,8 +37,8 @@ function show(status, now) {
   say(summarize(status, now, zone));
   showHead(status, now);
   showProblems(status.ready.problems, now);
-  showCards(status, rateMeter.note(status), now, zone);
-  showHour(status.history, zone);
+  showCards(status, rateMeter.add(status), now, zone);
+  showHistory(status.history, zone);
   showCoverage(status, now, zone);
   showSpool(status);
   showConnections(status, now, zone);
@@ -46,7 +46,7 @@ function show(status, now) {
   showTicks(status.ticks, now, zone);
 }
 
-/** Say how it is: in the sentence, in its shape and colour, in the title and in the icon; aloud only what changes. */
+/** Show the state as sentence, shape, colour, title and icon. A screen reader speaks only changes. */
 function say({ tone, short, sentence, said = sentence }) {
   setText(byId("sentence"), sentence);
   setText(byId("said"), said);

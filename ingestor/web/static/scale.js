@@ -1,6 +1,6 @@
-/** The axes of values: which ticks they have, and where on them a value lies, from 0 to 1. */
+/** Axes of values: their ticks, and the place of a value from 0 to 1. */
 
-/** From zero, with round steps. */
+/** An axis from zero, with round steps. */
 export function linear(values) {
   const most = Math.max(...values, 0) || 1;
   const rough = most / 4;
@@ -13,7 +13,7 @@ export function linear(values) {
 
 const DELAYS = [0.0001, 0.001, 0.01, 0.1, 1, 10, 60, 600, 3600, 36_000, 360_000, 3_600_000]; // seconds
 
-/** Lengths of time by powers: a delay of milliseconds and one of minutes can be told in the same picture. */
+/** A logarithmic axis of lengths of time: milliseconds and minutes are legible in one chart. */
 export function logarithmic(values) {
   const least = values.length ? Math.min(...values) : 0.001;
   const most = values.length ? Math.max(...values) : 1;
@@ -24,7 +24,7 @@ export function logarithmic(values) {
   return { ticks, place: (value) => Math.min(1, Math.log(Math.max(first, value) / first) / Math.log(last / first)) };
 }
 
-/** The median, so that one that stands apart does not move it. */
+/** The median, which an outlier does not move. */
 export function median(values) {
   const sorted = [...values].sort((one, other) => one - other);
   return sorted[Math.floor(sorted.length / 2)];

@@ -1,8 +1,8 @@
-/** How it is, in one sentence: a pure function of what the daemon says and of the time. */
+/** The state in one sentence: a pure function of the status and the time. */
 
 import { bytes, clause, instant, lasting } from "./format.js";
 
-/** Each tone has a colour in page.css, and a shape and a sign here, so that none depends on being seen in colour. */
+/** Each tone has a colour in page.css, and a shape and a sign here, so that it is legible without colour. */
 export const TONES = {
   good: { sign: "✓", shape: "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22ZM10 17.2l-5-5l2-2l3 3l7-7l2 2Z" },
   busy: {
@@ -21,34 +21,34 @@ export const TONES = {
   unknown: { sign: "?", shape: "M12 1a11 11 0 1 0 0 22a11 11 0 0 0 0-22ZM12 4.5a7.5 7.5 0 1 1 0 15a7.5 7.5 0 0 1 0-15Z" },
 };
 
-const NEITHER = " The database takes nothing either.";
+const NEITHER = " The database accepts no writes either.";
 
 /**
- * @param {object} status what `/status` says
+ * @param {object} status the answer of `/status`
  * @param {number} now by the daemon's clock
  * @param {import("./format.js").Zone} zone
- * @returns {{tone: string, short: string, sentence: string, said: string}} `said` has no number that runs: it is what a
- *   screen reader hears when it changes
+ * @returns {{tone: string, short: string, sentence: string, said: string}} `said` has no running number: a screen
+ *   reader speaks it when it changes
  */
 export function summarize(status, now, zone) {
   const problems = Object.fromEntries(status.ready.problems.map((problem) => [problem.check, problem]));
   const { state } = status.stream;
-  if (state === "stopped") return still("unknown", "Stopped", "The daemon has stopped its work.");
+  if (state === "stopped") return still("unknown", "Stopped", "The daemon has stopped.");
   if (state === "blocked" || status.buffer.blocked_by) return blocked(status);
-  if (isStarting(status, now)) return still("busy", "Starting", "Starting: it is connecting for the first time.");
+  if (isStarting(status, now)) return still("busy", "Starting", "Starting: the daemon is connecting for the first time.");
   if (problems.stream) return state === "streaming" ? unreadable(status, problems, now) : disconnected(status, problems, now, zone);
   if (problems.database) return unwritten(status, problems.database, now);
-  if (problems.spool) return spoolTrouble(problems.spool);
+  if (problems.spool) return spoolFailure(problems.spool);
   if (status.buffer.spool_batches > 0) return catchingUp(status);
   if (status.clock?.is_wrong) return wrongClock(status.clock);
   return well(status, now, zone);
 }
 
-/** The page has lost the daemon. */
+/** The sentence for a page that has lost the daemon. */
 export function lost(since, now, zone) {
-  if (since == null) return still("unknown", "No word", "No word from the daemon yet. Trying again.");
-  const said = `No word from the daemon since ${zone.moment(since, now)}.`;
-  return { tone: "unknown", short: "No word", sentence: `${said} What is shown below was so then.`, said };
+  if (since == null) return still("unknown", "No status", "No status from the daemon yet. Trying again.");
+  const said = `No status from the daemon since ${zone.moment(since, now)}.`;
+  return { tone: "unknown", short: "No status", sentence: `${said} The figures below are from that time.`, said };
 }
 
 function still(tone, short, sentence) {
@@ -79,14 +79,14 @@ function disconnected(status, { stream, database }, now, zone) {
   };
 }
 
-/** The connection stands, and only messages come that are no ticks. */
+/** The stream is connected, but none of its messages is a tick. */
 function unreadable(status, { stream, database }, now) {
   const also = database ? NEITHER : "";
   return {
     tone: status.market.open || database ? "bad" : "care",
     short: "No ticks",
-    sentence: `Connected, but nothing that came in the last ${lasting(now - instant(stream.since))} is a tick.${also}`,
-    said: `Connected, but nothing that comes is a tick.${also}`,
+    sentence: `Connected, but no message of the last ${lasting(now - instant(stream.since))} is a tick.${also}`,
+    said: `Connected, but no message is a tick.${also}`,
   };
 }
 
@@ -100,9 +100,9 @@ function unwritten(status, problem, now) {
   const since = lasting(now - instant(problem.since));
   return {
     tone: "care",
-    short: "Database away",
-    sentence: `The database has taken nothing for ${since}. ${waiting(status)}`,
-    said: "Streaming, but the database takes nothing. What comes is kept.",
+    short: "Database unavailable",
+    sentence: `The database has accepted no writes for ${since}. ${waiting(status)}`,
+    said: "Streaming, but the database accepts no writes. New ticks are kept.",
   };
 }
 
@@ -111,8 +111,8 @@ function waiting({ buffer }) {
   return `${bytes(buffer.bytes)} of ticks ${buffer.spool_bytes > 0 ? "wait on disk" : "wait in memory"}.`;
 }
 
-function spoolTrouble(problem) {
-  return still("care", "Spool trouble", `Streaming and writing, but the spool has trouble: ${clause(problem.detail)}.`);
+function spoolFailure(problem) {
+  return still("care", "Spool failure", `Streaming and writing, but the spool fails: ${clause(problem.detail)}.`);
 }
 
 function catchingUp(status) {
@@ -129,7 +129,7 @@ function wrongClock({ ahead_seconds: ahead }) {
   return {
     tone: "care",
     short: "Wrong clock",
-    sentence: `Streaming and writing, but this machine's clock is ${apart} the database's: coverage lacks as much.`,
+    sentence: `Streaming and writing, but this machine's clock is ${apart} the database's, and coverage lacks that time.`,
     said: "Streaming and writing, but this machine's clock and the database's differ.",
   };
 }
@@ -137,5 +137,5 @@ function wrongClock({ ahead_seconds: ahead }) {
 function well({ market }, now, zone) {
   if (market.open || market.opens_at == null) return still("good", "Streaming", "Streaming. Every tick is being written.");
   const opens = zone.coming(instant(market.opens_at), now);
-  return still("good", "Connected", `Connected, and ready. The exchange opens ${opens}.`);
+  return still("good", "Connected", `Connected and ready. The exchange opens ${opens}.`);
 }

@@ -1,4 +1,4 @@
-/** What happened last: connections, rejections, ticks. */
+/** The latest connections, rejections and ticks. */
 
 import { byId, fillTable, setText } from "./dom.js";
 import { NONE, bytes, count, counted, instant, lasting, price, spaced } from "./format.js";
@@ -14,7 +14,7 @@ export function showConnections({ connections, counts }, now, zone) {
       lasting((ended ?? now) - instant(each.connected_at)),
       count(each.ticks),
       each.close_code == null ? NONE : String(each.close_code),
-      ended === null ? { text: lives(each), status: "covered" } : { text: spaced(each.reason), aside: each.detail },
+      ended === null ? { text: stateOf(each), status: "covered" } : { text: spaced(each.reason), aside: each.detail },
     ];
   }));
 }
@@ -25,7 +25,7 @@ function connectionsNote(connections, { sessions }) {
   return `${counted(sessions, "connection")} since the start.`;
 }
 
-function lives({ authenticated_at }) {
+function stateOf({ authenticated_at }) {
   return authenticated_at === null ? "not authenticated yet" : "streaming";
 }
 
