@@ -1,7 +1,6 @@
-"""The batch: numbers repeated ticks and packs each one into a row of PostgreSQL's binary COPY format.
+"""The batch: numbers repeated ticks, and packs each tick into a row of PostgreSQL's binary COPY format.
 
-Pure: no I/O, and every instant is passed in. A batch is a run of COPY rows from here to the database; nothing
-is encoded again on the way.
+Pure: no I/O, and every instant is an argument. The packed rows go to the database without further encoding.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ COLUMNS = ("time", "received_at", "price", "volume", "occurrence", "symbol")
 """The columns of a packed row, in the order of `market.ticks`."""
 
 MAX_BYTES = 4 * 2**20
-"""A batch of unusually large rejections leaves at this size, whatever its number of rows."""
+"""A batch is full at this size, whatever its number of rows: rejections can be large."""
 
 POSTGRES_EPOCH: Micros = from_datetime(datetime(2000, 1, 1, tzinfo=UTC))
-"""PostgreSQL counts `timestamptz` in microseconds from here."""
+"""PostgreSQL counts `timestamptz` in microseconds since this instant."""
 
 _NEVER: Micros = 2**63
 """Later than any instant."""
 
-# The number of fields, then each field behind its length; the symbol's bytes follow.
+# The number of fields, then each field after its length; the symbol's bytes follow.
 _ROW = struct.Struct("!h iq iq id iq ii i")
 _KEY = struct.Struct("!qdq")
 
@@ -38,9 +37,8 @@ _KEY = struct.Struct("!qdq")
 class Numbering:
     """Counts equal ticks (symbol, time, price, volume) of one session: the `occurrence` of each.
 
-    Remembers the `capacity` keys most recently seen, in order of arrival. No clock decides, so that one tick
-    with a wild time can't empty it. A tick equal to one that was forgotten gets a low number again, and is
-    taken for a copy by the unique key.
+    It keeps the `capacity` most recently seen keys, by arrival and not by time, so that a tick with a wrong time can't
+    empty it. A tick equal to a forgotten one gets a low number again, so the unique key takes it for a copy.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -48,7 +46,7 @@ class Numbering:
         self._counts: OrderedDict[bytes, int] = OrderedDict()
 
     def next(self, tick: Tick, symbol: bytes) -> int:
-        """Return how many ticks equal to this one there were, this one included."""
+        """Return the number of ticks equal to this one so far, including it."""
         key = _KEY.pack(tick.time, tick.price, tick.volume) + symbol
         counts = self._counts
         count = counts.get(key, 0) + 1
@@ -61,10 +59,10 @@ class Numbering:
 
 
 class Batcher:
-    """Collects what one session hears and closes it into numbered batches.
+    """Collects the messages of one session in numbered batches.
 
-    A batch is full at `max_rows` messages or `MAX_BYTES`; the age limit is the caller's, who has the clock.
-    Coverage given to `cover` must be proved: all that arrived before that instant has been added already.
+    A batch is full at `max_rows` messages or `MAX_BYTES`; the caller, who has the clock, applies the age limit. An
+    instant given to `cover` must be proved: every message that arrived before it has been added.
     """
 
     def __init__(self, session: Session, *, max_rows: int, occurrence_keys: int) -> None:
@@ -87,25 +85,25 @@ class Batcher:
         self._oldest: Micros = _NEVER
         self._newest: Micros = -_NEVER
         self._months: set[date] = set()
-        self._month: tuple[Micros, Micros] = (0, 0)  # from and until, of the month entered last
+        self._month: tuple[Micros, Micros] = (0, 0)  # start and end of the month entered last
 
     @property
     def is_full(self) -> bool:
-        """Whether the batch must leave now."""
+        """Whether the batch must be closed now."""
         return self._count + len(self._rejections) >= self._max_rows or self._bytes >= MAX_BYTES
 
     @property
     def last_tick_at(self) -> Micros | None:
-        """When the last tick of the session arrived."""
+        """The arrival of the session's last tick."""
         return self._last_tick_at
 
     @property
     def last_message_at(self) -> Micros | None:
-        """When the last message of the session arrived, be it a tick or a rejection."""
+        """The arrival of the session's last tick or rejection."""
         return max(self._last_tick_at or 0, self._last_rejection_at or 0) or None
 
     def add(self, tick: Tick, received_at: Micros) -> None:
-        """Pack a tick, numbered. It arrived at `received_at`, not earlier than the one before it."""
+        """Pack a tick with its number. `received_at` must not be earlier than that of the previous tick."""
         symbol = tick.symbol.encode()
         occurrence = self._numbering.next(tick, symbol)
         self._rows += _ROW.pack(
@@ -120,7 +118,7 @@ class Batcher:
         self._rows += symbol
         self._bytes += _ROW.size + len(symbol)
         self._count += 1
-        if not self._oldest <= tick.time <= self._newest:  # with each new second, most often
+        if not self._oldest <= tick.time <= self._newest:  # mostly once for each new second
             self._oldest = min(tick.time, self._oldest)
             self._newest = max(tick.time, self._newest)
         if not self._month[0] <= tick.time < self._month[1]:
@@ -134,7 +132,7 @@ class Batcher:
         self._months.add(first)
 
     def reject(self, frame: bytes, reason: Reason, received_at: Micros) -> None:
-        """Keep a message that could not become a tick."""
+        """Add a message that could not be stored as a tick."""
         position = self._count + len(self._rejections) + 1
         raw = bytes(frame[:RAW_LIMIT])
         self._rejections.append(Rejection(position, received_at, reason, raw, len(frame)))
@@ -147,18 +145,15 @@ class Batcher:
         self._covered_until = at
 
     def cover(self, until: Micros) -> None:
-        """Vouch for the time up to `until`. Never taken back: an earlier instant changes nothing.
-
-        Before authentication there is nothing to vouch for.
-        """
+        """Extend coverage to `until`. An earlier instant changes nothing, nor does a call before authentication."""
         if self._covered_until is not None:
             self._covered_until = max(until, self._covered_until)
 
     def close(self, end: SessionEnd | None = None, *, proved: bool = True) -> Batch:
-        """Return what was collected as the next batch, and start a new one.
+        """Return the collected messages as the next batch, and start a new one.
 
-        Without messages it is a heartbeat. Coverage reaches at least to the arrival of the last message, once
-        the session is authenticated, unless it is not `proved` that this was when it arrived.
+        Without messages it is a heartbeat. Once the session is authenticated, coverage extends at least to the arrival
+        of the last message, unless the time of that arrival is not `proved`.
         """
         last_message_at = self.last_message_at
         if proved and last_message_at is not None:
@@ -185,7 +180,7 @@ class Batcher:
 
 
 def unpack(rows: bytes) -> Iterator[tuple[bytes, Tick, Micros]]:
-    """Yield each packed row, its tick and its arrival: for the few that the database refuses."""
+    """Yield each packed row, its tick and its arrival: for rows that the database refuses."""
     position = 0
     while position < len(rows):
         _, _, time, _, received_at, _, price, _, volume, _, _, length = _ROW.unpack_from(rows, position)
@@ -196,7 +191,7 @@ def unpack(rows: bytes) -> Iterator[tuple[bytes, Tick, Micros]]:
 
 
 def row_ends(rows: bytes) -> Iterator[int]:
-    """Yield where each packed row ends, in bytes from the beginning."""
+    """Yield the end of each packed row, in bytes from the start."""
     end = 0
     while end < len(rows):
         start = end + _ROW.size

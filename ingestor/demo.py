@@ -1,6 +1,6 @@
-"""Everything on one machine: an embedded database, the simulator and the daemon, for `ingestor demo`.
+"""The demonstration on one machine: an embedded database, the simulator and the daemon, for `ingestor demo`.
 
-Prints nothing: it yields what there is to show.
+It prints nothing; the command shows its data.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ FROM ingest.stream_sessions ORDER BY connected_at LIMIT 5;
 QUERIES = (
     ("The busiest symbols, with their volume-weighted average price:", _BUSIEST),
     ("Ten-second bars of one symbol, in New Zealand's time:", _BARS),
-    ("What was heard, and how each connection ended:", _SESSIONS),
+    ("Each connection: the covered time, the messages, and how it ended:", _SESSIONS),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the live view shows."""
+    """The data of the live view."""
 
     counts: Counts
     sent: int
@@ -80,7 +80,7 @@ class State:
 
 
 class Demo:
-    """A running demonstration. `url` is the database's, for its superuser."""
+    """A running demonstration. `url` is that of the database, as its superuser."""
 
     def __init__(
         self, url: str, settings: Settings, simulator: Simulator, daemon: Daemon, connection: asyncpg.Connection
@@ -94,7 +94,7 @@ class Demo:
         self._task = asyncio.create_task(daemon.run(self._request), name="daemon")
 
     async def state(self) -> State:
-        """Look at everything once. Raises what the daemon ended with, if it has ended."""
+        """Return the current state. Raises the daemon's error if it has ended with one."""
         if self._task.done():
             self._task.result()
         return State(
@@ -107,11 +107,11 @@ class Demo:
         )
 
     def outage(self, seconds: float) -> None:
-        """Cut the stream, and let the market go on without us for so long."""
+        """Cut the stream for some seconds, while the market continues."""
         self._simulator.outage(seconds)
 
     async def close_market(self) -> None:
-        """Close the market, and let what was sent arrive."""
+        """Close the market, and wait up to 5 s until the daemon has received all ticks."""
         await self._simulator.stop_market()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
@@ -119,17 +119,17 @@ class Demo:
                     await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Stop the daemon in order."""
+        """Stop the daemon gracefully."""
         self._request()
         await self._task
 
     async def summary(self) -> dict[str, Any]:
-        """Return the counts, from SQL; `sent` is the simulator's own account."""
+        """Return the counts of the database, and `sent`, the count of the simulator."""
         (row,) = await self.query(_SUMMARY)
         return {"sent": self._simulator.ticks_sent, **row}
 
     async def compare(self) -> tuple[int, int]:
-        """Return how many one-minute bars the market has made, and how many of them `market.bars_1m` has as made."""
+        """Return the number of the market's one-minute bars, and of those that `market.bars_1m` has unchanged."""
         made = {
             (symbol, bar.start): (bar.open, bar.high, bar.low, bar.close, bar.volume)
             for symbol, bar in self._simulator.bars.everything()
@@ -147,18 +147,18 @@ class Demo:
         return [dict(row) for row in await self._connection.fetch(sql, *arguments)]
 
     async def abandon(self) -> None:
-        """End the daemon, whatever it is doing."""
+        """Cancel the daemon."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
 async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) -> AsyncIterator[Demo]:
-    """Start database, simulator and daemon; stop and remove everything at the end.
+    """Start database, simulator and daemon; stop them and remove all files at the end.
 
-    The market's day is as long as the demonstration: it begins and ends with a burst.
+    The market's day is as long as the demonstration, with a burst at its start and at its end.
     """
-    from ingestor.admin.migrate import migrate  # noqa: PLC0415 - it brings SQLAlchemy, which the daemon has no use for
+    from ingestor.admin.migrate import migrate  # noqa: PLC0415 - it imports SQLAlchemy, which the daemon does not need
 
     with EmbeddedServer() as server, tempfile.TemporaryDirectory(prefix="ingestor-demo-") as directory:
         admin = await connect(server.url())
@@ -173,7 +173,7 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
             await migrate(url, settings, lambda _: None)
             connection = await connect(url)
             await connection.execute(_ROLE.format(password))
-            # What is heard before the daemon is up is missed as well.
+            # Ticks sent before the daemon runs count as missing too.
             await connection.execute("UPDATE ingest.settings SET coverage_since = $1", began)
             demo = Demo(url, settings, simulator, Daemon(settings), connection)
             try:
@@ -184,7 +184,7 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
 
 
 def _settings(simulator: Simulator, url: str, directory: Path) -> Settings:
-    """Return settings that lead nowhere but to this demonstration, whatever the environment says."""
+    """Return settings for this demonstration only, whatever the environment has."""
     return load_settings(
         token=TOKEN,
         token_file=None,

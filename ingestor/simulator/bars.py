@@ -1,4 +1,4 @@
-"""One-minute bars, kept from the very ticks that were streamed; longer ones are made from them."""
+"""One-minute bars of the streamed ticks; longer bars are made from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MINUTE_MICROS: Duration = 60 * SECOND
 
 @dataclass(slots=True)
 class Bar:
-    """The trades of one symbol from `start` on, for a minute or longer."""
+    """The trades of one symbol in a minute or longer, from `start` on."""
 
     start: Micros
     open: float
@@ -23,25 +23,25 @@ class Bar:
 
 
 class Bars:
-    """Every minute of every symbol that traded."""
+    """The one-minute bars of all symbols."""
 
     def __init__(self) -> None:
         self._minutes: dict[str, dict[Micros, Bar]] = {}
 
     def add(self, tick: Tick) -> None:
-        """Count a tick; within a bar they come in order."""
+        """Add a tick. The ticks of a bar come in order."""
         start = tick.time // MINUTE_MICROS * MINUTE_MICROS
         bar = Bar(start, tick.price, tick.price, tick.price, tick.price, tick.volume)
         _merge(self._minutes.setdefault(tick.symbol, {}), bar)
 
     def everything(self) -> Iterator[tuple[str, Bar]]:
-        """Yield each symbol's minutes."""
+        """Yield each one-minute bar with its symbol."""
         for symbol, minutes in self._minutes.items():
             for bar in minutes.values():
                 yield symbol, bar
 
     def of(self, symbol: str, begin: Micros, end: Micros, start_of: Callable[[Micros], Micros]) -> list[Bar]:
-        """Return the bars that start in [begin, end); `start_of` tells in which bar a minute lies."""
+        """Return the bars that start in [begin, end); `start_of` returns the start of the bar with a minute."""
         bars: dict[Micros, Bar] = {}
         for minute in sorted(self._minutes.get(symbol, {}).values(), key=lambda bar: bar.start):
             start = start_of(minute.start)

@@ -1,4 +1,4 @@
-"""Faults on request: what a stream of prices does to its clients sooner or later."""
+"""Faults on request, as a stream of prices produces them sooner or later."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ingestor.settings import parse_duration
 
 
 class Fault(StrEnum):
-    """What can go wrong, and how often unless told otherwise."""
+    """The kinds of faults."""
 
     DROP = "drop"
     STALL = "stall"
@@ -26,7 +26,10 @@ class Fault(StrEnum):
 
 
 DEFAULTS = {Fault.DROP: 20.0, Fault.STALL: 20.0, Fault.HALF_OPEN: 20.0, Fault.GARBAGE: 1.0}
+"""The mean seconds between two faults of a kind, unless given."""
+
 REPLAYED = 200
+"""Ticks that the fault `replay` sends again at a connection."""
 
 GARBAGE: tuple[str | bytes, ...] = (
     "not JSON",
@@ -44,14 +47,14 @@ GARBAGE: tuple[str | bytes, ...] = (
     json.dumps({"type": "price", "data": {"date": "2021-09-29T09:33:30", "price": 1, "volume": 1, "symbol": ""}}),
     b"a binary frame",
 )
-"""Each is refused by a well-made client, and none ends the connection."""
+"""A correct client refuses each of these messages, and keeps the connection."""
 
 
 class Faults:
-    """Which faults are on, and when the next one is due. Seeded."""
+    """The enabled faults and their times. Seeded."""
 
     def __init__(self, given: Iterable[str] = (), *, seed: int = 0) -> None:
-        """Take faults as they are written on the command line: `drop`, `drop=5s`."""
+        """Parse faults as on the command line: `drop`, `drop=5s`. Raises ConfigurationError."""
         self._every = dict(_parse(text) for text in given)
         self._random = random.Random(seed)  # noqa: S311 - faults, not secrets
         self._authentications = 0
@@ -60,12 +63,12 @@ class Faults:
         return fault in self._every
 
     def due_after(self, fault: Fault) -> float | None:
-        """Return the seconds until a fault strikes next, or None where it is not on."""
+        """Return the seconds until a fault strikes next; None if it is not enabled."""
         every = self._every.get(fault)
         return None if every is None else self._random.expovariate(1 / every)
 
     def refusal(self) -> Fault | None:
-        """Return with which fault an authentication is to be refused, if it is."""
+        """Return the fault that refuses this authentication: every second one, if such a fault is enabled."""
         self._authentications += 1
         if self._authentications % 2:
             return None
@@ -84,7 +87,7 @@ def _parse(text: str) -> tuple[Fault, float]:
         fault = Fault(name)
         seconds = parse_duration(every) if given else DEFAULTS.get(fault, 1.0)
         if seconds <= 0 or (given and fault not in DEFAULTS):
-            raise ValueError(f"{fault} takes no duration" if seconds > 0 else "must be longer than nothing")
+            raise ValueError(f"{fault} takes no duration" if seconds > 0 else "the duration must be above zero")
     except ValueError as error:
         kinds = ", ".join(Fault)
         raise ConfigurationError(

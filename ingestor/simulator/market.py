@@ -1,4 +1,4 @@
-"""A market of NZX symbols that behaves like one. Seeded, without clock and I/O: the same seed, the same ticks."""
+"""A realistic market of NZX symbols. Without clock and I/O: the same seed makes the same ticks."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from ingestor.model import SECOND, Duration, Micros, Tick
 
 CYCLE = 600.0
-"""Seconds of a compressed trading day: busy at both ends, quiet between, then the next one begins."""
+"""Seconds of a compressed trading day: busy at both ends, quiet between; then the next one begins."""
 
 MARKET_STEP: Duration = 10_000
 """The market's time advances in steps of this length."""
 
 REPEATED = 0.04
-"""Share of trades that repeat the one before them in the same second, in every field: a large order in pieces."""
+"""Share of trades that repeat the previous one in every field, in the same second: a large order in pieces."""
 
 SPLIT = 0.06
-"""Share of trades that repeat the one before them at its price, with another volume."""
+"""Share of trades that repeat the previous one with another volume."""
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "simulator.ingestor.invalid")
 
-# Symbols and names are those of issuers on NZX, roughly by how much they trade; the prices have a likely size.
+# Symbols and names of issuers on NZX, roughly by turnover, with plausible prices.
 _LISTING = """
 FPH.NZ|Fisher & Paykel Healthcare|Health Care|37.10
 AIA.NZ|Auckland International Airport|Industrials|8.15
@@ -76,7 +76,7 @@ class Instrument:
 
 
 def listing() -> tuple[Instrument, ...]:
-    """Return what is traded, the busiest first."""
+    """Return the instruments, the busiest first."""
     rows = [line.split("|") for line in _LISTING.strip().splitlines()]
     return tuple(
         Instrument(symbol, name, industry, str(uuid.uuid5(_NAMESPACE, symbol)), float(price))
@@ -85,14 +85,14 @@ def listing() -> tuple[Instrument, ...]:
 
 
 def price_step(price: float) -> float:
-    """Return the smallest change of a price, in dollars: finer for cheap shares, as on NZX."""
+    """Return the smallest change of a price in dollars: smaller for cheap shares, as on NZX."""
     if price < 0.2:
         return 0.001
     return 0.005 if price < 1 else 0.01
 
 
 class Market:
-    """Makes ticks, `rate` of them a second in the mean of a cycle, from `start` on."""
+    """Makes ticks from `start` on, on average `rate` a second over a cycle of `cycle` seconds."""
 
     def __init__(self, seed: int, rate: float, start: Micros, *, cycle: float = CYCLE) -> None:
         self._random = random.Random(seed)  # noqa: S311 - a market, not a secret
@@ -106,7 +106,7 @@ class Market:
         self._last: Tick | None = None
 
     def until(self, now: Micros) -> list[Tick]:
-        """Return the ticks that happened since the last call, in order of time."""
+        """Return the ticks since the last call, in the order of time."""
         ticks: list[Tick] = []
         while self._now + MARKET_STEP <= now:
             self._now += MARKET_STEP
@@ -131,7 +131,7 @@ class Market:
         step = price_step(price)
         steps = self._random.choices((-2, -1, 0, 1, 2), (1, 6, 20, 6, 1))[0]
         price = round(price / step) * step + steps * step
-        step = price_step(round(price, 3))  # a rise may lead to where the steps are coarser
+        step = price_step(round(price, 3))  # the new price may have a larger step
         price = max(round(round(price / step) * step, 3), 0.01)
         self._prices[symbol] = price
         return price
@@ -142,6 +142,6 @@ class Market:
 
 
 def activity(seconds: float, cycle: float) -> float:
-    """Return how busy the market is, 1 in the mean of a cycle: bursts at the opening and at the close."""
+    """Return the relative activity, on average 1 over a cycle, with bursts at the opening and at the close."""
     place = seconds % cycle / cycle
     return 0.6 + 3.2 * math.exp(-place / 0.0625) + 3.2 * math.exp(-(1 - place) / 0.0625)

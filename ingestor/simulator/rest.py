@@ -1,4 +1,4 @@
-"""The REST API's stand-in: a request in, an answer out. No I/O."""
+"""The simulated REST API: a request in, an answer out. No I/O."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATE_WINDOW: Duration = 60 * SECOND
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status, headers and a JSON body."""
+    """An answer: status, headers and a JSON body."""
 
     status: HTTPStatus
     body: dict[str, Any]
@@ -32,7 +32,7 @@ class Answer:
 
 
 class RefusedError(Exception):
-    """A request that gets no data."""
+    """A refused request."""
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)
@@ -41,9 +41,9 @@ class RefusedError(Exception):
 
 
 class RestApi:
-    """Answers as documented; its bars come from the ticks that were streamed.
+    """Answers as the provider documents it, with bars of the streamed ticks.
 
-    `limit` is the number of requests a minute; the answer says in its headers what is left.
+    `limit` is the number of requests a minute; the headers of each answer have the rest.
     """
 
     def __init__(self, bars: Bars, *, token: str, timezone: ZoneInfo, now: Callable[[], Micros], limit: int) -> None:
@@ -70,7 +70,7 @@ class RestApi:
         }
 
     def answer(self, target: str, authorization: str | None) -> Answer:
-        """Answer a GET of `target` (path and query) with the Authorization header it came with."""
+        """Return the answer to a GET of `target` (path and query) with an Authorization header."""
         parts = urlsplit(target)
         headers = self._count()
         try:
@@ -179,7 +179,7 @@ class RestApi:
         return instrument
 
     def _moment(self, query: dict[str, str], name: str, form: str) -> datetime:
-        """Read a parameter as the exchange's wall time."""
+        """Return a parameter read as wall time of the exchange. Raises RefusedError."""
         try:
             return datetime.strptime(query[name], form).replace(tzinfo=self._timezone)
         except KeyError:

@@ -1,6 +1,6 @@
-"""The simulator: Stream API and REST API on one port, speaking the documented protocol.
+"""The simulator: the documented Stream API and REST API on one port.
 
-It refuses what the real service refuses, and keeps an exact account of what it sent on which connection.
+It refuses the same requests as the real service, and records exactly what it sent on each connection.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from ingestor.simulator.market import CYCLE, Market
 from ingestor.simulator.rest import RestApi, encode
 from ingestor.simulator.wire import AUTHENTICATED, error_message, price_message
 
-TOKEN = "tk_simulator_0123456"  # noqa: S105 - published, so that everybody can connect
+TOKEN = "tk_simulator_0123456"  # noqa: S105 - public, so that any client can connect
 PORT = 5005
 PATH = "/ws"
 TICK_INTERVAL = 0.01
 AUTHENTICATION_TIMEOUT = 10.0
 WRITE_LIMIT = 16 * 2**20
-"""Bytes that may wait for a client that does not read, before it is cut off."""
+"""Bytes that may wait for a client that does not read, before its connection is cut."""
 
 
 def now() -> Micros:
@@ -49,10 +49,10 @@ def now() -> Micros:
 
 @dataclass(slots=True)
 class Account:
-    """What was sent on one authenticated connection.
+    """The record of one authenticated connection.
 
-    Where the simulator records, `ticks` and `sent_at` hold each tick and the moment at which it was sent (microseconds
-    since the epoch). `port` is the client's, and `replayed` what it was sent again at its welcome.
+    If the simulator records, `ticks` and `sent_at` hold each tick and the instant at which it was sent (`Micros`).
+    `port` is the client's. `replayed` are the ticks sent again after its authentication.
     """
 
     number: int
@@ -68,10 +68,10 @@ class Account:
 
 
 class Simulator:
-    """A market and its service on this machine; runs while entered.
+    """A market and its service on this machine, used as a context manager.
 
-    `port` 0 takes any free one. `market_clock` gives the market's time (microseconds since the epoch). With
-    `rate` 0 the market is silent, and `send` pushes a scripted sequence.
+    `port` 0 chooses a free port. `market_clock` returns the market's time. With `rate` 0 the market is silent, and
+    `send` streams a scripted sequence.
     """
 
     def __init__(
@@ -103,33 +103,33 @@ class Simulator:
         self._generator: asyncio.Task[None] | None = None
         self._active: dict[int, Account] = {}
         self._changed = asyncio.Event()
-        self._away_until = 0.0
+        self._outage_until = 0.0
         self.bars = Bars()
         self._rest = RestApi(self.bars, token=TOKEN, timezone=self._timezone, now=market_clock, limit=rate_limit)
         self.accounts: list[Account] = []
         self.ticks_sent = 0
         self.made_at = array("q")
-        """Where it records: the moment of each tick, whether anybody was connected or not, as in the accounts."""
+        """If it records: the instant of each tick, with or without a connection, as in the accounts."""
 
     @property
     def stream_url(self) -> str:
-        """Where a client connects to."""
+        """The URL of the stream."""
         return f"ws://{self._authority}:{self._port}{PATH}"
 
     @property
     def rest_url(self) -> str:
-        """The base of the REST endpoints."""
+        """The base URL of the REST API."""
         return f"http://{self._authority}:{self._port}"
 
     @property
     def connected(self) -> int:
-        """How many authenticated streams there are now."""
+        """The number of authenticated streams."""
         return len(self._active)
 
     async def __aenter__(self) -> Self:
         logger = logging.getLogger("ingestor.simulator")
         logger.addHandler(logging.NullHandler())
-        logger.propagate = False  # clients that go away without a word are what it is for
+        logger.propagate = False  # clients that disconnect without a closing handshake are expected
         try:
             self._server = await serve(
                 self._converse,
@@ -141,7 +141,7 @@ class Simulator:
             )
         except OSError as error:
             raise ConfigurationError(
-                f"The simulator cannot listen on {self._host}:{self._port}: {error.strerror}; use another --port."
+                f"The simulator cannot listen on {self._host}:{self._port}: {error.strerror}. Use another --port."
             ) from None
         self._port = next(iter(self._server.sockets)).getsockname()[1]
         self._generator = asyncio.create_task(self._generate(), name="market")
@@ -153,14 +153,14 @@ class Simulator:
         assert self._server is not None
         await self.stop_market()
         for account in self.accounts:
-            account.connection.transport.resume_reading()  # half-open no more, so that it can be closed
+            account.connection.transport.resume_reading()  # ends a half-open state, so that it can be closed
         self._server.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
                 await self._server.wait_closed()
 
     async def stop_market(self) -> None:
-        """Send no more ticks of the market."""
+        """Stop the market."""
         if self._generator is not None:
             self._generator.cancel()
             await asyncio.gather(self._generator, return_exceptions=True)
@@ -175,11 +175,11 @@ class Simulator:
             self._send(message, tick)
 
     def send_raw(self, message: str | bytes, *, text: bool | None = None) -> None:
-        """Send any message: text for a text frame, bytes for a binary one, unless `text` says otherwise."""
+        """Send any message: `str` as a text frame, `bytes` as a binary one, unless `text` overrides it."""
         broadcast([account.connection for account in self._listening()], message, text=text)
 
     def mute(self, account: Account) -> None:
-        """Send a connection no more messages, though its pings are answered."""
+        """Send no more messages on a connection, but answer its pings."""
         account.muted = True
 
     def drop_all(self) -> None:
@@ -188,12 +188,12 @@ class Simulator:
             account.connection.transport.abort()
 
     def outage(self, seconds: float) -> None:
-        """Cut every connection, and take none for so long (HTTP 503), while the market goes on."""
-        self._away_until = time.monotonic() + seconds
+        """Cut all connections and refuse new ones (HTTP 503) for some seconds, while the market continues."""
+        self._outage_until = time.monotonic() + seconds
         self.drop_all()
 
     async def wait_connected(self, number: int = 1) -> None:
-        """Wait until there are so many authenticated streams."""
+        """Wait until there are `number` authenticated streams."""
         while len(self._active) != number:
             self._changed.clear()
             await self._changed.wait()
@@ -215,7 +215,7 @@ class Simulator:
                 account.sent_at.append(sent_at)
 
     async def _generate(self) -> None:
-        """Let the market trade, and mix in malformed messages where they are asked for."""
+        """Stream the market's trades, with malformed messages if that fault is enabled."""
         due = self._faults.due_after(Fault.GARBAGE)
         garbage_at = None if due is None else time.monotonic() + due
         while True:
@@ -229,9 +229,9 @@ class Simulator:
                     account.connection.transport.abort()
 
     async def _process_request(self, _: ServerConnection, request: Request) -> Response | None:
-        """Let a WebSocket through at its path; answer everything else as the REST API."""
+        """Accept a WebSocket at its path; answer all other requests as the REST API."""
         if request.path == PATH:
-            if time.monotonic() >= self._away_until:
+            if time.monotonic() >= self._outage_until:
                 return None
             return Response(HTTPStatus.SERVICE_UNAVAILABLE, "Service Unavailable", Headers({"Connection": "close"}))
         answer = self._rest.answer(request.path, request.headers.get("Authorization"))
@@ -247,7 +247,7 @@ class Simulator:
         return Response(answer.status, HTTPStatus(answer.status).phrase, headers, body)
 
     async def _converse(self, connection: ServerConnection) -> None:
-        """Authenticate a client, then keep it until it goes."""
+        """Authenticate a client, then serve it until it disconnects."""
         refusal = await self._refusal(connection)
         if refusal is not None:
             with contextlib.suppress(ConnectionClosed):
@@ -256,7 +256,7 @@ class Simulator:
         account = Account(next(self._numbers), connection, authenticated_at=now(), port=connection.remote_address[1])
         self.accounts.append(account)
         try:
-            # Without a pause between them: from the moment of its welcome on a client gets everything.
+            # No await between these: after its authentication a client gets every tick.
             broadcast([connection], AUTHENTICATED, text=True)
             if Fault.REPLAY in self._faults and account.number > 1:
                 for message, tick in self._recent:
@@ -290,12 +290,12 @@ class Simulator:
         account.muted = True
         if fault is Fault.HALF_OPEN:
             transport.pause_reading()
-            # It will not notice that its client goes, and must not take up a place of the plan for ever.
+            # It does not notice the end of its client, and must not count against the plan's limit without end.
             self._active.pop(account.number, None)
             self._changed.set()
 
     async def _refusal(self, connection: ServerConnection) -> str | None:
-        """Read the first message; return the error's text where it is refused."""
+        """Read the first message, and return the text of the error if it is refused."""
         try:
             async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
                 message = await connection.recv()
@@ -314,7 +314,7 @@ class Simulator:
 
 
 def _is_authentication(message: str | bytes, token: str) -> bool:
-    """Whether a message is the documented one, in a text frame, with the right token."""
+    """Return whether a message is the documented one, in a text frame, with the right token."""
     try:
         content: Any = json.loads(message) if isinstance(message, str) else None
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Ticks as the documented messages: exchange wall time without an offset, in whole seconds."""
+"""The documented messages of the stream. Dates are wall time of the exchange, without an offset."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ AUTHENTICATED = b'{"type": "authenticated", "data": {"message": "Authenticated"}
 
 
 def price_message(tick: Tick, timezone: ZoneInfo) -> bytes:
-    """Return a price update. A whole price is sent as an integer, as the service does at times."""
+    """Return a price message. A whole price is sent as an integer, as the service sometimes does."""
     price = int(tick.price) if tick.price == int(tick.price) else tick.price
     data = {"date": wall_time(tick.time, timezone), "price": price, "volume": tick.volume, "symbol": tick.symbol}
     return msgspec.json.encode({"type": "price", "data": data})
 
 
 def error_message(text: str) -> bytes:
-    """Return an error; the server closes the connection after it."""
+    """Return an error message; the server then closes the connection."""
     return msgspec.json.encode({"type": "error", "data": {"message": text}})
 
 
 @lru_cache(maxsize=64)
 def wall_time(instant: Micros, timezone: ZoneInfo) -> str:
-    """Return an instant as the exchange's wall time, without an offset."""
+    """Return an instant as wall time of the exchange, without an offset."""
     return to_datetime(instant).astimezone(timezone).replace(tzinfo=None).isoformat()
