@@ -80,7 +80,7 @@ async def record(url: str, ticks: int) -> tuple[float, float]:
     async def empty() -> None:
         while True:
             await buffer.take()
-            await buffer.done()
+            await buffer.acknowledge()
 
     emptying = asyncio.create_task(empty())
     try:

@@ -50,7 +50,7 @@ def by_store(database: Database, made: Sequence[Batch]) -> float:
         began = time.perf_counter()
         while buffer.size:
             await store.write(await buffer.take())
-            await buffer.done()
+            await buffer.acknowledge()
         seconds = time.perf_counter() - began
         await store.close()
         return seconds
@@ -79,8 +79,8 @@ def by_spool(database: Database, made: Sequence[Batch]) -> float:
         for batch in made:
             earlier.put(batch)
             if earlier.size > 2**25:
-                await earlier.secure()
-        await earlier.secure()
+                await earlier.spool_all()
+        await earlier.spool_all()
         await earlier.close()
         buffer = _buffer(directory)
         buffer.claim()

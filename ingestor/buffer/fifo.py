@@ -44,13 +44,23 @@ BLOCK_MESSAGES = {
 class Buffer:
     """Holds batches from when they are closed until they are committed. For one event loop.
 
-    Batches go to the `spool` when a write failed (until one succeeds), when one is not committed `spool_after`
-    seconds after it was closed, and when those in memory reach `memory_max_bytes`; `run` sees to that. Without a
-    spool everything stays in memory, for a source that can be read again.
+    | state               | flag                            | effect                                               |
+    |---------------------|---------------------------------|--------------------------------------------------------|
+    | normal              | none                            | batches are committed out of memory                  |
+    | spooling            | `_database_failed`,             | every batch goes to the spool;                       |
+    |                     | or `_spooled` > `_committed`    | the spool is committed before memory                 |
+    | disk full           | `_disk_full`                    | batches stay in memory; blocks                       |
+    | session invalidated | `_invalid_session`              | its batches lose their coverage; blocks until it ends|
+    | blocked             | `blocked_by` (one of the above, | the stream must stop                                 |
+    |                     | or a bound is reached)          |                                                      |
 
-    It is bounded: by `spool_max_bytes` of bodies on disk, and in memory by twice `memory_max_bytes`, should the disk
-    be slow. At a bound `blocked_by` says why the stream must stop, and does so until the buffer has drained to
-    `LOW_MARK` of it. What is put all the same is kept.
+    `run` spools everything in memory when a write failed (until one succeeds), when the oldest batch was closed
+    `spool_after` seconds ago, and when memory holds `memory_max_bytes`. Without a spool everything stays in memory,
+    for a source that can be read again.
+
+    The bounds are `spool_max_bytes` of bodies on disk and, if the disk is slow, twice `memory_max_bytes` in memory.
+    At a bound `blocked_by` holds the reason to stop the stream until the buffer has drained to `LOW_MARK` of it.
+    Batches that are put while it is blocked are kept.
     """
 
     def __init__(
@@ -78,19 +88,19 @@ class Buffer:
         self._spooled = 0  # the newest on disk
         self._inherited = 0  # the newest that an earlier process left
         self._spooled_heartbeat: Entry | None = None  # the newest on disk, where it is one
-        self._away = False  # the last write failed
-        self._refused = False  # the disk did not take what had to go there, or only without the ballast
+        self._database_failed = False  # the last write failed
+        self._disk_full = False  # the disk did not take what had to go there, or only without the ballast
         self._open_session: UUID | None = None
-        self._broken_session: UUID | None = None
-        self._broken_because = EndReason.SPOOL_DAMAGED
-        self._breaks = 0  # how often the spool was damaged
-        self._told = 0  # how often that was said
+        self._invalid_session: UUID | None = None
+        self._invalid_because = EndReason.SPOOL_DAMAGED
+        self._restarts = 0  # how often the spool was damaged
+        self._damage_reported = 0  # how often that was said
 
         self.blocked_by: EndReason | None = None
         """Why the stream must stop; None while it may go on."""
         self._room, self._filled, self._emptied = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._wake, self._safe, self._opened = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._note()
+        self._update_state()
 
     def claim(self) -> None:
         """Take possession of the spool. From now on batches may be put. Raises what `Spool.claim` does."""
@@ -110,16 +120,16 @@ class Buffer:
                 await self._on_disk(self._spool.open)
                 self._opened.set()
             except SpoolUnavailableError as error:
-                self._refuse(error)
+                self._disk_failed(error)
                 await self._clock.sleep(RETRY)
-        self._tell_damage()
+        self._report_damage()
         self._newest += self._spool.last
         self._memory.shift(self._spool.last)
         self._spooled = self._inherited = self._spool.last
         self._committed = self._spool.forgotten
         if self._spool.depth:
             self._telemetry.spool_found(batches=self._spool.depth, size=self._spool.size)
-        self._note()
+        self._update_state()
 
     async def wait_until_open(self) -> None:
         """Wait until it is known what an earlier process left."""
@@ -129,7 +139,7 @@ class Buffer:
         """Let go of the spool; what is on disk stays there."""
         if self._spool is not None:
             await self._on_disk(self._spool.close)
-            self._tell_damage()
+            self._report_damage()
         self._thread.shutdown()
 
     @property
@@ -165,17 +175,17 @@ class Buffer:
     def put(self, batch: Batch) -> None:
         """Add the newest batch. Never waits. Neighbouring heartbeats of a session are merged."""
         session = batch.session.id
-        if session == self._broken_session:
+        if session == self._invalid_session:
             batch = without_coverage(batch)
             if batch.end is not None:
-                self._broken_session = None
+                self._invalid_session = None
         self._open_session = None if batch.end is not None else session
         self._newest += 1
         self._memory.add(Entry(self._newest, batch), self._clock.monotonic())
-        self._note()
+        self._update_state()
 
     async def take(self, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> tuple[Batch, ...]:
-        """Wait for a batch, then return the oldest ones up to the limits, at least one. They stay until `done`.
+        """Wait for a batch, then return the oldest ones up to the limits, at least one. They stay until `acknowledge`.
 
         Those that an earlier process left, and those of this one, are not taken together.
         """
@@ -187,9 +197,9 @@ class Buffer:
                 continue
             try:
                 entries = await self._on_disk(partial(self._spool.read, self._committed, max_rows, max_bytes))
-                self._tell_disk_works()
+                self._report_working_disk()
             except SpoolDamagedError:
-                self._begin_anew()
+                self._start_new_spool()
             except SpoolUnavailableError as error:
                 self._telemetry.spool_write_failed(str(error))
                 await self._clock.sleep(RETRY)
@@ -198,29 +208,29 @@ class Buffer:
         self._taken = entries[-1].position
         return tuple(entry.batch for entry in entries)
 
-    async def done(self) -> None:
+    async def acknowledge(self) -> None:
         """Forget the batches taken last: they are committed."""
         self._committed = self._taken
-        self._away = False
+        self._database_failed = False
         self._memory.drop(self._committed)
-        self._note()
+        self._update_state()
         if self._spool is not None and self._spool.depth:
             await self._forget(self._spool)
 
-    def distrust(self, session: UUID) -> None:
+    def invalidate_session(self, session: UUID) -> None:
         """Let a session end, if it is the open one: the database lost what it had acknowledged of it.
 
         The store lets it vouch for nothing more; the next one does.
         """
-        if session == self._open_session and session != self._broken_session:
-            self._broken_session = session
-            self._broken_because = EndReason.COMMITS_LOST
-            self._note()
+        if session == self._open_session and session != self._invalid_session:
+            self._invalid_session = session
+            self._invalid_because = EndReason.COMMITS_LOST
+            self._update_state()
 
     def write_failed(self) -> None:
         """Record a failed write: spool everything until a write succeeds."""
-        self._away = True
-        self._note()
+        self._database_failed = True
+        self._update_state()
 
     async def run(self) -> None:
         """Move to the disk what must not wait in memory; ends by being cancelled."""
@@ -232,16 +242,16 @@ class Buffer:
                     # Not `wait_for`, which until Python 3.12 loses a cancellation that comes with the event.
                     async with asyncio.timeout(seconds):
                         await self._wake.wait()
-            elif not await self.secure():
+            elif not await self.spool_all():
                 await self._clock.sleep(RETRY)
             if self._spool.is_full:
                 await self._on_disk(self._spool.restore_reserve)
-                self._tell_disk_works()
-                self._note()
+                self._report_working_disk()
+                self._update_state()
             if self._spool.is_slack:
                 await self._tidy(self._spool.shrink)
 
-    async def secure(self) -> bool:
+    async def spool_all(self) -> bool:
         """Move everything from memory to the disk; return whether the disk took it."""
         if self._spool is None or not self._opened.is_set():
             return not self._memory
@@ -249,10 +259,10 @@ class Buffer:
             try:
                 await self._append_anyhow(self._spool)
             except (SpoolUnavailableError, SpoolDamagedError) as error:
-                self._refuse(error)
+                self._disk_failed(error)
                 return False
             finally:
-                self._note()
+                self._update_state()
         return True
 
     async def wait_for_room(self) -> None:
@@ -267,13 +277,13 @@ class Buffer:
         """Wait until everything is on disk, and the database does not take it."""
         await self._safe.wait()
 
-    def _refuse(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
+    def _disk_failed(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
         """Record that the disk of the spool failed."""
-        self._refused = True
+        self._disk_full = True
         self._telemetry.spool_write_failed(str(error))
-        self._note()
+        self._update_state()
 
-    def _tell_disk_works(self) -> None:
+    def _report_working_disk(self) -> None:
         if self._spool is not None and not self._spool.is_full:
             self._telemetry.disk_works()
 
@@ -282,7 +292,7 @@ class Buffer:
         try:
             await self._append(spool)
         except SpoolDamagedError:
-            self._begin_anew()
+            self._start_new_spool()
             await self._append(spool)
 
     async def _append(self, spool: Spool) -> None:
@@ -291,20 +301,20 @@ class Buffer:
             return
         heartbeat = self._spooled_heartbeat
         replaces = heartbeat is not None and merges(heartbeat.batch, entries[0].batch)
-        began, breaks = not self.spooled_batches, self._breaks
+        began, breaks = not self.spooled_batches, self._restarts
         await self._on_disk(
             partial(spool.append, entries, replaced=heartbeat.position if heartbeat and replaces else None)
         )
-        if breaks != self._breaks:  # the file broke before it: what was appended vouches for too much
+        if breaks != self._restarts:  # the file broke before it: what was appended vouches for too much
             await self._append(spool)
             return
-        self._refused = spool.is_full
-        self._tell_disk_works()
+        self._disk_full = spool.is_full
+        self._report_working_disk()
         self._spooled = entries[-1].position
         self._spooled_heartbeat = entries[-1] if entries[-1].batch.is_heartbeat else None
         self._memory.drop(self._spooled)
         if began:
-            self._telemetry.spooling(away=self._away)
+            self._telemetry.spooling(away=self._database_failed)
         if self._committed >= entries[0].position:  # meanwhile
             await self._forget(spool)
 
@@ -313,36 +323,36 @@ class Buffer:
         await self._tidy(partial(spool.forget, self._committed))
         if not spool.depth:
             self._telemetry.spool_drained()
-        self._note()
+        self._update_state()
 
     async def _tidy(self, call: Callable[[], None]) -> None:
         """Do what loses nothing where it fails."""
         try:
             await self._on_disk(call)
         except SpoolDamagedError:
-            self._begin_anew()
+            self._start_new_spool()
         except SpoolUnavailableError as error:
             self._telemetry.spool_write_failed(str(error))
 
-    def _begin_anew(self) -> None:
+    def _start_new_spool(self) -> None:
         """Go on with an empty spool. What was in the other is lost to us, so nothing after it may vouch for its time.
 
         The open session keeps its ticks and loses its coverage from here on; it is to end, and the next one covers.
         """
-        self._tell_damage()
-        self._breaks += 1
+        self._report_damage()
+        self._restarts += 1
         self._spooled = self._committed
         self._inherited = 0
         self._spooled_heartbeat = None
         self._memory.withdraw_coverage()
-        self._broken_session = self._open_session
-        self._broken_because = EndReason.SPOOL_DAMAGED
-        self._note()
+        self._invalid_session = self._open_session
+        self._invalid_because = EndReason.SPOOL_DAMAGED
+        self._update_state()
 
-    def _tell_damage(self) -> None:
+    def _report_damage(self) -> None:
         """Name the damaged files that were not named yet, even where nobody waited for the call that found one."""
         if self._spool is not None:
-            found, self._told = self._spool.damages[self._told :], len(self._spool.damages)
+            found, self._damage_reported = self._spool.damages[self._damage_reported :], len(self._spool.damages)
             for damage in found:
                 self._telemetry.spool_damaged(damage.path, damage.why)
 
@@ -350,31 +360,31 @@ class Buffer:
         """Return how long what is in memory may stay there; 0 where it must go to the disk now."""
         if not self._memory:
             return 0.0 if self._spool is not None and self._spool.is_slack else self._spool_after
-        if self._away or self._memory.size >= self._memory_max:
+        if self._database_failed or self._memory.size >= self._memory_max:
             return 0.0
         return max(0.0, self._memory.oldest_since + self._spool_after - self._clock.monotonic())
 
-    def _note(self) -> None:
+    def _update_state(self) -> None:
         """Bring the events, and whether the stream may go on, up to date."""
         waiting = bool(self._memory) or self._spooled > self._committed
         for event, state in (
             (self._filled, waiting),
             (self._emptied, not waiting),
-            (self._safe, self._away and not self._memory),
+            (self._safe, self._database_failed and not self._memory),
         ):
             (event.set if state else event.clear)()
-        if self._memory and (self._away or self._memory.size >= self._memory_max):
+        if self._memory and (self._database_failed or self._memory.size >= self._memory_max):
             self._wake.set()
         if not waiting or (self._spool is not None and not self._spool.is_full):
-            self._refused = False
+            self._disk_full = False
         self.blocked_by = self._reason_to_block(1.0 if self.blocked_by is None else LOW_MARK)
         (self._room.set if self.blocked_by is None else self._room.clear)()
 
     def _reason_to_block(self, share: float) -> EndReason | None:
         memory_bound = self._memory_max * (1 if self._spool is None else 2)
-        if self._broken_session is not None:
-            return self._broken_because
-        if self._refused:
+        if self._invalid_session is not None:
+            return self._invalid_because
+        if self._disk_full:
             return EndReason.DISK_FULL
         if self._memory.size >= memory_bound * share or self.spooled_bytes >= max(self._spool_max * share, 1):
             return EndReason.BUFFER_FULL

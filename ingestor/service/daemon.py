@@ -132,7 +132,7 @@ class Daemon:
             await _cancel(listening)
             await self._drain({writing, spooling}, request)
             await self._wait_for_the_spool(spooling)
-            await self.buffer.secure()
+            await self.buffer.spool_all()
         finally:
             await self._store.give_up()
             await _cancel(listening, writing, spooling, looking, stop)

@@ -85,7 +85,7 @@ class Writer:
                     written = await write(batches)
                     self._count(batches, written, self._clock.monotonic() - began)
         self._liveness.extend()
-        await self._buffer.done()
+        await self._buffer.acknowledge()
         return set() if inherited else {batch.session.id for batch in batches}
 
     async def _take(self) -> tuple[Batch, ...]:
@@ -152,7 +152,7 @@ class Writer:
         for session, tally in written.tallies.items():
             if tally.missing:
                 self._telemetry.commits_lost(session, tally.missing)
-                self._buffer.distrust(session)
+                self._buffer.invalidate_session(session)
 
 
 def _names(batches: tuple[Batch, ...]) -> dict[str, Any]:

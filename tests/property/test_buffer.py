@@ -46,16 +46,16 @@ async def check(directory: Path, steps: list[tuple[str, int]]) -> None:
                 assert found == waiting[: len(found)]
                 taken = len(found)
             case "done" if taken:
-                await buffer.done()
+                await buffer.acknowledge()
                 waiting, secured, taken = waiting[taken:], max(0, secured - taken), 0
             case "fail":
                 buffer.write_failed()
             case "secure":
-                assert await buffer.secure()
+                assert await buffer.spool_all()
                 secured = len(waiting)
             case "die" | "stop":
                 if step == "stop":
-                    assert await buffer.secure()
+                    assert await buffer.spool_all()
                     secured = len(waiting)
                 await buffer.close()
                 waiting, taken = waiting[:secured], 0
@@ -65,7 +65,7 @@ async def check(directory: Path, steps: list[tuple[str, int]]) -> None:
     left: list[int] = []
     while buffer.size:
         left += [batch.number for batch in await buffer.take()]
-        await buffer.done()
+        await buffer.acknowledge()
     assert left == waiting
     await buffer.close()
 

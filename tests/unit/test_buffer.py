@@ -69,7 +69,7 @@ async def drained(buffer: Buffer) -> list[int]:
     found: list[int] = []
     while buffer.size:
         found += await numbers(buffer)
-        await buffer.done()
+        await buffer.acknowledge()
     return found
 
 
@@ -82,9 +82,9 @@ async def test_first_in_first_out() -> None:
     assert await buffer.take(max_rows=3) == tuple(batches[:3])
     assert await buffer.take(max_rows=2) == tuple(batches[:2])
     assert len(buffer.in_memory) == 5
-    await buffer.done()
+    await buffer.acknowledge()
     assert await buffer.take() == tuple(batches[2:])
-    await buffer.done()
+    await buffer.acknowledge()
     assert (len(buffer.in_memory), buffer.size) == (0, 0)
 
 
@@ -119,7 +119,7 @@ async def test_high_and_low_mark() -> None:
     assert len(buffer.in_memory) == 11
     for expected in (True, True, True, False):
         await buffer.take(max_rows=1)
-        await buffer.done()
+        await buffer.acknowledge()
         await asyncio.sleep(0)
         assert (blocked(buffer) is not None) is expected
     await waiting
@@ -154,7 +154,7 @@ async def test_a_heartbeat_being_written_is_followed_by_the_next() -> None:
     buffer.put(batch(2, 0))
     await buffer.take()
     buffer.put(batch(3, 0))
-    await buffer.done()
+    await buffer.acknowledge()
     assert await numbers(buffer) == [3]
 
 
@@ -167,7 +167,7 @@ async def test_wait_until_empty() -> None:
     await buffer.take()
     await asyncio.sleep(0)
     assert not waiting.done()
-    await buffer.done()
+    await buffer.acknowledge()
     await waiting
 
 
@@ -177,7 +177,7 @@ async def test_nothing_is_spooled_while_writes_succeed(tmp_path: Path) -> None:
         for number in range(1, 50):
             buffer.put(batch(number))
             assert await numbers(buffer) == [number]
-            await buffer.done()
+            await buffer.acknowledge()
             await asyncio.sleep(0)
         assert buffer.spooled_batches == 0
         assert buffer._spool is not None
@@ -199,12 +199,12 @@ async def test_a_failed_write_sends_everything_to_disk(tmp_path: Path) -> None:
         assert not buffer.in_memory
         await asyncio.wait_for(buffer.wait_until_safe(), 5)
         assert taken[0].number == 1
-        await buffer.done()
+        await buffer.acknowledge()
         buffer.put(batch(4))
         await asyncio.sleep(0.05)
         assert [b.number for b in buffer.in_memory] == [4]
         assert await numbers(buffer) == [2, 3]
-        await buffer.done()
+        await buffer.acknowledge()
         assert buffer.spooled_batches == 0
         assert await numbers(buffer) == [4]
 
@@ -216,10 +216,10 @@ async def test_a_slow_commit_sends_it_to_disk(tmp_path: Path) -> None:
         await buffer.take()
         await eventually(lambda: buffer.spooled_batches == 1)
         buffer.put(batch(2))
-        await buffer.done()
+        await buffer.acknowledge()
         assert buffer.spooled_batches == 0
         assert await numbers(buffer) == [2]
-        await buffer.done()
+        await buffer.acknowledge()
         assert (buffer.spooled_batches, buffer.size) == (0, 0)
 
 
@@ -251,7 +251,7 @@ async def test_ticks_before_the_spool_is_open(tmp_path: Path) -> None:
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):
             buffer.put(batch(number))
-        assert await buffer.secure()
+        assert await buffer.spool_all()
     settings: dict[str, Any] = {"memory_max_bytes": 2**20, "spool_max_bytes": 2**30}
     buffer = Buffer(spool=Spool(tmp_path), clock=SystemClock(), telemetry=Telemetry(), **settings)
     buffer.claim()
@@ -260,9 +260,9 @@ async def test_ticks_before_the_spool_is_open(tmp_path: Path) -> None:
     await buffer.open()
     buffer.put(batch(3, session=OTHER))
     assert inherited(buffer)
-    assert await buffer.secure()
+    assert await buffer.spool_all()
     assert await numbers(buffer) == [1, 2, 3]
-    await buffer.done()
+    await buffer.acknowledge()
     assert not inherited(buffer)
     assert await drained(buffer) == [1, 2, 3]
     await buffer.close()
@@ -273,7 +273,7 @@ async def test_space_is_given_back(tmp_path: Path) -> None:
     async with on_disk(tmp_path, spool_after=0.05) as buffer:
         for number in range(1, 101):
             buffer.put(batch(number, 2000))
-        assert await buffer.secure()
+        assert await buffer.spool_all()
         assert (tmp_path / "spool.db").stat().st_size > 10 * 2**20
         await drained(buffer)
         await eventually(lambda: (tmp_path / "spool.db").stat().st_size < 2 * 2**20)
@@ -284,7 +284,7 @@ async def test_unawaited_damage_is_reported(tmp_path: Path) -> None:
     telemetry = Telemetry()
     async with on_disk(tmp_path, telemetry=telemetry) as buffer:
         buffer.put(batch(1))
-        assert await buffer.secure()
+        assert await buffer.spool_all()
         assert buffer._spool is not None
         assert buffer._spool._connection is not None
         buffer._spool._connection.execute("UPDATE batches SET checksum = 0")
@@ -306,11 +306,11 @@ async def test_a_disk_that_damages_everything(tmp_path: Path, monkeypatch: pytes
 
         monkeypatch.setattr(buffer._spool, "append", append)
         buffer.put(batch(1))
-        assert not await buffer.secure()
+        assert not await buffer.spool_all()
         assert len(buffer.in_memory) == 1
         assert blocked(buffer) is EndReason.SPOOL_DAMAGED
         monkeypatch.undo()
-        assert await buffer.secure()
+        assert await buffer.spool_all()
         assert not len(buffer.in_memory)
 
 
@@ -319,15 +319,15 @@ async def test_a_successor_continues(tmp_path: Path) -> None:
     async with on_disk(tmp_path) as buffer:
         for number in range(1, 4):
             buffer.put(batch(number))
-        assert await buffer.secure()
+        assert await buffer.spool_all()
     async with on_disk(tmp_path) as buffer:
         assert inherited(buffer)
         buffer.put(batch(1, session=OTHER))
         assert await numbers(buffer, max_rows=2) == [1, 2]
-        await buffer.done()
+        await buffer.acknowledge()
         assert inherited(buffer)
         assert await numbers(buffer) == [3]
-        await buffer.done()
+        await buffer.acknowledge()
         assert not inherited(buffer)
         assert [b.session for b in await buffer.take()] == [OTHER]
     async with on_disk(tmp_path) as buffer:
@@ -365,7 +365,7 @@ async def test_the_bound_of_the_disk(tmp_path: Path) -> None:
         while blocked(buffer):
             assert buffer.spooled_bytes > 2400
             found += await numbers(buffer, max_rows=1)
-            await buffer.done()
+            await buffer.acknowledge()
         assert buffer.spooled_bytes <= 2400
         assert found + await drained(buffer) == list(range(1, number + 2))
 
@@ -429,7 +429,7 @@ async def test_a_spool_that_breaks_with_all_that_there_was(tmp_path: Path) -> No
         assert blocked(buffer) is None
         buffer.put(batch(1, session=OTHER, covered_until=50))
         assert [b.covered_until for b in await asyncio.wait_for(taking, 5)] == [50]
-        await buffer.done()
+        await buffer.acknowledge()
         assert await drained(buffer) == []
 
 
@@ -437,13 +437,13 @@ async def test_a_spool_that_breaks_before_an_append(tmp_path: Path) -> None:
     """A batch that is appended while the damage is being found covers nothing either."""
     async with on_disk(tmp_path) as buffer:
         buffer.put(batch(1, covered_until=10))
-        assert await buffer.secure()
+        assert await buffer.spool_all()
         assert buffer._spool is not None
         assert buffer._spool._connection is not None
         buffer._spool._connection.execute("UPDATE batches SET checksum = 0")
         buffer.put(batch(2, covered_until=20))
         taking = asyncio.create_task(buffer.take())
-        assert await asyncio.create_task(buffer.secure())
+        assert await asyncio.create_task(buffer.spool_all())
         assert [b.covered_until for b in await asyncio.wait_for(taking, 5)] == [None]
         assert [e.batch.covered_until for e in buffer._spool.read(0, 10, 10**6)] == [None]
 
@@ -465,10 +465,10 @@ async def test_a_spool_that_breaks(tmp_path: Path) -> None:
         assert blocked(buffer) is None
         buffer.put(batch(1, session=OTHER, covered_until=50))
         found = list(await taking)
-        await buffer.done()
+        await buffer.acknowledge()
         while buffer.size:
             found += await buffer.take()
-            await buffer.done()
+            await buffer.acknowledge()
     coverage = {(b.session.id.int, b.number): b.covered_until for b in found if b.number > 1 or b.session == OTHER}
     assert coverage in (
         {(1, 2): None, (1, 3): None, (1, 4): None, (2, 1): 50},
