@@ -10,6 +10,7 @@ is damaged: `SpoolDamagedError`, and the next call finds an empty one. A newer v
 from __future__ import annotations
 
 import contextlib
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -405,6 +406,19 @@ class Spool:
     def _name_aside(self, at: datetime | None) -> Path:
         """Return the name of a file that was set aside at that instant; a pattern of all names without one."""
         return self.path.with_name(f"spool-damaged-{'*' if at is None else f'{at:%Y%m%dT%H%M%S.%fZ}'}.db")
+
+
+def prepare_state_directory(directory: Path) -> None:
+    """Make the directory of the daemon's own files, if needed. Raises ConfigurationError if it can't be written to."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "accepted").touch(mode=0o600)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # may pass without an operator, so a service manager may retry
+            raise IngestorError(f"The disk of {directory} is full.", hint="Make room on it.") from None
+        raise ConfigurationError(
+            f"INGESTOR_SPOOL_DIR: {directory} is not a directory that can be written to: {error.strerror}."
+        ) from None
 
 
 def _is_slack(connection: sqlite3.Connection) -> bool:

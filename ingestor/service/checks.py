@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 
 from ingestor.backfill.client import RestClient
 from ingestor.buffer.reserve import BALLAST
+from ingestor.buffer.spool import prepare_state_directory
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
-from ingestor.service.daemon import prepare_state_directory
 from ingestor.settings import Settings, unknown_variables
 from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect, settings_drift
 from ingestor.store.retry import MIGRATE, UPDATE
@@ -116,10 +116,10 @@ async def _rest(settings: Settings) -> CheckResult:
 
 def _disk(settings: Settings) -> CheckResult:
     try:
-        prepare_state_directory(settings)
+        directory = settings.state_path("")
+        prepare_state_directory(directory)
     except ConfigurationError as error:
         return CheckResult("disk", Severity.PROBLEM, str(error))
-    directory = settings.state_path("")
     free = shutil.disk_usage(directory).free
     needed = settings.spool_max_bytes + BALLAST
     text = f"{directory} has {free / 2**30:.1f} GiB free for a spool of {settings.spool_max_bytes / 2**30:.1f} GiB"

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import math
 
 from ingestor import __version__
 from ingestor.buffer.fifo import Buffer
-from ingestor.buffer.spool import Spool
+from ingestor.buffer.spool import Spool, prepare_state_directory
 from ingestor.clock import Clock, SystemClock
 from ingestor.coverage.calendar import load
-from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError
+from ingestor.errors import ConfigurationError, MessagesLostError
 from ingestor.service.coverage_monitor import CoverageMonitor
 from ingestor.service.process import StopRequest
 from ingestor.service.reader import StreamReader
 from ingestor.service.status import Status
 from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
-from ingestor.settings import Settings, variable
+from ingestor.settings import Settings
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import PATIENCE, LivenessDeadline
@@ -96,7 +95,7 @@ class Daemon:
         ConfigurationError when the stream's failure needs one, or another process owns the spool or the
         port, and MessagesLostError when not everything could be kept.
         """
-        prepare_state_directory(self._settings)
+        prepare_state_directory(self._settings.state_path(""))
         self.buffer.claim()
         try:
             self.http.bind()
@@ -221,20 +220,6 @@ class Daemon:
         if lost:
             self.telemetry.abandoned(batches=len(lost), messages=messages)
         return messages
-
-
-def prepare_state_directory(settings: Settings) -> None:
-    """Make the directory of the daemon's own files. Raises ConfigurationError where that can't be done."""
-    directory = settings.state_path("")
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (directory / "accepted").touch(mode=0o600)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:  # which may pass, so a service manager is to try again
-            raise IngestorError(f"The disk of {directory} is full.", hint="Make room on it.") from None
-        raise ConfigurationError(
-            f"{variable('spool_dir')}: {directory} is not a directory that can be written to: {error.strerror}."
-        ) from None
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:
