@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,10 +38,10 @@ def settings(simulator: Simulator, database: str, **changes: Any) -> Settings:
 
 
 @contextlib.asynccontextmanager
-async def running(configuration: Settings) -> AsyncIterator[Daemon]:
-    """Run a daemon, and stop it in order at the end."""
+async def running(configuration: Settings, **parts: Any) -> AsyncIterator[Daemon]:
+    """Run a daemon of these parts, and stop it in order at the end."""
     request = StopRequest()
-    daemon = Daemon(configuration)
+    daemon = Daemon(configuration, **parts)
     task = asyncio.create_task(daemon.run(request))
     try:
         yield daemon
@@ -92,9 +92,14 @@ class Market:
 
 
 @contextlib.asynccontextmanager
-async def recording(url: str, **changes: Any) -> AsyncIterator[tuple[Market, Any]]:
+async def recording(
+    url: str, *, parts: Mapping[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[tuple[Market, Any]]:
     """Run a market and a daemon that receives it."""
-    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, url, **changes)) as daemon:
+    async with (
+        Simulator(port=0, rate=0) as simulator,
+        running(settings(simulator, url, **changes), **(parts or {})) as daemon,
+    ):
         await simulator.wait_connected()
         yield Market(simulator), daemon
 

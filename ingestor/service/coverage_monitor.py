@@ -19,13 +19,6 @@ from ingestor.store.inspect import SchemaFacts, inspect, settings_drift
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import tell_left_out
 
-MINUTE = 60.0
-DAY = 86_400.0
-"""Seconds between two looks."""
-
-FORGET = 600.0
-"""Seconds after which what was found is too old to be shown."""
-
 LONGEST_BREAK = timedelta(days=8)
 """From one trading day to the next, at most: Easter and Christmas take less."""
 
@@ -41,16 +34,29 @@ class Coverage:
 
 
 class CoverageMonitor:
-    """Asks the database, on connections of its own, so that the writer never waits for it.
+    """Queries the database on its own connections, so that the writer never waits for it.
 
-    `coverage` is what was found last; None before the first answer, and when the last one is too old.
+    It queries coverage every `coverage_interval` seconds, schema and calendar every `schema_interval` seconds.
+    `coverage` is the last result: None before the first one, and when it is `max_age` seconds old.
     """
 
-    def __init__(self, settings: Settings, *, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock,
+        telemetry: Telemetry,
+        coverage_interval: float = 60.0,
+        schema_interval: float = 86_400.0,
+        max_age: float = 600.0,
+    ) -> None:
         self._settings = settings
         self._url = settings.read_database_url()  # once: a file that is missing for a moment must not end a recorder
         self._clock = clock
         self._telemetry = telemetry
+        self._coverage_interval = coverage_interval
+        self._schema_interval = schema_interval
+        self._max_age = max_age
         self._looked_at = self._judged_at = -math.inf
         self.coverage: Coverage | None = None
 
@@ -58,7 +64,7 @@ class CoverageMonitor:
         """Look now and then, from when the database has answered the writer (`writes`); ends by being cancelled."""
         while not writes.is_set():
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(MINUTE):
+                async with asyncio.timeout(self._coverage_interval):
                     await writes.wait()
             tell_left_out()
         while True:
@@ -69,7 +75,10 @@ class CoverageMonitor:
     async def _pause(self) -> None:
         """Wait for a minute, or until the database has recovered: after an outage the last answer is out of date."""
         recovered = self._telemetry.database_recovered
-        waiting = [asyncio.create_task(self._clock.sleep(MINUTE)), asyncio.create_task(recovered.wait())]
+        waiting = [
+            asyncio.create_task(self._clock.sleep(self._coverage_interval)),
+            asyncio.create_task(recovered.wait()),
+        ]
         try:
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -84,11 +93,11 @@ class CoverageMonitor:
         try:
             await self._look_at_coverage()
             self._looked_at = now
-            if now - self._judged_at >= DAY and await self._look_at_schema():
+            if now - self._judged_at >= self._schema_interval and await self._look_at_schema():
                 self._judged_at = now
         except Exception as error:  # noqa: BLE001 - what is only shown must never end a recorder
             self._telemetry.coverage_query_failed(outside_text(error))
-            if now - self._looked_at >= FORGET:
+            if now - self._looked_at >= self._max_age:
                 self.coverage = None
 
     async def _look_at_schema(self) -> bool:

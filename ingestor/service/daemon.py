@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 
 from ingestor import __version__
 from ingestor.buffer.fifo import Buffer
@@ -34,7 +35,14 @@ WATCH = 1.0
 class Daemon:
     """One stream, one buffer, one database. `telemetry` tells what it does, and so does `http` while it runs."""
 
-    def __init__(self, settings: Settings, *, clock: Clock | None = None, telemetry: Telemetry | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        telemetry: Telemetry | None = None,
+        new_coverage_monitor: Callable[..., CoverageMonitor] = CoverageMonitor,
+    ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
         self.telemetry = telemetry or Telemetry(self._clock)
@@ -75,7 +83,7 @@ class Daemon:
             telemetry=self.telemetry,
             liveness=reader,
         )
-        self._coverage_monitor = CoverageMonitor(settings, clock=self._clock, telemetry=self.telemetry)
+        self._coverage_monitor = new_coverage_monitor(settings, clock=self._clock, telemetry=self.telemetry)
         self.status = Status(
             settings,
             clock=self._clock,

@@ -17,7 +17,7 @@ from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.coverage_monitor import Coverage, CoverageMonitor
 from ingestor.settings import Settings
 from ingestor.telemetry.events import LATEST_TICKS, Connection, Telemetry
-from ingestor.telemetry.history import STEP, STEPS
+from ingestor.telemetry.history import HISTORY_STEPS
 from ingestor.telemetry.liveness import LivenessDeadline
 from ingestor.telemetry.metrics import Facts
 
@@ -189,13 +189,13 @@ class Status:
         }
 
     def _history(self) -> dict[str, Any]:
-        now = self._clock.monotonic()
-        steps = self._telemetry.history.steps(now)
-        before = [None] * (STEPS - len(steps))
+        now, history = self._clock.monotonic(), self._telemetry.history
+        steps, length = history.steps(now), history.step
+        before = [None] * (HISTORY_STEPS - len(steps))
         return {
-            "step": STEP,
-            "until": _iso(self._clock.wall() - round(now % STEP * SECOND)),
-            "ticks": [*before, *(step.ticks / STEP for step in steps)],
+            "step": length,
+            "until": _iso(self._clock.wall() - round(now % length * SECOND)),
+            "ticks": [*before, *(step.ticks / length for step in steps)],
             "delay": [*before, *(step.delay for step in steps)],
             "delay_max": [*before, *(step.delay_max for step in steps)],
         }

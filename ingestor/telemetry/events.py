@@ -19,7 +19,7 @@ from prometheus_client import Histogram
 from ingestor.clock import Clock, ClockDifference, SystemClock
 from ingestor.model import SECOND, Batch, EndReason, Micros, Session, SessionEnd, Tally
 from ingestor.redaction import outside_text
-from ingestor.telemetry.history import History
+from ingestor.telemetry.history import HISTORY_STEP_SECONDS, History
 from ingestor.telemetry.readiness import MOST_DETAIL, Readiness
 from ingestor.telemetry.rejections import RejectionRun
 
@@ -134,13 +134,13 @@ class Histograms:
 class Telemetry:
     """One function for each event. What they move is here to be read."""
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, *, history_step: float = HISTORY_STEP_SECONDS) -> None:
         self._clock = clock or SystemClock()
         self._log = structlog.get_logger()
         self.started_at = self._clock.wall()
         self.counts = Counts()
         self.histograms = Histograms()
-        self.history = History(self._clock.monotonic())
+        self.history = History(self._clock.monotonic(), history_step)
         self.readiness = Readiness(self._clock)
         self.readiness.fails("stream", "There was no connection yet.")
         self.readiness.fails("database", "It has not answered yet.")

@@ -7,11 +7,10 @@ from collections import deque
 from dataclasses import dataclass
 from statistics import median
 
-STEP = 10.0
-"""Seconds of one step."""
+HISTORY_STEP_SECONDS = 10.0
 
-STEPS = 360
-"""An hour."""
+HISTORY_STEPS = 360
+"""An hour of `HISTORY_STEP_SECONDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +23,12 @@ class Step:
 
 
 class History:
-    """Counts by steps. Every `now` is in seconds, and never earlier than the one before it."""
+    """Counts by steps of `step` seconds. Every `now` is in seconds and no earlier than the one before it."""
 
-    def __init__(self, now: float) -> None:
-        self._steps: deque[Step] = deque(maxlen=STEPS)
-        self._number = math.floor(now / STEP)
+    def __init__(self, now: float, step: float = HISTORY_STEP_SECONDS) -> None:
+        self.step = step
+        self._steps: deque[Step] = deque(maxlen=HISTORY_STEPS)
+        self._number = math.floor(now / self.step)
         self._ticks = 0
         self._delays: list[float] = []
 
@@ -43,16 +43,16 @@ class History:
         self._delays.append(seconds)
 
     def steps(self, now: float) -> list[Step]:
-        """Return the steps that are over, oldest first: as many as there were, and `STEPS` at most."""
+        """Return the steps that are over, oldest first: `HISTORY_STEPS` at most."""
         self._advance(now)
         return list(self._steps)
 
     def _advance(self, now: float) -> None:
-        number = math.floor(now / STEP)
-        if number - self._number > STEPS:  # what there was is older than what is shown
+        number = math.floor(now / self.step)
+        if number - self._number > HISTORY_STEPS:  # what there was is older than what is shown
             self._ticks = 0
             self._delays.clear()
-        for _ in range(min(number - self._number, STEPS)):
+        for _ in range(min(number - self._number, HISTORY_STEPS)):
             self._steps.append(
                 Step(self._ticks, median(self._delays), max(self._delays))
                 if self._delays

@@ -9,13 +9,14 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ingestor.service import coverage_monitor
+from ingestor.service.coverage_monitor import CoverageMonitor
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import variable
@@ -108,13 +109,10 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
                 await asyncio.sleep(0.02)
 
 
-async def test_a_database_that_fails_only_the_coverage_query(
-    writer_url: str, database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_database_that_fails_only_the_coverage_query(writer_url: str, database: str) -> None:
     """If the coverage query fails, old gaps are not shown indefinitely, and the recorder continues."""
-    monkeypatch.setattr(coverage_monitor, "MINUTE", 0.05)
-    monkeypatch.setattr(coverage_monitor, "FORGET", 0.1)
-    async with recording(writer_url) as (market, daemon), seen(daemon) as window:
+    parts = {"new_coverage_monitor": partial(CoverageMonitor, coverage_interval=0.05, max_age=0.1)}
+    async with recording(writer_url, parts=parts) as (market, daemon), seen(daemon) as window:
         async with asyncio.timeout(10):
             while await window.metric("ingestor_open_gaps") is None:
                 await asyncio.sleep(0.02)
@@ -130,14 +128,15 @@ async def test_a_database_that_fails_only_the_coverage_query(
                 await asyncio.sleep(0.02)
 
 
-async def test_a_secret_file_that_is_missing_for_a_moment(
-    writer_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_secret_file_that_is_missing_for_a_moment(writer_url: str, tmp_path: Path) -> None:
     """A secret file that is missing for a moment does not end the daemon, which reads the address at its start."""
-    monkeypatch.setattr(coverage_monitor, "MINUTE", 0.05)
+    parts = {"new_coverage_monitor": partial(CoverageMonitor, coverage_interval=0.05)}
     file = tmp_path / "url"
     file.write_text(writer_url)
-    async with recording("", database_url=None, database_url_file=file) as (_, daemon), seen(daemon) as window:
+    async with (
+        recording("", parts=parts, database_url=None, database_url_file=file) as (_, daemon),
+        seen(daemon) as window,
+    ):
         await until_answer(window, "/readyz", ready=True)
         async with asyncio.timeout(10):
             while daemon._coverage_monitor.coverage is None:

@@ -20,10 +20,9 @@ from prometheus_client import CollectorRegistry
 from ingestor.chart.palette import palette
 from ingestor.coverage.report import STATUSES
 from ingestor.model import Tick
-from ingestor.service import status
 from ingestor.service.daemon import Daemon
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.telemetry import history
+from ingestor.telemetry.events import Telemetry
 from ingestor.web.app import make_app
 from ingestor.web.server import HttpServer
 from tests.http import Window
@@ -135,7 +134,11 @@ async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, 
     """At three widths, light and dark, the numbers agree; no error, no overflow, no element without a name."""
     # With the usual heartbeat, a busy machine does not miss three of them.
     calm = {"heartbeat": "5s"}
-    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url, **calm)) as daemon:
+    fast_steps = Telemetry(history_step=0.1)  # the charts have points after a moment, instead of ten seconds
+    async with (
+        Simulator(port=0, rate=0) as simulator,
+        running(settings(simulator, writer_url, **calm), telemetry=fast_steps) as daemon,
+    ):
         url = await address(daemon)
         await simulator.wait_connected()
         views = [await view(browser, url, *each) for each in VIEWS]

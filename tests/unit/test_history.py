@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ingestor.telemetry.history import STEP, STEPS, History, Step
+from ingestor.telemetry.history import HISTORY_STEPS, History, Step
 
 
 def test_contents_of_a_step() -> None:
@@ -16,9 +16,9 @@ def test_contents_of_a_step() -> None:
 
 
 def test_silence_fills_steps() -> None:
-    history = History(0.0)
+    history = History(0.0, step=2.0)
     history.add_ticks(1, 1.0)
-    assert history.steps(3 * STEP) == [Step(1, None, None), Step(0, None, None), Step(0, None, None)]
+    assert history.steps(6.0) == [Step(1, None, None), Step(0, None, None), Step(0, None, None)]
 
 
 def test_only_the_last_hour_is_kept() -> None:
@@ -26,5 +26,5 @@ def test_only_the_last_hour_is_kept() -> None:
     history = History(0.0)
     history.add_ticks(1, 1.0)
     steps = history.steps(1e6)
-    assert len(steps) == STEPS
+    assert len(steps) == HISTORY_STEPS
     assert sum(step.ticks for step in steps) == 0
