@@ -177,29 +177,30 @@ class Daemon:
         self.http.close()
 
     async def _watch(self) -> None:
-        """Tell the service manager how it is, and that it is alive: while reader and writer advance, no longer."""
-        await self._wait_for_the_start()
+        """Refresh readiness, and report to the service manager."""
         interval = min(WATCH, (self._notifier.watchdog_seconds or math.inf) / 2)
-        while True:
-            self._notifier.ready()
-            stuck = [name for name, advances in self.status.loops().items() if not advances]
-            if stuck:
-                self.telemetry.stuck(stuck)
-            else:
-                self._notifier.alive()
-            self.status.assess()
-            self._notifier.status(self.status.line())
-            await self._clock.sleep(interval)
-
-    async def _wait_for_the_start(self) -> None:
-        """Ask the service manager for patience until the spool is open, which may take long on a slow or full disk."""
         opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
         try:
-            while not opening.done():
-                self._notifier.starting(60 * WATCH)
-                await asyncio.wait({opening}, timeout=WATCH)
+            while True:
+                self.status.refresh()
+                if opening.done():
+                    self._report()
+                    await self._clock.sleep(interval)
+                else:  # opening the spool may take long on a slow or full disk
+                    self._notifier.starting(60 * WATCH)
+                    await asyncio.wait({opening}, timeout=WATCH)
         finally:
             await _cancel(opening)
+
+    def _report(self) -> None:
+        """Report the start and the status to the service manager, and liveness while reader and writer advance."""
+        self._notifier.ready()
+        stuck = [name for name, advances in self.status.loops().items() if not advances]
+        if stuck:
+            self.telemetry.stuck(stuck)
+        else:
+            self._notifier.alive()
+        self._notifier.status(self.status.line())
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until nothing is left, or all of it is on disk, or the stop timeout is over, or somebody hurries."""

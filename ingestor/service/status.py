@@ -51,11 +51,13 @@ class Status:
         self._liveness_deadlines = liveness_deadlines
         self._was_blocked = False
 
-    def assess(self) -> None:
-        """Bring readiness up to date with what no event tells. To be called every second or so."""
+    def refresh(self) -> None:
+        """Update readiness where no event does. The daemon's loop calls this about every second; reading never does."""
         readiness, blocked = self._telemetry.readiness, self._buffer.blocked_by
-        if blocked is not None:
-            readiness.fails("database" if blocked is EndReason.COMMITS_LOST else "spool", BLOCK_MESSAGES[blocked])
+        if blocked is EndReason.COMMITS_LOST:
+            readiness.fails("database", BLOCK_MESSAGES[blocked])
+        elif blocked is not None:
+            readiness.fails("spool", BLOCK_MESSAGES[blocked])
         elif self._was_blocked or not self._buffer.size:
             readiness.passes("spool")
         self._was_blocked = blocked is not None
@@ -76,8 +78,7 @@ class Status:
         return {name: not liveness.is_stuck for name, liveness in self._liveness_deadlines.items()}
 
     def readiness(self) -> dict[str, Any]:
-        """Return whether ticks are heard and written now, and what is not well since when."""
-        self.assess()
+        """Return whether ticks are received and written, and each failing check with its start and detail."""
         problems = [
             {"check": problem.check, "since": _iso(problem.since), "detail": problem.detail}
             for problem in self._telemetry.readiness.problems
@@ -91,10 +92,8 @@ class Status:
         return f"{stream.state}, {counts.ticks_written:,} ticks written, {self._buffer.size:,} bytes wait{problems}"
 
     def facts(self) -> Facts:
-        """Return what the metrics say of the moment."""
-        self.assess()
+        """Return the current values of the metrics."""
         buffer, coverage = self._buffer, self._coverage_monitor.coverage
-        oldest = coverage.open.oldest if coverage else None
         day = coverage.day if coverage else None
         now = self._clock.wall()
         return Facts(
@@ -104,9 +103,14 @@ class Status:
             spool_max_bytes=buffer.spool_max_bytes,
             spool_batches=buffer.spooled_batches,
             open_gaps=coverage.open.count if coverage else None,
-            oldest_open_gap_seconds=self._age(oldest) if oldest else 0.0 if coverage else None,
+            oldest_open_gap_seconds=self._oldest_gap_seconds(coverage),
             coverage_ratio=day.percent / 100 if day is not None and day.percent is not None else None,
         )
+
+    def _oldest_gap_seconds(self, coverage: Coverage | None) -> float | None:
+        if coverage is None:
+            return None
+        return self._age(coverage.open.oldest) if coverage.open.oldest else 0.0
 
     def _age(self, moment: datetime) -> float:
         """Return how long ago, in seconds, something was that is on record: by the database's clock."""
