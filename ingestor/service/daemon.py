@@ -21,15 +21,15 @@ from ingestor.service.writer import Writer
 from ingestor.settings import Settings
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
-from ingestor.telemetry.liveness import PATIENCE, LivenessDeadline
+from ingestor.telemetry.liveness import LIVENESS_STEP_SECONDS, LivenessDeadline
 from ingestor.telemetry.log import tell_left_out
 from ingestor.telemetry.metrics import new_registry
 from ingestor.web.app import make_app
 from ingestor.web.hosts import Hosts
 from ingestor.web.server import CLOSE_TIMEOUT, HttpServer
 
-WATCH = 1.0
-"""Seconds between two looks at whether the loops advance."""
+WATCH_INTERVAL = 1.0
+"""Seconds between two checks of liveness and readiness."""
 
 
 class Daemon:
@@ -57,7 +57,7 @@ class Daemon:
             spool_after=settings.spool_after,
         )
         reader = LivenessDeadline(self._clock)
-        writer = LivenessDeadline(self._clock, PATIENCE + 2 * settings.write_timeout)
+        writer = LivenessDeadline(self._clock, LIVENESS_STEP_SECONDS + 2 * settings.write_timeout)
         self._store = TickStore(
             settings.read_database_url(),
             write_timeout=settings.write_timeout,
@@ -178,7 +178,7 @@ class Daemon:
 
     async def _watch(self) -> None:
         """Refresh readiness, and report to the service manager."""
-        interval = min(WATCH, (self._notifier.watchdog_seconds or math.inf) / 2)
+        interval = min(WATCH_INTERVAL, (self._notifier.watchdog_seconds or math.inf) / 2)
         opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
         try:
             while True:
@@ -187,8 +187,8 @@ class Daemon:
                     self._report()
                     await self._clock.sleep(interval)
                 else:  # opening the spool may take long on a slow or full disk
-                    self._notifier.starting(60 * WATCH)
-                    await asyncio.wait({opening}, timeout=WATCH)
+                    self._notifier.starting(60 * WATCH_INTERVAL)
+                    await asyncio.wait({opening}, timeout=WATCH_INTERVAL)
         finally:
             await _cancel(opening)
 

@@ -13,7 +13,7 @@ from ingestor.buffer.fifo import BLOCK_MESSAGES, Buffer
 from ingestor.clock import Clock
 from ingestor.coverage.calendar import Calendar
 from ingestor.errors import ConfigurationError, StreamError
-from ingestor.model import SECOND, EndReason, Micros
+from ingestor.model import SECOND, Duration, EndReason, Micros
 from ingestor.redaction import outside_text
 from ingestor.service.recorder import Recorder, new_recorder, watch_interval
 from ingestor.settings import Settings
@@ -198,7 +198,7 @@ class StreamReader:
                 )
 
 
-def is_stalled(calendar: Calendar, now: Micros, last: Micros, timeout: Micros) -> bool:
+def is_stalled(calendar: Calendar, now: Micros, last: Micros, timeout: Duration) -> bool:
     """Whether no tick has come for too long while the market was open.
 
     The time counts from the latest of the opening, the authentication and the last tick (`last` is the later of

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import chain, islice
 from typing import Any
 
 from ingestor import __version__
 from ingestor.batch import unpack
 from ingestor.buffer.fifo import BLOCK_MESSAGES, Buffer
-from ingestor.clock import UNCOMPARED, Clock, ClockDifference
+from ingestor.clock import UNCOMPARED, Clock, ClockDifference, from_datetime, to_datetime
 from ingestor.coverage.calendar import Calendar
 from ingestor.coverage.report import Day, as_record
 from ingestor.model import SECOND, EndReason, Micros
@@ -115,7 +115,7 @@ class Status:
     def _age(self, moment: datetime) -> float:
         """Return how long ago, in seconds, something was that is on record: by the database's clock."""
         difference = self._telemetry.clock_difference or UNCOMPARED
-        return (self._clock.wall() - difference.ahead) / SECOND - moment.timestamp()
+        return (self._clock.wall() - difference.ahead - from_datetime(moment)) / SECOND
 
     def status(self) -> dict[str, Any]:
         """Return what the page shows, ready for JSON. Instants are ISO 8601 in UTC, durations seconds, sizes bytes."""
@@ -259,4 +259,4 @@ def _difference(difference: ClockDifference | None) -> dict[str, Any] | None:
 
 
 def _iso(at: Micros | None) -> str | None:
-    return None if at is None else datetime.fromtimestamp(at / SECOND, UTC).isoformat(timespec="milliseconds")
+    return None if at is None else to_datetime(at).isoformat(timespec="milliseconds")

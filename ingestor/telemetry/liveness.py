@@ -6,31 +6,28 @@ import math
 
 from ingestor.clock import Clock
 
-GRACE = 30.0
-"""Seconds past the deadline before a loop counts as stuck: the machine may be busy."""
+LIVENESS_GRACE_SECONDS = 30.0
+"""A loop counts as stuck so long after its deadline: the machine may be busy."""
 
-PATIENCE = 60.0
-"""Seconds that a step of work takes at most, unless something says otherwise. Beyond it, it hangs."""
+LIVENESS_STEP_SECONDS = 60.0
+"""The default time for one step of a loop's work."""
 
 
 class LivenessDeadline:
-    """The deadline of one loop. A loop that waits for others, for as long as it takes, has none.
+    """The deadline of one loop, whose steps take `step_seconds` at most. It has none while it waits for others."""
 
-    `patience` is the time in seconds that a step of its work may take.
-    """
-
-    def __init__(self, clock: Clock, patience: float = PATIENCE) -> None:
+    def __init__(self, clock: Clock, step_seconds: float = LIVENESS_STEP_SECONDS) -> None:
         self._clock = clock
-        self._patience = patience
+        self._step_seconds = step_seconds
         self._due = math.inf
 
     def expect_within(self, seconds: float) -> None:
-        """Set the deadline to so many seconds from now."""
+        """Set the deadline to `seconds` from now."""
         self._due = self._clock.monotonic() + seconds
 
     def extend(self) -> None:
         """Set the deadline for one more step of work."""
-        self.expect_within(self._patience)
+        self.expect_within(self._step_seconds)
 
     def clear(self) -> None:
         """Remove the deadline, before a wait for others."""
@@ -38,5 +35,5 @@ class LivenessDeadline:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the deadline has passed, with some grace."""
-        return self._clock.monotonic() > self._due + GRACE
+        """Whether the deadline passed `LIVENESS_GRACE_SECONDS` ago."""
+        return self._clock.monotonic() > self._due + LIVENESS_GRACE_SECONDS

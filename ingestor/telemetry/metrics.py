@@ -19,8 +19,7 @@ from ingestor.telemetry.events import STREAM_STATES, Telemetry
 from ingestor.telemetry.readiness import CHECKS
 from ingestor.telemetry.standard_streams import lines_dropped
 
-DAY = 86_400
-"""Seconds."""
+_SECONDS_PER_DAY = 86_400
 
 _CAUSES = set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED}
 """Ends of a session after which the stream is opened again by the same process."""
@@ -126,7 +125,7 @@ class _Moment(Collector):
             (
                 "calendar_remaining_seconds",
                 "For how long the trading calendar is known, in whole days of 86,400 seconds.",
-                None if counts.calendar_days_left is None else counts.calendar_days_left * DAY,
+                None if counts.calendar_days_left is None else counts.calendar_days_left * _SECONDS_PER_DAY,
             ),
             ("open_gaps", "Gaps that nothing has settled yet, of all days.", facts.open_gaps),
             (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from ingestor.model import SECOND, Batch, Micros
+from ingestor.model import SECOND, Batch, Duration, Micros
 
 MIN_COUNT = 3
-MIN_SPAN: Micros = 5 * SECOND
-MAX_PAUSE: Micros = 60 * SECOND
+MIN_SPAN: Duration = 5 * SECOND
+MAX_PAUSE: Duration = 60 * SECOND
 
 
 class RejectionRun:

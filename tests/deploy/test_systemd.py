@@ -12,9 +12,9 @@ from typer.main import get_command
 
 from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
-from ingestor.service.daemon import WATCH
+from ingestor.service.daemon import WATCH_INTERVAL
 from ingestor.settings import Settings, parse_duration, parse_size, variable, written_default
-from ingestor.telemetry.liveness import GRACE
+from ingestor.telemetry.liveness import LIVENESS_GRACE_SECONDS
 from tests.tools import need
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
@@ -146,7 +146,7 @@ def test_times_fit_those_of_the_daemon() -> None:
     """The stop may drain and then wait for the spool; the watchdog is slower than a loop's grace and than its food."""
     stop = parse_duration(written_default("stop_timeout"))
     assert parse_duration(value("ingestor.service", "TimeoutStopSec")) >= 2 * stop + 5
-    assert parse_duration(value("ingestor.service", "WatchdogSec")) >= max(GRACE, 10 * WATCH)
+    assert parse_duration(value("ingestor.service", "WatchdogSec")) >= max(LIVENESS_GRACE_SECONDS, 10 * WATCH_INTERVAL)
 
 
 def test_memory_has_room_for_what_may_wait() -> None:

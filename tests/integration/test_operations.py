@@ -223,7 +223,7 @@ async def test_a_stuck_writer_fails_health(writer_url: str, monkeypatch: pytest.
         async with recording(writer_url, stop_timeout="1s") as (market, daemon), seen(daemon) as window:
             await wait_for_message(notified, "WATCHDOG=1")
             monkeypatch.setattr(daemon._store, "write", lambda _: asyncio.Event().wait())
-            daemon._writer._liveness._patience = 0.1 - liveness.GRACE  # only that of the writer
+            daemon._writer._liveness._step_seconds = 0.1 - liveness.LIVENESS_GRACE_SECONDS  # only that of the writer
             market.trade()
             stuck = await until_answer(window, "/healthz", alive=False)
             assert stuck["loops"] == {"reader": "ok", "writer": "stuck"}

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from ingestor.telemetry.liveness import GRACE, PATIENCE, LivenessDeadline
+from ingestor.telemetry.liveness import LIVENESS_GRACE_SECONDS, LIVENESS_STEP_SECONDS, LivenessDeadline
 from tests.clocks import ManualClock
 
 
@@ -10,11 +10,11 @@ def test_a_missed_deadline_is_stuck() -> None:
     liveness = LivenessDeadline(clock)
     liveness.expect_within(10)
     found = []
-    for seconds in (10 + GRACE, 1):
+    for seconds in (10 + LIVENESS_GRACE_SECONDS, 1):
         clock.advance(seconds)
         found.append(liveness.is_stuck)
     liveness.extend()
-    clock.advance(PATIENCE + GRACE)
+    clock.advance(LIVENESS_STEP_SECONDS + LIVENESS_GRACE_SECONDS)
     assert [*found, liveness.is_stuck] == [False, True, False]
 
 

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingestor.model import SECOND, Batch, EndReason, Session
-from ingestor.service.daemon import WATCH, Daemon
+from ingestor.service.daemon import WATCH_INTERVAL, Daemon
 from ingestor.service.recorder import new_session_id
 from ingestor.settings import load_settings
 from tests.clocks import SteppedClock
@@ -80,12 +80,12 @@ async def test_the_loop_refreshes_readiness(daemon: Daemon, clock: SteppedClock)
     await asyncio.sleep(0.01)
     block(daemon)
     assert not daemon.telemetry.readiness.problems
-    clock.advance(WATCH)
+    clock.advance(WATCH_INTERVAL)
     await asyncio.sleep(0.01)
     assert [problem.detail for problem in daemon.telemetry.readiness.problems] == ["The buffer is full."]
     await daemon.buffer.take()
     await daemon.buffer.acknowledge()
-    clock.advance(WATCH)
+    clock.advance(WATCH_INTERVAL)
     await asyncio.sleep(0.01)
     assert not daemon.telemetry.readiness.problems
     watching.cancel()
