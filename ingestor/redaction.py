@@ -1,8 +1,8 @@
-"""Keeps secrets out of everything that is shown. All text from outside goes through `outside_text` before it is shown.
+"""Redacts secrets. All text from outside goes through `outside_text` before it is shown.
 
-A secret is registered when it is read, before anything can fail on it. From then on `redact` finds it in every text,
-however the text was quoted on its way. A password in an address is hidden by its place too, so one that is too short
-to be searched for does not show either.
+Settings register a secret when they read it, before anything can fail on it. From then on `redact` finds it in every
+text, however the text was quoted. It also redacts the password of any address in a text, known or not, even if the
+password is too short to be searched for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from urllib.parse import quote
 from ingestor.address import HIDDEN, secrets_of, without_scheme
 
 SHORTEST = 4
-"""Characters of a secret that is searched for in texts; a shorter one would garble every line."""
+"""Characters that a registered secret has at least; redacting a shorter one would garble every line."""
 
 LIMIT = 500
 """Characters of a text from outside that are shown."""
@@ -33,23 +33,23 @@ _SHORTEST_BASE64 = 8
 _CUT = "…"
 
 _MOST = 2**14
-"""Characters of a text from outside that are looked at: a hostile server must not keep us busy with it."""
+"""Characters of a text from outside that are processed, so that a hostile server can't keep the process busy."""
 
 _LONGEST_FORM = 12
-"""Characters that stand for one of a secret, at most: those of a pair of surrogates, quoted twice."""
+"""Characters that one character of a secret takes at most: a pair of surrogates, quoted twice."""
 
-# An address in the midst of a text; of a path that was made of one, the second slash is lost.
+# An address within a text. `Path` drops the second slash of an address.
 _URL = re.compile(r"\b(postgres(?:ql)?(?:\+\w+)?|https?|wss?|socks\w{0,2}):(/+)(\S{0,2000})@", re.IGNORECASE)
 
 
 class Registry:
-    """The secrets, and the pattern that finds them. One for the process."""
+    """The registered secrets, and the pattern that finds them. There is one for the process."""
 
     def __init__(self) -> None:
         self.longest = 0
         """The length of the longest secret, in characters."""
         self._secrets: set[str] = set()
-        self._pattern: re.Pattern[str] | None = None  # until it is needed again
+        self._pattern: re.Pattern[str] | None = None  # compiled when it is needed
 
     def add(self, secret: str) -> None:
         """Register a secret, unless it is too short."""
@@ -58,8 +58,8 @@ class Registry:
             self.longest = max(self.longest, len(secret))
             self._pattern = None
 
-    def hide(self, text: str) -> str:
-        """Return the text without them."""
+    def redact(self, text: str) -> str:
+        """Return the text without the registered secrets."""
         if not self._secrets:
             return text
         if self._pattern is None:
@@ -69,7 +69,7 @@ class Registry:
     def _compiled(self) -> re.Pattern[str]:
         longest_first = sorted(self._secrets, key=lambda each: (-len(each), each))
         forms = [form for each in longest_first for form in _patterns(each)]
-        # The look ahead is for speed: at nearly every place, no form of any secret begins.
+        # The lookahead makes it fast: at nearly every position, no form of any secret begins.
         first = "".join(sorted({re.escape(each) for _, firsts in forms for each in firsts}))
         return re.compile(f"(?=[{first}])(?:{'|'.join(form for form, _ in forms)})", re.IGNORECASE)
 
@@ -78,20 +78,20 @@ _registry = Registry()
 
 
 def register_secret(secret: str) -> None:
-    """Hide a secret in every text from now on, also after it was replaced by another one."""
+    """Redact a secret in every text from now on, even after it was rotated."""
     _registry.add(secret)
     _registry.add(secret.strip())
 
 
 def register_url(url: str) -> None:
-    """Hide the passwords of an address from now on, however badly it is written.
+    """Redact the passwords of an address from now on, even if the address is malformed.
 
-    A password that is the user's name as well is only hidden by its place: that name is shown on purpose.
+    A password that equals the user's name is redacted only within an address, since the name itself is shown.
     """
     user = without_scheme(url).partition(":")[0]
     for secret in secrets_of(url):
         if secret != user:
-            # A short one at least with its user, as it stands in a header of basic authentication.
+            # Register a short one together with its user, as a header of basic authentication holds it.
             register_secret(secret if len(secret) >= SHORTEST else f"{user}:{secret}")
 
 
@@ -111,16 +111,16 @@ def register_password_file(path: Path) -> None:
 
 
 def redact(text: str) -> str:
-    """Return a text without the secrets that were registered, and without the passwords of addresses in it."""
-    text = _registry.hide(text)
+    """Return a text without registered secrets and without the passwords of the addresses in it."""
+    text = _registry.redact(text)
     return _URL.sub(_without_password, text) if "@" in text else text
 
 
 def redact_values(value: Any, *, keys: bool = False) -> Any:
-    """Return a value made of dictionaries and lists with each text in it redacted, on request the keys too.
+    """Return nested dictionaries and lists with each text redacted, and with `keys` the keys too.
 
-    Redact before formatting: a format may quote a secret, or cut it. Objects of any other kind become texts; members
-    of enumerations are ours, and stay.
+    Redact before formatting, because a format may quote or cut a secret. Members of enumerations stay as they are, and
+    other objects become texts.
     """
     if value is None or isinstance(value, int | float):
         return value
@@ -139,20 +139,20 @@ def redact_values(value: Any, *, keys: bool = False) -> Any:
 
 
 def outside_text(text: object, *, limit: int = LIMIT) -> str:
-    """Return a text from outside as it may be shown: redacted, on one line of visible characters, and not too long.
+    """Return a text from outside redacted, then escaped to one visible line, then cut to `limit` characters.
 
-    In this order: a secret that was cut or escaped before would not be found. To do it twice changes nothing.
+    The order matters: a secret that is cut or escaped first would not be found. Idempotent.
     """
     whole = str(text)
     clean = redact(whole[:_MOST])
-    if len(whole) > _MOST:  # it may end in the midst of a secret now
+    if len(whole) > _MOST:  # it may end within a secret now
         clean = clean[: max(0, len(clean) - _LONGEST_FORM * _registry.longest)]
     visible = "".join(map(_visible, clean[: limit + 1]))
     return visible if len(visible) <= limit else visible[: limit - 1] + _CUT
 
 
 def system_words(error: OSError) -> str:
-    """Return what the system says of an error, without the address that libraries add to it."""
+    """Return the system's description of an error, without the address that libraries add to it."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not valid: {outside_text(error.verify_message)}"
     if isinstance(error, TimeoutError):
@@ -161,29 +161,29 @@ def system_words(error: OSError) -> str:
         return outside_text(error.strerror or "its name is not known")
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {outside_text(getattr(error, 'reason', None) or error.strerror or type(error).__name__)}"
-    # Not `strerror`: asyncio puts the address there. An error that stands for several has no number.
+    # asyncio puts the address into `strerror`. An error that stands for several has no number.
     return os.strerror(error.errno) if error.errno else f"no connection ({type(error).__name__})"
 
 
 def _without_password(match: re.Match[str]) -> str:
     scheme, slashes, userinfo = match.groups()
     user, colon, _ = userinfo.partition(":")
-    if not scheme.lower().startswith("postgres"):  # of others, the user may be the key
+    if not scheme.lower().startswith("postgres"):  # elsewhere the user may be an API key
         return f"{scheme}:{slashes}{HIDDEN}@"
     return f"{scheme}:{slashes}{user}:{HIDDEN}@" if colon else match[0]
 
 
 def _visible(character: str) -> str:
-    """Return a character, or what stands for one that would not show, would end the line or turn it round."""
+    """Return a character, escaped if it is invisible, ends the line, or changes the direction of text."""
     if character == " " or unicodedata.category(character)[0] not in "CZ":
         return character
     return character.encode("unicode_escape").decode("ascii")
 
 
 def _patterns(secret: str) -> list[tuple[str, set[str]]]:
-    """Return patterns of a secret, each with the characters with which a match can begin.
+    """Return patterns of a secret, each with the characters that can begin a match.
 
-    They find it in each form in which it may come back, also where a text mixes several.
+    They find the secret in every quoted form, and in texts that mix forms.
     """
     forms = [_forms(character) for character in secret]
     plain = "".join(f"(?:{'|'.join(re.escape(form) for form in each)})" for each in forms)
@@ -191,7 +191,7 @@ def _patterns(secret: str) -> list[tuple[str, set[str]]]:
 
 
 def _forms(character: str) -> list[str]:
-    """Return how a character may be written: as it is, percent-encoded, and as JSON, Python, HTML and SQL quote it."""
+    """Return the forms of a character: plain, percent-encoded, and as JSON, Python, HTML and SQL quote it."""
     code = ord(character)
     escaped = {character.encode("unicode_escape").decode("ascii"), json.dumps(character)[1:-1]}
     encoded = character.encode("utf-8", "surrogatepass")
@@ -206,7 +206,7 @@ def _forms(character: str) -> list[str]:
         escape(character),
         f"&#{code};",
         f"&#x{code:x};",
-        encoded.decode("latin-1"),  # as who takes it for Latin-1 reads it
+        encoded.decode("latin-1"),  # UTF-8 read as Latin-1
         *escaped,
         *(each.replace("\\", "\\\\") for each in escaped),
     }
@@ -224,13 +224,15 @@ def _forms(character: str) -> list[str]:
 
 
 def _base64_forms(secret: str) -> list[str]:
-    """Return what stays of a secret in base64, as in a header `Authorization: Basic`, whatever stands around it."""
+    """Return the part of a secret's base64 that does not depend on its neighbours, for each of three alignments.
+
+    A header `Authorization: Basic` contains it.
+    """
     data = secret.encode("utf-8", "surrogatepass")
     found = set()
     for before in range(3):
         padded = bytes(before) + data
         text = base64.b64encode(padded).decode("ascii")
-        # The characters at both ends depend on the neighbours.
         inner = text[(before * 8 + 5) // 6 : len(padded) * 8 // 6]
         found |= {inner, inner.translate(str.maketrans("+/", "-_"))}
     return sorted(each for each in found if len(each) >= _SHORTEST_BASE64)
