@@ -1,7 +1,7 @@
-"""The buffer: a head in memory and a tail on disk; first in, first out, always.
+"""A FIFO queue of batches: the newest in memory, the older ones in a spool on disk.
 
-What lies on disk is older than what lies in memory. While the database keeps up nothing goes to the disk; while it
-does not, everything does, so that the end of this process costs the last second at most.
+While the database keeps up, nothing goes to the disk. While it does not, everything does, so that a crash of this
+process loses one second at most.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ingestor.telemetry.events import Telemetry
 
 MAX_ROWS = 50_000
 MAX_BYTES = 4 * 2**20
-"""What is joined into one transaction at most, in ticks and in bytes."""
+"""The most ticks and bytes in one transaction."""
 
 LOW_MARK = 0.8
-"""A full buffer takes ticks again when it has drained to this share of its bounds."""
+"""A full buffer accepts ticks again when it has drained to this share of its bounds."""
 
-RETRY = 1.0
-"""Seconds between two tries to write to a disk that is full."""
+DISK_RETRY_SECONDS = 1.0
+"""Time between two attempts to use a disk that failed."""
 
 _T = TypeVar("_T")
 
@@ -44,15 +44,15 @@ BLOCK_MESSAGES = {
 class Buffer:
     """Holds batches from when they are closed until they are committed. For one event loop.
 
-    | state               | flag                            | effect                                               |
-    |---------------------|---------------------------------|--------------------------------------------------------|
-    | normal              | none                            | batches are committed out of memory                  |
-    | spooling            | `_database_failed`,             | every batch goes to the spool;                       |
-    |                     | or `_spooled` > `_committed`    | the spool is committed before memory                 |
-    | disk full           | `_disk_full`                    | batches stay in memory; blocks                       |
-    | session invalidated | `_invalid_session`              | its batches lose their coverage; blocks until it ends|
-    | blocked             | `blocked_by` (one of the above, | the stream must stop                                 |
-    |                     | or a bound is reached)          |                                                      |
+    | state               | flag                            | effect                                                |
+    |---------------------|---------------------------------|-------------------------------------------------------|
+    | normal              | none                            | batches are committed out of memory                   |
+    | spooling            | `_database_failed`, or          | batches go to the spool, which is committed before    |
+    |                     | `_spooled` above `_committed`   | memory                                                |
+    | disk full           | `_disk_full`                    | batches stay in memory; the stream must stop          |
+    | session invalidated | `_invalid_session`              | its batches lose their coverage; it must end          |
+    | blocked             | `blocked_by`: one of the two    | the stream must stop                                  |
+    |                     | above, or a bound is reached    |                                                       |
 
     `run` spools everything in memory when a write failed (until one succeeds), when the oldest batch was closed
     `spool_after` seconds ago, and when memory holds `memory_max_bytes`. Without a spool everything stays in memory,
@@ -87,30 +87,30 @@ class Buffer:
         self._newest = self._committed = self._taken = 0
         self._spooled = 0  # the newest on disk
         self._inherited = 0  # the newest that an earlier process left
-        self._spooled_heartbeat: Entry | None = None  # the newest on disk, where it is one
+        self._spooled_heartbeat: Entry | None = None  # the newest entry on disk, if it is a heartbeat
         self._database_failed = False  # the last write failed
-        self._disk_full = False  # the disk did not take what had to go there, or only without the ballast
+        self._disk_full = False  # the disk refused an append, or accepted it only without the ballast
         self._open_session: UUID | None = None
         self._invalid_session: UUID | None = None
         self._invalid_because = EndReason.SPOOL_DAMAGED
-        self._restarts = 0  # how often the spool was damaged
-        self._damage_reported = 0  # how often that was said
+        self._spools_started = 0  # how often an empty spool replaced a damaged one
+        self._damage_reported = 0  # how many damaged files were reported
 
         self.blocked_by: EndReason | None = None
-        """Why the stream must stop; None while it may go on."""
+        """The reason to stop the stream; None while it may go on."""
         self._room, self._filled, self._emptied = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._wake, self._safe, self._opened = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._update_state()
 
     def claim(self) -> None:
-        """Take possession of the spool. From now on batches may be put. Raises what `Spool.claim` does."""
+        """Claim the spool; batches may be put from now on. Raises ConfigurationError and SpoolUnavailableError."""
         if self._spool is not None:
             self._spool.claim()
 
     async def open(self) -> None:
-        """Find what an earlier process left; it comes before what was put meanwhile.
+        """Open the spool, and put the batches that an earlier process left before those put meanwhile.
 
-        Tries again for ever where the disk takes nothing. Raises ConfigurationError where a newer version wrote it.
+        Retries without end if the disk fails. Raises ConfigurationError if a newer version wrote the spool.
         """
         if self._spool is None:
             self._opened.set()
@@ -121,7 +121,7 @@ class Buffer:
                 self._opened.set()
             except SpoolUnavailableError as error:
                 self._disk_failed(error)
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(DISK_RETRY_SECONDS)
         self._report_damage()
         self._newest += self._spool.last
         self._memory.shift(self._spool.last)
@@ -132,11 +132,11 @@ class Buffer:
         self._update_state()
 
     async def wait_until_open(self) -> None:
-        """Wait until it is known what an earlier process left."""
+        """Wait until the spool is open."""
         await self._opened.wait()
 
     async def close(self) -> None:
-        """Let go of the spool; what is on disk stays there."""
+        """Release the spool; its batches stay on disk."""
         if self._spool is not None:
             await self._on_disk(self._spool.close)
             self._report_damage()
@@ -144,36 +144,36 @@ class Buffer:
 
     @property
     def size(self) -> int:
-        """Bytes that wait, in memory and on disk."""
+        """Bytes waiting in memory and on disk."""
         return self._memory.size + self.spooled_bytes
 
     @property
     def spooled_bytes(self) -> int:
-        """Bytes that wait on disk."""
+        """Bytes waiting on disk."""
         return self._spool.size if self._spool is not None and self._spooled > self._committed else 0
 
     @property
     def spooled_batches(self) -> int:
-        """Batches that wait on disk."""
+        """Batches waiting on disk."""
         return self._spool.depth if self._spool is not None and self._spooled > self._committed else 0
 
     @property
     def spool_max_bytes(self) -> int:
-        """Bytes that may wait on disk before the stream must stop."""
+        """Bytes on disk at which the stream must stop."""
         return self._spool_max
 
     @property
     def in_memory(self) -> tuple[Batch, ...]:
-        """The batches that are nowhere but in memory."""
+        """The batches that are in memory only."""
         return tuple(entry.batch for entry in self._memory)
 
     @property
     def has_inherited(self) -> bool:
-        """Whether something that an earlier process left is not committed yet."""
+        """Whether an earlier process left a batch that is not committed yet."""
         return self._committed < self._inherited
 
     def put(self, batch: Batch) -> None:
-        """Add the newest batch. Never waits. Neighbouring heartbeats of a session are merged."""
+        """Add the newest batch without waiting. A heartbeat replaces its session's heartbeat directly before it."""
         session = batch.session.id
         if session == self._invalid_session:
             batch = without_coverage(batch)
@@ -185,9 +185,10 @@ class Buffer:
         self._update_state()
 
     async def take(self, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> tuple[Batch, ...]:
-        """Wait for a batch, then return the oldest ones up to the limits, at least one. They stay until `acknowledge`.
+        """Wait for a batch, then return the oldest ones up to the limits, at least one.
 
-        Those that an earlier process left, and those of this one, are not taken together.
+        They stay in the buffer until `acknowledge`. Batches of an earlier process and of this one are never returned
+        together.
         """
         entries: list[Entry] = []
         while not entries:
@@ -202,14 +203,14 @@ class Buffer:
                 self._start_new_spool()
             except SpoolUnavailableError as error:
                 self._telemetry.spool_write_failed(str(error))
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(DISK_RETRY_SECONDS)
         if self.has_inherited:
             entries = [entry for entry in entries if entry.position <= self._inherited] or entries
         self._taken = entries[-1].position
         return tuple(entry.batch for entry in entries)
 
     async def acknowledge(self) -> None:
-        """Forget the batches taken last: they are committed."""
+        """Remove the batches taken last, after their transaction was committed."""
         self._committed = self._taken
         self._database_failed = False
         self._memory.drop(self._committed)
@@ -218,9 +219,10 @@ class Buffer:
             await self._forget(self._spool)
 
     def invalidate_session(self, session: UUID) -> None:
-        """Let a session end, if it is the open one: the database lost what it had acknowledged of it.
+        """Invalidate the open session, because the database lost batches of it that it had acknowledged.
 
-        The store lets it vouch for nothing more; the next one does.
+        The store accepts no more coverage of this session, so it must end; the next one is covered again. Does nothing
+        if the session is not the open one.
         """
         if session == self._open_session and session != self._invalid_session:
             self._invalid_session = session
@@ -233,17 +235,17 @@ class Buffer:
         self._update_state()
 
     async def run(self) -> None:
-        """Move to the disk what must not wait in memory; ends by being cancelled."""
+        """Move batches to the disk when they must not wait in memory; runs until cancelled."""
         while self._spool is not None:
             seconds = self._seconds_to_spool()
             if seconds > 0:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
-                    # Not `wait_for`, which until Python 3.12 loses a cancellation that comes with the event.
+                    # Before Python 3.12, `wait_for` loses a cancellation that comes together with the event.
                     async with asyncio.timeout(seconds):
                         await self._wake.wait()
             elif not await self.spool_all():
-                await self._clock.sleep(RETRY)
+                await self._clock.sleep(DISK_RETRY_SECONDS)
             if self._spool.is_full:
                 await self._on_disk(self._spool.restore_reserve)
                 self._report_working_disk()
@@ -252,12 +254,12 @@ class Buffer:
                 await self._tidy(self._spool.shrink)
 
     async def spool_all(self) -> bool:
-        """Move everything from memory to the disk; return whether the disk took it."""
+        """Move everything from memory to the disk; return False if that was not possible."""
         if self._spool is None or not self._opened.is_set():
             return not self._memory
         async with self._appending:
             try:
-                await self._append_anyhow(self._spool)
+                await self._append_or_start_new_spool(self._spool)
             except (SpoolUnavailableError, SpoolDamagedError) as error:
                 self._disk_failed(error)
                 return False
@@ -274,7 +276,7 @@ class Buffer:
         await self._emptied.wait()
 
     async def wait_until_safe(self) -> None:
-        """Wait until everything is on disk, and the database does not take it."""
+        """Wait until everything is on disk while the database fails."""
         await self._safe.wait()
 
     def _disk_failed(self, error: SpoolUnavailableError | SpoolDamagedError) -> None:
@@ -287,8 +289,8 @@ class Buffer:
         if self._spool is not None and not self._spool.is_full:
             self._telemetry.disk_works()
 
-    async def _append_anyhow(self, spool: Spool) -> None:
-        """Append; where the file turns out to be damaged, to a new one."""
+    async def _append_or_start_new_spool(self, spool: Spool) -> None:
+        """Append to the spool, or to a new one if the file is damaged."""
         try:
             await self._append(spool)
         except SpoolDamagedError:
@@ -301,11 +303,12 @@ class Buffer:
             return
         heartbeat = self._spooled_heartbeat
         replaces = heartbeat is not None and merges(heartbeat.batch, entries[0].batch)
-        began, breaks = not self.spooled_batches, self._restarts
+        was_empty, spools_started = not self.spooled_batches, self._spools_started
         await self._on_disk(
             partial(spool.append, entries, replaced=heartbeat.position if heartbeat and replaces else None)
         )
-        if breaks != self._restarts:  # the file broke before it: what was appended vouches for too much
+        # Before this append another call found damage, so the new spool holds batches with coverage that is lost.
+        if spools_started != self._spools_started:
             await self._append(spool)
             return
         self._disk_full = spool.is_full
@@ -313,20 +316,20 @@ class Buffer:
         self._spooled = entries[-1].position
         self._spooled_heartbeat = entries[-1] if entries[-1].batch.is_heartbeat else None
         self._memory.drop(self._spooled)
-        if began:
-            self._telemetry.spooling(away=self._database_failed)
-        if self._committed >= entries[0].position:  # meanwhile
+        if was_empty:
+            self._telemetry.spooling(database_failed=self._database_failed)
+        if self._committed >= entries[0].position:  # committed during the append
             await self._forget(spool)
 
     async def _forget(self, spool: Spool) -> None:
-        """Delete from the disk what is committed. Where that fails, it is written again after a restart: no harm."""
+        """Delete committed batches from the disk. If that fails, the next process writes them again, which is safe."""
         await self._tidy(partial(spool.forget, self._committed))
         if not spool.depth:
             self._telemetry.spool_drained()
         self._update_state()
 
     async def _tidy(self, call: Callable[[], None]) -> None:
-        """Do what loses nothing where it fails."""
+        """Run a call of the spool whose failure loses nothing, and log the failure."""
         try:
             await self._on_disk(call)
         except SpoolDamagedError:
@@ -335,12 +338,13 @@ class Buffer:
             self._telemetry.spool_write_failed(str(error))
 
     def _start_new_spool(self) -> None:
-        """Go on with an empty spool. What was in the other is lost to us, so nothing after it may vouch for its time.
+        """Continue with an empty spool after the old one was damaged and set aside.
 
-        The open session keeps its ticks and loses its coverage from here on; it is to end, and the next one covers.
+        Its batches are lost, so no batch behind them may claim to cover their time. The open session keeps its ticks,
+        loses its coverage from here on, and must end.
         """
         self._report_damage()
-        self._restarts += 1
+        self._spools_started += 1
         self._spooled = self._committed
         self._inherited = 0
         self._spooled_heartbeat = None
@@ -350,14 +354,14 @@ class Buffer:
         self._update_state()
 
     def _report_damage(self) -> None:
-        """Name the damaged files that were not named yet, even where nobody waited for the call that found one."""
+        """Log the damaged files that were not logged yet, even if the call that found one was cancelled."""
         if self._spool is not None:
             found, self._damage_reported = self._spool.damages[self._damage_reported :], len(self._spool.damages)
             for damage in found:
                 self._telemetry.spool_damaged(damage.path, damage.why)
 
     def _seconds_to_spool(self) -> float:
-        """Return how long what is in memory may stay there; 0 where it must go to the disk now."""
+        """Return how many seconds memory's batches may stay there; 0 if they must go to the disk now."""
         if not self._memory:
             return 0.0 if self._spool is not None and self._spool.is_slack else self._spool_after
         if self._database_failed or self._memory.size >= self._memory_max:
@@ -365,7 +369,7 @@ class Buffer:
         return max(0.0, self._memory.oldest_since + self._spool_after - self._clock.monotonic())
 
     def _update_state(self) -> None:
-        """Bring the events, and whether the stream may go on, up to date."""
+        """Derive the events that others wait for, and `blocked_by`, from the flags."""
         waiting = bool(self._memory) or self._spooled > self._committed
         for event, state in (
             (self._filled, waiting),

@@ -1,4 +1,4 @@
-"""Possession of a directory: one process at a time, until it ends, however it ends."""
+"""A lock on a directory, which the system releases when the owning process ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 
 
 class DirectoryLock:
-    """A locked file in `directory`, which holds the owner's process id for people to read."""
+    """A locked file in `directory` that contains the owner's process id for operators."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "lock"
@@ -28,7 +28,7 @@ class DirectoryLock:
         return self._file is not None
 
     def claim(self) -> None:
-        """Take possession. Raises ConfigurationError where another process has it, and OSError of the disk."""
+        """Lock the directory. Raises ConfigurationError if another process owns it, and OSError if the disk fails."""
         try:
             file = self._path.open("a+", encoding="ascii", errors="replace")
         except IsADirectoryError:
@@ -53,13 +53,13 @@ class DirectoryLock:
                 "Stop it, or give each one a directory of its own."
             ) from None
         self._file = file
-        with contextlib.suppress(OSError):  # on a full disk it owns the directory without saying its number
+        with contextlib.suppress(OSError):  # on a full disk, own the directory without the number
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
 
     def release(self) -> None:
-        """Let go of it."""
+        """Release the lock."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The buffer's head: the newest batches, in this process's memory."""
+"""The part of the buffer in this process's memory: the newest batches."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ingestor.model import Batch
 
 
 def merges(older: Batch, newer: Batch) -> bool:
-    """Whether the newer batch says all that the older one says: both are heartbeats of one session."""
+    """Return whether the newer batch replaces the older one: both are heartbeats of one session."""
     return older.is_heartbeat and newer.is_heartbeat and older.session.id == newer.session.id
 
 
 def without_coverage(batch: Batch) -> Batch:
-    """Return the same batch, vouching for nothing."""
+    """Return the same batch without its claim of coverage."""
     return replace(batch, covered_until=None)
 
 
 class Memory:
-    """A queue of entries, counted in exact bytes, each with the moment (seconds, monotonic) at which it came."""
+    """A queue of entries with its exact size in bytes, and the arrival of each entry in monotonic seconds."""
 
     def __init__(self) -> None:
         self._entries: deque[tuple[Entry, float]] = deque()
@@ -35,11 +35,11 @@ class Memory:
 
     @property
     def oldest_since(self) -> float:
-        """When the oldest entry came."""
+        """The arrival of the oldest entry."""
         return self._entries[0][1]
 
     def add(self, entry: Entry, now: float) -> None:
-        """Add the newest entry; a heartbeat takes the place of its session's heartbeat before it."""
+        """Add the newest entry; a heartbeat replaces its session's heartbeat directly before it."""
         if self._entries and merges(self._entries[-1][0].batch, entry.batch):
             self.size -= self._entries.pop()[0].batch.size
         self._entries.append((entry, now))
@@ -57,14 +57,14 @@ class Memory:
         return found
 
     def drop(self, upto: int) -> None:
-        """Forget the entries up to a position."""
+        """Remove the entries up to a position."""
         while self._entries and self._entries[0][0].position <= upto:
             self.size -= self._entries.popleft()[0].batch.size
 
     def shift(self, positions: int) -> None:
-        """Move all entries that far back in the queue."""
+        """Move all entries back in the queue by `positions`."""
         self._entries = deque((Entry(entry.position + positions, entry.batch), at) for entry, at in self._entries)
 
     def withdraw_coverage(self) -> None:
-        """Let no entry vouch for anything: something older than they are was lost."""
+        """Remove the coverage of all entries, because an older batch was lost."""
         self._entries = deque((Entry(entry.position, without_coverage(entry.batch)), at) for entry, at in self._entries)

@@ -1,4 +1,4 @@
-"""Space on the spool's disk: a reserve for when it is full, and whether it takes anything at all."""
+"""Space on the spool's disk: a reserve for a full disk, and a probe whether the disk accepts writes."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import shutil
 from pathlib import Path
 
 BALLAST = 16 * 2**20
-"""Bytes kept in reserve. On a full disk SQLite can't even delete, so this is removed first and made again later."""
+"""Bytes in reserve. SQLite needs space even to delete, so on a full disk this file is removed first and made later."""
 
 _PIECE = 2**16
-"""Bytes of a probe that are written at once."""
+"""Bytes of one write of a probe."""
 
 
 class Reserve:
-    """A file of `BALLAST` bytes in `directory`, which keeps their space."""
+    """A file of `BALLAST` bytes in `directory` that reserves space."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._ballast = directory / "ballast"
 
     def restore(self) -> bool:
-        """Make it, if it is not there and the disk has room for twice as much; return whether it is there."""
+        """Make the file if it is missing and the disk has twice its size free; return whether it exists."""
         draft = self._ballast.with_suffix(".new")
         try:
-            if not self._is_there():
+            if not self._exists():
                 if shutil.disk_usage(self._directory).free < 2 * BALLAST:
                     return False
                 with draft.open("wb") as file:
-                    file.write(os.urandom(BALLAST))  # random: a file system may keep zeros without using space
+                    file.write(os.urandom(BALLAST))  # a file system may store zeros without using space
                     os.fsync(file.fileno())
                 draft.replace(self._ballast)
         except OSError:
@@ -39,14 +39,14 @@ class Reserve:
         return True
 
     def release(self) -> None:
-        """Give its space to who needs it now."""
+        """Remove the file to free its space."""
         with contextlib.suppress(OSError):
             self._ballast.unlink()
 
-    def disk_takes(self, size: int, offset: int) -> bool:
-        """Whether the disk takes so many bytes now, that far into a file, gives them back, and lets files be renamed.
+    def disk_accepts(self, size: int, offset: int) -> bool:
+        """Return whether the disk stores and returns `size` bytes at `offset` of a new file, and can rename files.
 
-        A file system may have room and still not let a file grow any further, hence the offset.
+        A file system with room may still refuse to let a file grow further, hence the offset.
         """
         probe, renamed = self._directory / "probe", self._directory / "probe.renamed"
         try:
@@ -68,6 +68,6 @@ class Reserve:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _is_there(self) -> bool:
-        # Something else of that name (a directory) can't be replaced, and a disk with room is no worse for it.
+    def _exists(self) -> bool:
+        # A directory of that name can't be replaced, and does no harm.
         return self._ballast.is_dir() or (self._ballast.exists() and self._ballast.stat().st_size >= BALLAST)

@@ -1,10 +1,13 @@
-"""The buffer's disk: a queue of batches in one SQLite file, which one process owns.
+"""The part of the buffer on disk: a queue of batches in one SQLite file, owned by one process.
 
-Everything here waits for the disk, so it belongs into a thread of its own; nothing here is meant for two threads at
-once. What `append` has returned for survives a power loss (WAL with `synchronous=FULL`).
+Every call waits for the disk, so all calls belong into one thread of their own. Appended batches survive a power loss
+(WAL with `synchronous=FULL`).
 
-Three things can go wrong. The disk takes nothing now: `SpoolUnavailableError`, and the next call tries again. The file
-is damaged: `SpoolDamagedError`, and the next call finds an empty one. A newer version wrote it: `ConfigurationError`.
+| failure                        | error                   | the next call           |
+|--------------------------------|-------------------------|-------------------------|
+| the disk accepts nothing now   | `SpoolUnavailableError` | tries again             |
+| the file is damaged            | `SpoolDamagedError`     | starts with an empty one|
+| a newer version wrote the file | `ConfigurationError`    | fails again             |
 """
 
 from __future__ import annotations
@@ -31,34 +34,34 @@ from ingestor.model import Batch
 from ingestor.redaction import outside_text
 
 CHECKPOINT_PAGES = 1000
-"""SQLite's default: after so many pages of 4 KiB the log is brought into the file."""
+"""SQLite's default: the write-ahead log is copied into the file after so many pages of 4 KiB."""
 
 VACUUM_PAGES = 256
-"""Free pages (of 4 KiB) that are not worth the work of giving them back."""
+"""Up to so many free pages of 4 KiB are not worth returning to the disk."""
 
 VACUUM_STEP = 4096
-"""Pages given back in one step, so that a batch that must go to the disk never waits long."""
+"""Pages returned in one step, so that a batch never waits long for the disk."""
 
 MAX_SET_ASIDE = 16
-"""Damaged files of one day. A disk that damages more is one that takes nothing, and is not to be filled with them."""
+"""Damaged files that are kept per day. A disk that damages more counts as unavailable, so that they don't fill it."""
 
 _NOTHING = QueueState(0)
 _T = TypeVar("_T")
 
 
 class SpoolUnavailableError(IngestorError):
-    """The disk takes nothing now, for want of space most likely. What was written before is still there.
+    """The disk accepts nothing now, most likely because it is full. Batches written before are still there.
 
-    `may_be_damage` says whether the file itself may be the reason.
+    `may_be_damage` is True if the file itself may be the reason.
     """
 
     def __init__(self, message: str, *, may_be_damage: bool = False) -> None:
-        super().__init__(message, hint="See that its disk has room and can be written to.")
+        super().__init__(message, hint="Make sure that its disk has room and can be written to.")
         self.may_be_damage = may_be_damage
 
 
 class SpoolDamagedError(IngestorError):
-    """The file can't be read; it was set aside as `path`, and an empty one takes its place."""
+    """The file can't be read; it was set aside as `path`, and an empty one replaces it."""
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"The spool was damaged ({why}) and set aside as {path}.")
@@ -68,7 +71,7 @@ class SpoolDamagedError(IngestorError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A batch and its place in the queue; places rise, and may leave out numbers."""
+    """A batch and its position in the queue. Positions rise, with possible gaps."""
 
     position: int
     batch: Batch
@@ -80,11 +83,11 @@ class Spool:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "spool.db"
         self.is_full = False
-        """Whether the disk was full, and has not had room for the ballast since."""
+        """Whether the disk was full and has had no room for the ballast since."""
         self.is_slack = False
-        """Whether the file is mostly free, so that `shrink` has something to do."""
+        """Whether most of the file is free, so that `shrink` has work."""
         self.damages: list[SpoolDamagedError] = []
-        """The damaged files that were found."""
+        """The damaged files found so far."""
         self._state = _NOTHING
         self._reserve = Reserve(directory)
         self._watermark = Watermark(directory / "watermark")
@@ -95,41 +98,41 @@ class Spool:
 
     @property
     def size(self) -> int:
-        """Bytes of the bodies that it holds."""
+        """Bytes of the bodies in the queue."""
         return self._state.size
 
     @property
     def depth(self) -> int:
-        """Batches that it holds."""
+        """Batches in the queue."""
         return self._state.depth
 
     @property
     def last(self) -> int:
-        """The position of the newest batch that this file ever held, 0 where there was none."""
+        """The position of the newest batch that this file ever held; 0 if there was none."""
         return self._state.last
 
     @property
     def forgotten(self) -> int:
-        """The position up to which batches have left this file; `last` where it is empty."""
+        """The position up to which batches have left this file; `last` if it is empty."""
         return self._state.forgotten
 
     @property
     def set_aside(self) -> list[Path]:
-        """The damaged files that were found, under their new names."""
+        """The new names of the damaged files found so far."""
         return [each.path for each in self.damages]
 
     def claim(self) -> None:
-        """Take possession. Raises ConfigurationError where another process owns the directory."""
+        """Claim the directory. Raises ConfigurationError if another process owns it, and SpoolUnavailableError."""
         try:
             self._lock.claim()
         except OSError as error:
             raise self._unavailable(error) from error
 
     def open(self) -> None:
-        """Count what is there; the directory is claimed first, if it was not. Takes seconds: it reads the whole file.
+        """Claim the directory if needed, and verify the whole file, which may take seconds.
 
-        A damaged file is set aside. Raises ConfigurationError where a newer version wrote the file, and
-        SpoolUnavailableError where the disk does not take even an empty queue.
+        A damaged file is set aside. Raises ConfigurationError if a newer version wrote the file, and
+        SpoolUnavailableError if the disk does not accept even an empty queue.
         """
         if not self._lock.is_ours:
             self.claim()
@@ -138,25 +141,25 @@ class Spool:
         except SpoolDamagedError:
             try:
                 self._attempt(self._ensure_connected)
-            except SpoolDamagedError as error:  # so soon: its disk is at fault
+            except SpoolDamagedError as error:  # the new file is damaged too, so the disk is at fault
                 raise self._unavailable(error) from error
         self.restore_reserve()
 
     def close(self) -> None:
-        """Let go of the file and of the directory."""
+        """Close the file and release the directory."""
         self._disconnect()
         self._watermark.close()
         self._lock.release()
 
     def restore_reserve(self) -> None:
-        """Make the ballast, if it is not there and the disk has room for twice as much."""
+        """Make the ballast if it is missing and the disk has room for twice as much, and end the state "full"."""
         if self._reserve.restore():
-            self._go_easy(False)
+            self._set_full(False)
 
     def append(self, entries: Sequence[Entry], *, replaced: int | None = None) -> None:
-        """Add batches behind the others, all or none, and drop the one at `replaced`.
+        """Append batches, all or none, and delete the one at `replaced`.
 
-        An append of unknown outcome can be repeated: what lies at or behind the first position gives way.
+        An append of unknown outcome can be repeated: it first deletes all batches from its first position on.
         """
         first = entries[0].position
 
@@ -174,11 +177,11 @@ class Spool:
         self._attempt(partial(self._commit, change), needs=2 * sum(entry.batch.size for entry in entries))
 
     def read(self, after: int, max_rows: int, max_bytes: int) -> list[Entry]:
-        """Return the oldest batches behind position `after`, up to the limits, at least one if there is any."""
+        """Return the oldest batches behind position `after`, up to the limits, at least one if any exists."""
         return self._attempt(partial(self._read, after, max_rows, max_bytes), writes=False)
 
     def forget(self, upto: int) -> None:
-        """Delete the batches up to that position: they are committed."""
+        """Delete the batches up to a position, after they were committed."""
         if self.is_full and upto >= self.last:
             self._renew()
             return
@@ -192,7 +195,7 @@ class Spool:
             self.is_slack = _is_slack(connection)
 
     def shrink(self) -> None:
-        """Give a step of the file's free space back to the disk. Not while the disk is full: it takes space first."""
+        """Return one step of the file's free space to the disk. Does nothing on a full disk: it needs space first."""
         self.is_slack = False
         if self.is_full:
             return
@@ -234,11 +237,11 @@ class Spool:
     def _decoded(self, body: bytes) -> Batch:
         try:
             return self._decode(body)
-        except Exception as error:  # its checksum is right: another version wrote it, or our reading is wrong
+        except Exception as error:  # with a correct checksum: another version wrote it, or we have a bug
             raise FileDamagedError(f"a batch cannot be read: {outside_text(error)}") from error
 
     def _commit(self, change: Callable[[sqlite3.Connection, QueueState], QueueState]) -> None:
-        """Commit a change, or nothing of it."""
+        """Commit a change to batches and state in one transaction."""
         with self._connected() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -253,7 +256,7 @@ class Spool:
             self._watermark.write(state)
 
     def _current(self, connection: sqlite3.Connection) -> QueueState:
-        """Return the state in the file: it is ahead of ours where the outcome of a commit was not known."""
+        """Return the state in the file, which is ahead of ours if the outcome of a commit was unknown."""
         state = spool_file.read_state(connection)
         if state.file != self._state.file or state.last < self._state.last:
             raise FileDamagedError("the state of the queue is an older one")
@@ -268,10 +271,10 @@ class Spool:
             self._disconnect()
 
     def _renew(self) -> None:
-        """Begin a new file in place of one that holds nothing any more: the surest way to free its space."""
+        """Replace an empty queue's file by a new one, the surest way to free its space."""
         self._disconnect()
         with self._translated():
-            # Should the file come back after a crash in its older form, without its log: nothing of it is missing.
+            # If a crash restores the file in an older state, without its log, none of its batches count as missing.
             self._watermark.write(replace(self._state, forgotten=self.last, depth=0, size=0))
             spool_file.unlink(self.path)
         self._state = _NOTHING
@@ -287,7 +290,7 @@ class Spool:
             try:
                 with self._translated():
                     self._connect()
-            except (SpoolUnavailableError, ConfigurationError):  # it may be half verified
+            except (SpoolUnavailableError, ConfigurationError):  # the connection may be half verified
                 self._disconnect()
                 raise
         assert self._connection is not None
@@ -295,22 +298,22 @@ class Spool:
             yield self._connection
 
     def _connect(self) -> None:
-        noted = self._watermark.read()
-        self._make_file(noted)
+        mark = self._watermark.read()
+        self._make_file(mark)
         self._connection = spool_file.connect(self.path)
         self._state = spool_file.verify(self._connection)
-        if noted is not None and noted.file == self._state.file and noted.depth and noted.last > self._state.last:
-            raise FileDamagedError(f"the batches from {self._state.last + 1} to {noted.last} are missing")
+        if mark is not None and mark.file == self._state.file and mark.depth and mark.last > self._state.last:
+            raise FileDamagedError(f"the batches from {self._state.last + 1} to {mark.last} are missing")
         self._watermark.write(self._state)
-        self._go_easy(self.is_full)
+        self._set_full(self.is_full)
 
-    def _make_file(self, noted: QueueState | None) -> None:
-        """Make the file if it is not there, unless it should be."""
+    def _make_file(self, mark: QueueState | None) -> None:
+        """Make the file if it is missing or empty. Raises FileDamagedError if there should be one."""
         if self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
             return
-        if noted is not None and noted.depth:
+        if mark is not None and mark.depth:
             self.path.touch(mode=0o600)
-            raise FileDamagedError(f"it is empty, and should hold {noted.depth} batches")
+            raise FileDamagedError(f"it is empty, and should hold {mark.depth} batches")
         if (log := spool_file.leftover(self.path)) is not None:
             self.path.touch(mode=0o600)
             raise FileDamagedError(f"it is empty, and {log.name} is not")
@@ -323,46 +326,47 @@ class Spool:
                 connection.close()
 
     def _attempt(self, call: Callable[[], _T], *, writes: bool = True, needs: int = 1) -> _T:
-        """Do it; if the disk refuses, again without the ballast. If it then refuses only this, blame the file.
+        """Run a call; if the disk refuses it, remove the ballast and run it again.
 
-        That means: it takes `needs` bytes in another file, and refuses once more.
+        If the disk refuses again, accepts `needs` bytes in another file, and refuses a third time, the file is at fault
+        and is set aside.
         """
         try:
             return call()
         except SpoolUnavailableError:
             if writes:
-                self._go_easy(True)
+                self._set_full(True)
                 self._reserve.release()
         try:
             return call()
         except SpoolUnavailableError as error:
-            if not (error.may_be_damage and self._disk_takes(needs)):
+            if not (error.may_be_damage and self._disk_accepts(needs)):
                 raise
         try:
             return call()
         except SpoolUnavailableError as error:
             if not error.may_be_damage:
                 raise
-            raise self._set_aside(f"SQLite says that {error.__cause__}, and its disk takes other files") from error
+            raise self._set_aside(f"SQLite reports {error.__cause__}, and the disk accepts other files") from error
 
-    def _disk_takes(self, size: int) -> bool:
-        return self._reserve.disk_takes(size, spool_file.largest(self.path))
+    def _disk_accepts(self, size: int) -> bool:
+        return self._reserve.disk_accepts(size, spool_file.largest(self.path))
 
-    def _go_easy(self, easy: bool) -> None:
-        """On a full disk do without checkpoints: each would write again, into the file, what is safe in the log."""
-        self.is_full = easy
+    def _set_full(self, full: bool) -> None:
+        """Record whether the disk is full. If so, turn off checkpoints, which write a second copy of the log."""
+        self.is_full = full
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._connection.execute(f"PRAGMA wal_autocheckpoint = {0 if easy else CHECKPOINT_PAGES}").fetchall()
+                self._connection.execute(f"PRAGMA wal_autocheckpoint = {0 if full else CHECKPOINT_PAGES}").fetchall()
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
-        """Tell a damaged file, which is set aside, from a disk that takes nothing now."""
+        """Translate errors: a damaged file is set aside, other failures mean that the disk is unavailable."""
         try:
             yield
         except NewerFormatError:
             raise ConfigurationError(
-                f"{self.path} was written by a newer version of ingestor; start that one."
+                f"{self.path} was written by a newer version of ingestor; start that version."
             ) from None
         except FileDamagedError as error:
             raise self._set_aside(outside_text(error)) from error
@@ -378,7 +382,7 @@ class Spool:
         )
 
     def _set_aside(self, why: str) -> SpoolDamagedError:
-        """Give the damaged file another name, so that nothing of it is lost. The next call makes a new one."""
+        """Rename the damaged file, so that its content is kept. The next call makes a new one."""
         now = datetime.now(UTC)
         target = self._name_aside(now)
         try:
@@ -386,13 +390,13 @@ class Spool:
             recent = [each for each in self.path.parent.glob(self._name_aside(None).name) if each.name > since]
             if len(recent) >= MAX_SET_ASIDE:
                 raise SpoolUnavailableError(
-                    f"The spool {self.path} is damaged ({why}), like {len(recent)} before it within a day."
+                    f"The spool {self.path} is damaged ({why}), after {len(recent)} others within a day."
                 )
-            # Renamed before it is closed: closing would merge the log into the file and remove it.
+            # Rename before closing, because closing merges the log into the file and removes it.
             spool_file.rename(self.path, target)
         except OSError as error:
             raise SpoolUnavailableError(
-                f"The spool {self.path} is damaged ({why}) and stays so: {outside_text(error)}."
+                f"The spool {self.path} is damaged ({why}) and can't be set aside: {outside_text(error)}."
             ) from error
         finally:
             self._disconnect()
@@ -404,7 +408,7 @@ class Spool:
         return damage
 
     def _name_aside(self, at: datetime | None) -> Path:
-        """Return the name of a file that was set aside at that instant; a pattern of all names without one."""
+        """Return the name of a file that was set aside at an instant; without one, the pattern of all such names."""
         return self.path.with_name(f"spool-damaged-{'*' if at is None else f'{at:%Y%m%dT%H%M%S.%fZ}'}.db")
 
 
@@ -422,7 +426,7 @@ def prepare_state_directory(directory: Path) -> None:
 
 
 def _is_slack(connection: sqlite3.Connection) -> bool:
-    """Whether most of the file is free, and it is worth the work."""
+    """Return whether most of the file is free, and enough of it to be worth the work."""
     free, used = spool_file.free_and_used_pages(connection)
-    # While much of it is in use, that would only move the pages in use to the front, over and over.
+    # While much of it is in use, vacuuming would only move the used pages to the front again and again.
     return free > VACUUM_PAGES and free > used

@@ -1,6 +1,6 @@
-"""The spool's file as a whole: made, opened, verified, and given another name. It knows what is damage and what is not.
+"""The spool's file: create, open, verify and rename it, and tell damage from other failures.
 
-A file gets its name when it is complete, so whatever bears it was complete once.
+A file gets its name when it is complete, so every file of that name was complete once.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from ingestor.buffer.spool_format import TABLES, FileDamagedError, QueueState, state_of, state_row
 
 LOG_LIMIT = 4 * 2**20
-"""Bytes of the write-ahead log that are kept for the next transactions."""
+"""Bytes of the write-ahead log that SQLite keeps for the next transactions."""
 
 _LOGS = ("-wal", "-journal", "-shm")
-"""What SQLite keeps beside a file. It would take one that is left over for that of the next file."""
+"""Suffixes of the files that SQLite keeps beside its file. It would apply a leftover one to the next file."""
 
 _MAYBE_NOT_THE_FILE = {
     sqlite3.SQLITE_FULL,
@@ -34,20 +34,20 @@ _MAYBE_NOT_THE_FILE = {
 _SURELY_NOT_THE_FILE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 FAILURES = (sqlite3.Error, sqlite3.Warning, OSError, MemoryError, UnicodeDecodeError)
-"""All that SQLite, or the disk under it, raises. Its messages quote the file, which need not be text any more."""
+"""The errors of SQLite and of the disk. Their messages quote the file, so decoding them may fail too."""
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether a failure can only come from what is in the file: our statements are always the same."""
+    """Return whether only the content of the file can cause a failure, since our statements are always the same."""
     return not isinstance(error, OSError | MemoryError) and _code(error) not in (
         _MAYBE_NOT_THE_FILE | _SURELY_NOT_THE_FILE
     )
 
 
 def may_be_damage(path: Path, error: Exception) -> bool:
-    """Whether the file may be the reason of a failure that can have others: a header that is changed says so, too.
+    """Return whether the file may be the cause of a failure that has other causes too, such as a changed header.
 
-    That another process holds it, or that we are not permitted to use it, is no damage.
+    A lock of another process and a missing permission are no damage.
     """
     if isinstance(error, PermissionError) or _code(error) in _SURELY_NOT_THE_FILE:
         return False
@@ -56,21 +56,21 @@ def may_be_damage(path: Path, error: Exception) -> bool:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the file for this process alone."""
+    """Open the file in autocommit mode; fail at once if it is locked."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0)
-    # No text is read that could turn out not to be any.
+    # A damaged file may hold text that can't be decoded.
     connection.text_factory = bytes
     return connection
 
 
 def create(path: Path) -> None:
-    """Make an empty queue. Anything in its place is replaced."""
+    """Create an empty queue; replace an existing file."""
     draft = path.with_suffix(".new")
     for each in _files(draft):
         each.unlink(missing_ok=True)
     draft.touch(mode=0o600)
     with contextlib.closing(connect(draft)) as connection:
-        # The order matters: the way of vacuuming can be chosen only before the first table.
+        # The order matters: `auto_vacuum` can be set only before the first table.
         for statement in ("PRAGMA auto_vacuum = INCREMENTAL", "PRAGMA synchronous = FULL", "BEGIN", *TABLES.values()):
             connection.execute(statement).fetchall()
         write_state(connection, QueueState.new())
@@ -81,22 +81,22 @@ def create(path: Path) -> None:
 
 
 def leftover(path: Path) -> Path | None:
-    """Return a log that lies there without its file."""
+    """Return a log that is left without its file, if there is one."""
     found = (each for each in _files(path)[1:] if each.exists() and each.stat().st_size)
     return next(found, None)
 
 
 def verify(connection: sqlite3.Connection) -> QueueState:
-    """Prepare the connection, look through the whole file, and return what is in it. Nothing is changed before that.
+    """Configure the connection, verify the whole file before any change to it, and return its state.
 
-    Raises FileDamagedError, and NewerFormatError where a newer version wrote it.
+    Raises FileDamagedError, and NewerFormatError if a newer version wrote it.
     """
     for setting in ("locking_mode = EXCLUSIVE", "cell_size_check = ON", "mmap_size = 0", "cache_size = -2000"):
         connection.execute(f"PRAGMA {setting}").fetchall()
     state = read_state(connection)
     schema = connection.execute("SELECT name, sql FROM sqlite_master ORDER BY name").fetchall()
     if schema != sorted((name.encode(), statement.encode()) for name, statement in TABLES.items()):
-        raise FileDamagedError("its tables are not those that were made")
+        raise FileDamagedError("its tables differ from those that were created")
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != b"ok":
         raise FileDamagedError(verdict.decode(errors="replace"))
@@ -108,7 +108,7 @@ def verify(connection: sqlite3.Connection) -> QueueState:
     ).fetchone()
     depth, size, first, last = found
     if (depth, size) != (state.depth, state.size) or (depth and not state.forgotten < first <= last == state.last):
-        raise FileDamagedError(f"it should hold {state.depth} batches up to number {state.last}, and holds {found}")
+        raise FileDamagedError(f"it should hold {state.depth} batches up to number {state.last}, but holds {found}")
     return state
 
 
@@ -118,12 +118,12 @@ def read_state(connection: sqlite3.Connection) -> QueueState:
 
 
 def write_state(connection: sqlite3.Connection, state: QueueState) -> None:
-    """Put a state in the place of the one in the file."""
+    """Replace the state in the file."""
     connection.execute("REPLACE INTO queue VALUES (1, ?, ?, ?)", state_row(state))
 
 
 def remove(connection: sqlite3.Connection, state: QueueState, where: str, values: tuple[object, ...]) -> QueueState:
-    """Delete batches; return the state with what is left. Raises FileDamagedError where more is gone than was there."""
+    """Delete batches and return the new state. Raises FileDamagedError if there were more than the state counts."""
     count, size = connection.execute(
         f"SELECT count(*), coalesce(sum(length(body)), 0) FROM batches WHERE {where}",  # noqa: S608 - our constants
         values,
@@ -131,16 +131,16 @@ def remove(connection: sqlite3.Connection, state: QueueState, where: str, values
     connection.execute(f"DELETE FROM batches WHERE {where}", values)  # noqa: S608
     left = replace(state, depth=state.depth - count, size=state.size - size)
     if left.depth < 0 or left.size < 0:
-        raise FileDamagedError(f"{count} batches were found where {state.depth} should be")
+        raise FileDamagedError(f"it holds {count} batches instead of {state.depth}")
     return left
 
 
 def remove_newest(
     connection: sqlite3.Connection, state: QueueState, first: int, replaced: int | None
 ) -> tuple[QueueState, int]:
-    """Delete the batches from position `first` on, and the one at `replaced`; return the position that is before them.
+    """Delete the batches from position `first` on and the one at `replaced`; return state and previous position.
 
-    It is the one that was written down, there or not: a batch that is missing is found when the next one is read.
+    The previous position is the recorded one. If its batch is missing, reading the next one finds that.
     """
     where, values = "position >= ? OR position = ?", (first, replaced)
     row = connection.execute(
@@ -150,19 +150,19 @@ def remove_newest(
     if row is None:
         return state, state.last
     if not isinstance(row[0], int):
-        raise FileDamagedError("a batch follows none")
+        raise FileDamagedError("a batch has no predecessor")
     return remove(connection, state, where, values), row[0]
 
 
 def free_and_used_pages(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Return how many pages of the file are free, and how many are not."""
+    """Return the numbers of free and of used pages."""
     (free,) = connection.execute("PRAGMA freelist_count").fetchone()
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     return free, pages - free
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file and its logs another name."""
+    """Rename a file and its logs."""
     for old, new in zip(_files(path), _files(target), strict=True):
         with contextlib.suppress(FileNotFoundError):
             old.rename(new)
@@ -175,7 +175,7 @@ def unlink(path: Path) -> None:
 
 
 def largest(path: Path) -> int:
-    """Return the bytes of the file, or of its log, whichever are more."""
+    """Return the size in bytes of the file or of its logs, the largest."""
     sizes = [0]
     for each in _files(path):
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""The content of the spool's file: its tables, its rows, and the checksums that prove them. Pure.
+"""The content of the spool's file: its tables, rows and checksums. Pure.
 
-SQLite checks the structure of its file in part, and of the values in it nothing. So every value that the spool acts on
-is under a checksum of ours, and every row names the one before it: what is changed, missing, moved or left over from an
-older state of the file does not fit.
+SQLite checks the structure of its file in part, and the values in it not at all. So our own checksums cover every value
+that the spool relies on, and every row names its predecessor. This detects rows that are changed, missing, moved or
+left over from an older state of the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 FORMAT = 1
-"""Of the table `batches`. Fields that a batch has since gained have defaults, so they need no new one."""
+"""The format of the table `batches`. New fields of a batch have defaults, so they need no new format."""
 
 TABLES = {
     # The same in all formats, so that an older version can prove that a newer one wrote the file.
@@ -24,7 +24,7 @@ TABLES = {
 }
 
 Row: TypeAlias = tuple[int, int, int, bytes]
-"""Of the table `batches`: position, position of the batch before it, checksum, body."""
+"""A row of the table `batches`: position, position of the previous batch, checksum, body."""
 
 _STATE = struct.Struct(">5q")
 _FORMAT = struct.Struct(">q")
@@ -32,19 +32,19 @@ _PLACE = struct.Struct(">4q")
 
 
 class FileDamagedError(Exception):
-    """The file is not what was written; the message says in which way."""
+    """The file differs from what was written; the message says how."""
 
 
 class NewerFormatError(Exception):
-    """A newer version wrote the file: its checksum proves it."""
+    """A newer version wrote the file, as its checksum proves."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What must be in the file; kept in it, in the transaction of each change.
+    """The expected content of the file, stored in it by the transaction of each change.
 
-    `file` is a random number that tells this file from the one before it. Positions up to `forgotten` have left the
-    queue, `last` is that of the newest batch that ever was in it. `depth` and `size` count batches and bytes of bodies.
+    `file` is a random number that identifies the file. Batches up to position `forgotten` have left the queue, `last`
+    is the position of the newest batch it ever held. `depth` and `size` count batches and bytes of bodies.
     """
 
     file: int
@@ -60,7 +60,7 @@ class QueueState:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether the numbers can be true together: a queue is empty if all of it has left, and only then."""
+        """Whether the numbers agree: the queue is empty if and only if all batches have left it."""
         empty = self.last == self.forgotten
         return 0 <= self.forgotten <= self.last and (self.depth > 0, self.size > 0) == (not empty, not empty)
 
@@ -71,7 +71,7 @@ def pack_state(state: QueueState) -> bytes:
 
 
 def unpack_state(content: bytes) -> QueueState | None:
-    """Return the state that bytes hold; None where they can't be one."""
+    """Return the state in bytes; None if they hold none or it is inconsistent."""
     if len(content) != _STATE.size:
         return None
     state = QueueState(*_STATE.unpack(content))
@@ -79,15 +79,15 @@ def unpack_state(content: bytes) -> QueueState | None:
 
 
 def state_row(state: QueueState) -> tuple[int, bytes, int]:
-    """Return format, content and checksum for the table `queue`."""
+    """Return the row of the table `queue`: format, content, checksum."""
     content = pack_state(state)
     return FORMAT, content, zlib.crc32(content, zlib.crc32(_FORMAT.pack(FORMAT)))
 
 
 def state_of(row: object) -> QueueState:
-    """Return the state that a row of `queue` (format, content, checksum) holds.
+    """Return the state in a row of `queue` (format, content, checksum).
 
-    Raises FileDamagedError, and NewerFormatError where the row is sound and of a format that is not known yet.
+    Raises FileDamagedError, and NewerFormatError if the row is valid and of a newer format.
     """
     match row:
         case (int(number), bytes(content), int(checksum)) if checksum == zlib.crc32(
@@ -106,7 +106,7 @@ def row_of(file: int, position: int, previous: int, body: bytes) -> Row:
 
 
 def body_of(file: int, row: Sequence[object]) -> bytes:
-    """Return the body that a row of `batches` holds. Raises FileDamagedError."""
+    """Return the body in a row of `batches`. Raises FileDamagedError."""
     match row:
         case (int(position), int(previous), int(checksum), bytes(body)) if checksum == _checksum(
             file, position, previous, body

@@ -1,4 +1,4 @@
-"""Remembers beside the spool how far it was known to be on disk: SQLite drops the end of a damaged log in silence."""
+"""Records beside the spool how far it was committed, because SQLite silently drops the end of a damaged log."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _CHECKSUM = 4
 
 
 class Watermark:
-    """A file of a few bytes that is written after each commit, in place and without waiting for the disk.
+    """A file of a few bytes, overwritten in place after each commit without waiting for the disk.
 
-    It is never ahead of what was committed. After the end of the process it is exact; after a loss of power it may be
-    seconds old, or nothing. A file that can't be read, or is damaged, says nothing.
+    It is never ahead of the commits. It is exact after the process has ended, and may be seconds old or empty after a
+    power loss. An unreadable or damaged file counts as absent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,16 +24,16 @@ class Watermark:
         self._file: int | None = None
 
     def read(self) -> QueueState | None:
-        """Return the state that was noted last."""
+        """Return the state that was written last; None if there is none."""
         try:
-            noted = self._path.read_bytes()
+            record = self._path.read_bytes()
         except OSError:
             return None
-        content, checksum = noted[:-_CHECKSUM], noted[-_CHECKSUM:]
+        content, checksum = record[:-_CHECKSUM], record[-_CHECKSUM:]
         return unpack_state(content) if checksum == _checksum(content) else None
 
     def write(self, state: QueueState) -> None:
-        """Note a state that is committed. Where that is not possible nothing is known any more, which is safe."""
+        """Record a committed state. If the write fails, remove the record, which is safe."""
         content = pack_state(state)
         try:
             if self._file is None:
@@ -43,13 +43,13 @@ class Watermark:
             self.clear()
 
     def clear(self) -> None:
-        """Forget what was noted."""
+        """Remove the record."""
         self.close()
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         file, self._file = self._file, None
         if file is not None:
             with contextlib.suppress(OSError):

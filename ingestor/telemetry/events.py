@@ -443,11 +443,11 @@ class Telemetry:
         self.counts.spools_damaged += 1
         self._log.error("spool_damaged", set_aside_as=str(path), because=why)
 
-    def spooling(self, *, away: bool) -> None:
-        """Log that batches go to the disk; not more than once a minute, should it go on and off."""
+    def spooling(self, *, database_failed: bool) -> None:
+        """Log that batches go to the disk; at most once a minute."""
         if self._is_due("spooling"):
             self._spooling = True
-            self._log.warning("spooling", because="the database is away" if away else "the database is slow")
+            self._log.warning("spooling", because="the database is unavailable" if database_failed else "the database is slow")
 
     def spool_drained(self) -> None:
         """Log that nothing waits on disk any more, where it was logged that something does."""

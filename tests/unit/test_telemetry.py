@@ -88,7 +88,7 @@ def test_spooling_is_logged_with_its_end(capsys: pytest.CaptureFixture[str]) -> 
     instance.spool_drained()
     for seconds in (0, 1, 58, 1):
         clock.advance(seconds)
-        instance.spooling(away=seconds == 1)
+        instance.spooling(database_failed=seconds == 1)
         instance.spool_drained()
     instance.spool_found(batches=3, size=100)
     instance.spool_drained()
@@ -96,7 +96,7 @@ def test_spooling_is_logged_with_its_end(capsys: pytest.CaptureFixture[str]) -> 
     assert [(e["event"], e.get("because")) for e in events] == [
         ("spooling", "the database is slow"),
         ("spool_drained", None),
-        ("spooling", "the database is away"),
+        ("spooling", "the database is unavailable"),
         ("spool_drained", None),
         ("spool_found", None),
         ("spool_drained", None),
