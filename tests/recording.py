@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -92,9 +92,7 @@ class Market:
 
 
 @contextlib.asynccontextmanager
-async def recording(
-    url: str, *, parts: Mapping[str, Any] | None = None, **changes: Any
-) -> AsyncIterator[tuple[Market, Any]]:
+async def recording(url: str, *, parts: Any = None, **changes: Any) -> AsyncIterator[tuple[Market, Any]]:
     """Run a market and a daemon that receives it."""
     async with (
         Simulator(port=0, rate=0) as simulator,

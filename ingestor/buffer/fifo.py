@@ -35,9 +35,9 @@ _T = TypeVar("_T")
 
 BLOCK_MESSAGES = {
     EndReason.BUFFER_FULL: "The buffer is full.",
-    EndReason.DISK_FULL: "The disk of the spool is full.",
+    EndReason.DISK_FULL: "The spool's disk is full.",
     EndReason.SPOOL_DAMAGED: "The spool was damaged.",
-    EndReason.COMMITS_LOST: "The database lost what it had acknowledged.",
+    EndReason.COMMITS_LOST: "The database lost batches that it had acknowledged.",
 }
 
 

@@ -1,1 +1,1 @@
-"""The service: where the stages meet."""
+"""The service: connects the stages."""

@@ -1,4 +1,4 @@
-"""The checks behind `ingestor check`: each is a name, a severity, and what was found or what to do."""
+"""The checks of `ingestor check`: each has a name, a severity, and a finding or an instruction."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import check_token, classify
 
 REFRESHED_WITHIN = timedelta(days=2)
-"""Of maintenance that runs once a day, late ticks are in the bars by then."""
-
+"""Daily maintenance puts late ticks into the bars within this time."""
 
 REST_TIMEOUT = 5.0
-"""Seconds without a sign of the REST API, after which it counts as unavailable."""
+"""Seconds without an answer, after which the REST API counts as unavailable."""
 
 
 class Severity(Enum):
-    """How a check came out. A warning does not fail the command."""
+    """The result of a check. A warning does not fail the command."""
 
     OK = "ok"
     WARNING = "warning"
@@ -49,7 +48,7 @@ class CheckResult:
 
 
 async def check(settings: Settings) -> AsyncIterator[CheckResult]:
-    """Yield the findings, one after the other; later checks run even where earlier ones failed."""
+    """Run the checks one after the other, and yield their results; later checks run even if earlier ones fail."""
     yield _variables()
     yield _token(settings)
     yield await _endpoint(settings)
@@ -72,9 +71,9 @@ async def check(settings: Settings) -> AsyncIterator[CheckResult]:
 def _variables() -> CheckResult:
     unknown = unknown_variables()
     if unknown:
-        text = f"No setting has this name, so it does nothing: {', '.join(unknown)}."
+        text = f"Unknown settings, which have no effect: {', '.join(unknown)}."
         return CheckResult("settings", Severity.WARNING, text)
-    return CheckResult("settings", Severity.OK, "every variable is known and well formed")
+    return CheckResult("settings", Severity.OK, "every variable is known and valid")
 
 
 def _token(settings: Settings) -> CheckResult:
@@ -86,23 +85,21 @@ def _token(settings: Settings) -> CheckResult:
     if not re.fullmatch(r"(pk|tk)_.{17}", token):
         text = "does not look like a Financefeast token: 20 characters that begin with pk_ or tk_"
         return CheckResult("token", Severity.WARNING, text)
-    return CheckResult(
-        "token", Severity.OK, f"{token[:3]}… of the right shape (only a connection can tell if it is valid)"
-    )
+    return CheckResult("token", Severity.OK, f"{token[:3]}… is well formed (only a connection can tell if it is valid)")
 
 
 async def _endpoint(settings: Settings) -> CheckResult:
-    """Open a connection without sending the token, so that no stream of the plan is used up."""
+    """Open a connection without sending the token, so that it does not count as a stream of the plan."""
     try:
         async with open_connection(settings.stream_url):
             return CheckResult("endpoint", Severity.OK, f"{settings.stream_url} answers as a WebSocket")
-    except Exception as error:  # noqa: BLE001 - whatever it is, `classify` has a line on it
+    except Exception as error:  # noqa: BLE001 - `classify` has a message for any error
         text = classify(error, accepted_before=False, now=SystemClock().wall()).message
         return CheckResult("endpoint", Severity.PROBLEM, f"{settings.stream_url}: {text}")
 
 
 async def _rest(settings: Settings) -> CheckResult:
-    """Ask the REST API about the token. The daemon runs without it: a failure that passes is a warning."""
+    """Validate the token at the REST API. The daemon runs without it, so a temporary failure is a warning."""
     zone, clock, url = settings.exchange_timezone, SystemClock(), settings.rest_url
     try:
         async with RestClient(url, settings.read_token(), timezone=zone, clock=clock, timeout=REST_TIMEOUT) as client:
@@ -133,7 +130,7 @@ def _database(facts: DatabaseFacts) -> CheckResult:
     if facts.encoding != "UTF8":
         return CheckResult("database", Severity.PROBLEM, f"{text} has the encoding {facts.encoding}; UTF8 is needed")
     if facts.standby:
-        return CheckResult("database", Severity.PROBLEM, f"{text} is a standby: name the primary in the URL too")
+        return CheckResult("database", Severity.PROBLEM, f"{text} is a standby: add the primary to the URL")
     if facts.update:
         advice = f"the server has {facts.update} too: {UPDATE}"
         return CheckResult("database", Severity.WARNING, f"{text}; {advice}")
@@ -142,7 +139,7 @@ def _database(facts: DatabaseFacts) -> CheckResult:
 
 def _clock(difference: ClockDifference) -> CheckResult:
     if difference.is_large:
-        advice = "one of the two is wrong, and coverage lacks as much: let both machines keep their time by NTP"
+        advice = "one of the two is wrong, and coverage lacks this much: synchronize both machines by NTP"
         return CheckResult("clock", Severity.WARNING, f"{difference}; {advice}")
     return CheckResult("clock", Severity.OK, str(difference))
 
@@ -164,12 +161,14 @@ def _agreement(settings: Settings, facts: SchemaFacts) -> CheckResult:
     differing = settings_drift(settings, facts)
     if differing:
         return CheckResult("agreement", Severity.WARNING, "; ".join(differing))
-    return CheckResult("agreement", Severity.OK, "environment and database agree on calendar, time zone and coverage")
+    return CheckResult(
+        "agreement", Severity.OK, "environment and database have the same calendar, time zone and coverage"
+    )
 
 
 def _calendar(facts: SchemaFacts, today: date) -> CheckResult:
     if facts.last_trading_day is None:
-        return CheckResult("calendar", Severity.PROBLEM, f"no trading sessions of {facts.calendar}. {MIGRATE}")
+        return CheckResult("calendar", Severity.PROBLEM, f"no trading session of {facts.calendar} is stored. {MIGRATE}")
     left = facts.days_left(today)
     text = f"{facts.calendar} is known until {facts.last_trading_day}, {left} days ahead"
     if left < DAYS_AHEAD:
@@ -179,15 +178,13 @@ def _calendar(facts: SchemaFacts, today: date) -> CheckResult:
 
 def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
     if not facts.has_aggregates:
-        text = "computed from the ticks for whoever asks"
+        text = "computed from the ticks by each query"
         if "Community" in facts.edition:
-            advice = "this server could compute them ahead: run `ingestor migrate --convert-to-hypertable`"
+            advice = "this server can compute them ahead: run `ingestor migrate --convert-to-hypertable`"
             return CheckResult("bars", Severity.WARNING, f"{text}; {advice}")
         return CheckResult("bars", Severity.OK, text)
     since = schema.oldest_stale_range
     if since is not None and facts.now - since > REFRESHED_WITHIN:
-        text = f"ticks that came late on {since:%Y-%m-%d} may not be in the bars yet"
+        text = f"late ticks of {since:%Y-%m-%d} may be missing in the bars"
         return CheckResult("bars", Severity.WARNING, f"{text}. Run `ingestor maintain` once a day.")
-    return CheckResult(
-        "bars", Severity.OK, "computed ahead; late ticks are in them, or will be with `ingestor maintain`"
-    )
+    return CheckResult("bars", Severity.OK, "computed ahead; `ingestor maintain` adds late ticks once a day")

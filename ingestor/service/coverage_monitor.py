@@ -1,4 +1,4 @@
-"""Queries today's coverage once a minute, and checks schema and calendar once a day."""
+"""Queries today's coverage once a minute, and checks the schema's settings and the calendar once a day."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ingestor.settings import Settings
 from ingestor.store.gaps import Bounds, GapStore, OpenGaps
 from ingestor.store.inspect import SchemaFacts, inspect, settings_drift
 from ingestor.telemetry.events import Telemetry
-from ingestor.telemetry.log import tell_left_out
+from ingestor.telemetry.log import log_suppressed_lines
 
 LONGEST_BREAK = timedelta(days=8)
-"""From one trading day to the next, at most: Easter and Christmas take less."""
+"""The most time between two trading days; Easter and Christmas take less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What the database says of the last trading day that has begun, and of the gaps of all days."""
+    """The coverage and gaps of the last trading day that has begun, and the open gaps of all days."""
 
     as_of: datetime
     day: Day | None
@@ -51,29 +51,29 @@ class CoverageMonitor:
         max_age: float = 600.0,
     ) -> None:
         self._settings = settings
-        self._url = settings.read_database_url()  # once: a file that is missing for a moment must not end a recorder
+        self._url = settings.read_database_url()  # read once: a file that is replaced later must not end the daemon
         self._clock = clock
         self._telemetry = telemetry
         self._coverage_interval = coverage_interval
         self._schema_interval = schema_interval
         self._max_age = max_age
-        self._looked_at = self._judged_at = -math.inf
+        self._queried_at = self._checked_at = -math.inf
         self.coverage: Coverage | None = None
 
     async def run(self, writes: asyncio.Event) -> None:
-        """Look now and then, from when the database has answered the writer (`writes`); ends by being cancelled."""
+        """Query once the database has answered the writer (`writes`), then at each interval; runs until cancelled."""
         while not writes.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._coverage_interval):
                     await writes.wait()
-            tell_left_out()
+            log_suppressed_lines()
         while True:
-            await self._look()
-            tell_left_out()
+            await self._query()
+            log_suppressed_lines()
             await self._pause()
 
     async def _pause(self) -> None:
-        """Wait for a minute, or until the database has recovered: after an outage the last answer is out of date."""
+        """Wait for the interval, or until the database recovers: after an outage the last result is out of date."""
         recovered = self._telemetry.database_recovered
         waiting = [
             asyncio.create_task(self._clock.sleep(self._coverage_interval)),
@@ -87,38 +87,38 @@ class CoverageMonitor:
             await asyncio.gather(*waiting, return_exceptions=True)
         recovered.clear()
 
-    async def _look(self) -> None:
-        """Look once. What was found long ago is forgotten: it would be shown as if it were so now."""
+    async def _query(self) -> None:
+        """Query coverage, and the schema if due. On failures, drop a result that is too old to be shown."""
         now = self._clock.monotonic()
         try:
-            await self._look_at_coverage()
-            self._looked_at = now
-            if now - self._judged_at >= self._schema_interval and await self._look_at_schema():
-                self._judged_at = now
-        except Exception as error:  # noqa: BLE001 - what is only shown must never end a recorder
+            await self._query_coverage()
+            self._queried_at = now
+            if now - self._checked_at >= self._schema_interval and await self._check_schema():
+                self._checked_at = now
+        except Exception as error:  # noqa: BLE001 - no failure of a display may end the daemon
             self._telemetry.coverage_query_failed(outside_text(error))
-            if now - self._looked_at >= self._max_age:
+            if now - self._queried_at >= self._max_age:
                 self.coverage = None
 
-    async def _look_at_schema(self) -> bool:
+    async def _check_schema(self) -> bool:
         facts = await inspect(self._url, timeout=self._settings.write_timeout)
         if facts.schema is None:
             return False
-        self._judge(facts.schema, facts.now.date())
+        self._report_schema(facts.schema, facts.now.date())
         return True
 
-    def _judge(self, facts: SchemaFacts, today: date) -> None:
-        """Say where the database's views were told something else than the environment says, and what runs out."""
+    def _report_schema(self, facts: SchemaFacts, today: date) -> None:
+        """Log settings that differ between environment and database, and the days left in the calendar."""
         for difference in settings_drift(self._settings, facts):
             self._telemetry.warned("settings_mismatch", detail=difference)
         self._telemetry.calendar_known(days=facts.days_left(today), warn_below=DAYS_AHEAD, remedy=RENEW)
 
-    async def _look_at_coverage(self) -> None:
+    async def _query_coverage(self) -> None:
         seconds = self._settings.write_timeout
         async with GapStore(self._url, timeout=seconds, patience=seconds) as gap_store:
             today = (await gap_store.now()).astimezone(ZoneInfo(self._settings.exchange_timezone)).date()
             report = await gap_store.report(Bounds(since=today - LONGEST_BREAK))
             found = await gap_store.open_gaps()
-        day = report.days[-1] if report.days else None  # the report has none that is still to come
+        day = report.days[-1] if report.days else None  # the report has no future day
         gaps = tuple(gap for gap in report.gaps if day is not None and gap.trading_day == day.trading_day)
         self.coverage = Coverage(report.made_at, day, gaps, found)

@@ -22,7 +22,7 @@ from ingestor.settings import Settings
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LIVENESS_STEP_SECONDS, LivenessDeadline
-from ingestor.telemetry.log import tell_left_out
+from ingestor.telemetry.log import log_suppressed_lines
 from ingestor.telemetry.metrics import new_registry
 from ingestor.web.app import make_app
 from ingestor.web.hosts import Hosts
@@ -33,7 +33,7 @@ WATCH_INTERVAL = 1.0
 
 
 class Daemon:
-    """One stream, one buffer, one database. `telemetry` tells what it does, and so does `http` while it runs."""
+    """Records one stream through one buffer into one database. `telemetry` and `http` report on it."""
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class Daemon:
         self._notifier = SystemdNotifier()
 
     async def run(self, request: StopRequest) -> None:
-        """Record until a stop is requested; then close the stream, write or spool what is left, and return.
+        """Record until a stop is requested; then close the stream, write or spool all batches, and return.
 
-        Raises DatabaseAccessError when the database has never let this process in and needs a person to do so,
-        ConfigurationError when the stream's failure needs one, or another process owns the spool or the
-        port, and MessagesLostError when not everything could be kept.
+        Raises DatabaseAccessError if the database has never admitted this process and requires operator action,
+        ConfigurationError if a failure of the stream requires it or another process owns the spool or the port, and
+        MessagesLostError if messages could neither be written nor spooled.
         """
         prepare_state_directory(self._settings.state_path(""))
         self.buffer.claim()
@@ -122,39 +122,39 @@ class Daemon:
             await _cancel(watching)
             await self._stop_serving(serving)
             self._notifier.close()
-            tell_left_out(at_once=True)
+            log_suppressed_lines(at_once=True)
 
     async def _record(self, request: StopRequest, beside: set[asyncio.Task[None]]) -> None:
-        """Do the daemon's work, until a stop is requested or a task ends, one of those `beside` included."""
-        listening = asyncio.create_task(self._reader.run(), name="reader")
+        """Run all stages until a stop is requested, or a task ends, including those `beside`."""
+        reading = asyncio.create_task(self._reader.run(), name="reader")
         spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
-        looking = asyncio.create_task(self._coverage_monitor.run(self._writes), name="coverage_monitor")
+        monitoring = asyncio.create_task(self._coverage_monitor.run(self._writes), name="coverage_monitor")
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
-            working = {listening, spooling, writing, looking}
+            working = {reading, spooling, writing, monitoring}
             await asyncio.wait({*working, *beside, stop}, return_when=asyncio.FIRST_COMPLETED)
             self._notifier.stopping()
             self.telemetry.stopping(signal=request.signal, waiting_bytes=self.buffer.size)
-            await _cancel(listening)
+            await _cancel(reading)
             await self._drain({writing, spooling}, request)
-            await self._wait_for_the_spool(spooling)
+            await self._wait_for_spool(spooling)
             await self.buffer.spool_all()
         finally:
             await self._store.give_up()
-            await _cancel(listening, writing, spooling, looking, stop)
+            await _cancel(reading, writing, spooling, monitoring, stop)
             await self._store.close()
             await self.buffer.close()
-        left = self._say_what_is_left()
-        for task in (listening, writing, spooling, looking, *beside):
+        lost = self._report_rest()
+        for task in (reading, writing, spooling, monitoring, *beside):
             if task.done() and not task.cancelled():
                 task.result()
-        if left:
-            raise MessagesLostError(f"{left} messages could be written neither to the database nor to the spool.")
+        if lost:
+            raise MessagesLostError(f"{lost} messages could be written neither to the database nor to the spool.")
         self.telemetry.stopped()
 
     async def _spool(self) -> None:
-        await self.buffer.open()  # which may take seconds, in which the stream is heard already
+        await self.buffer.open()  # may take seconds, while ticks are already received
         await self.buffer.run()
 
     async def _write(self) -> None:
@@ -197,13 +197,13 @@ class Daemon:
         self._notifier.ready()
         stuck = [name for name, advances in self.status.loops().items() if not advances]
         if stuck:
-            self.telemetry.stuck(stuck)
+            self.telemetry.loop_stalled(stuck)
         else:
             self._notifier.alive()
         self._notifier.status(self.status.line())
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
-        """Wait until nothing is left, or all of it is on disk, or the stop timeout is over, or somebody hurries."""
+        """Wait until the buffer is empty or on disk, the stop timeout is over, or an immediate stop is requested."""
         waiting = [
             asyncio.create_task(until(), name=until.__name__)
             for until in (self.buffer.wait_until_empty, self.buffer.wait_until_safe, request.hurry.wait)
@@ -213,21 +213,21 @@ class Daemon:
         )
         await _cancel(*waiting)
 
-    async def _wait_for_the_spool(self, spooling: asyncio.Task[None]) -> None:
-        """Wait while the spool is still looked through, unless its disk takes nothing."""
+    async def _wait_for_spool(self, spooling: asyncio.Task[None]) -> None:
+        """Wait until the spool is open, unless its disk fails."""
         opening = asyncio.create_task(self.buffer.wait_until_open(), name="opening")
-        patience = 0 if self.buffer.blocked_by else self._settings.stop_timeout
-        await asyncio.wait({opening, spooling}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        timeout = 0 if self.buffer.blocked_by else self._settings.stop_timeout
+        await asyncio.wait({opening, spooling}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         await _cancel(opening)
 
-    def _say_what_is_left(self) -> int:
-        """Say what the next start will write, and return how many messages are lost."""
+    def _report_rest(self) -> int:
+        """Log the batches that the next start will write, and return the number of lost messages."""
         if self.buffer.spooled_batches:
             self.telemetry.spool_not_empty(batches=self.buffer.spooled_batches, size=self.buffer.spooled_bytes)
         lost = self.buffer.in_memory
         messages = sum(batch.count + len(batch.rejections) for batch in lost)
         if lost:
-            self.telemetry.abandoned(batches=len(lost), messages=messages)
+            self.telemetry.messages_lost(batches=len(lost), messages=messages)
         return messages
 
 

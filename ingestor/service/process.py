@@ -1,4 +1,4 @@
-"""The signals of the daemon's process, and how its C library returns memory."""
+"""The daemon process's signals, and the setting of its C library for returning memory."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from collections.abc import Callable, Iterator
 
 
 def _existing(*names: str) -> frozenset[int]:
-    """Return the signals of these names, as far as this system has them."""
+    """Return the signals of these names that this system has."""
     return frozenset(getattr(signal, name) for name in names if hasattr(signal, name))
 
 
 ALWAYS_STOP = _existing("SIGTERM", "SIGINT", "SIGQUIT")
-"""Signals that ask for a stop even if the process was started with them ignored, as a script's background jobs are."""
+"""Signals that stop the process even if it was started with them ignored, as a script's background jobs are."""
 
 STOP = ALWAYS_STOP | _existing("SIGHUP", "SIGXCPU", "SIGPWR")
-"""Signals that ask for a stop. One that was ignored when the process started, as SIGHUP by `nohup`, stays ignored."""
+"""Signals that stop the process. One that was ignored at its start, as SIGHUP by `nohup`, stays ignored."""
 
 _FAULTS = _existing("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP")
 _HARMLESS = _existing("SIGCHLD", "SIGCONT", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGWINCH", "SIGINFO")
 _UNCATCHABLE = _existing("SIGKILL", "SIGSTOP")
 
 MEANINGLESS = signal.valid_signals() - STOP - _FAULTS - _HARMLESS - _UNCATCHABLE
-"""Signals that ask for nothing, and would end the process by default: SIGUSR1, SIGALRM, those of real time, others."""
+"""Signals that mean nothing to the daemon but end a process by default: SIGUSR1, SIGALRM, real-time signals, others."""
 
 _M_MMAP_THRESHOLD = -3
 _LARGE = 2**20
 
 
 class StopRequest:
-    """Two events: `stop`, and `hurry` for a person who does not want to wait. `signal` names the first signal."""
+    """Two events: `stop`, and `hurry` for an immediate stop. `signal` is the name of the first signal."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -40,7 +40,7 @@ class StopRequest:
         self.signal: str | None = None
 
     def __call__(self, name: str | None = None) -> None:
-        """Take note of one request, maybe made by the signal of this name."""
+        """Request a stop; the second request asks for an immediate one. `name` is the signal's, if a signal asks."""
         if self.stop.is_set():
             self.hurry.set()
         else:
@@ -48,7 +48,7 @@ class StopRequest:
             self.stop.set()
 
     async def pause(self, seconds: float) -> None:
-        """Wait so long, or until a stop is asked for."""
+        """Wait `seconds`, or until a stop is requested."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.stop.wait()
@@ -58,8 +58,8 @@ class StopRequest:
 def stop_on_signals(ignored: Callable[[str], None]) -> Iterator[StopRequest]:
     """Turn signals into a `StopRequest` while the block runs.
 
-    The first one of `STOP` asks for an orderly stop, the second for an immediate one. `ignored` is called with the name
-    of each signal that means nothing.
+    The first signal of `STOP` requests an orderly stop, the second an immediate one. `ignored` is called with the name
+    of each signal in `MEANINGLESS`.
     """
     request = StopRequest()
     loop = asyncio.get_running_loop()
@@ -72,7 +72,7 @@ def stop_on_signals(ignored: Callable[[str], None]) -> Iterator[StopRequest]:
     finally:
         for number in taken:
             loop.remove_signal_handler(number)
-            signal.signal(number, before[number] or signal.SIG_DFL)  # None: a handler that is not Python's
+            signal.signal(number, before[number] or signal.SIG_DFL)  # None: the handler is not Python's
 
 
 def _name(number: int) -> str:
@@ -83,11 +83,11 @@ def _name(number: int) -> str:
 
 
 def return_large_blocks() -> None:
-    """Let the C library give blocks of 1 MiB or more back to the system when they are freed.
+    """Make the C library return freed blocks of 1 MiB or more to the system.
 
-    The counter of occurrences is a table of some 20 MB that Python makes anew now and then. By default glibc keeps the
-    freed one, small blocks settle in it, and the next table needs new memory (mallopt(3): the threshold is moved by the
-    first such block that is freed, unless it is set). Other C libraries have no such setting, and need none.
+    Python reallocates the counter of occurrences, a table of some 20 MB, from time to time. By default glibc keeps the
+    freed table, small blocks settle in it, and the next table needs new memory (mallopt(3): the first freed block of
+    that size raises the threshold, unless it is set). Other C libraries lack this setting and don't need it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

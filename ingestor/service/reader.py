@@ -1,4 +1,4 @@
-"""Keeps one stream alive: runs one session after the other until the daemon stops."""
+"""Keeps the stream alive: runs one session after the other until the daemon stops."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AUTHENTICATION_TIMEOUT = 10.0
 
 
 class StreamReader:
-    """Runs sessions, one after the other, and judges how each of them ended."""
+    """Runs sessions one after the other, and applies the retry policy to the end of each."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class StreamReader:
         self._decided: tuple[BaseException, RetryDecision] | None = None
 
     async def run(self) -> None:
-        """Listen for ever. Raises ConfigurationError when a person must act; ends by being cancelled."""
+        """Read until cancelled. Raises ConfigurationError if a failure requires operator action."""
         retrying = AsyncRetrying(
-            retry=retry_if_exception(self._is_worth_another_try),
+            retry=retry_if_exception(self._should_retry),
             wait=self._backoff,
             sleep=self._clock.sleep,
-            before_sleep=self._say,
+            before_sleep=self._report_retry,
             reraise=True,
         )
         try:
@@ -69,17 +69,17 @@ class StreamReader:
             self._liveness.clear()
 
     def _classify(self, error: BaseException) -> RetryDecision:
-        """Judge an error once: whether to retry, how long to wait and what to say all follow from it."""
+        """Classify an error once: retry, delay and message all follow from the decision."""
         if self._decided is None or self._decided[0] is not error:
             accepted = self._accepted_token.matches(self._settings.stream_url, self._token)
             self._decided = error, classify(error, accepted_before=accepted, now=self._clock.wall())
         return self._decided[1]
 
-    def _is_worth_another_try(self, error: BaseException) -> bool:
-        # tenacity asks about cancellation too.
+    def _should_retry(self, error: BaseException) -> bool:
+        # tenacity passes cancellations too.
         return isinstance(error, Exception) and self._classify(error).policy is not RetryPolicy.FATAL
 
-    def _say(self, state: RetryCallState) -> None:
+    def _report_retry(self, state: RetryCallState) -> None:
         assert state.outcome is not None
         assert state.next_action is not None
         error = state.outcome.exception()
@@ -87,11 +87,11 @@ class StreamReader:
         decision, seconds = self._classify(error), state.next_action.sleep
         self._liveness.expect_within(seconds)
         self._telemetry.reconnecting(
-            decision.message, seconds, cause=cause_of(error), loud=decision.policy is RetryPolicy.ALERT
+            decision.message, seconds, cause=cause_of(error), alert=decision.policy is RetryPolicy.ALERT
         )
 
     async def _session(self) -> None:
-        """Run one session to its end, which is always an error."""
+        """Run one session. It always ends with an error."""
         await self._wait_for_room()
         self._liveness.expect_within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
         self._telemetry.connecting()
@@ -103,15 +103,15 @@ class StreamReader:
             async with open_connection(url) as connection:
                 recorder = self._record(url)
                 self._telemetry.connected(recorder.session)
-                await self._converse(connection, recorder)
+                await self._read_session(connection, recorder)
         except BaseException as error:
-            # The connection is closed by now: what came during the closing handshake is recorded as well.
+            # The connection is closed now, so messages of the closing handshake are recorded too.
             if recorder is not None:
                 recorder.end(*_ending(error))
             raise
 
     async def _wait_for_room(self) -> None:
-        """Wait while what is heard could be kept nowhere."""
+        """Wait while the buffer is blocked."""
         if self._buffer.blocked_by is not None:
             self._telemetry.waiting_for_room(BLOCK_MESSAGES[self._buffer.blocked_by])
         self._liveness.clear()
@@ -128,13 +128,13 @@ class StreamReader:
             telemetry=self._telemetry,
         )
 
-    async def _converse(self, connection: FeedConnection, recorder: Recorder) -> None:
-        """Authenticate, then listen until something ends the session."""
+    async def _read_session(self, connection: FeedConnection, recorder: Recorder) -> None:
+        """Authenticate, then read until the session ends."""
         connection.attach(recorder.frames, recorder.partial)
         await self._authenticate(connection, recorder)
         began = self._clock.monotonic()
         self._telemetry.authenticated(recorder.session, recorder.authenticated.result())
-        self._remember()
+        self._save_accepted_token()
         settings = self._settings
         try:
             await first_to_fail(
@@ -148,7 +148,7 @@ class StreamReader:
                     now=recorder.clock.now,
                     on_pong=recorder.pong,
                 ),
-                heartbeat=self._beat(recorder),
+                heartbeat=self._record_heartbeats(recorder),
                 watch=self._watch(recorder),
             )
         finally:
@@ -170,19 +170,19 @@ class StreamReader:
                 reason=EndReason.AUTHENTICATION_TIMEOUT,
             ) from None
 
-    def _remember(self) -> None:
+    def _save_accepted_token(self) -> None:
         try:
             self._accepted_token.write(self._settings.stream_url, self._token)
         except OSError as error:
             self._telemetry.warned("accepted_token_not_saved", detail=outside_text(error))
 
-    async def _beat(self, recorder: Recorder) -> None:
+    async def _record_heartbeats(self, recorder: Recorder) -> None:
         while True:
             await self._clock.sleep(self._settings.heartbeat)
             recorder.heartbeat()
 
     async def _watch(self, recorder: Recorder) -> None:
-        """End the session when time went wrong, or when no tick comes in trading hours."""
+        """End the session after a clock step or a long pause of the process, or if the stream stalls."""
         timeout = round(self._settings.stall_timeout * SECOND)
         while True:
             self._liveness.expect_within(watch_interval(self._settings))
@@ -199,34 +199,34 @@ class StreamReader:
 
 
 def is_stalled(calendar: Calendar, now: Micros, last: Micros, timeout: Duration) -> bool:
-    """Whether no tick has come for too long while the market was open.
+    """Return whether no tick came for `timeout` microseconds while the exchange was open.
 
-    The time counts from the latest of the opening, the authentication and the last tick (`last` is the later of
-    these two), and only between a session's opening and its close: a closed market is silent by right. Nothing but a
-    tick counts: a server that has no prices may still send heartbeats, or prices in a format that can't be read.
+    `last` is the later of authentication and last tick. The time counts from `last` or the opening, whichever is later,
+    until the close: a closed exchange sends no ticks. Only ticks count, because a server without prices may still send
+    heartbeats, or prices in an unreadable format.
     """
     session = calendar.session_at(now)
     return session is not None and now - max(session.opens_at, last) >= timeout
 
 
 def _ending(error: BaseException) -> tuple[EndReason, int | None, str]:
-    """Return what the session's record says about its end."""
+    """Return the reason, close code and message of a session's end."""
     match error:
         case StreamError():
             return error.reason, error.close_code, error.message
         case asyncio.CancelledError():
-            return EndReason.STOPPED, None, "We were asked to stop."
+            return EndReason.STOPPED, None, "The daemon was asked to stop."
         case _:
             return EndReason.INTERNAL_ERROR, None, f"{type(error).__name__}: {outside_text(error)}"
 
 
 async def first_to_fail(*, until: asyncio.Future[Any] | None = None, **tasks: Coroutine[Any, Any, None]) -> None:
-    """Run named tasks until one ends, or `until` is done; cancel the others, and raise what it raised."""
+    """Run named tasks until one ends or `until` is done; then cancel the others, and raise its error."""
     running = [asyncio.create_task(task, name=name) for name, task in tasks.items()]
     waiting: list[asyncio.Future[Any]] = [*running, *([until] if until is not None else [])]
     try:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in waiting:  # in the given order: what the server said counts before that it closed
+        for task in waiting:  # in the given order: a server's error message takes precedence over its close
             if task in done:
                 task.result()
     finally:

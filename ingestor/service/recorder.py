@@ -1,4 +1,4 @@
-"""Records one session: frames in; numbered batches, with what they prove, into the buffer."""
+"""Records one session: turns frames into numbered batches with coverage, and puts them into the buffer."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ingestor.stream.retry import server_error
 from ingestor.telemetry.events import Telemetry
 
 WATCH_INTERVAL = 1.0
-"""Seconds between two looks at the clocks and at the silence."""
+"""Seconds between two checks of the clocks and for a stall."""
 
 
 class Recorder:
-    """Decodes, numbers and batches what one session hears. Never waits, for anything.
+    """Decodes, numbers and batches the messages of one session. Never waits.
 
-    `authenticated` is a future of the moment at which the server accepted the token. `failed` is a future that
-    gets the StreamError which ends the session from our side: the server's error message, a full buffer, a clock
-    that was set, a process that stood still.
+    `authenticated` is a future of the instant at which the server accepted the token. `failed` is a future of the
+    StreamError that ends the session from our side: a server's error message, a full buffer, a clock that was set, a
+    process that did not run.
 
-    Arrival times are proof only while this process runs: after a pause longer than `pause` seconds, what it finds in
-    its socket arrived at some time during it. Then coverage waits for a ping that is sent after the pause and
-    answered. After one longer than `freeze` the session ends, with no coverage after it.
+    Arrival times are proof only while this process runs. After a pause longer than `pause` seconds, messages in the
+    socket may have arrived at any time during the pause, so coverage waits for the answer to a ping sent after it.
+    After a pause longer than `freeze` seconds the session ends without further coverage.
 
-    While a message is unfinished, coverage reaches to its beginning at most: pongs may come between its fragments, and
-    were the connection cut now, the message would be lost.
+    While a message is incomplete, coverage extends at most to its beginning: pongs may arrive between its fragments,
+    and the message is lost if the connection is cut.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Recorder:
         self._pause = pause
         self._freeze = freeze
         self._ran_at = clock.now()
-        self._doubt_since: Micros | None = None
+        self._uncertain_since: Micros | None = None
         self._partial_since: Micros | None = None
-        self._is_broken = False
+        self._is_time_broken = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._first_at: Micros = 0  # the arrival of the first message of the batch, while the timer runs
+        self._first_at: Micros = 0  # arrival of the batch's first message, while the timer runs
         self._ended = False
         self._put_since_heartbeat = False
         self.authenticated: asyncio.Future[Micros] = self._loop.create_future()
@@ -74,20 +74,20 @@ class Recorder:
 
     @property
     def last_message_at(self) -> Micros | None:
-        """When the last message that is a tick or a rejection arrived."""
+        """The arrival of the last tick or rejection."""
         return self._batcher.last_message_at
 
     @property
     def last_tick_at(self) -> Micros | None:
-        """When the last tick arrived."""
+        """The arrival of the last tick."""
         return self._batcher.last_tick_at
 
     def frame(self, payload: bytes, binary: bool = False) -> None:
-        """Take one message of the wire."""
+        """Record one message."""
         self.frames((payload,), binary)
 
     def frames(self, payloads: Sequence[bytes], binary: bool = False) -> None:
-        """Take messages that were read at once. Those after the session's end belong to no session, and are left."""
+        """Record messages that were read at once; ignore them after the session's end."""
         if self._ended:
             return
         self._partial_since = None
@@ -117,45 +117,45 @@ class Recorder:
             self.flush()
 
     def partial(self) -> None:
-        """Note that a message has begun to arrive, and its end has not come; the next `frames` begins with it."""
+        """Record that the beginning of a message has arrived; the next `frames` begins with this message."""
         if self._partial_since is None:
-            self.check_time()  # if it came during a pause, nobody knows when it began
+            self.check_time()  # if it arrived during a pause, its beginning is unknown
             self._partial_since = self.clock.now()
 
     def check_time(self) -> None:
-        """Notice that this process stood still, or that its clock was set. To be called every second or so."""
+        """Detect a pause of this process and a step of its clock; call it about every second."""
         now = self.clock.now()
         paused, self._ran_at = (now - self._ran_at) / SECOND, now
         if paused > self._freeze:
-            self._is_broken = True
-            self._fail(StreamError(f"This process stood still for {paused:.0f} s.", reason=EndReason.FROZEN))
+            self._is_time_broken = True
+            self._fail(StreamError(f"This process did not run for {paused:.0f} s.", reason=EndReason.FROZEN))
         elif paused > self._pause:
-            self._doubt_since = now
+            self._uncertain_since = now
         if self.clock.has_stepped():
-            self._is_broken = True
+            self._is_time_broken = True
             self._fail(StreamError("This machine's clock was set.", reason=EndReason.CLOCK_STEP))
 
     def pong(self, sent_at: Micros) -> None:
-        """Vouch for the time up to the sending of a ping that was answered."""
-        self.check_time()  # a ping may be the first thing that a process does when it goes on
-        if self._is_broken:
+        """Extend coverage to the time when an answered ping was sent."""
+        self.check_time()  # a ping may be the first action after a pause
+        if self._is_time_broken:
             return
         if self._partial_since is not None and sent_at > self._partial_since:
-            if self._doubt_since is None:
+            if self._uncertain_since is None:
                 self._batcher.cover(self._partial_since)
             return
         self._batcher.cover(sent_at)
-        if self._doubt_since is not None and sent_at >= self._doubt_since:
-            self._doubt_since = None
+        if self._uncertain_since is not None and sent_at >= self._uncertain_since:
+            self._uncertain_since = None
 
     def heartbeat(self) -> None:
-        """Put a quiet session on record, unless a batch has just done so."""
+        """Put a batch that proves a quiet session alive, unless one was put since the last heartbeat."""
         if not self._put_since_heartbeat and self.authenticated.done():
             self.flush()
         self._put_since_heartbeat = False
 
     def flush(self) -> None:
-        """Close the batch and put it into the buffer."""
+        """Close the batch and put it into the buffer; fail the session if the buffer is blocked."""
         self._put()
         reason = self._buffer.blocked_by
         if reason is not None and not self.failed.done():
@@ -163,7 +163,7 @@ class Recorder:
             self._fail(StreamError(BLOCK_MESSAGES[reason], reason=reason))
 
     def end(self, reason: EndReason, close_code: int | None = None, message: str = "") -> None:
-        """Put what is left, with the end of the session. Nothing is taken after it."""
+        """Put the last batch with the end of the session; later messages are ignored."""
         if self._ended:
             return
         end = SessionEnd(self.clock.now(), reason, close_code)
@@ -171,7 +171,7 @@ class Recorder:
         self._ended = True
         self.authenticated.cancel()
         if not self.failed.cancel():
-            self.failed.exception()  # known by now, or overtaken by another end
+            self.failed.exception()  # retrieve it, so that asyncio does not warn
         self._telemetry.session_ended(self.session, end, message)
 
     def _put(self, end: SessionEnd | None = None) -> None:
@@ -179,16 +179,16 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            # Stamps of one read run ahead of the clock where making a row takes less than a microsecond.
+            # The stamps of one read run ahead of the clock if a row takes less than a microsecond.
             age = max(0.0, (self.clock.now() - self._first_at) / SECOND)
         self.check_time()
-        batch = self._batcher.close(end, proved=not self._is_broken and self._doubt_since is None)
+        batch = self._batcher.close(end, proved=not self._is_time_broken and self._uncertain_since is None)
         self._telemetry.batch_closed(batch, age)
         self._buffer.put(batch)
         self._put_since_heartbeat = True
 
     def _fail(self, error: StreamError) -> None:
-        """End the session; the first reason counts."""
+        """End the session; only the first error counts."""
         if not self.failed.done():
             self.failed.set_exception(error)
 
@@ -203,7 +203,7 @@ def new_recorder(
     buffer: Buffer,
     telemetry: Telemetry,
 ) -> Recorder:
-    """Begin a session now, and return its recorder."""
+    """Begin a session and return its recorder."""
     session_clock = SessionClock(clock)
     now = session_clock.now()
     session = Session(new_session_id(now), settings.instance, endpoint, now, kind)
@@ -222,12 +222,12 @@ def new_recorder(
 
 
 def watch_interval(settings: Settings) -> float:
-    """Return how often, in seconds, time and silence are looked at."""
+    """Return the seconds between two checks of the clocks and for a stall."""
     return min(WATCH_INTERVAL, settings.stall_timeout / 4)
 
 
 def new_session_id(now: Micros) -> uuid.UUID:
-    """Return a UUIDv7 (RFC 9562, section 5.7): ids sort by the time at which they were made."""
+    """Return a UUIDv7 (RFC 9562, section 5.7); such ids sort by time."""
     milliseconds = (now // 1000) & ((1 << 48) - 1)
     high, low = secrets.randbits(12), secrets.randbits(62)
     return uuid.UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 0b10 << 62 | low)

@@ -1,4 +1,4 @@
-"""Feeds recorded messages through the same decoder, batcher, buffer and store as the stream's."""
+"""Replays recorded messages through the stream's decoder, batcher, buffer and store."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ingestor.telemetry.events import Counts, Telemetry
 
 LINES_AT_A_TIME = 1000
 Progress = Callable[[int], None]
-"""Told how many bytes of the file (as it lies on disk) have been read."""
+"""Called with the number of bytes read from the file on disk."""
 
 
 async def replay(path: Path, settings: Settings, *, progress: Progress, clock: Clock | None = None) -> Counts:
-    """Write a file's messages to the database, and return what was done.
+    """Write a file's messages to the database, and return the counts.
 
-    The session has the kind `replay`, which never counts as coverage. The messages arrive now, whatever their
-    date. Raises StoreError where the database can't be written to at the start, and IngestorError where the file
-    can't be read; what was read before is written then.
+    The session has the kind `replay`, which never counts as coverage. The arrival of each message is now. Raises
+    StoreError if the database can't be written to at the start, and IngestorError if the file can't be read; messages
+    read before are written.
     """
     clock = clock or SystemClock()
     telemetry = Telemetry()
@@ -58,7 +58,7 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
         for frames in _chunks(path, progress):
             for frame in frames:
                 recorder.frame(frame)
-            await asyncio.sleep(0)  # let the writer take its turn
+            await asyncio.sleep(0)  # let the writer run
             if buffer.size > settings.memory_max_bytes / 2:
                 await _written(buffer, writing)
     finally:
@@ -72,7 +72,7 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
 
 
 async def _written(buffer: Buffer, writing: asyncio.Task[None]) -> None:
-    """Wait until the buffer is empty, or the writer failed for good."""
+    """Wait until the buffer is empty. Raises the writer's error if it ended."""
     empty = asyncio.create_task(buffer.wait_until_empty(), name="empty")
     await asyncio.wait({empty, writing}, return_when=asyncio.FIRST_COMPLETED)
     empty.cancel()
@@ -81,7 +81,7 @@ async def _written(buffer: Buffer, writing: asyncio.Task[None]) -> None:
 
 
 def _chunks(path: Path, progress: Progress) -> Iterator[list[bytes]]:
-    """Yield the file's lines, many at a time, without line ends and empty lines."""
+    """Yield up to `LINES_AT_A_TIME` lines of the file at a time, without line ends and empty lines."""
     try:
         with path.open("rb") as raw:
             stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
@@ -93,7 +93,7 @@ def _chunks(path: Path, progress: Progress) -> Iterator[list[bytes]]:
 
 
 def _read(stream: BufferedIOBase) -> list[bytes]:
-    """Return the next lines. A line longer than a message may be is cut just above that size, and rejected."""
+    """Return the next lines. A line longer than a message may be is cut just above that size, so it is rejected."""
     lines: list[bytes] = []
     while len(lines) < LINES_AT_A_TIME and (line := stream.readline(MAX_MESSAGE_BYTES + 1)):
         rest = line

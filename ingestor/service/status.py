@@ -1,4 +1,4 @@
-"""The daemon at one glance: what its page, its metrics and its health say, all from the same facts."""
+"""The daemon's status: the one source of its page, metrics, readiness and health."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ingestor.telemetry.liveness import LivenessDeadline
 from ingestor.telemetry.metrics import Facts
 
 VERSION = 1
-"""Of the JSON. Fields may be added within a version; none is taken away or changes its meaning."""
+"""The version of the JSON. Within a version, fields may be added; none is removed or changes its meaning."""
 
 MISSED_HEARTBEATS = 3
-"""Of a stream that is alive, so many heartbeats without a commit are trouble."""
+"""While the stream is alive, readiness fails after so many heartbeats without a commit."""
 
 
 class Status:
-    """Knows where to look. Nothing here waits, so it can be asked at any time."""
+    """Collects the status from all parts of the daemon, without waiting."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Status:
         self._was_blocked = False
 
     def refresh(self) -> None:
-        """Update readiness where no event does. The daemon's loop calls this about every second; reading never does."""
+        """Update the checks of readiness that no event updates. Only the daemon's loop calls it, about every second."""
         readiness, blocked = self._telemetry.readiness, self._buffer.blocked_by
         if blocked is EndReason.COMMITS_LOST:
             readiness.fails("database", BLOCK_MESSAGES[blocked])
@@ -61,10 +61,10 @@ class Status:
         elif self._was_blocked or not self._buffer.size:
             readiness.passes("spool")
         self._was_blocked = blocked is not None
-        self._notice_missing_commits()
+        self._check_commits()
 
-    def _notice_missing_commits(self) -> None:
-        """Say for how long nothing was committed, beside the cause if there is one."""
+    def _check_commits(self) -> None:
+        """Fail readiness while nothing is committed, beside the cause if one is known."""
         stream, committed = self._telemetry.stream, self._telemetry.counts.last_commit_at
         if stream.state != "streaming":
             return
@@ -74,7 +74,7 @@ class Status:
             self._telemetry.readiness.shows("database", f"Nothing was committed for {age:.0f} s.", expected_since)
 
     def loops(self) -> dict[str, bool]:
-        """Return whether each loop advances, by its name."""
+        """Return for each loop's name whether it advances."""
         return {name: not liveness.is_stuck for name, liveness in self._liveness_deadlines.items()}
 
     def readiness(self) -> dict[str, Any]:
@@ -86,10 +86,10 @@ class Status:
         return {"ready": not problems, "problems": problems}
 
     def line(self) -> str:
-        """Return how it is, in one line for a service manager."""
+        """Return the status in one line for the service manager."""
         stream, counts = self._telemetry.stream, self._telemetry.counts
         problems = "".join(f"; {each.check}: {each.detail}" for each in self._telemetry.readiness.problems)
-        return f"{stream.state}, {counts.ticks_written:,} ticks written, {self._buffer.size:,} bytes wait{problems}"
+        return f"{stream.state}, {counts.ticks_written:,} ticks written, {self._buffer.size:,} bytes waiting{problems}"
 
     def facts(self) -> Facts:
         """Return the current values of the metrics."""
@@ -113,12 +113,12 @@ class Status:
         return self._age(coverage.open.oldest) if coverage.open.oldest else 0.0
 
     def _age(self, moment: datetime) -> float:
-        """Return how long ago, in seconds, something was that is on record: by the database's clock."""
+        """Return the age in seconds of an instant in the database, by the database's clock."""
         difference = self._telemetry.clock_difference or UNCOMPARED
         return (self._clock.wall() - difference.ahead - from_datetime(moment)) / SECOND
 
     def status(self) -> dict[str, Any]:
-        """Return what the page shows, ready for JSON. Instants are ISO 8601 in UTC, durations seconds, sizes bytes."""
+        """Return the page's data for JSON: instants in ISO 8601 and UTC, durations in seconds, sizes in bytes."""
         telemetry, counts, stream = self._telemetry, self._telemetry.counts, self._telemetry.stream
         return {
             "version": VERSION,

@@ -1,4 +1,4 @@
-"""Takes batches from the buffer and commits them, however long it takes."""
+"""Takes batches from the buffer and writes them to the database, with retries."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LivenessDeadline
 
 MAX_WAIT = 5.0
-"""Seconds between two tries at most, and between two looks at a schema that is not there."""
+"""The most seconds between two attempts, and the time between two checks for a missing schema."""
 
 
 class Writer:
-    """The one who empties the buffer. A batch leaves it after its commit, never before."""
+    """Empties the buffer. A batch leaves it only after its commit."""
 
     def __init__(
         self,
@@ -46,31 +46,31 @@ class Writer:
         self._telemetry = telemetry
         self._instance = instance
         self._liveness = liveness or LivenessDeadline(clock)
-        self._own: set[UUID] = set()  # of this process, and written before what an earlier one left was done with
+        self._own: set[UUID] = set()  # this process's sessions, as far as written before all inherited batches
         self._soon = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
         self._slowly = wait_fixed(MAX_WAIT)
 
     async def end_crashed_sessions(self) -> None:
-        """Say of this instance's earlier sessions that they crashed, as soon as the database answers."""
+        """Mark this instance's earlier open sessions as crashed, with retries until the database answers."""
         async for attempt in self._retrying():
             with attempt:
                 count = await self._store.end_crashed_sessions(self._instance, self._own)
                 self._telemetry.crashed_sessions_ended(count)
 
     async def write_inherited(self) -> None:
-        """Write what an earlier process left on disk."""
+        """Write the batches that an earlier process left on disk."""
         while self._buffer.has_inherited:
             self._own |= await self._write_next()
 
     async def run(self) -> None:
-        """Write for ever; ends by being cancelled."""
+        """Write batches until cancelled."""
         while True:
             await self._write_next()
 
     async def _write_next(self) -> set[UUID]:
-        """Write what is oldest, and return whose it is, unless an earlier process left it.
+        """Write the oldest batches; return their sessions, or an empty set if an earlier process left them.
 
-        A try after one that was too large takes fewer batches: the others stay for the next call.
+        An attempt after one that was too large takes fewer batches; the others stay for the next call.
         """
         batches = await self._take()
         inherited = self._buffer.has_inherited
@@ -89,7 +89,7 @@ class Writer:
         return set() if inherited else {batch.session.id for batch in batches}
 
     async def _take(self) -> tuple[Batch, ...]:
-        """Wait for batches, and take as many as one transaction may hold now."""
+        """Wait for batches, and take as many as one transaction may hold."""
         self._liveness.clear()
         batches = await self._buffer.take(max_bytes=min(MAX_BYTES, self._store.size.max_bytes))
         self._liveness.extend()
@@ -97,23 +97,23 @@ class Writer:
 
     def _retrying(self) -> AsyncRetrying:
         return AsyncRetrying(
-            retry=retry_if_exception(self._is_worth_another_try),
+            retry=retry_if_exception(self._should_retry),
             reraise=True,
             wait=self._wait,
             sleep=self._clock.sleep,
-            before=self._begin,
-            before_sleep=self._say,
+            before=self._start_attempt,
+            before_sleep=self._report_failure,
         )
 
-    def _is_worth_another_try(self, error: BaseException) -> bool:
-        """Whether a failure may pass by itself: one that only an operator can end must not look like a slow start."""
+    def _should_retry(self, error: BaseException) -> bool:
+        """Return whether to retry. A failed access before the first connection requires operator action instead."""
         if isinstance(error, DatabaseAccessError) and not self._store.has_connected:
             return False
         return isinstance(error, StoreError)
 
     def _wait(self, state: RetryCallState) -> float:
         if _error(state).is_smaller_next:
-            return 0.0  # each try is half as large, so this ends soon
+            return 0.0  # each attempt is half as large, so this ends soon
         match classify(_error(state)):
             case RetryAction.RETRY_SLOWLY:
                 return self._slowly(state)
@@ -122,18 +122,18 @@ class Writer:
             case _:
                 return self._soon(state)
 
-    def _begin(self, _: RetryCallState) -> None:
+    def _start_attempt(self, _: RetryCallState) -> None:
         self._liveness.extend()
 
-    def _say(self, state: RetryCallState) -> None:
+    def _report_failure(self, state: RetryCallState) -> None:
         self._liveness.extend()
         self._buffer.write_failed()
         error = _error(state)
-        loud = isinstance(error, DatabaseAccessError)
-        self._telemetry.write_failed(str(error), waiting_bytes=self._buffer.size, loud=loud)
-        self._tell_size()
+        alert = isinstance(error, DatabaseAccessError)
+        self._telemetry.write_failed(str(error), waiting_bytes=self._buffer.size, alert=alert)
+        self._report_size()
 
-    def _tell_size(self) -> None:
+    def _report_size(self) -> None:
         size = self._store.size
         self._telemetry.transactions_sized(size.max_bytes, is_normal=size.is_normal)
 
@@ -147,7 +147,7 @@ class Writer:
             seconds=seconds,
             lag=None if newest is None else (self._clock.wall() - newest) / SECOND,
         )
-        self._tell_size()
+        self._report_size()
         self._telemetry.rows_refused(written.refused)
         for session, tally in written.tallies.items():
             if tally.missing:
@@ -156,7 +156,7 @@ class Writer:
 
 
 def _names(batches: tuple[Batch, ...]) -> dict[str, Any]:
-    """Return what log lines say of batches: the newest one."""
+    """Return the newest batch's session and number for log lines."""
     return {"session": str(batches[-1].session.id), "batch": batches[-1].number}
 
 

@@ -1,1 +1,1 @@
-"""What happens, told to people and to machines: log lines, counts, and what is not as it should be."""
+"""Telemetry: log lines, metrics, readiness and liveness."""

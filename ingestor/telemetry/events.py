@@ -1,6 +1,6 @@
-"""What happens, said once: a function for each event writes the log line and moves what counts it.
+"""Events: one function for each writes its log line and updates counters and readiness.
 
-Event names are constants of the interface (docs/reference/events.md), facts are keys.
+The names of events and their keys are part of the interface (docs/reference/events.md).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from ingestor.clock import Clock, ClockDifference, SystemClock
 from ingestor.model import SECOND, Batch, EndReason, Micros, Session, SessionEnd, Tally
 from ingestor.redaction import outside_text
 from ingestor.telemetry.history import HISTORY_STEP_SECONDS, History
-from ingestor.telemetry.readiness import MOST_DETAIL, Readiness
+from ingestor.telemetry.readiness import MAX_DETAIL, Readiness
 from ingestor.telemetry.rejections import RejectionRun
 
-_REPEAT_AFTER = 60.0  # seconds: the same trouble is said again only then
+_REPEAT_SECONDS = 60.0
+"""The same failure is logged again after this time."""
 
 LATEST_TICKS = 20
 LATEST_REJECTIONS = 10
@@ -37,29 +38,29 @@ _DELAYS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 
 @dataclass(slots=True)
 class Counts:
-    """What this process has done so far."""
+    """The counts of this process."""
 
     messages: int = 0
     ticks_written: int = 0
-    """Of this process's sessions, duplicates included: the sum of `ticks` over their rows in the database."""
+    """Ticks of this process's sessions, with duplicates: the sum of `ticks` over their rows in the database."""
     ticks_recovered: int = 0
-    """Of sessions of an earlier process, out of the spool that it left."""
+    """Ticks of an earlier process's sessions, written from the spool that it left."""
     duplicates: int = 0
     sessions: int = 0
     batches_written: int = 0
     write_failures: int = 0
     spools_damaged: int = 0
     calendar_days_left: int | None = None
-    """How many days ahead the trading calendar is known; None before the first look."""
+    """How many days ahead the trading calendar is known; None before the first check."""
     rejected: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
     reconnects: Counter[str] = field(default_factory=Counter)
     transaction_max_bytes: int | None = None
-    """How much one transaction may hold now; None before the first commit or failure."""
+    """The most bytes of one transaction; None before the first commit or failure."""
     last_batch_rows: int = 0
     last_commit_seconds: float = 0.0
     last_lag_seconds: float = 0.0
-    """From the arrival of the newest message of the last batch to its commit."""
+    """The time from the arrival of the last batch's newest message to its commit."""
     last_message_at: Micros | None = None
     last_tick_at: Micros | None = None
     last_commit_at: Micros | None = None
@@ -67,7 +68,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """How it is with the connection, and since when. `retry_at` is when it is tried again, where it waits for that."""
+    """The state of the connection and its beginning. `retry_at` is the time of the next attempt, while it waits."""
 
     state: StreamState
     since: Micros
@@ -77,7 +78,7 @@ class Stream:
 
 @dataclass(slots=True)
 class Connection:
-    """One session of this process, for people to look at."""
+    """One session of this process, as the page shows it."""
 
     session: Session
     authenticated_at: Micros | None = None
@@ -88,7 +89,7 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class SeenRejection:
-    """A message that was not stored as a tick, without its text: that is in the database."""
+    """A rejected message without its text, which is in the database."""
 
     received_at: Micros
     reason: str
@@ -96,7 +97,7 @@ class SeenRejection:
 
 
 class Histograms:
-    """Distributions for Prometheus; each is observed once a batch or a commit, never once a tick."""
+    """Histograms for Prometheus, observed once for each batch or commit, never for each tick."""
 
     def __init__(self) -> None:
         self.batch_ticks = Histogram(
@@ -132,7 +133,7 @@ class Histograms:
 
 
 class Telemetry:
-    """One function for each event. What they move is here to be read."""
+    """Has one function for each event, and the counts and states that they update."""
 
     def __init__(self, clock: Clock | None = None, *, history_step: float = HISTORY_STEP_SECONDS) -> None:
         self._clock = clock or SystemClock()
@@ -142,92 +143,94 @@ class Telemetry:
         self.histograms = Histograms()
         self.history = History(self._clock.monotonic(), history_step)
         self.readiness = Readiness(self._clock)
-        self.readiness.fails("stream", "There was no connection yet.")
-        self.readiness.fails("database", "It has not answered yet.")
+        self.readiness.fails("stream", "No connection has been opened yet.")
+        self.readiness.fails("database", "The database has not answered yet.")
         self.stream = Stream("connecting", self.started_at)
         self.connections: deque[Connection] = deque(maxlen=LATEST_CONNECTIONS)
         self.rejections: deque[SeenRejection] = deque(maxlen=LATEST_REJECTIONS)
         self.latest_batches: deque[Batch] = deque()
-        """The newest batches with ticks: enough of them for `LATEST_TICKS`."""
+        """The newest batches, with at least `LATEST_TICKS` ticks if there were so many."""
         self._rejection_run = RejectionRun()
         self.clock_difference: ClockDifference | None = None
-        """This machine's clock against the database's, when they were compared last."""
-        self._tallies: dict[UUID, Tally] = {}  # of this process's sessions whose end is not committed yet
-        self._trouble = ("", 0.0)
-        self._said: dict[str, float] = {}
+        """The difference between this machine's clock and the database's at the last comparison."""
+        self._tallies: dict[UUID, Tally] = {}  # by session of this process, until its end is committed
+        self._last_failure = ("", 0.0)
+        self._logged_at: dict[str, float] = {}
         self._spooling = False
-        self._reduced = False  # it was logged that transactions are smaller
+        self._reduced = False  # smaller transactions were logged
         self.database_recovered = asyncio.Event()
-        """Set when writing works again after a failure, and when the spool is empty again: read what is shown anew."""
+        """Set when writes succeed again after a failure, and when the spool is empty again: coverage has changed."""
 
     # The process.
 
     def started(self, **facts: Any) -> None:
-        """Log that the daemon runs."""
+        """Log the start of the daemon."""
         self._log.info("started", **facts)
 
     def http_listening(self, url: str) -> None:
-        """Log where the status page is."""
+        """Log the URL of the status page."""
         self._log.info("http_listening", url=url)
 
     def stopping(self, **facts: Any) -> None:
-        """Log that a stop was asked for."""
+        """Log a request to stop."""
         self._log.info("stopping", **facts)
 
     def signal_ignored(self, name: str) -> None:
-        """Log a signal that asks for nothing that the daemon does."""
+        """Log a signal that has no meaning for the daemon."""
         self._log.warning("signal_ignored", signal=name)
 
     def stopped(self) -> None:
-        """Log that the daemon ends in order."""
+        """Log an orderly end of the daemon."""
         self._log.info("stopped", ticks=self.counts.ticks_written)
 
     def warned(self, event: str, **facts: Any) -> None:
-        """Log what a person should look at, though everything goes on."""
+        """Log a warning that an operator should look at."""
         self._log.warning(event, **facts)
 
-    def stuck(self, loops: list[str]) -> None:
-        """Log that a loop no longer advances."""
+    def loop_stalled(self, loops: list[str]) -> None:
+        """Log loops that no longer advance; at most once a minute."""
         if self._is_due("loop_stalled"):
-            self._log.error("loop_stalled", loops=loops, note="the service manager is to start this process anew")
+            self._log.error("loop_stalled", loops=loops, note="the service manager should restart this process")
 
     def calendar_known(self, *, days: int, warn_below: int, remedy: str) -> None:
-        """Note how many days ahead the trading calendar is known, and warn when there are few."""
+        """Record how many days ahead the trading calendar is known; log a warning if they are few."""
         self.counts.calendar_days_left = days
         if days < warn_below:
             self._log.warning("calendar_expiring", in_days=days, remedy=remedy)
 
     def coverage_query_failed(self, detail: str) -> None:
-        """Log that coverage and gaps could not be asked for; a database that is away altogether is said elsewhere."""
-        if not self._trouble[0] and self._is_due("coverage_query_failed", every=3600.0):
-            self._log.warning("coverage_query_failed", detail=detail, note="gaps and coverage are not shown meanwhile")
+        """Log a failed query of coverage, at most once an hour, and not while writes fail too."""
+        if not self._last_failure[0] and self._is_due("coverage_query_failed", every=3600.0):
+            self._log.warning(
+                "coverage_query_failed", detail=detail, note="gaps and coverage are not shown until it succeeds"
+            )
 
     # The stream.
 
     def connecting(self) -> None:
-        """Note that a connection is being opened."""
+        """Record that a connection is being opened."""
         self._stream_is("connecting", self.stream.detail)
 
     def connected(self, session: Session) -> None:
-        """Log that a connection is open."""
+        """Log an open connection."""
         self.counts.sessions += 1
         self.connections.appendleft(Connection(session))
         self._stream_is("authenticating", self.stream.detail)
         self._log.info("connected", session=str(session.id), endpoint=session.endpoint)
 
     def authenticated(self, session: Session, at: Micros) -> None:
-        """Log that prices flow from here on."""
+        """Log that the server accepted the token and sends prices."""
         if connection := self._connection(session):
             connection.authenticated_at = at
         self._stream_is("streaming")
-        self._judge_stream()
+        self._assess_stream()
         self._log.info("authenticated", session=str(session.id))
 
     def session_ended(self, session: Session, end: SessionEnd, message: str) -> None:
-        """Log why a session ended, and count it."""
+        """Log and count the end of a session and its reason."""
         self.counts.ends[end.reason] += 1
         if connection := self._connection(session):
-            connection.end, connection.detail = end, outside_text(message, limit=MOST_DETAIL)
+            connection.end, connection.detail = end, outside_text(message, limit=MAX_DETAIL)
         if session.kind == "stream":
             self._stream_is("stopped" if end.reason == "stopped" else "connecting", message)
             self.readiness.fails("stream", message)
@@ -241,26 +244,26 @@ class Telemetry:
             detail=message,
         )
 
-    def reconnecting(self, message: str, seconds: float, *, cause: str, loud: bool) -> None:
-        """Log that the stream is down, why, and when it is tried again."""
+    def reconnecting(self, message: str, seconds: float, *, cause: str, alert: bool) -> None:
+        """Log why the stream is down and in how many seconds it is retried; as an error if `alert`."""
         self.counts.reconnects[cause] += 1
         self._stream_is("waiting", message, retry_at=self._clock.wall() + round(seconds * SECOND))
         self.readiness.fails("stream", message)
-        level = self._log.error if loud else self._log.warning
+        level = self._log.error if alert else self._log.warning
         level("reconnecting", cause=cause, detail=message, in_seconds=round(seconds, 2))
 
     def waiting_for_room(self, detail: str) -> None:
-        """Note that the stream stays closed until there is room for what it brings."""
+        """Record that the stream stays closed until the buffer has room."""
         self._stream_is("blocked", detail)
         self.readiness.fails("stream", detail)
 
     def stream_blocked(self, session: Session, reason: str, size: int) -> None:
-        """Log that the stream is closed, because there is no room for more."""
+        """Log that the stream is closed because the buffer is blocked."""
         self._log.error("stream_blocked", session=str(session.id), reason=reason, waiting_bytes=size)
 
     def _stream_is(self, state: StreamState, detail: str = "", *, retry_at: Micros | None = None) -> None:
         since = self.stream.since if state == self.stream.state else self._clock.wall()
-        detail = outside_text(detail, limit=MOST_DETAIL)
+        detail = outside_text(detail, limit=MAX_DETAIL)
         self.stream = replace(self.stream, state=state, since=since, detail=detail, retry_at=retry_at)
 
     def _connection(self, session: Session) -> Connection | None:
@@ -269,7 +272,7 @@ class Telemetry:
     # Messages and batches.
 
     def rejected(self, session: Session, reason: str, raw_bytes: int, at: Micros) -> None:
-        """Count a message that was not stored as a tick; its text goes to the database, not to the log."""
+        """Count a rejected message, and log the first of each reason, without its text."""
         self.counts.rejected[reason] += 1
         self.rejections.appendleft(SeenRejection(at, reason, raw_bytes))
         if self.counts.rejected[reason] == 1:
@@ -278,7 +281,7 @@ class Telemetry:
             )
 
     def batch_closed(self, batch: Batch, age: float | None) -> None:
-        """Count the messages of a batch. `age` is the time in seconds since its first message arrived."""
+        """Count the messages of a batch. `age` is the time in seconds since its first message; None without one."""
         self._tallies.setdefault(batch.session.id, Tally(0, 0, 0))
         if age is None:
             return
@@ -287,10 +290,10 @@ class Telemetry:
         counts.last_message_at = batch.last_message_at
         self.histograms.batch_age.observe(age)
         if batch.session.kind == "stream":
-            self._note_rejections(batch)
+            self._update_rejection_run(batch)
         if batch.span is None or batch.last_message_at is None:
             return
-        counts.last_tick_at = batch.last_message_at  # a rejection behind the last tick is younger by milliseconds
+        counts.last_tick_at = batch.last_message_at  # a rejection after the last tick is milliseconds newer
         self.histograms.batch_ticks.observe(batch.count)
         self.histograms.feed_delay.observe(max(0.0, (batch.last_message_at - batch.span[1]) / SECOND))
         self.history.add_ticks(batch.count, self._clock.monotonic())
@@ -298,8 +301,8 @@ class Telemetry:
             connection.ticks += batch.count
         self._keep_latest(batch)
 
-    def _note_rejections(self, batch: Batch) -> None:
-        """Notice that nothing which arrives can be read any more, and that it can be again."""
+    def _update_rejection_run(self, batch: Batch) -> None:
+        """Log the beginning and the end of a run of unreadable messages without a tick."""
         run = self._rejection_run
         was_problem = run.is_problem
         run.add(batch)
@@ -308,10 +311,10 @@ class Telemetry:
         elif was_problem and not run.is_problem:
             self._log.info("ticks_back", session=str(batch.session.id))
         if (run.is_problem or was_problem) and self.stream.state == "streaming":
-            self._judge_stream()
+            self._assess_stream()
 
-    def _judge_stream(self) -> None:
-        """Say of an authenticated stream whether ticks can come."""
+    def _assess_stream(self) -> None:
+        """Update the readiness of an authenticated stream."""
         run = self._rejection_run
         if run.is_problem:
             self.readiness.fails("stream", run.detail, since=run.since)
@@ -336,10 +339,10 @@ class Telemetry:
         seconds: float,
         lag: float | None,
     ) -> None:
-        """Count a commit of `batches`, of which `written` with `ticks` were not committed before.
+        """Count a commit of `batches`, of which `written` batches with `ticks` ticks were not committed before.
 
-        `tallies` are what the database now has of each session, so that a commit whose answer was lost is counted by
-        the next one. `seconds` is its length, `lag` that from the newest message's arrival.
+        `tallies` are the totals of each session in the database, so that the next commit also counts one whose answer
+        was lost. `seconds` is the transaction's length, `lag` the time from the newest message's arrival to the commit.
         """
         counts = self.counts
         counts.batches_written += written
@@ -364,35 +367,31 @@ class Telemetry:
         if known is None:
             self.counts.ticks_recovered += tally.added
             return
-        self.counts.ticks_written += max(
-            0, tally.ticks - known.ticks
-        )  # fewer: the database lost some; no counter falls
+        # A database that lost ticks reports fewer; a counter never decreases.
+        self.counts.ticks_written += max(0, tally.ticks - known.ticks)
         self.counts.duplicates += max(0, tally.duplicates - known.duplicates)
         self._tallies[session] = tally
 
     def rows_refused(self, reasons: tuple[str, ...]) -> None:
-        """Log and count ticks that the database refused for what they are; they are kept as rejections."""
+        """Log and count ticks that the database refused for their values; they are kept as rejections."""
         self.counts.rejected.update(reasons)
         if reasons:
             self._log.error("rows_refused", count=len(reasons), reasons=sorted(set(reasons)))
 
-    def write_failed(self, message: str, *, waiting_bytes: int, loud: bool = False) -> None:
-        """Log that the database does not take ticks: once for each kind of trouble, and then every minute.
-
-        It is `loud` where nothing but an operator can end it.
-        """
+    def write_failed(self, message: str, *, waiting_bytes: int, alert: bool = False) -> None:
+        """Log a failed write at once if its message is new, else once a minute; as an error if `alert`."""
         self.counts.write_failures += 1
         self.readiness.fails("database", message)
         now = self._clock.monotonic()
-        last, at = self._trouble
-        if message == last and now - at < _REPEAT_AFTER:
+        last, at = self._last_failure
+        if message == last and now - at < _REPEAT_SECONDS:
             return
-        self._trouble = (message, now)
-        level = self._log.error if loud else self._log.warning
+        self._last_failure = (message, now)
+        level = self._log.error if alert else self._log.warning
         level("database_write_failed", detail=message, waiting_bytes=waiting_bytes)
 
     def transactions_sized(self, max_bytes: int, *, is_normal: bool) -> None:
-        """Note how much a transaction may hold now; log that it became less (once a minute), and its end."""
+        """Record the most bytes of a transaction; log a reduction, at most once a minute, and its end."""
         self.counts.transaction_max_bytes = max_bytes
         if is_normal:
             if self._reduced:
@@ -403,30 +402,30 @@ class Telemetry:
             self._log.warning("transactions_reduced", max_bytes=max_bytes)
 
     def lock_waited(self, detail: str) -> None:
-        """Log for which lock of the database a write waits, and who holds it; once a minute."""
+        """Log the lock that a write waits for and its holder; at most once a minute."""
         if self._is_due("lock_waited"):
             self._log.warning("lock_waited", detail=detail)
 
     def commits_lost(self, session: UUID, messages: int) -> None:
-        """Log that the database lacks messages of a session that it had acknowledged; once a minute."""
+        """Log that the database lacks acknowledged messages of a session; at most once a minute."""
         if self._is_due("commits_lost"):
             self._log.error("commits_lost", session=str(session), messages=messages)
 
     def crashed_sessions_ended(self, count: int) -> None:
-        """Log that sessions of an earlier process were found open. This is the database's first answer."""
+        """Log how many sessions of an earlier process were open. This is the database's first answer."""
         self._database_works()
         if count:
             self._log.warning("crashed_sessions_ended", count=count)
 
     def _database_works(self) -> None:
         self.readiness.passes("database")
-        if self._trouble[0]:
-            self._trouble = ("", 0.0)
+        if self._last_failure[0]:
+            self._last_failure = ("", 0.0)
             self.database_recovered.set()
             self._log.info("database_recovered")
 
     def clocks_compared(self, difference: ClockDifference) -> None:
-        """Log how far this machine's clock and the database's are apart, and warn where one of them is wrong."""
+        """Log the difference between this machine's clock and the database's, as a warning if it is large."""
         self.clock_difference = difference
         level = self._log.warning if difference.is_large else self._log.info
         level("clocks_compared", ahead=round(difference.ahead / SECOND, 6), error=round(difference.error / SECOND, 6))
@@ -434,12 +433,12 @@ class Telemetry:
     # The spool.
 
     def spool_found(self, *, batches: int, size: int) -> None:
-        """Log that an earlier process left something to be written."""
+        """Log the batches that an earlier process left."""
         self._spooling = True
         self._log.info("spool_found", batches=batches, bytes=size)
 
     def spool_damaged(self, path: Path, why: str) -> None:
-        """Log and count a spool that could not be read. It is kept: a person may save something from it."""
+        """Log and count a damaged spool. Its file is kept, so that an operator can recover data from it."""
         self.counts.spools_damaged += 1
         self._log.error("spool_damaged", set_aside_as=str(path), because=why)
 
@@ -447,36 +446,38 @@ class Telemetry:
         """Log that batches go to the disk; at most once a minute."""
         if self._is_due("spooling"):
             self._spooling = True
-            self._log.warning("spooling", because="the database is unavailable" if database_failed else "the database is slow")
+            self._log.warning(
+                "spooling", because="the database is unavailable" if database_failed else "the database is slow"
+            )
 
     def spool_drained(self) -> None:
-        """Log that nothing waits on disk any more, where it was logged that something does."""
+        """Log that the spool is empty, if spooling was logged."""
         if self._spooling:
             self._spooling = False
             self.database_recovered.set()
             self._log.info("spool_drained")
 
     def spool_not_empty(self, *, batches: int, size: int) -> None:
-        """Log what the next start will write."""
+        """Log the batches that the next start will write."""
         self._log.warning("spool_not_empty", batches=batches, bytes=size, note="the next start writes it")
 
     def spool_write_failed(self, message: str) -> None:
-        """Log that the spool's disk takes or gives nothing; not more than once a minute."""
+        """Log a failure of the spool's disk; at most once a minute."""
         self.readiness.fails("spool", message)
         if self._is_due("spool_write_failed"):
             self._log.error("spool_write_failed", detail=message)
 
     def disk_works(self) -> None:
-        """Note that the spool's disk takes and gives what it should."""
+        """Record that the spool's disk works."""
         self.readiness.passes("spool")
 
-    def abandoned(self, *, batches: int, messages: int) -> None:
-        """Log what could not be written before the process had to end."""
+    def messages_lost(self, *, batches: int, messages: int) -> None:
+        """Log the messages that could not be kept before the process had to end."""
         self._log.error("messages_lost", batches=batches, messages=messages)
 
-    def _is_due(self, event: str, every: float = _REPEAT_AFTER) -> bool:
+    def _is_due(self, event: str, every: float = _REPEAT_SECONDS) -> bool:
         now = self._clock.monotonic()
-        if event in self._said and now - self._said[event] < every:
+        if event in self._logged_at and now - self._logged_at[event] < every:
             return False
-        self._said[event] = now
+        self._logged_at[event] = now
         return True

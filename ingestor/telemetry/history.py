@@ -1,4 +1,4 @@
-"""The last hour in steps: how much came, and how long it took to be committed."""
+"""The last hour in steps: the ticks that arrived, and the delay of their commits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HISTORY_STEPS = 360
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What happened in one step. Delays are in seconds, from a message's arrival to its commit."""
+    """One step. Delays are seconds from a message's arrival to its commit: the median and the maximum."""
 
     ticks: int
     delay: float | None
@@ -33,23 +33,23 @@ class History:
         self._delays: list[float] = []
 
     def add_ticks(self, count: int, now: float) -> None:
-        """Note that ticks arrived."""
+        """Count ticks that arrived."""
         self._advance(now)
         self._ticks += count
 
     def add_delay(self, seconds: float, now: float) -> None:
-        """Note how long a commit came after the arrival of its newest message."""
+        """Record the seconds from the arrival of a commit's newest message to the commit."""
         self._advance(now)
         self._delays.append(seconds)
 
     def steps(self, now: float) -> list[Step]:
-        """Return the steps that are over, oldest first: `HISTORY_STEPS` at most."""
+        """Return the completed steps, oldest first, `HISTORY_STEPS` at most."""
         self._advance(now)
         return list(self._steps)
 
     def _advance(self, now: float) -> None:
         number = math.floor(now / self.step)
-        if number - self._number > HISTORY_STEPS:  # what there was is older than what is shown
+        if number - self._number > HISTORY_STEPS:  # the current step is older than an hour
             self._ticks = 0
             self._delays.clear()
         for _ in range(min(number - self._number, HISTORY_STEPS)):

@@ -14,7 +14,7 @@ LIVENESS_STEP_SECONDS = 60.0
 
 
 class LivenessDeadline:
-    """The deadline of one loop, whose steps take `step_seconds` at most. It has none while it waits for others."""
+    """The deadline of one loop, whose steps take at most `step_seconds`; it has none while it waits for others."""
 
     def __init__(self, clock: Clock, step_seconds: float = LIVENESS_STEP_SECONDS) -> None:
         self._clock = clock
@@ -30,7 +30,7 @@ class LivenessDeadline:
         self.expect_within(self._step_seconds)
 
     def clear(self) -> None:
-        """Remove the deadline, before a wait for others."""
+        """Remove the deadline before a wait for others."""
         self._due = math.inf
 
     @property

@@ -1,6 +1,6 @@
-"""Log lines: JSON, or readable on a terminal; without secrets, and without floods.
+"""The log: JSON, or readable lines on a terminal; secrets are redacted and floods limited.
 
-Lines of the libraries that use Python's own `logging` take the same way.
+Lines of libraries, which use Python's own `logging`, are formatted, redacted and limited alike.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNI
 
 BURST = 20
 WINDOW = 60.0
-"""Of one event at most so many lines in so many seconds; the rest is counted."""
+"""At most `BURST` lines of one event are written in `WINDOW` seconds; the others are counted."""
 
 
 class _Lenient:
-    """A stream that swallows what it can't write: a full disk under the log must not end the recorder."""
+    """A stream that ignores failed writes: a full disk below the log must not end the daemon."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,17 +41,14 @@ class _Lenient:
 
 
 class FloodLimit:
-    """Decides which lines may pass, and counts those that may not.
-
-    `clock` returns seconds that never jump.
-    """
+    """Admits up to `BURST` lines of an event in `WINDOW` seconds, and counts the others. `clock` is monotonic."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._windows: dict[str, tuple[float, int]] = {}  # when it began, and how many lines came since
+        self._windows: dict[str, tuple[float, int]] = {}  # its beginning, and its number of lines
 
     def admit(self, event: str) -> int | None:
-        """Count a line of this event. Return None where it must be left out, else how many were, just before it."""
+        """Count a line of this event. Return None if it is suppressed, else how many were suppressed before it."""
         now = self._clock()
         began, lines = self._windows.get(event, (now, 0))
         left_out = 0
@@ -61,33 +58,33 @@ class FloodLimit:
         return left_out if lines < BURST else None
 
     def left_out(self, *, at_once: bool = False) -> list[tuple[str, int]]:
-        """Return each event whose window is over (or each, `at_once`) with the count of what was left out of it."""
+        """Return each event whose window is over (with `at_once`, each event) with its number of suppressed lines."""
         now = self._clock()
         over = [name for name, (began, _) in self._windows.items() if at_once or now - began >= WINDOW]
         found = [(name, self._windows.pop(name)[1] - BURST) for name in sorted(over)]
         return [(name, count) for name, count in found if count > 0]
 
 
-MOST_DETAIL = 2000
-"""Characters of a library's text that are logged."""
+MAX_LIBRARY_TEXT = 2000
+"""Characters of a library's text that are logged at most."""
 
 _limit = FloodLimit()
 
 
-def tell_left_out(*, at_once: bool = False) -> None:
-    """Write how many lines were left out, and of which event. To be called every minute or so, and at the end."""
+def log_suppressed_lines(*, at_once: bool = False) -> None:
+    """Log the number of suppressed lines of each event. Call it about every minute, and at the end with `at_once`."""
     for event, count in _limit.left_out(at_once=at_once):
         structlog.get_logger().warning("log_lines_suppressed", of=event, count=count)
 
 
 def report_dropped(count: int) -> None:
-    """Log how many lines could not be written, now that lines can be written again."""
+    """Log how many lines could not be written, once lines can be written again."""
     structlog.get_logger().warning("log_lines_dropped", count=count)
 
 
 def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
-    """Send log lines to standard error: readable on a terminal, JSON elsewhere."""
-    global _limit  # noqa: PLW0603 - logging is the process's own
+    """Send log lines to standard error; `auto` means readable lines on a terminal and JSON elsewhere."""
+    global _limit  # noqa: PLW0603 - a process has one log
     _limit = limit = FloodLimit()
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     render: Any = (
@@ -117,20 +114,20 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     structlog.configure(
         processors=[limited, *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        # Not PrintLoggerFactory: it writes a line's end by itself, and another thread's line may come in between.
+        # PrintLoggerFactory writes a line's end separately, so lines of several threads may mix.
         logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Lenient(sys.stderr))),
         cache_logger_on_first_use=False,
     )
-    _take_in_libraries(shared, renderer, limit)
+    _configure_libraries(shared, renderer, limit)
 
 
 def _own(event: Any) -> Any:
-    """Return those facts of a line that are ours alone, whatever a password is."""
+    """Return the facts of a line that are never redacted, even if a password equals them."""
     return {name: event[name] for name in ("timestamp", "level") if name in event}
 
 
-def _take_in_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> None:
-    """Let the warnings of the libraries, which come by Python's own `logging`, look like our lines."""
+def _configure_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> None:
+    """Format, redact and limit the libraries' warnings, which use Python's own `logging`, like our lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(functools.partial(_admits, limit))
     handler.setFormatter(
@@ -144,14 +141,14 @@ def _take_in_libraries(shared: list[Any], renderer: Any, limit: FloodLimit) -> N
 
 
 def _name_library(_: Any, __: str, event: Any) -> Any:
-    """Make of a library's free text a fact of an event with a constant name."""
+    """Turn a library's free text into a fact of the event `library`."""
     record = event["_record"]
     left_out = {"left_out": record.left_out} if record.left_out else {}
     return {
         **event,
         "event": "library",
         "library": record.name,
-        "detail": outside_text(event["event"], limit=MOST_DETAIL),
+        "detail": outside_text(event["event"], limit=MAX_LIBRARY_TEXT),
         **left_out,
     }
 

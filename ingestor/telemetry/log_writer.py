@@ -1,4 +1,4 @@
-"""Writes lines to a descriptor from a thread of its own, so that no reader of them can hold up the process."""
+"""Writes lines to a descriptor in a thread of its own, so that a slow reader never holds up the process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections import deque
 from collections.abc import Callable
 
 MAX_BYTES = 65_536
-"""Lines that may wait for their reader, beside what the descriptor's own buffer holds."""
+"""Bytes of waiting lines at most, in addition to the descriptor's own buffer."""
 
 
 class LogWriter:
-    """Takes lines, and writes them in order as their reader takes them. `write` never waits and never fails.
+    """Queues lines and writes them in order. `write` never waits and never fails.
 
-    At most `max_bytes` wait. If more come, the newest are dropped until half of `max_bytes` is free again; the oldest
-    are kept, because they say how it began. Lines that the descriptor refuses (a full disk, a reader that is gone) are
-    dropped too. Once a line can be written again, `report` is called, in the thread, with the number of lines dropped
-    since the last report; by default it writes that number.
+    At most `max_bytes` wait. Above that, new lines are dropped until half of `max_bytes` is free again; the oldest are
+    kept, because they show how a failure began. Lines that the descriptor refuses (a full disk, a closed reader) are
+    dropped too. Once a line can be written again, the thread calls `report` with the number of lines dropped since the
+    last report; by default it writes that number.
     """
 
     def __init__(
@@ -28,18 +28,18 @@ class LogWriter:
         self._descriptor = descriptor
         self._max_bytes = max_bytes
         self._report = report or self._write_report
-        # Reentrant, because garbage collection within a write may run code that warns, and so writes.
+        # Reentrant, because garbage collection during a write may run code that logs a warning.
         self._changed = threading.Condition(threading.RLock())
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._is_full = False
-        self._is_torn = False  # the last line that was written lacks its end
+        self._is_torn = False  # the last line was written in part
         self._unreported = 0
         self._thread: threading.Thread | None = None
         self.lines_dropped = 0
 
     def write(self, lines: bytes) -> None:
-        """Take lines, which are written together or dropped together."""
+        """Queue lines, which are written or dropped together."""
         with self._changed:
             if self._waiting and self._size + len(lines) > self._max_bytes:
                 self._is_full = True
@@ -54,12 +54,12 @@ class LogWriter:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no thread can be had now; the next line tries again
+        with contextlib.suppress(RuntimeError):  # the system has no thread left; the next line tries again
             thread.start()
             self._thread = thread
 
     def drain(self, seconds: float) -> None:
-        """Wait until all lines are written, but no longer than `seconds`."""
+        """Wait up to `seconds` until all lines are written."""
         with self._changed:
             self._changed.wait_for(lambda: not self._waiting, seconds)
 
@@ -72,11 +72,11 @@ class LogWriter:
             if unreported := self._settle(lines, is_written=is_written):
                 self._report(unreported)
             with self._changed:
-                self._waiting.popleft()  # only now, since `drain` waits for the report as well
+                self._waiting.popleft()  # after the report, because `drain` waits for it too
                 self._changed.notify_all()
 
     def _settle(self, lines: bytes, *, is_written: bool) -> int:
-        """Account for lines that no longer wait. Return how many dropped lines are to be reported now."""
+        """Account for lines that no longer wait. Return the number of dropped lines to report now."""
         with self._changed:
             self._size -= len(lines)
             if not is_written:
@@ -95,14 +95,14 @@ class LogWriter:
         self._unreported += count
 
     def _put(self, lines: bytes) -> bool:
-        """Write all of it, however long that takes. Return False if the descriptor refuses it."""
+        """Write all lines, however long that takes. Return False if the descriptor refuses them."""
         rest = memoryview(b"\n" + lines if self._is_torn else lines)
         try:
             while rest:
                 try:
                     rest = rest[os.write(self._descriptor, rest) :]
                     self._is_torn = True
-                except BlockingIOError:  # another process that shares the descriptor has set O_NONBLOCK
+                except BlockingIOError:  # another process set O_NONBLOCK on the shared descriptor
                     self._wait_until_writable()
         except OSError:
             return False

@@ -1,6 +1,6 @@
-"""The metrics for Prometheus: read from what the events have moved, at the moment of a scrape.
+"""The metrics for Prometheus, collected at each scrape.
 
-No label names a symbol. A value that is not known yet is absent, rather than zero.
+No label names a symbol. A value that is not known yet is absent instead of zero.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from ingestor.telemetry.standard_streams import lines_dropped
 _SECONDS_PER_DAY = 86_400
 
 _CAUSES = set(EndReason) - {EndReason.STOPPED, EndReason.FINISHED, EndReason.CRASHED}
-"""Ends of a session after which the stream is opened again by the same process."""
+"""Ends of a session after which the same process reconnects."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the metrics say of the moment, beside what `Telemetry` knows. None: not known yet."""
+    """Current values that `Telemetry` does not have. None means not known yet."""
 
     exchange_open: bool
     buffer_bytes: int
@@ -40,7 +40,7 @@ class Facts:
 
 
 def new_registry(telemetry: Telemetry, facts: Callable[[], Facts]) -> CollectorRegistry:
-    """Return a registry with all metrics of one daemon, and of its process."""
+    """Return a registry with all metrics of one daemon and of its process."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     registry.register(_Events(telemetry))
@@ -49,7 +49,7 @@ def new_registry(telemetry: Telemetry, facts: Callable[[], Facts]) -> CollectorR
 
 
 class _Events(Collector):
-    """What has happened so far."""
+    """Collects the counters and histograms."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
@@ -57,7 +57,7 @@ class _Events(Collector):
     def collect(self) -> Iterator[Metric]:
         counts = self._telemetry.counts
         for name, text, value in (
-            ("messages", "Messages received, of which each became a tick or a rejection.", counts.messages),
+            ("messages", "Messages received; each became a tick or a rejection.", counts.messages),
             (
                 "ticks_written",
                 "Ticks of this process's sessions that are committed, duplicates included.",
@@ -65,17 +65,17 @@ class _Events(Collector):
             ),
             (
                 "ticks_recovered",
-                "Ticks committed out of a spool that an earlier process left.",
+                "Ticks committed from a spool that an earlier process left.",
                 counts.ticks_recovered,
             ),
             ("duplicates", "Ticks committed that were in the database already.", counts.duplicates),
             ("sessions", "Connections that were opened.", counts.sessions),
             ("batches_written", "Batches committed.", counts.batches_written),
-            ("write_failures", "Tries to write that the database did not take.", counts.write_failures),
+            ("write_failures", "Attempts to write that failed.", counts.write_failures),
             ("spools_damaged", "Spool files that could not be read and were set aside.", counts.spools_damaged),
             (
                 "log_lines_dropped",
-                "Lines of the log that nobody read in time, or that could not be written.",
+                "Log lines dropped because their reader was too slow or a write failed.",
                 lines_dropped(),
             ),
         ):
@@ -83,22 +83,22 @@ class _Events(Collector):
         rejections, reconnects = counts.rejected, counts.reconnects
         for name, label, text, known, by_label in (
             ("rejections", "reason", "Messages that were not stored as ticks, by reason.", Reason, rejections),
-            ("reconnects", "cause", "How often the stream had to be opened again, by cause.", _CAUSES, reconnects),
+            ("reconnects", "cause", "Reconnections of the stream, by cause.", _CAUSES, reconnects),
         ):
             family = CounterMetricFamily(f"ingestor_{name}", text, labels=[label])
-            # What can be known beforehand begins with 0: an increase from nothing to 1 is none to Prometheus.
+            # Known labels begin with 0, because Prometheus does not count the appearance of a 1 as an increase.
             for key, value in sorted((dict.fromkeys(known, 0) | by_label).items()):
                 family.add_metric([key], value)
             yield family
         for histogram in self._telemetry.histograms:
             for distribution in histogram.collect():
-                # Without the moment of its making, which the library adds as a series: that is the process's start.
+                # The library adds the time of creation as a series, which is the process's start.
                 distribution.samples = [each for each in distribution.samples if not each.name.endswith("_created")]
                 yield distribution
 
 
 class _Moment(Collector):
-    """How it is now."""
+    """Collects the gauges."""
 
     def __init__(self, telemetry: Telemetry, facts: Callable[[], Facts]) -> None:
         self._telemetry = telemetry
@@ -110,40 +110,40 @@ class _Moment(Collector):
         for name, text, value in (
             (
                 "exchange_open",
-                "Whether the exchange trades now: 1 from a session's opening to its close.",
+                "Whether the exchange is open: 1 from a session's opening to its close.",
                 facts.exchange_open,
             ),
-            ("buffer_bytes", "Bytes that wait to be committed, in memory and on disk.", facts.buffer_bytes),
-            ("spool_bytes", "Bytes that wait on disk to be committed.", facts.spool_bytes),
+            ("buffer_bytes", "Bytes waiting to be committed, in memory and on disk.", facts.buffer_bytes),
+            ("spool_bytes", "Bytes waiting on disk to be committed.", facts.spool_bytes),
             ("spool_max_bytes", "Bytes on disk at which the stream is closed.", facts.spool_max_bytes),
-            ("spool_batches", "Batches that wait on disk to be committed.", facts.spool_batches),
+            ("spool_batches", "Batches waiting on disk to be committed.", facts.spool_batches),
             (
                 "transaction_max_bytes",
-                "How much one transaction may hold now: it is halved after one that was too much.",
+                "The most bytes of one transaction; halved after a transaction that was too large.",
                 counts.transaction_max_bytes,
             ),
             (
                 "calendar_remaining_seconds",
-                "For how long the trading calendar is known, in whole days of 86,400 seconds.",
+                "How far ahead the trading calendar is known, in whole days of 86,400 seconds.",
                 None if counts.calendar_days_left is None else counts.calendar_days_left * _SECONDS_PER_DAY,
             ),
-            ("open_gaps", "Gaps that nothing has settled yet, of all days.", facts.open_gaps),
+            ("open_gaps", "Open gaps of all days.", facts.open_gaps),
             (
                 "oldest_open_gap_seconds",
-                "Age of the oldest open gap; 0 where none is open.",
+                "Age of the oldest open gap; 0 if none is open.",
                 facts.oldest_open_gap_seconds,
             ),
             (
                 "coverage_ratio",
-                "Share of the last trading day, as far as it has passed, that was heard or backfilled.",
+                "Share of the last trading day, as far as it has passed, that is covered or backfilled.",
                 facts.coverage_ratio,
             ),
             (
                 "clock_difference_seconds",
-                "This machine's clock less the database's, when they were compared last.",
+                "This machine's clock minus the database's, at the last comparison.",
                 _seconds(difference.ahead if difference else None),
             ),
-            ("start_timestamp_seconds", "When this process began.", self._telemetry.started_at / SECOND),
+            ("start_timestamp_seconds", "When this process started.", self._telemetry.started_at / SECOND),
             ("last_message_timestamp_seconds", "When the last message arrived.", _seconds(counts.last_message_at)),
             ("last_tick_timestamp_seconds", "When the last tick arrived.", _seconds(counts.last_tick_at)),
             (
@@ -156,15 +156,13 @@ class _Moment(Collector):
                 yield GaugeMetricFamily(f"ingestor_{name}", text, float(value))
         yield self._state()
         yield self._ready()
-        build = GaugeMetricFamily(
-            "ingestor_build_info", "The version that runs; always 1.", labels=["version", "python"]
-        )
+        build = GaugeMetricFamily("ingestor_build_info", "The running version; always 1.", labels=["version", "python"])
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
 
     def _state(self) -> Metric:
         family = GaugeMetricFamily(
-            "ingestor_session_state", "How it is with the connection: 1 for the state of now.", labels=["state"]
+            "ingestor_session_state", "The state of the connection: 1 for the current state.", labels=["state"]
         )
         for state in STREAM_STATES:
             family.add_metric([state], state == self._telemetry.stream.state)

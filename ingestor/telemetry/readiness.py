@@ -1,4 +1,4 @@
-"""What is not as it should be, and since when."""
+"""Readiness: the checks that fail, and since when."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ingestor.redaction import outside_text
 Check: TypeAlias = Literal["stream", "database", "spool"]
 CHECKS: tuple[Check, ...] = get_args(Check)
 
-MOST_DETAIL = 1000
-"""Characters of a reason: one of the server's with words of ours around it."""
+MAX_DETAIL = 1000
+"""Characters of a detail at most: room for a server's text and our own words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A check that fails, with its cause and with what follows from it now."""
+    """A failing check with the beginning of its failure, its cause and its symptom."""
 
     check: Check
     since: Micros
@@ -26,7 +26,7 @@ class Problem:
 
 
 class Readiness:
-    """Remembers since when each check fails."""
+    """Records since when each check fails, and why."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -34,26 +34,29 @@ class Readiness:
         self._symptoms: dict[Check, str] = {}
 
     def fails(self, check: Check, detail: str, since: Micros | None = None) -> None:
-        """Note that a check fails; what counts is since when it has done so without a break."""
-        begun = self._clock.wall() if since is None else since
+        """Record a failing check. `since` (default: now) counts only if the check did not fail before."""
         if check in self._failing:
             begun = self._failing[check].since
-        self._failing[check] = Problem(check, begun, outside_text(detail, limit=MOST_DETAIL))
+        elif since is not None:
+            begun = since
+        else:
+            begun = self._clock.wall()
+        self._failing[check] = Problem(check, begun, outside_text(detail, limit=MAX_DETAIL))
 
     def shows(self, check: Check, symptom: str, since: Micros) -> None:
-        """Note a sign that a check fails. It stands beside the cause, if one is known, and never replaces it."""
+        """Record a symptom of a failing check. It is shown beside the cause and never replaces it."""
         if check not in self._failing:
             self.fails(check, "", since)
         self._symptoms[check] = symptom
 
     def passes(self, check: Check) -> None:
-        """Note that a check passes."""
+        """Record that a check passes."""
         self._failing.pop(check, None)
         self._symptoms.pop(check, None)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What fails, in the order of `CHECKS`."""
+        """The failing checks, in the order of `CHECKS`."""
         return tuple(self._described(self._failing[check]) for check in CHECKS if check in self._failing)
 
     def _described(self, problem: Problem) -> Problem:

@@ -1,4 +1,4 @@
-"""Tells a feed of which nothing can be read from one with a malformed message among its ticks."""
+"""Detects a feed whose messages are all unreadable, as opposed to a few malformed messages among ticks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ MAX_PAUSE: Duration = 60 * SECOND
 
 
 class RejectionRun:
-    """The rejections since the last tick, over the sessions of a process.
+    """The rejections since the last tick, across the sessions of a process.
 
-    They are a problem from when there are `MIN_COUNT` of them over `MIN_SPAN`, with no pause longer than `MAX_PAUSE`
-    among them, until the next tick. A burst of malformed messages is no problem, nor is a notice in the night now and
-    then. The exchange's hours do not matter: a feed that is misread in the evening will be misread at the opening.
+    They are a problem once there are `MIN_COUNT` of them over `MIN_SPAN` without a pause longer than `MAX_PAUSE`, until
+    the next tick. A burst of malformed messages is no problem, nor is an occasional notice at night. The exchange's
+    hours do not matter: a feed that is unreadable in the evening will be unreadable at the opening.
     """
 
     def __init__(self) -> None:
@@ -27,26 +27,26 @@ class RejectionRun:
 
     @property
     def since(self) -> Micros:
-        """When the first of them arrived."""
+        """The arrival of the first rejection."""
         return self._first_at
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of rejections."""
         return self._reasons.total()
 
     @property
     def reason(self) -> str:
-        """The reason that most of them have."""
+        """The most frequent reason."""
         return self._reasons.most_common(1)[0][0]
 
     @property
     def detail(self) -> str:
-        """The problem in a sentence."""
-        return f"No tick, and {self.count:,} messages that are none, most of them {self.reason}."
+        """The problem in one sentence."""
+        return f"No ticks: {self.count:,} messages were rejected, most of them as {self.reason}."
 
     def add(self, batch: Batch) -> None:
-        """Take note of a batch."""
+        """Add the rejections of a batch; a tick ends the run."""
         if batch.count:
             self._start()
             self.is_problem = False

@@ -1,4 +1,4 @@
-"""Standard output and standard error of a process that must go on whatever becomes of them."""
+"""Standard output and error of a process that must survive their failure."""
 
 from __future__ import annotations
 
@@ -18,45 +18,45 @@ from typing import TextIO
 from ingestor.telemetry.log_writer import LogWriter
 
 EXIT_SECONDS = 1.0
-"""Time for the lines that still wait when the process ends."""
+"""Time to write the waiting lines when the process ends."""
 
 _writers: list[LogWriter] = []
 
 
 def open_missing() -> None:
-    """Open the null device wherever this process was started without standard input, output or error.
+    """Open the null device for each of standard input, output and error that this process lacks.
 
-    Otherwise the next file or socket takes the free descriptor, and what is meant for the log is written into it. To be
-    called before anything else opens one.
+    Otherwise the next file or socket gets the free descriptor, and log lines are written into it. Call this before
+    any file is opened.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            opened = os.open(os.devnull, os.O_RDWR)  # opens the lowest free number, which is `descriptor`
             os.set_inheritable(opened, True)
     for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:  # Python's way to say that the descriptor was closed when it started
+        if getattr(sys, name) is None:  # the descriptor was closed when Python started
             setattr(sys, name, os.fdopen(descriptor, mode, errors="backslashreplace", closefd=False))
 
 
 def never_block(report: Callable[[int], None] | None = None) -> None:
-    """Let no write to standard output or error hold up this process: a thread writes, and drops what nobody reads.
+    """Write standard output and error in a thread, which drops lines that a slow reader does not accept.
 
-    This is for processes that must go on. A command whose output is its purpose waits for its reader instead. When the
-    process ends, the lines that still wait are written, for up to `EXIT_SECONDS`. `report` is that of `LogWriter`.
-    Streams that a caller has put in their place are left as they are.
+    Only for processes that must never wait; a command whose purpose is its output waits for its reader. When the
+    process ends, waiting lines are written for up to `EXIT_SECONDS`. `report` is that of `LogWriter`. Streams that a
+    caller has replaced stay as they are.
     """
     if not (_is_descriptor(sys.stdout, 1) and _is_descriptor(sys.stderr, 2)):
         return
     writers = {1: LogWriter(1, report=report)}
-    # Where both are the same file, one thread writes both, so that the order of the lines is kept.
+    # If both are the same file, one thread writes both, which keeps the order of the lines.
     writers[2] = writers[1] if os.path.sameopenfile(1, 2) else LogWriter(2, report=report)
     sys.stdout = LineStream(writers[1], 1, sys.stdout.encoding)
     sys.stderr = LineStream(writers[2], 2, sys.stderr.encoding)
     _writers[:] = set(writers.values())
     atexit.register(_drain)
-    # Or a terminal with `stty tostop` would stop a background job that writes to it.
+    # A terminal with `stty tostop` stops a background job that writes to it.
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     _unblock_faulthandler()
 
@@ -64,7 +64,7 @@ def never_block(report: Callable[[int], None] | None = None) -> None:
 def _is_descriptor(stream: TextIO, descriptor: int) -> bool:
     try:
         return stream.fileno() == descriptor
-    except OSError:  # a text in memory has none
+    except OSError:  # a stream in memory has no descriptor
         return False
 
 
@@ -82,10 +82,10 @@ def _drain() -> None:
 
 
 def _unblock_faulthandler() -> None:
-    """Let Python's report of a crash, which a signal handler writes, not wait for its reader.
+    """Keep Python's crash report, which a signal handler writes, from waiting for a reader.
 
-    A pipe or a terminal is opened a second time, without blocking: O_NONBLOCK on the descriptor itself would hold for
-    all processes that share it.
+    This opens a pipe or terminal a second time with O_NONBLOCK, which on the descriptor itself would affect all
+    processes that share it.
     """
     if not faulthandler.is_enabled():
         return
@@ -96,9 +96,9 @@ def _unblock_faulthandler() -> None:
 
 
 class LineStream(io.TextIOBase):
-    """A text stream in front of a `LogWriter`. It hands on whole lines, and the beginning of one only by `flush`.
+    """A text stream that passes complete lines to a `LogWriter`, and an incomplete line on `flush` only.
 
-    Each thread has a line of its own, so that lines that are written in pieces at the same time stay apart.
+    Each thread has its own incomplete line, so that lines which threads write in pieces do not mix.
     """
 
     def __init__(self, writer: LogWriter, descriptor: int, encoding: str = "utf-8") -> None:
@@ -109,38 +109,38 @@ class LineStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]  # the library's is read-only too
-        """The encoding of what is written; characters that it lacks are escaped."""
+        """The encoding of the output; characters that it lacks are escaped."""
         return self._encoding
 
     def write(self, text: str, /) -> int:
-        """Take text. Never waits for it to be written, and never fails."""
+        """Queue text; never waits, never fails."""
         lines, end, rest = text.rpartition("\n")
         if end:
-            self._hand_on(lines + end)
-        self._local.begun = self._begun + rest
+            self._pass_on(lines + end)
+        self._local.incomplete = self._incomplete + rest
         return len(text)
 
     def flush(self) -> None:
-        """Hand on the beginning of a line, such as a prompt."""
-        self._hand_on("")
+        """Pass an incomplete line, such as a prompt, to the writer."""
+        self._pass_on("")
 
-    def _hand_on(self, text: str) -> None:
-        whole, self._local.begun = self._begun + text, ""
-        if whole:
-            self._writer.write(whole.encode(self._encoding, "backslashreplace"))
+    def _pass_on(self, text: str) -> None:
+        lines, self._local.incomplete = self._incomplete + text, ""
+        if lines:
+            self._writer.write(lines.encode(self._encoding, "backslashreplace"))
 
     @property
-    def _begun(self) -> str:
-        return getattr(self._local, "begun", "")
+    def _incomplete(self) -> str:
+        return getattr(self._local, "incomplete", "")
 
     def writable(self) -> bool:
         """Return True."""
         return True
 
     def isatty(self) -> bool:
-        """Return whether a terminal is behind it."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor, for those who ask about what is behind it."""
+        """Return the descriptor."""
         return self._descriptor

@@ -1,4 +1,4 @@
-"""What Python itself prints when an error was foreseen by nobody: tracebacks, without secrets."""
+"""Redacts the tracebacks and warnings that Python prints itself."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ingestor.redaction import redact
 
 class _Redacted(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line without secrets, its traceback included."""
+        """Return the redacted line with its traceback."""
         return redact(super().format(record))
 
 
 def redact_tracebacks() -> None:
-    """Take secrets out of all that Python prints by itself, in this process from now on.
+    """Redact everything that Python prints itself in this process from now on.
 
-    That covers an error that ends the process or a thread, an error in a destructor, and warnings that libraries log
-    before `configure` has set up our log, such as asyncio's about a task whose error was never retrieved.
+    That includes errors that end the process or a thread, errors in destructors, and warnings that libraries log before
+    `configure` sets up our log, such as asyncio's about a task whose error was never retrieved.
     """
     sys.excepthook = _print
     threading.excepthook = lambda args: _print(args.exc_type, args.exc_value, args.exc_traceback)

@@ -368,7 +368,7 @@ async def test_heartbeats_instead_of_prices(writer_url: str, database: str, monk
         running(daemon_settings(server.url, writer_url, stall_timeout="400ms")) as daemon,
     ):
         async with asyncio.timeout(10):
-            while not any("messages that are none" in each.detail for each in daemon.telemetry.readiness.problems):
+            while not any("messages were rejected" in each.detail for each in daemon.telemetry.readiness.problems):
                 await asyncio.sleep(0.01)
         await until(database, "SELECT count(*) >= 1 FROM ingest.stream_sessions WHERE end_reason = 'stall'", True)
     rows = await query(

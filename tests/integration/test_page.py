@@ -343,7 +343,7 @@ async def _headline_agrees_with_panels(page: Page, status: dict[str, Any]) -> No
     problems = [
         {"check": check, "since": since, "detail": detail}
         for check, detail in (
-            ("stream", "No tick, and 5 messages that are none, most of them not_json."),
+            ("stream", "No ticks: 5 messages were rejected, most of them as not_json."),
             ("database", "Connection refused."),
             ("spool", "No space left on device."),
         )

@@ -14,7 +14,7 @@ import structlog
 
 from ingestor.redaction import register_secret
 from ingestor.telemetry import log
-from ingestor.telemetry.log import BURST, WINDOW, FloodLimit, configure, tell_left_out
+from ingestor.telemetry.log import BURST, WINDOW, FloodLimit, configure, log_suppressed_lines
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,7 +124,7 @@ def test_floods_do_not_reach_the_log(capsys: pytest.CaptureFixture[str]) -> None
         structlog.get_logger().warning("reconnecting", number=number)
         structlog.get_logger().debug("committed")
         logging.getLogger("websockets").warning("odd %s", number)
-    tell_left_out(at_once=True)
+    log_suppressed_lines(at_once=True)
     found = [(line["event"], line.get("of"), line.get("count")) for line in lines(capsys)]
     assert found.count(("reconnecting", None, None)) == BURST
     assert found.count(("library", None, None)) == BURST

@@ -24,7 +24,7 @@ def full_telemetry() -> Telemetry:
     telemetry = Telemetry(ManualClock())
     session = Session(new_session_id(0), "test", "ws://localhost/ws", 0)
     telemetry.rejected(session, "not_json", 3, 0)
-    telemetry.reconnecting("refused", 1.0, cause="unreachable", loud=False)
+    telemetry.reconnecting("refused", 1.0, cause="unreachable", alert=False)
     telemetry.clocks_compared(ClockDifference(-2 * SECOND, SECOND // 2))
     telemetry.transactions_sized(2**23, is_normal=True)
     telemetry.calendar_known(days=40, warn_below=30, remedy="")

@@ -67,7 +67,7 @@ def test_readiness_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     telemetry.batch_closed(batch(6), 0.05)
     (problem,) = telemetry.readiness.problems
     assert (problem.check, problem.since) == ("stream", T0)
-    assert problem.detail == "No tick, and 7 messages that are none, most of them unknown_type."
+    assert problem.detail == "No ticks: 7 messages were rejected, most of them as unknown_type."
     telemetry.session_ended(SESSION, SessionEnd(T0 + 7 * SECOND, EndReason.STALL), "No tick for 4 s in trading hours.")
     assert telemetry.readiness.problems[0].detail == "No tick for 4 s in trading hours."
     telemetry.authenticated(SESSION, T0 + 8 * SECOND)

@@ -27,7 +27,7 @@ def test_secrets_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     """A registered secret is in no log line, also not in the text of an error or its traceback."""
     register_secret("tk_secret")
     configure("debug", "json")
-    Telemetry().reconnecting("the server said tk_secret", 1.0, cause="closed", loud=True)
+    Telemetry().reconnecting("the server said tk_secret", 1.0, cause="closed", alert=True)
     try:
         raise ValueError("tk_secret")
     except ValueError:
@@ -166,10 +166,10 @@ def test_the_stream_is_followed() -> None:
     clock.advance(100)
     lost = clock.wall()
     instance.session_ended(SESSION, SessionEnd(lost, EndReason.CLOSED, 1001), "cut")
-    instance.reconnecting("cut", 5.0, cause="closed", loud=False)
+    instance.reconnecting("cut", 5.0, cause="closed", alert=False)
     clock.advance(5)
     instance.connecting()
-    instance.reconnecting("refused", 9.0, cause="unreachable", loud=False)
+    instance.reconnecting("refused", 9.0, cause="unreachable", alert=False)
     assert (instance.stream.state, instance.stream.detail) == ("waiting", "refused")
     assert instance.stream.retry_at == clock.wall() + 9 * SECOND
     assert (instance.readiness.problems[0].since, instance.readiness.problems[0].detail) == (lost, "refused")
