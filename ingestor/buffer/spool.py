@@ -6,7 +6,7 @@ Every call waits for the disk, so all calls belong into one thread of their own.
 | failure                        | error                   | the next call           |
 |--------------------------------|-------------------------|-------------------------|
 | the disk accepts nothing now   | `SpoolUnavailableError` | tries again             |
-| the file is damaged            | `SpoolDamagedError`     | starts with an empty one|
+| the file is damaged            | `SpoolDamagedError`     | starts an empty one     |
 | a newer version wrote the file | `ConfigurationError`    | fails again             |
 """
 
@@ -353,7 +353,7 @@ class Spool:
         return self._reserve.disk_accepts(size, spool_file.largest(self.path))
 
     def _set_full(self, full: bool) -> None:
-        """Record whether the disk is full. If so, turn off checkpoints, which write a second copy of the log."""
+        """Record whether the disk is full. If so, turn off checkpoints, which write the log's content again."""
         self.is_full = full
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):

@@ -38,14 +38,14 @@ FAILURES = (sqlite3.Error, sqlite3.Warning, OSError, MemoryError, UnicodeDecodeE
 
 
 def is_damage(error: Exception) -> bool:
-    """Return whether only the content of the file can cause a failure, since our statements are always the same."""
+    """Return whether only damage can cause a failure, since our statements never change."""
     return not isinstance(error, OSError | MemoryError) and _code(error) not in (
         _MAYBE_NOT_THE_FILE | _SURELY_NOT_THE_FILE
     )
 
 
 def may_be_damage(path: Path, error: Exception) -> bool:
-    """Return whether the file may be the cause of a failure that has other causes too, such as a changed header.
+    """Return whether damage may cause a failure that has other causes too: a damaged header fails in the same way.
 
     A lock of another process and a missing permission are no damage.
     """
@@ -140,7 +140,7 @@ def remove_newest(
 ) -> tuple[QueueState, int]:
     """Delete the batches from position `first` on and the one at `replaced`; return state and previous position.
 
-    The previous position is the recorded one. If its batch is missing, reading the next one finds that.
+    The previous position is the recorded one, even if its batch is missing: reading finds that.
     """
     where, values = "position >= ? OR position = ?", (first, replaced)
     row = connection.execute(

@@ -51,7 +51,7 @@ class CoverageMonitor:
         max_age: float = 600.0,
     ) -> None:
         self._settings = settings
-        self._url = settings.read_database_url()  # read once: a file that is replaced later must not end the daemon
+        self._url = settings.read_database_url()  # once: a file that is missing for a moment must not end the daemon
         self._clock = clock
         self._telemetry = telemetry
         self._coverage_interval = coverage_interval

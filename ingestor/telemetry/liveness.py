@@ -35,5 +35,5 @@ class LivenessDeadline:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the deadline passed `LIVENESS_GRACE_SECONDS` ago."""
+        """Whether the deadline passed more than `LIVENESS_GRACE_SECONDS` ago."""
         return self._clock.monotonic() > self._due + LIVENESS_GRACE_SECONDS
