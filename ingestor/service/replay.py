@@ -60,10 +60,10 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
                 recorder.frame(frame)
             await asyncio.sleep(0)  # let the writer run
             if buffer.size > settings.memory_max_bytes / 2:
-                await _written(buffer, writing)
+                await _wait_until_written(buffer, writing)
     finally:
         recorder.end(EndReason.FINISHED)
-        await _written(buffer, writing)
+        await _wait_until_written(buffer, writing)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
         await store.close()
@@ -71,7 +71,7 @@ async def replay(path: Path, settings: Settings, *, progress: Progress, clock: C
     return telemetry.counts
 
 
-async def _written(buffer: Buffer, writing: asyncio.Task[None]) -> None:
+async def _wait_until_written(buffer: Buffer, writing: asyncio.Task[None]) -> None:
     """Wait until the buffer is empty. Raises the writer's error if it ended."""
     empty = asyncio.create_task(buffer.wait_until_empty(), name="empty")
     await asyncio.wait({empty, writing}, return_when=asyncio.FIRST_COMPLETED)

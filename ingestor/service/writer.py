@@ -46,21 +46,21 @@ class Writer:
         self._telemetry = telemetry
         self._instance = instance
         self._liveness = liveness or LivenessDeadline(clock)
-        self._own: set[UUID] = set()  # this process's sessions, as far as written before all inherited batches
-        self._soon = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
-        self._slowly = wait_fixed(MAX_WAIT)
+        self._own_sessions: set[UUID] = set()  # of this process, written before all inherited batches were
+        self._wait_with_backoff = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
+        self._wait_longest = wait_fixed(MAX_WAIT)
 
     async def end_crashed_sessions(self) -> None:
         """Mark this instance's earlier open sessions as crashed, with retries until the database answers."""
         async for attempt in self._retrying():
             with attempt:
-                count = await self._store.end_crashed_sessions(self._instance, self._own)
+                count = await self._store.end_crashed_sessions(self._instance, self._own_sessions)
                 self._telemetry.crashed_sessions_ended(count)
 
     async def write_inherited(self) -> None:
         """Write the batches that an earlier process left on disk."""
         while self._buffer.has_inherited:
-            self._own |= await self._write_next()
+            self._own_sessions |= await self._write_next()
 
     async def run(self) -> None:
         """Write batches until cancelled."""
@@ -75,12 +75,12 @@ class Writer:
         batches = await self._take()
         inherited = self._buffer.has_inherited
         write = self._store.write_inherited if inherited else self._store.write
-        with bound_contextvars(**_names(batches)):
+        with bound_contextvars(**_log_context(batches)):
             async for attempt in self._retrying():
                 with attempt:
                     if attempt.retry_state.attempt_number > 1:
                         batches = await self._take()
-                        bind_contextvars(**_names(batches))
+                        bind_contextvars(**_log_context(batches))
                     began = self._clock.monotonic()
                     written = await write(batches)
                     self._count(batches, written, self._clock.monotonic() - began)
@@ -116,11 +116,11 @@ class Writer:
             return 0.0  # each attempt is half as large, so this ends soon
         match classify(_error(state)):
             case RetryAction.RETRY_SLOWLY:
-                return self._slowly(state)
+                return self._wait_longest(state)
             case RetryAction.MAKE_PARTITION | RetryAction.RETRY_AT_ONCE if state.attempt_number == 1:
                 return 0.0
             case _:
-                return self._soon(state)
+                return self._wait_with_backoff(state)
 
     def _start_attempt(self, _: RetryCallState) -> None:
         self._liveness.extend()
@@ -155,7 +155,7 @@ class Writer:
                 self._buffer.invalidate_session(session)
 
 
-def _names(batches: tuple[Batch, ...]) -> dict[str, Any]:
+def _log_context(batches: tuple[Batch, ...]) -> dict[str, Any]:
     """Return the newest batch's session and number for log lines."""
     return {"session": str(batches[-1].session.id), "batch": batches[-1].number}
 

@@ -94,7 +94,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     )
 
     def renderer(logger: Any, method: str, event: Any) -> str:
-        return str(render(logger, method, {**redact_values(event, keys=True), **_own(event)}))
+        return str(render(logger, method, {**redact_values(event, keys=True), **_unredacted(event)}))
 
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -121,7 +121,7 @@ def configure(level: str, form: Literal["auto", "json", "console"]) -> None:
     _configure_libraries(shared, renderer, limit)
 
 
-def _own(event: Any) -> Any:
+def _unredacted(event: Any) -> Any:
     """Return the facts of a line that are never redacted, even if a password equals them."""
     return {name: event[name] for name in ("timestamp", "level") if name in event}
 

@@ -43,12 +43,12 @@ def new_registry(telemetry: Telemetry, facts: Callable[[], Facts]) -> CollectorR
     """Return a registry with all metrics of one daemon and of its process."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_Events(telemetry))
-    registry.register(_Moment(telemetry, facts))
+    registry.register(_Counters(telemetry))
+    registry.register(_Gauges(telemetry, facts))
     return registry
 
 
-class _Events(Collector):
+class _Counters(Collector):
     """Collects the counters and histograms."""
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -97,7 +97,7 @@ class _Events(Collector):
                 yield distribution
 
 
-class _Moment(Collector):
+class _Gauges(Collector):
     """Collects the gauges."""
 
     def __init__(self, telemetry: Telemetry, facts: Callable[[], Facts]) -> None:
