@@ -182,7 +182,7 @@ async def test_a_used_port() -> None:
     assert output == b""
     (line,) = errors.decode().splitlines()
     assert line.startswith(f"ingestor: The simulator cannot listen on 127.0.0.1:{port}: ")
-    assert line.endswith("use another --port.")
+    assert line.endswith("Use another --port.")
 
 
 async def test_drop() -> None:
