@@ -14,7 +14,7 @@ from typing import TypeVar
 STAGGER = 1.0
 """Seconds after which the next address is tried beside those that have not answered: a handshake round the world."""
 
-MOST = 10
+MAX_ADDRESSES = 10
 """Addresses that are tried: a name with more has them for balance, and all of them dead must end in bounded time."""
 
 _T = TypeVar("_T")
@@ -29,7 +29,7 @@ async def addresses_of(name: str, port: int) -> list[str]:
         if text not in of_family:
             of_family.append(text)
     longest = max(map(len, families.values()), default=0)
-    return [each[place] for place in range(longest) for each in families.values() if place < len(each)][:MOST]
+    return [each[place] for place in range(longest) for each in families.values() if place < len(each)][:MAX_ADDRESSES]
 
 
 async def first_that_works(

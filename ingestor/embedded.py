@@ -24,8 +24,8 @@ from typing import Any, Self
 
 from ingestor.errors import ConfigurationError, EmbeddedServerError
 
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 20.0
+START_TIMEOUT_SECONDS = 60.0
+STOP_TIMEOUT_SECONDS = 20.0
 USER = "postgres"
 
 # A shell reads a pipe from us, so that PostgreSQL stops when we say so, and also when we died without a word; then
@@ -147,7 +147,7 @@ class EmbeddedServer:
             process.stdin.write(b"stop\n")
             process.stdin.close()
         try:
-            process.wait(STOP_TIMEOUT)
+            process.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             os.kill(self.pid, signal.SIGQUIT)
             process.wait()
@@ -214,7 +214,7 @@ class EmbeddedServer:
     def _wait_until_ready(self) -> None:
         """Wait for the line `ready` in the file that the server keeps for this purpose."""
         assert self._process is not None
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         status_file = Path(self._data) / "postmaster.pid"
         while time.monotonic() < deadline and self._process.poll() is None:
             try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
-MAX_BYTES = 2**16
+MAX_FILE_BYTES = 2**16
 """The size of a file that is read. A longer one is another file than was meant."""
 
 _QUOTES = ("'", '"')
@@ -27,9 +27,9 @@ def read_text(path: Path) -> str:
     with open(path, "rb", opener=_open) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileTextError("it is not a regular file, which could be read again")
-        data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise FileTextError(f"it is larger than {MAX_BYTES // 2**10} KiB")
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise FileTextError(f"it is larger than {MAX_FILE_BYTES // 2**10} KiB")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise FileTextError("it is UTF-16 text; save it as UTF-8")
     if b"\0" in data:

@@ -22,10 +22,10 @@ from ingestor.service.process import StopRequest, stop_on_signals
 from ingestor.settings import Settings
 from ingestor.store.gaps import Bounds, GapStore
 
-LISTING = 3600.0
+RELIST_SECONDS = 3600.0
 """Seconds after which `--watch` asks anew what is listed."""
 
-REFUSED_PAUSE = 60.0
+REFUSED_PAUSE_SECONDS = 60.0
 """Seconds at least between two tries with a token that was accepted, and is refused now."""
 
 
@@ -59,7 +59,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
                 if isinstance(error, ConfigurationError):
                     if not watcher.has_worked:
                         raise
-                    pause = max(interval, REFUSED_PAUSE)
+                    pause = max(interval, REFUSED_PAUSE_SECONDS)
                 console.print(f"Not now: {redact(str(error))}", style="yellow", soft_wrap=True, markup=False)
             await request.pause(pause)
 
@@ -82,7 +82,7 @@ class _Watcher:
         async with filling(self._console, self._settings, listing=not is_listed, patient=True) as (job, _):
             if not is_listed:
                 await job.check(self._only)
-                self._listed_until = self._clock.monotonic() + LISTING
+                self._listed_until = self._clock.monotonic() + RELIST_SECONDS
             try:
                 await fill(self._console, job, self._span, self._only, quiet=True)
             finally:

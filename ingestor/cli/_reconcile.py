@@ -18,7 +18,7 @@ from ingestor.redaction import outside_text
 from ingestor.settings import Settings
 from ingestor.store.gaps import GapStore
 
-MOST_ROWS = 40
+MAX_TABLE_ROWS = 40
 
 
 async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: bool) -> bool:
@@ -84,8 +84,10 @@ def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
         )
     if best.differences:
         console.print(_table(found, zone))
-        if len(best.differences) > MOST_ROWS:
-            console.print(f"… and {len(best.differences) - MOST_ROWS:,} more in ingest.reconciliations.", style="dim")
+        if len(best.differences) > MAX_TABLE_ROWS:
+            console.print(
+                f"… and {len(best.differences) - MAX_TABLE_ROWS:,} more in ingest.reconciliations.", style="dim"
+            )
 
 
 def _table(found: Reconciliation, zone: ZoneInfo) -> Table:
@@ -94,7 +96,7 @@ def _table(found: Reconciliation, zone: ZoneInfo) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("ours: open high low close x volume", "theirs"):
         table.add_column(name, justify="right")
-    for each in found.best.differences[:MOST_ROWS]:
+    for each in found.best.differences[:MAX_TABLE_ROWS]:
         minute = f"{each.time.astimezone(zone):%H:%M}"
         table.add_row(Text(outside_text(each.symbol)), minute, each.kind, _bar(each.ours), _bar(each.theirs))
     return table

@@ -26,9 +26,9 @@ from ingestor.model import Bar
 from ingestor.settings import load_settings
 from ingestor.store.gaps import Bounds, GapStore
 
-MOST_GAPS = 20
+MAX_LISTED_GAPS = 20
 
-MINUTE = timedelta(minutes=1)
+BAR_LENGTH = timedelta(minutes=1)
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 """The first instant that an option can name."""
@@ -95,7 +95,7 @@ def _rendered(series: Series, report: Report, output_format: Format) -> str:
 
 def show(console: Console, series: Series, report: Report) -> None:
     """Print the chart as large as the terminal, but for at most a quarter of it, where the gaps are listed."""
-    listed = 8 + min(len(series.gaps), MOST_GAPS) if series.gaps else 1
+    listed = 8 + min(len(series.gaps), MAX_LISTED_GAPS) if series.gaps else 1
     rows = max(console.height - listed, 3 * console.height // 4)
     for line in terminal.draw(series, console.width, rows):
         text = Text.assemble(*((piece, ROLES[role]) for piece, role in line), no_wrap=True, overflow="crop", end="")
@@ -103,10 +103,10 @@ def show(console: Console, series: Series, report: Report) -> None:
         console.print(text)
     if report.gaps:
         console.print()
-        show_gaps(console, replace(report, gaps=report.gaps[-MOST_GAPS:]))
-        if len(report.gaps) > MOST_GAPS:
+        show_gaps(console, replace(report, gaps=report.gaps[-MAX_LISTED_GAPS:]))
+        if len(report.gaps) > MAX_LISTED_GAPS:
             console.print(
-                f"… and {len(report.gaps) - MOST_GAPS:,} before them: `ingestor gaps` lists all.", style="dim"
+                f"… and {len(report.gaps) - MAX_LISTED_GAPS:,} before them: `ingestor gaps` lists all.", style="dim"
             )
 
 
@@ -129,7 +129,7 @@ async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tupl
 
 def _candle(bar: Bar) -> Candle:
     """Return the candle of one minute."""
-    return Candle(bar.time, bar.time + MINUTE, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.backfilled)
+    return Candle(bar.time, bar.time + BAR_LENGTH, bar.open, bar.high, bar.low, bar.close, bar.volume, bar.backfilled)
 
 
 async def _known(gap_store: GapStore, symbol: str, latest: datetime) -> str:

@@ -19,8 +19,8 @@ from ingestor.service.process import StopRequest, stop_on_signals
 from ingestor.telemetry.log import configure
 from ingestor.telemetry.standard_streams import never_block
 
-REFRESH = 0.5
-PLAIN_EVERY = 5.0
+REFRESH_SECONDS = 0.5
+PLAIN_LINE_SECONDS = 5.0
 
 
 def demo(
@@ -99,10 +99,10 @@ async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequ
             per_second = rate.of(state.counts.ticks_written)
             if console.is_terminal:
                 live.update(_screen(state, elapsed, seconds, per_second), refresh=True)
-            elif state.latest and (not said or elapsed - said >= PLAIN_EVERY):
+            elif state.latest and (not said or elapsed - said >= PLAIN_LINE_SECONDS):
                 said = elapsed
                 console.print(_line(state, elapsed, per_second), soft_wrap=True)
-            await request.pause(min(REFRESH, max(seconds - elapsed, 0.01)))
+            await request.pause(min(REFRESH_SECONDS, max(seconds - elapsed, 0.01)))
 
 
 class _Rate:

@@ -24,7 +24,7 @@ from ingestor.errors import IngestorError
 from ingestor.settings import Settings, load_settings
 from ingestor.store.gaps import Bounds, GapStore
 
-MOST_DAYS = 20
+MAX_LISTED_DAYS = 20
 STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable": "magenta", "excluded": "dim"}
 
 
@@ -146,9 +146,11 @@ def show(console: Console, report: Report) -> None:
         return
     lacking = [day for day in report.days if day.percent is not None and day.percent < 100]
     if lacking:
-        console.print(_days(lacking[-MOST_DAYS:]))
-        if len(lacking) > MOST_DAYS:
-            console.print(f"… and {len(lacking) - MOST_DAYS:,} days before them; `--until` shows those.", style="dim")
+        console.print(_days(lacking[-MAX_LISTED_DAYS:]))
+        if len(lacking) > MAX_LISTED_DAYS:
+            console.print(
+                f"… and {len(lacking) - MAX_LISTED_DAYS:,} days before them; `--until` shows those.", style="dim"
+            )
     show_gaps(console, report)
 
 

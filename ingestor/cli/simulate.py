@@ -14,7 +14,7 @@ from ingestor.settings import is_loopback, parse_duration
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry.standard_streams import never_block
 
-REPORT_INTERVAL = 5.0
+REPORT_SECONDS = 5.0
 
 _FAULT_HELP = (
     "drop, stall, half-open or garbage (with =EVERY, as in drop=5s), reject, limit, no-access, replay; repeatable."
@@ -76,7 +76,7 @@ async def _simulate(simulator: Simulator) -> None:
             print(f"  export INGESTOR_STREAM_URL={simulator.stream_url} INGESTOR_TOKEN={TOKEN}\n", flush=True)
             while not request.stop.is_set():
                 try:
-                    await asyncio.wait_for(request.stop.wait(), REPORT_INTERVAL)
+                    await asyncio.wait_for(request.stop.wait(), REPORT_SECONDS)
                 except TimeoutError:
                     print(f"{simulator.connected} streams, {simulator.ticks_sent:,} ticks sent", flush=True)
     print(f"Stopped after {simulator.ticks_sent:,} ticks.")

@@ -19,7 +19,7 @@ from websockets.protocol import State
 
 from ingestor import __version__
 from ingestor.clock import Clock
-from ingestor.dial import MOST, STAGGER, addresses_of, first_that_works
+from ingestor.dial import MAX_ADDRESSES, STAGGER, addresses_of, first_that_works
 from ingestor.errors import StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
 from ingestor.network import proxy_for, tls_context
@@ -30,7 +30,7 @@ from ingestor.stream.frames import frame_size, is_control, newest_pings, other_f
 OPEN_TIMEOUT = 10.0
 """Seconds for DNS; and, for each address, seconds for TCP, TLS and the opening handshake together."""
 
-LONGEST_OPEN = 2 * OPEN_TIMEOUT + MOST * STAGGER
+LONGEST_OPEN = 2 * OPEN_TIMEOUT + MAX_ADDRESSES * STAGGER
 """Seconds after which the last address has failed."""
 
 CLOSE_TIMEOUT = 1.0

@@ -218,7 +218,7 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
     def script(asked: Request) -> bytes:
         return LISTED if asked.path == "/info/ticker" else answer({"data": []}, status=status)
 
-    monkeypatch.setattr(_backfill, "REFUSED_PAUSE", 0.05)
+    monkeypatch.setattr(_backfill, "REFUSED_PAUSE_SECONDS", 0.05)
     filled = "SELECT count(*) FROM ingest.backfills WHERE status = 'backfilled'"
     async with scripted(script) as server:
         settings = load_settings(database_url=writer_url, rest_url=server.url, token=TOKEN)
