@@ -1,7 +1,7 @@
-"""The settings: typed values, made once. The only module that reads the environment.
+"""The settings: typed, immutable values.
 
-Every setting is an environment variable with the prefix `INGESTOR_`; a `.env` file in the working directory
-is read too, and the environment wins. Each secret can be given as a file instead (`INGESTOR_TOKEN_FILE`).
+Each setting is an environment variable with the prefix `INGESTOR_`. A `.env` file in the working directory is read
+too; the environment takes precedence. Each secret can be in a file instead (`INGESTOR_TOKEN_FILE`).
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SHARED = {
     "coverage_margin": "coverage_margin",
     "stall_timeout": "stall_timeout",
 }
-"""The settings that SQL must know too, by their column of `ingest.settings`. Durations are intervals there."""
+"""Columns of `ingest.settings` and the settings copied to them. SQL holds durations as intervals."""
 
 ANY_HOST = "*"
 
 LEAST_RETENTION = 8 * 86_400.0
-"""Seconds: more than the widest window in which bars are computed anew from ticks, or they would be lost with them."""
+"""Seconds. Exceeds the widest window in which bars are recomputed from ticks: dropping ticks must not drop bars."""
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?", re.ASCII)
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -72,7 +72,7 @@ def parse_size(value: object) -> int:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a host name or address stays on this machine."""
+    """Return whether a host name or address is of this machine."""
     if host is None:
         return False
     if host == "localhost" or host.endswith(".localhost"):
@@ -84,9 +84,9 @@ def is_loopback(host: str | None) -> bool:
 
 
 def normal_host(text: str) -> str:
-    """Return a host's name in lower case and without a dot at its end, or its address as it is usually written.
+    """Return a host name in lower case without a final dot, or an address in its canonical form.
 
-    Raises ValueError for what is neither.
+    Raises ValueError for any other text.
     """
     has_brackets = text.startswith("[") and text.endswith("]")
     host = text[1:-1] if has_brackets else text.removesuffix(".").lower()
@@ -100,7 +100,7 @@ def normal_host(text: str) -> str:
 
 
 def parse_hosts(value: object) -> Any:
-    """Return host names and addresses from `a.example.org, 10.0.0.1, [::1]`, or `*` for all of them."""
+    """Return host names and addresses from `a.example.org, 10.0.0.1, [::1]`, or `*` for all."""
     if not isinstance(value, str):
         return value
     names = [name.strip() for name in value.split(",") if name.strip()]
@@ -111,9 +111,9 @@ def parse_hosts(value: object) -> Any:
 
 
 def _check_endpoint(value: str, plain: str, form: str) -> str:
-    """Return the address of a service that is sent the token, by the scheme `plain` on this machine only."""
+    """Return the URL of a service that receives the token; `plain` only for this machine. Raises ValueError."""
     secure = f"{plain}s"
-    if "@" in value:  # wherever: a `/` in a password makes it look like a part of the path
+    if "@" in value:  # anywhere: after a `/` in a password the rest looks like a path
         raise ValueError("must not contain a user or a password: it is recorded; write an @ in the path as %40")
     try:
         parts = urlsplit(value)
@@ -143,7 +143,7 @@ def _check_database_url(value: SecretStr) -> SecretStr:
 
 
 def _registered(register: Callable[[str], None]) -> BeforeValidator:
-    """Return what registers a secret before anything can fail on it."""
+    """Return a validator that registers a secret for redaction before any other validator can fail."""
 
     def validate(value: object) -> object:
         register(value.get_secret_value() if isinstance(value, SecretStr) else str(value))
@@ -162,19 +162,17 @@ def _check_timezone(value: str) -> str:
 
 def _check_retention(value: float | None) -> float | None:
     if value is not None and value < LEAST_RETENTION:
-        raise ValueError(
-            "at least 8d, or off: the bars of the last seven days are computed from the ticks again and again"
-        )
+        raise ValueError("must be at least 8d, or off: the bars of the last seven days are recomputed from ticks")
     return value
 
 
 def _check_secret_file(value: object) -> object:
-    """Refuse what is no path but, by mistake, the secret itself: a path is named in errors."""
+    """Refuse a secret given instead of a path: errors name the path."""
     text = str(value)
     if re.match(r"(pk|tk)_|[a-z+]+:/", text):
         register_secret(text)
         register_url(text)
-        raise ValueError("must be the path of a file, and not the secret itself")
+        raise ValueError("must be the path of a file, not the secret itself")
     return value
 
 
@@ -195,12 +193,12 @@ HostNames = Annotated[tuple[str, ...], BeforeValidator(parse_hosts)]
 
 
 def _setting(default: str | int | None, description: str, **bounds: Any) -> Any:
-    """Declare a setting by its default as one would write it (`50ms`), its meaning and its bounds."""
+    """Declare a setting: its default as written (`50ms`), its description, its bounds."""
     return Field(default, description=description, **bounds)
 
 
 class Settings(BaseSettings):
-    """Every setting with its default and one line on it. Durations are in seconds, sizes in bytes."""
+    """Every setting with its default and description. Durations are in seconds, sizes in bytes."""
 
     model_config = SettingsConfigDict(
         extra="ignore",
@@ -210,12 +208,12 @@ class Settings(BaseSettings):
     )
 
     token: Token | None = _setting(None, "Financefeast token; only commands that talk to Financefeast need it")
-    token_file: SecretFile | None = _setting(None, "file with the token, read again at every connection")
+    token_file: SecretFile | None = _setting(None, "file with the token, read again at each connection")
     stream_url: Annotated[str, AfterValidator(_check_stream_url)] = _setting(
         "wss://stream.financefeast.io/ws", "Stream API endpoint; wss:// only, except on this machine"
     )
     rest_url: Annotated[str, AfterValidator(_check_rest_url)] = _setting(
-        "https://api.financefeast.io", "REST API, from which gaps are filled; https:// only, except on this machine"
+        "https://api.financefeast.io", "REST API for backfill; https:// only, except on this machine"
     )
     database_url: DatabaseUrl | None = _setting(
         None,
@@ -232,47 +230,51 @@ class Settings(BaseSettings):
     coverage_lead: Seconds = _setting("1h", "time before the opening that counts as trading time", ge=0, le=43200)
     coverage_tail: Seconds = _setting("30m", "time after the close that counts as trading time", ge=0, le=43200)
     coverage_margin: Seconds = _setting(
-        "5s", "doubt between the exchange's clock and ours, at both ends of a gap", ge=0, le=60
+        "5s", "allowed difference between the exchange's clock and ours; added to both ends of a gap", ge=0, le=60
     )
 
-    batch_max_rows: int = _setting(5000, "a batch leaves at this many ticks", ge=1, le=100_000)
-    batch_max_delay: Seconds = _setting("50ms", "a batch leaves at this age", ge=0.001, le=10)
-    heartbeat: Seconds = _setting("5s", "how often a quiet session is put on record", ge=0.05, le=30)
-    occurrence_keys: int = _setting(200_000, "ticks remembered to tell equal trades from copies", ge=1, le=10_000_000)
-    memory_max_bytes: Bytes = _setting("64MiB", "ticks that may wait in memory; more go to the spool", ge=2**20)
+    batch_max_rows: int = _setting(5000, "ticks at which a batch is complete", ge=1, le=100_000)
+    batch_max_delay: Seconds = _setting("50ms", "age at which a batch is complete", ge=0.001, le=10)
+    heartbeat: Seconds = _setting("5s", "interval at which a quiet session is recorded", ge=0.05, le=30)
+    occurrence_keys: int = _setting(
+        200_000, "ticks remembered to distinguish equal trades from copies", ge=1, le=10_000_000
+    )
+    memory_max_bytes: Bytes = _setting(
+        "64MiB", "limit of ticks waiting in memory; further ticks go to the spool", ge=2**20
+    )
     spool_dir: Path = _setting(
-        "~/.local/state/ingestor", "directory for the spool on this machine's disk; each instance needs its own"
+        "~/.local/state/ingestor", "directory of the spool, on a local disk; each instance needs its own"
     )
     spool_max_bytes: Bytes = _setting(
-        "1GiB", "ticks that may wait on disk; then the stream is closed until there is room", ge=2**20
+        "1GiB", "limit of ticks waiting on disk; at the limit the stream is closed until there is room", ge=2**20
     )
-    spool_after: Seconds = _setting("1s", "a batch that is not committed at this age goes to the spool", ge=0.01, le=60)
+    spool_after: Seconds = _setting("1s", "age at which an uncommitted batch goes to the spool", ge=0.01, le=60)
     write_timeout: Seconds = _setting(
-        "10s", "a transaction without progress for so long is given up, and done again in smaller ones", ge=0.1, le=600
+        "10s", "time without progress after which a transaction is aborted and retried in smaller ones", ge=0.1, le=600
     )
 
     ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)
-    ping_timeout: Seconds = _setting("8s", "how long a pong may take", ge=0.01, le=300)
+    ping_timeout: Seconds = _setting("8s", "time limit for a pong", ge=0.01, le=300)
     stall_timeout: Seconds = _setting(
-        "5m", "silence in trading hours after which the stream is reconnected", ge=0.05, le=86400
+        "5m", "time without a tick in trading hours after which the stream is reconnected", ge=0.05, le=86400
     )
-    reconnect_max_delay: Seconds = _setting("60s", "longest wait between two tries to connect", ge=0.01, le=3600)
-    stop_timeout: Seconds = _setting("20s", "time to write what is left when stopping", ge=1, le=600)
+    reconnect_max_delay: Seconds = _setting("60s", "longest backoff between two connection attempts", ge=0.01, le=3600)
+    stop_timeout: Seconds = _setting("20s", "time limit for writing the buffer when stopping", ge=1, le=600)
     instance: Text = Field(
         default_factory=socket.gethostname,
         description="name of this instance in the records (default: the host's name)",
     )
 
     http_host: Text = _setting(
-        "127.0.0.1", "address of the status page, health and metrics; whoever can reach it can read them"
+        "127.0.0.1", "address of the status page, health and metrics; every client that reaches it can read them"
     )
-    http_port: int = _setting(9464, "port of the same; 0: any that is free", ge=0, le=65535)
+    http_port: int = _setting(9464, "port of the status page, health and metrics; 0: any free port", ge=0, le=65535)
     http_hosts: HostNames = _setting(
-        "", "other names or addresses that a request may be made to, with commas between them; * for all"
+        "", "further host names or addresses that requests may name, separated by commas; * for all"
     )
 
     retention: Annotated[SecondsOrOff, AfterValidator(_check_retention)] = _setting(
-        "off", "ticks that are older are dropped by `ingestor maintain`; at least 8d, or off"
+        "off", "age at which `ingestor maintain` drops ticks; at least 8d, or off"
     )
     columnstore_after: SecondsOrOff = _setting(
         "14d", "age at which ticks go to the columnstore of TimescaleDB Community; at least 1d, or off", ge=86_400
@@ -291,7 +293,7 @@ class Settings(BaseSettings):
         *_: PydanticBaseSettingsSource,
         **__: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment and `.env` by one rule of ours. Called by the library."""
+        """Use `_Written` for both the environment and `.env`. Called by the library."""
         return init_settings, _Written(settings_cls)
 
     @model_validator(mode="after")
@@ -302,20 +304,20 @@ class Settings(BaseSettings):
         return self
 
     def read_token(self) -> str:
-        """Return the token, from its file where it has one (read again at every call, so it can be rotated).
+        """Return the token; a token file is read at each call, so that it can be rotated.
 
-        Raises ConfigurationError, without the token in it, where there is none or it is malformed.
+        Raises ConfigurationError, without the token, if it is missing or malformed.
         """
         return self._secret("token", register_secret, _check_token, "the Financefeast token")
 
     def read_database_url(self) -> str:
-        """Return the database URL, from its file where it has one. Raises ConfigurationError."""
+        """Return the database URL, from its file if one is set. Raises ConfigurationError."""
         return self._secret(
             "database_url", register_url, _check_database_url, "postgresql://USER:PASSWORD@HOST/DATABASE"
         )
 
     def require(self, *secrets: str) -> None:
-        """Raise ConfigurationError, with one line for each of these secrets that is missing or malformed."""
+        """Raise ConfigurationError with one line for each of these secrets that is missing or malformed."""
         problems: list[str] = []
         for name in secrets:
             try:
@@ -354,14 +356,14 @@ class Settings(BaseSettings):
 
 
 class _Written(PydanticBaseSettingsSource):
-    """The settings as they are written in the environment and in `.env`. An empty value is none."""
+    """The settings as written in the environment and in `.env`. An empty value counts as not set."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         """Not used: all fields are read at once."""
         raise NotImplementedError
 
     def __call__(self) -> dict[str, str]:
-        """Return the values by field. Raises ConfigurationError with one line for each that can't be read."""
+        """Return the values by field. Raises ConfigurationError with one line for each unreadable value."""
         found: dict[str, str] = {}
         problems: list[str] = []
         fields = {variable(name): name for name in Settings.model_fields}
@@ -384,7 +386,7 @@ def _env_file() -> dict[str, str]:
     """Return the variables of `.env`. Raises ConfigurationError."""
     try:
         Path(".env").stat()
-    except OSError:  # there is none, or the working directory is gone, or may not be entered: it is not ours then
+    except OSError:  # no file, or the working directory is gone or may not be entered
         return {}
     try:
         return read_env(Path(".env"))
@@ -395,7 +397,7 @@ def _env_file() -> dict[str, str]:
 
 
 def _expanded(field: str, path: Path) -> Path:
-    """Return a path without `~`. Raises ConfigurationError for a user who has no home."""
+    """Return a path with `~` expanded. Raises ConfigurationError for a user without a home directory."""
     try:
         return path.expanduser()
     except RuntimeError:
@@ -420,7 +422,7 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def plain_words(message: str) -> str:
-    """Return a message of pydantic, which typer uses too, in the words of our own messages."""
+    """Return a message of pydantic or typer in the wording of our own messages."""
     message = re.sub(r"^(Value error|Assertion failed), ", "", message)
     return re.sub(r"^Input should be (.*?)(, unable to .*)?$", r"must be \1", message)
 
@@ -433,7 +435,7 @@ def _problem(error: Any) -> str:
 
 
 def _register_environment() -> None:
-    """Register the passwords that libraries read by themselves: of proxies, and for the database."""
+    """Register for redaction the passwords that libraries read themselves: of proxies and of the database."""
     for name, value in os.environ.items():
         if name.lower().endswith("_proxy") and value and value != "*":
             register_url(value if "://" in value else f"http://{value}")
@@ -444,12 +446,12 @@ def _register_environment() -> None:
 
 
 def unknown_variables() -> list[str]:
-    """Return the set variables with our prefix that no setting reads: most likely typing mistakes."""
+    """Return the variables with our prefix that no setting has: probably misspelled."""
     known = {variable(name) for name in Settings.model_fields}
     return sorted(name for name in {*os.environ, *_env_file()} if name.startswith(PREFIX) and name not in known)
 
 
 def written_default(field: str) -> str:
-    """Return a setting's default as one would write it; empty where there is none."""
+    """Return a setting's default as written; empty if it has none."""
     info = Settings.model_fields[field]
     return "" if info.default_factory or info.default is None else str(info.default)

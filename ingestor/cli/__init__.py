@@ -39,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 all is well, 1 as the command says, 2 wrong option, 69 the command could not do its work "
-    "(the database is unavailable, for example), 70 a bug, 78 an operator must act. "
+    "(for example, the database is unavailable), 70 a bug, 78 an operator must act. "
     "Settings are environment variables that begin with INGESTOR_; see .env.example.",
 )
 for command in (
@@ -75,26 +75,25 @@ def _common(
         typer.Option(
             callback=show_completion,
             is_eager=True,
-            help="Print the script that completes commands and options in this shell.",
+            help="Print the completion script for this shell.",
         ),
     ] = None,
 ) -> None:
-    """Keep a Financefeast stream alive and put every tick into PostgreSQL, exactly once.
+    """Keep a Financefeast stream alive and store every tick in PostgreSQL exactly once.
 
     New here? `ingestor demo` shows everything on this machine, without an account.
     """
 
 
 def main() -> None:
-    """Run the command line; an expected error is one line for each problem, never a traceback.
+    """Run the command line. An expected error prints one line for each problem and no traceback.
 
-    Status 1 is an answer (gaps are open, something differs), so nothing but a command itself ends with it: whatever
-    keeps a command from its work has a status of its own, a bug included.
+    Status 1 is an answer of a command (gaps are open, bars differ). Every failure, bugs included, has another status.
     """
     open_missing()
     escape_unknown_characters()
     redact_tracebacks()
-    with contextlib.suppress(ConfigurationError):  # every secret is known before anything is said, whatever the command
+    with contextlib.suppress(ConfigurationError):  # register every secret before any output
         load_settings()
     try:
         status = _run()
@@ -102,17 +101,17 @@ def main() -> None:
         for line in redact(str(error)).splitlines():
             print(f"ingestor: {line}", file=sys.stderr)
         status = error.exit_code
-    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+    except Exception:  # noqa: BLE001 - any other error is a bug
         sys.excepthook(*sys.exc_info())
         status = EXIT_SOFTWARE
     sys.exit(status)
 
 
 def _run() -> str | int | None:
-    """Return the status of the command that the arguments name, once its output is written."""
+    """Run the command that the arguments name, flush its output, and return its status."""
     prepare_completion()
     try:
-        typer.main.get_command(app)(prog_name=PROGRAM)  # not `app()`, which would print a traceback in its own way
+        typer.main.get_command(app)(prog_name=PROGRAM)  # `app()` would print its own traceback
     except SystemExit as end:
         flush_output()
         return end.code

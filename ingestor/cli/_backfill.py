@@ -1,4 +1,4 @@
-"""Runs a backfill and shows its progress: for `ingestor backfill` and the demo."""
+"""Run a backfill and show its progress, for `ingestor backfill` and `ingestor demo`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from ingestor.settings import Settings
 from ingestor.store.gaps import Bounds, GapStore
 
 RELIST_SECONDS = 3600.0
-"""Seconds after which `--watch` asks anew what is listed."""
+"""Seconds after which `--watch` fetches the list of instruments again."""
 
 REFUSED_PAUSE_SECONDS = 60.0
-"""Seconds at least between two tries with a token that was accepted, and is refused now."""
+"""Minimum time between two attempts with a token that was accepted before and is refused now."""
 
 
 async def once(
     settings: Settings, span: Bounds, only: Collection[str], *, retry_unfillable: bool, dry_run: bool
 ) -> bool:
-    """Fill what there is to fill; return whether nothing has failed."""
+    """Fill the open gaps once; return whether none is left to be retried."""
     console = Console(highlight=False)
     async with filling(console, settings) as (job, listed):
         console.print(f"{listed:,} instruments are listed.")
@@ -47,7 +47,7 @@ async def once(
 
 
 async def watch(settings: Settings, span: Bounds, only: Collection[str], interval: float) -> None:
-    """Look again and again; whatever fails is tried again, but for settings that never worked."""
+    """Fill gaps until stopped, retrying failures. Raises ConfigurationError if the settings never worked."""
     console = Console(highlight=False)
     watcher = _Watcher(console, settings, span, only)
     with stop_on_signals(lambda name: console.print(f"{name} is ignored.")) as request:
@@ -65,7 +65,7 @@ async def watch(settings: Settings, span: Bounds, only: Collection[str], interva
 
 
 class _Watcher:
-    """One who looks again and again. `has_worked`: the source has answered with this token."""
+    """Fills gaps repeatedly. `has_worked`: the provider has accepted this token."""
 
     def __init__(self, console: Console, settings: Settings, span: Bounds, only: Collection[str]) -> None:
         self._console = console
@@ -77,7 +77,7 @@ class _Watcher:
         self.has_worked = False
 
     async def look(self) -> None:
-        """Fill what there is to fill now."""
+        """Fill the gaps that are open now."""
         is_listed = self._clock.monotonic() < self._listed_until
         async with filling(self._console, self._settings, listing=not is_listed, patient=True) as (job, _):
             if not is_listed:
@@ -90,7 +90,7 @@ class _Watcher:
 
 
 async def _until_stopped(work: Coroutine[Any, Any, None], request: StopRequest) -> None:
-    """Do it, or be stopped in the middle: what was begun is taken up again by the next run."""
+    """Await the work, or cancel it on a stop: the next run resumes it."""
     doing = asyncio.create_task(work, name="backfill")
     stop = asyncio.create_task(request.stop.wait(), name="stop")
     await asyncio.wait({doing, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -106,7 +106,7 @@ async def _until_stopped(work: Coroutine[Any, Any, None], request: StopRequest) 
 async def filling(
     console: Console, settings: Settings, *, listing: bool = True, patient: bool = False
 ) -> AsyncIterator[tuple[Backfill, int]]:
-    """Connect to both ends, and ask what is listed, unless without `listing`: that many instruments are."""
+    """Connect to database and provider; yield the job and, with `listing`, the number of listed instruments."""
     clock = SystemClock()
 
     def waiting(seconds: float) -> None:
@@ -126,9 +126,9 @@ async def filling(
         if found.wrong:
             console.print(f"The list of instruments: {found.wrong}.", style="yellow", soft_wrap=True, markup=False)
         if found.kept:
-            why = "some records are wrong" if found.wrong else "that is too many to be believed"
+            why = "some records are wrong" if found.wrong else "too many disappeared at once"
             console.print(
-                f"{found.kept:,} instruments that were listed before are not any more. They are kept as active: {why}.",
+                f"{found.kept:,} instruments are no longer listed. They stay active: {why}.",
                 style="yellow",
                 soft_wrap=True,
             )
@@ -136,23 +136,25 @@ async def filling(
 
 
 def describe(console: Console, plan: Plan, only: Collection[str]) -> None:
-    """Say what there is to do."""
+    """Print the planned work."""
     for piece, symbols in zip(plan.pieces, plan.symbols, strict=True):
         count = sum(symbol in only for symbol in symbols) if only else len(symbols)
         length = duration(piece.ended_at - piece.started_at)
         console.print(f"{piece.started_at:%Y-%m-%d %H:%M:%S} UTC, {length}: {count:,} symbols", soft_wrap=True)
     if plan.begun:
-        console.print(f"{plan.begun:,} symbols of gaps that an earlier run has begun")
+        console.print(f"{plan.begun:,} symbols of gaps that an earlier run began")
     if plan.too_old:
-        console.print(f"{len(plan.too_old):,} gaps are older than the source keeps one-minute bars (1 year).")
+        console.print(f"{len(plan.too_old):,} gaps are older than the provider keeps one-minute bars (1 year).")
     if plan.too_young:
-        console.print(f"{len(plan.too_young):,} gaps are too young: their minutes are asked for a minute after them.")
+        console.print(
+            f"{len(plan.too_young):,} gaps are too recent: a minute is requested once it has been over for a minute."
+        )
     if plan.is_empty and not plan.too_young:
         console.print("No gap is open.")
 
 
 async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[str], *, quiet: bool = False) -> Summary:
-    """Fill what there is to fill now, with a progress bar on a terminal; `quiet` says nothing about nothing."""
+    """Fill the open gaps, with a progress bar on a terminal; `quiet` prints nothing if there are none."""
     plan = await job.plan(span)
     if not (quiet and plan.is_empty):
         describe(console, plan, only)
@@ -182,14 +184,15 @@ async def fill(console: Console, job: Backfill, span: Bounds, only: Collection[s
     if summary.wrong:
         reasons = "; ".join(f"{reason}: {count:,}" for reason, count in summary.wrong.items())
         console.print(
-            f"Wrong records in the answers, which ingest.backfills names: {reasons}.",
+            f"Wrong records in the answers (details in ingest.backfills): {reasons}.",
             style="yellow",
             soft_wrap=True,
             markup=False,
         )
     if summary.unasked:
         console.print(
-            f"The source is away: {summary.unasked:,} requests were not made. Run it again later.", style="yellow"
+            f"The provider is unavailable: {summary.unasked:,} requests were not made. Run the command again later.",
+            style="yellow",
         )
     for error, count in summary.failures.items():
         console.print(f"  {count:,} times: {redact(error)}", style="yellow", soft_wrap=True, markup=False)

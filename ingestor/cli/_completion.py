@@ -1,7 +1,7 @@
-"""`--completion`: a script by which a shell completes commands, options and their values.
+"""`--completion`: print a script that completes commands, options and their values in a shell.
 
-The library has options of its own for this. They guess the shell, edit its start-up files and, of zsh, settings that
-are not ours; so this prints the script, and the user decides where it goes.
+The library's own options guess the shell and edit its start-up files, and in zsh also unrelated settings. This option
+prints the script, and the user installs it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ingestor.cli._output import flush_output
 
 PROGRAM = "ingestor"
 VARIABLE = "_INGESTOR_COMPLETE"
-"""By which the script asks for words. The library reads it."""
+"""The variable through which the script requests completions. The library reads it."""
 
 
 class Shell(StrEnum):
@@ -38,9 +38,9 @@ def show_completion(shell: Shell | None) -> None:
 
 
 def prepare_completion() -> None:
-    """Let the library know the shells, if a script asks: it does so by itself with its own options only.
+    """Register the shells with the library if a completion script asks; the library does so for its own options only.
 
-    A word and its help are one line of the answer, so nothing may be wrapped.
+    A word and its help are one line of the answer, so lines must not be wrapped.
     """
     if VARIABLE in os.environ:
         os.environ["COLUMNS"] = "10000"

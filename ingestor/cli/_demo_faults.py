@@ -1,4 +1,4 @@
-"""The second half of `ingestor demo --faults`: the gaps are shown, filled, and gone."""
+"""The second half of `ingestor demo --faults`: report the gaps, fill them, and compare with the market."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from ingestor.store.gaps import Bounds, GapStore
 PAGE = "gaps.html"
 
 COVERAGE_LAG = timedelta(seconds=20)
-"""In quiet, coverage moves with each pong (10 s) and is on record with the next heartbeat (5 s)."""
+"""On a quiet stream, coverage advances with each pong (10 s) and is recorded by the next heartbeat (5 s)."""
 
 
-async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
-    """Report, wait, fill, report again, and compare with the market; return what is not whole."""
+async def repair(console: Console, demo: Demo, request: StopRequest) -> list[str]:
+    """Report, wait, fill, report again, and compare with the market; return the problems found."""
     last_minute = minute_of(datetime.now(UTC)) + BAR_LENGTH
-    await _pause(console, "Waiting until the report knows the last half minute", 32, request)
-    console.print("\n[bold]What was missed[/bold] (ingestor gaps)\n")
+    await _pause(console, "Waiting until the report includes the last half minute", 32, request)
+    console.print("\n[bold]The gaps[/bold] (ingestor gaps)\n")
     report, ready_at = await _look(demo)
     show(console, report)
-    # The market's last minute is whole when the stream's coverage has passed its end.
+    # The market's last minute is fully covered when coverage has passed its end.
     wait = (max(ready_at, last_minute + COVERAGE_LAG) - datetime.now(UTC)).total_seconds()
-    await _pause(console, "Waiting until the missed minutes have been over for a minute", wait, request)
+    await _pause(console, "Waiting until the missing minutes have been over for a minute", wait, request)
     if request.stop.is_set():
         return []
-    console.print("\n[bold]Filling it[/bold] (ingestor backfill)\n")
+    console.print("\n[bold]Filling them[/bold] (ingestor backfill)\n")
     async with filling(console, demo.settings) as (job, _):
         await fill(console, job, Bounds(), ())
-    console.print("\n[bold]After that[/bold] (ingestor gaps)\n")
+    console.print("\n[bold]After the backfill[/bold] (ingestor gaps)\n")
     report, _ = await _look(demo)
     show(console, report)
     made, same = await demo.compare()
     console.print(
-        f"\nThe market made {made:,} one-minute bars; market.bars_1m has {same:,} of them exactly as they were made, "
-        "from the stream where the minute was wholly heard, else from the backfill.",
+        f"\nThe market made {made:,} one-minute bars; market.bars_1m has {same:,} of them unchanged: "
+        "from the stream if the minute was wholly covered, else from the backfill.",
         soft_wrap=True,
     )
     page = demo.settings.state_path(PAGE)
@@ -55,14 +55,14 @@ async def mend(console: Console, demo: Demo, request: StopRequest) -> list[str]:
         console.print(f"The same report as a page (ingestor gaps --format html): {page}", soft_wrap=True)
     problems: list[str] = []
     if made != same:
-        problems.append(f"{made - same:,} of the market's {made:,} bars are not as they were made.")
+        problems.append(f"{made - same:,} of the market's {made:,} bars differ in the database.")
     if report.totals.percent != 100:
         problems.append(f"Coverage is {report.totals.percent} % after the backfill.")
     return problems
 
 
 async def _look(demo: Demo) -> tuple[Report, datetime]:
-    """Return the report, and from when on all of its gaps can be filled."""
+    """Return the report and the time from which all of its gaps can be filled."""
     async with GapStore(demo.settings.read_database_url()) as gap_store:
         report = await gap_store.report(Bounds())
         ends = [asked_for(GapSpan(gap.started_at, gap.ended_at), gap_store.margin)[1] for gap in report.gaps]
@@ -70,7 +70,7 @@ async def _look(demo: Demo) -> tuple[Report, datetime]:
 
 
 async def _pause(console: Console, why: str, seconds: float, request: StopRequest) -> None:
-    """Wait, visibly, unless somebody has seen enough."""
+    """Wait with a progress bar, until the time is over or a stop is requested."""
     if seconds <= 0 or request.stop.is_set():
         return
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""How all commands read their arguments: errors in our words and without a secret, and help without Python's types."""
+"""Argument parsing of all commands: errors in our wording without secrets, help without Python types."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ingestor.settings import plain_words
 
 
 class _PlainFlags:
-    """A flag takes no value, so its help names no type of one."""
+    """Shows no value type in the help of a flag."""
 
     def get_params(self, ctx: Any) -> Any:
-        """Return the parameters, and the option for help. Called by the library."""
+        """Return the parameters including the help option. Called by the library."""
         params = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
@@ -29,25 +29,25 @@ class Command(_PlainFlags, TyperCommand):
 
 
 class Group(_PlainFlags, TyperGroup):
-    """The commands, whose errors do not repeat a secret that somebody has typed."""
+    """The commands. Errors do not repeat a secret that the user typed."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Read the arguments that stand before the command. Called by the library."""
-        with _in_our_words():
+        """Parse the arguments before the command. Called by the library."""
+        with _redacted_usage_errors():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the command's arguments, and run it. Called by the library."""
-        with _in_our_words():
+        """Parse the command's arguments and run it. Called by the library."""
+        with _redacted_usage_errors():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _in_our_words() -> Iterator[None]:
+def _redacted_usage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        usage: Any = error  # the library's own errors have no common name that is public
+        usage: Any = error  # the library exports no common base of its errors
         if hasattr(usage, "format_message"):
             usage.message = redact(plain_words(usage.message))
         raise

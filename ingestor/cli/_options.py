@@ -1,4 +1,4 @@
-"""How people write times on the command line."""
+"""Times and durations on the command line."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Since = Annotated[
     str | None,
     typer.Option(
         metavar="<day|instant>",
-        help="From this trading day on (2026-11-20), or this instant with its offset. Inclusive.",
+        help="First trading day (2026-11-20), or an instant with its offset. Inclusive.",
     ),
 ]
 Until = Annotated[
-    str | None, typer.Option(metavar="<day|instant>", help="Until this trading day, or this instant. Exclusive.")
+    str | None, typer.Option(metavar="<day|instant>", help="End: a trading day or an instant. Exclusive.")
 ]
 
 
 def bounds(since: str | None, until: str | None) -> Bounds:
-    """Return what `--since` and `--until` say."""
+    """Parse `--since` and `--until`. Raises BadParameter."""
     first = None if since is None else moment(since, "--since")
     last = None if until is None else moment(until, "--until")
     if first is not None and last is not None and _comes_after(first, last):
@@ -33,7 +33,7 @@ def bounds(since: str | None, until: str | None) -> Bounds:
 
 
 def moment(text: str, option: str) -> date | datetime:
-    """Read a trading day, or an instant with its offset."""
+    """Parse a trading day, or an instant with its offset. Raises BadParameter."""
     try:
         is_day = len(text) == len("2026-11-20")
         found = date.fromisoformat(text) if is_day else datetime.fromisoformat(text)
@@ -49,18 +49,18 @@ def moment(text: str, option: str) -> date | datetime:
 
 
 def in_seconds(text: str, option: str, *, least: float = 0.0) -> float:
-    """Read a duration, in seconds."""
+    """Parse a duration and return seconds. Raises BadParameter."""
     try:
         found = parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(outside_text(error), param_hint=option) from None
     if found < least:
-        raise typer.BadParameter(f"at least {least:g}s", param_hint=option)
+        raise typer.BadParameter(f"must be at least {least:g}s", param_hint=option)
     return found
 
 
 def _comes_after(first: date | datetime, last: date | datetime) -> bool:
-    """Whether two bounds of one kind are in the wrong order; those of different kinds can't be compared."""
+    """Return whether two bounds of the same kind are in the wrong order. A day and an instant are not compared."""
     if isinstance(first, datetime) and isinstance(last, datetime):
         return first >= last
     return not isinstance(first, datetime) and not isinstance(last, datetime) and first >= last

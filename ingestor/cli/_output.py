@@ -1,4 +1,4 @@
-"""Standard output of the commands: an output that accepts no more is an error of its own, with its own exit status."""
+"""Standard output of the commands. A failed write raises OutputError, which has its own exit status."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _R = TypeVar("_R")
 
 
 def say(line: str) -> None:
-    """Print a line at once, without the secrets in it."""
+    """Print a line with its secrets redacted, and flush."""
     print(redact(line), flush=True)
 
 
 def escape_unknown_characters() -> None:
-    """Let no text fail because the encoding of the locale, such as ASCII, lacks a character of it."""
+    """Escape characters that the encoding of the locale (such as ASCII) lacks, instead of failing."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def write_document(text: str) -> None:
-    """Write JSON, CSV, HTML or SVG to standard output: in UTF-8, whatever the encoding of the locale is."""
+    """Write JSON, CSV, HTML or SVG to standard output, always in UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.flush()
         sys.stdout.buffer.write(text.encode())
@@ -39,18 +39,18 @@ def write_document(text: str) -> None:
 
 
 class Console(rich.console.Console):
-    """rich's console. Its own answer to a reader that is gone is to end the process with 1, which is an answer here."""
+    """rich's console, without its exit with status 1 on a broken pipe: status 1 is an answer here."""
 
     def on_broken_pipe(self) -> None:
-        """Let the error reach `reports_output_errors`. Called by rich while the error is handled."""
+        """Re-raise the error for `reports_output_errors`. Called by rich while it handles the error."""
         self.quiet = True
         raise  # noqa: PLE0704 - rich calls this within its except clause
 
 
 def reports_output_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Return the command with an output that can't be written as an OutputError.
+    """Return the command; a failed write to standard output raises OutputError.
 
-    Everything else that the commands open is named in the error, or translated where it is used.
+    Errors of files name the file, and are translated at the call.
     """
 
     @functools.wraps(command)
@@ -66,8 +66,8 @@ def reports_output_errors(command: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def flush_output() -> None:
-    """Write what is still in the buffer of standard output. Raises OutputError."""
-    if sys.stdout is None:  # it was closed from the start
+    """Flush standard output. Raises OutputError."""
+    if sys.stdout is None:  # closed before the process started
         return
     try:
         sys.stdout.flush()
@@ -76,7 +76,7 @@ def flush_output() -> None:
 
 
 def output_error(error: OSError) -> OutputError:
-    """Return what to raise, and drop the rest of the output: Python would try to write it once more at its end."""
+    """Return an OutputError, and discard the buffered output: Python would write it again at exit."""
     if sys.stdout is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OutputError(f"Standard output cannot be written: {error.strerror}.")

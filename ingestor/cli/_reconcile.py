@@ -1,4 +1,4 @@
-"""Runs a reconciliation and shows what it found, for `ingestor reconcile`."""
+"""Run a reconciliation and print its results, for `ingestor reconcile`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_TABLE_ROWS = 40
 
 
 async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: bool) -> bool:
-    """Compare, show what was found, and return whether all is the same."""
+    """Compare, print the result, and return whether all bars agree."""
     console = Console(highlight=False)
     clock = SystemClock()
     columns = (TextColumn("[bold]compare[/bold]"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -47,14 +47,14 @@ async def run(settings: Settings, day: date, only: frozenset[str], *, adopt: boo
             console.print(f"From now on bars are taken by their {found.best.label}. Run `ingestor backfill`.")
         elif found.is_decided and found.best.label != gap_store.label:
             console.print(
-                f"Until now they are taken by their {gap_store.label}: run this again with --set-bar-label.",
+                f"Bars are stored by their {gap_store.label}: run this again with --set-bar-label.",
                 style="yellow",
             )
     return bool(found.symbols) and not (found.best.differences or found.failed or found.doubtful)
 
 
 def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
-    """Print what was compared, and what differs."""
+    """Print the counts and the differences."""
     best, other = found.best, found.other
     console.print(
         f"{found.day}: {found.minutes:,} minutes wholly covered, {len(found.symbols):,} symbols. "
@@ -66,7 +66,7 @@ def show(console: Console, found: Reconciliation, zone: ZoneInfo) -> None:
             f"by its {other.label} {other.same:,}."
         )
     else:
-        console.print("Whether the provider labels a bar by its start or its end can't be told from this day.")
+        console.print("This day does not show whether the provider labels a bar by its start or its end.")
     if found.unknown:
         console.print(
             f"Unknown to the provider: {', '.join(map(outside_text, found.unknown))}", soft_wrap=True, markup=False

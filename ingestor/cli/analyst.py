@@ -1,4 +1,4 @@
-"""`ingestor grant-analyst`: makes a login that reads the market."""
+"""`ingestor grant-analyst`: make a login that reads the market."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from ingestor.settings import load_settings
 
 
 def grant_analyst(
-    name: Annotated[str, typer.Argument(help="The login's name.")],
+    name: Annotated[str, typer.Argument(help="Name of the login.")],
     password_file: Annotated[
-        Path | None, typer.Option(help="File with its password: 12 visible ASCII characters or more.")
+        Path | None, typer.Option(help="File with the password: 12 or more visible ASCII characters.")
     ] = None,
     no_password: Annotated[
-        bool, typer.Option("--no-password", help="It is let in by another way (certificate, peer, LDAP).")
+        bool,
+        typer.Option("--no-password", help="Set no password: the login authenticates by certificate, peer or LDAP."),
     ] = False,
-    statement_timeout: Annotated[
-        str, typer.Option(metavar="<duration>", help="A query that takes longer is ended.")
-    ] = "1m",
+    statement_timeout: Annotated[str, typer.Option(metavar="<duration>", help="Time limit of a query.")] = "1m",
 ) -> None:
-    """Make a login for an analyst, or renew its password and limits: it reads the schema `market`, and nothing else.
+    """Make a login for an analyst, or renew its password and limits. It can read the schema `market` and nothing else.
 
-    It is a member of the role `market_read`; its sessions in this database are read-only, and end what takes longer
-    than the statement timeout. Without an option for the password, on a terminal, one is made up and shown once. The
-    server is sent what it stores of a password, never the password itself.
+    The login is a member of the role `market_read`. Its sessions in this database are read-only and cancel queries
+    that exceed the statement timeout. Without a password option, on a terminal, the command generates a password and
+    shows it once. The server receives only the verifier that it stores, never the password.
 
-    Needs **INGESTOR_DATABASE_URL** with a role that may create roles. `DROP ROLE` takes it away again.
+    Needs **INGESTOR_DATABASE_URL** with a role that may create roles. `DROP ROLE` removes the login.
     """
     seconds = in_seconds(statement_timeout, "--statement-timeout", least=0.1)
     if password_file is not None and no_password:
@@ -58,7 +57,7 @@ def grant_analyst(
 
 
 def _password(file: Path | None) -> str:
-    """Return the password of a file, or a new one where a person reads it."""
+    """Return the password of a file, or a new one if output is a terminal. Raises BadParameter."""
     if file is None:
         if not sys.stdout.isatty():
             raise typer.BadParameter(

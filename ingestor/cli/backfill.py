@@ -1,4 +1,4 @@
-"""`ingestor backfill`: fills what was not heard."""
+"""`ingestor backfill`: fill gaps with the provider's bars."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ def backfill(
     ] = None,
     retry_unfillable: Annotated[
         bool,
-        typer.Option("--retry-unfillable", help="Also what was given up: unknown to the provider, or wrong records."),
+        typer.Option(
+            "--retry-unfillable", help="Also retry unfillable symbols: unknown to the provider, or with wrong records."
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be asked for.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on for ever, and fill gaps as they appear.")] = False,
-    every: Annotated[
-        str, typer.Option(metavar="<duration>", help="With --watch: how long to wait between two looks.")
-    ] = "1m",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the requests that would be made.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep running, and fill gaps as they appear.")] = False,
+    every: Annotated[str, typer.Option(metavar="<duration>", help="With --watch: pause between two checks.")] = "1m",
 ) -> None:
     """Ask Financefeast's REST API for the one-minute bars of every open gap, into `market.bars`.
 
-    Every symbol that may have traded is asked for, on each day with a gap. The rate limit is honoured, and what was
-    interrupted is taken up again at the symbol where it stopped. A symbol that the provider does not know (of those
-    that it lists: three times) is `unfillable` until `--retry-unfillable`, one without bars had `no trades`, and gaps
-    older than a year, which the provider no longer keeps, are `unfillable` as a whole: all of it is on record in
-    `ingest.backfills`. Wrong records in an answer are named there; the others are stored, and the symbol is asked for
-    again, three times, before it is `partial` or `unfillable`. A minute is asked for when it has been over for a
-    minute and **INGESTOR_COVERAGE_MARGIN**.
+    For each day with a gap, the command requests every symbol that may have traded. It honours the rate limit. An
+    interrupted run resumes at the symbol where it stopped. Outcomes are recorded in `ingest.backfills`:
 
-    With --watch, what has failed is asked for again after a minute, then four times as late each time, up to a day.
+    - a symbol without bars had `no trades`;
+    - a symbol unknown to the provider is `unfillable` until `--retry-unfillable` (a listed one after three answers);
+    - after three answers with wrong records a symbol is `partial` or `unfillable`; its valid bars are stored;
+    - a gap older than a year is `unfillable`: the provider keeps bars for a year.
 
-    Ends with 0 when nothing is left to fill, with 1 when some of it failed (run it again later), and with 69 when the
-    database or the provider is unavailable.
+    A minute is requested once it has been over for a minute and **INGESTOR_COVERAGE_MARGIN**. With --watch, a failed
+    request is retried after a minute, then after four times as long each time, up to a day.
+
+    Exit status: 0 nothing is left to fill, 1 some requests failed (run it again later), 69 the database or the
+    provider is unavailable.
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)

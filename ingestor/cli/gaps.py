@@ -1,4 +1,4 @@
-"""`ingestor gaps`: what was not heard."""
+"""`ingestor gaps`: report gaps and coverage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STYLES = {"open": "red", "backfilled": "blue", "partial": "yellow", "unfillable"
 
 
 class Format(StrEnum):
-    """How the report is written."""
+    """The output format of the report."""
 
     TABLE = "table"
     JSON = "json"
@@ -48,17 +48,17 @@ def gaps(
         tuple[str, str, str] | None,
         typer.Option(
             metavar="FROM TO REASON",
-            help="First put on record that the exchange itself did not trade: days, or instants with offset.",
+            help="First record an exclusion: the exchange did not trade (days, or instants with offset).",
         ),
     ] = None,
 ) -> None:
-    """Show every span of trading time that was not heard, with its cause and what became of it.
+    """Show every gap in trading time, with its cause and outcome.
 
-    Trading time is each session of the calendar with **INGESTOR_COVERAGE_LEAD** and **INGESTOR_COVERAGE_TAIL** around
-    it, as they stand in the database. `--format html` writes one file with a heat map, a time line for each day, and
-    all gaps: for a browser, a phone, or paper. The JSON is described by a schema in the documentation.
+    Trading time is each session of the calendar, extended by the **INGESTOR_COVERAGE_LEAD** and
+    **INGESTOR_COVERAGE_TAIL** that the database holds. `--format html` writes one file with a heat map, a time line
+    for each day, and all gaps. The documentation has a schema of the JSON.
 
-    Ends with 0 when no gap is open, with 1 when some are, and with 69 when the database can't be asked.
+    Exit status: 0 no gap is open, 1 some gaps are open, 69 the database is unavailable.
     Needs **INGESTOR_DATABASE_URL**.
     """
     span = bounds(since, until)
@@ -91,7 +91,7 @@ def _rendered(report: Report, output_format: Format) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file, as a whole or not at all: whoever reads the last one meanwhile has it. Raises IngestorError."""
+    """Write a file atomically: readers see the old or the new content. Raises IngestorError."""
     try:
         if path.exists() and not path.is_file():  # a pipe, or a terminal
             path.write_text(text, encoding="utf-8", newline="")
@@ -120,14 +120,14 @@ async def _report(
 
 
 def _instant(bound: date | datetime, timezone: str) -> datetime:
-    """Return an instant; of a day, its first."""
+    """Return an instant; for a day, its first."""
     if isinstance(bound, datetime):
         return bound
     return datetime.combine(bound, time(), ZoneInfo(timezone))
 
 
 def show(console: Console, report: Report) -> None:
-    """Print the report for people: the totals, the days that are not whole, and all gaps."""
+    """Print the report as text: totals, incompletely covered days, and all gaps."""
     totals = report.totals
     if totals.percent is None:
         console.print(
@@ -155,14 +155,14 @@ def show(console: Console, report: Report) -> None:
 
 
 def show_gaps(console: Console, report: Report) -> None:
-    """Print all gaps, and what their outcomes mean."""
+    """Print all gaps and the meaning of their outcomes."""
     console.print(_gaps(report))
     for status in {gap.status: None for gap in report.gaps}:
         console.print(Text(f"{status}: ", STYLES[status]) + Text(MEANING[status], "dim"))
 
 
 def _days(days: Sequence[Day]) -> Table:
-    table = Table(title="Days that are not whole", title_justify="left", header_style="dim")
+    table = Table(title="Days not fully covered", title_justify="left", header_style="dim")
     table.add_column("day")
     for name in ("trading", "covered", "missing", "backfilled", "percent"):
         table.add_column(name, justify="right")

@@ -1,4 +1,4 @@
-"""`ingestor maintain`: what has to be done now and then."""
+"""`ingestor maintain`: regular maintenance of the database."""
 
 from __future__ import annotations
 
@@ -18,18 +18,16 @@ from ingestor.telemetry.standard_streams import never_block
 def maintain(
     every: Annotated[
         str | None,
-        typer.Option(
-            metavar="<duration>", help="Do it again and again, with this pause (12h), until SIGTERM, SIGHUP or Ctrl-C."
-        ),
+        typer.Option(metavar="<duration>", help="Repeat with this pause (12h), until SIGTERM, SIGHUP or Ctrl-C."),
     ] = None,
 ) -> None:
-    """Keep calendar, partitions, bars and retention. Can be repeated; once a day is right.
+    """Maintain calendar, partitions, bars and retention. Run it once a day; it can be repeated.
 
-    Partitions are made ahead. On TimescaleDB Community the bars of time into which ticks came late are computed anew,
-    and policies follow **INGESTOR_COLUMNSTORE_AFTER**. With **INGESTOR_RETENTION** ticks that are older are dropped.
+    The command makes partitions ahead. On TimescaleDB Community it recomputes the bars of late ticks and sets policies
+    from **INGESTOR_COLUMNSTORE_AFTER**. With **INGESTOR_RETENTION** it drops older ticks.
 
-    The calendar comes from the library exchange-calendars where the extra `calendar` is installed, else from the
-    snapshot that this version brought along. Needs **INGESTOR_DATABASE_URL** with the role that migrated.
+    The calendar comes from the library exchange-calendars if the extra `calendar` is installed, else from the snapshot
+    in this version. Needs **INGESTOR_DATABASE_URL** with the role that migrated.
     """
     interval = None if every is None else in_seconds(every, "--every", least=1)
     if interval is not None:

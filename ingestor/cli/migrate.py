@@ -1,4 +1,4 @@
-"""`ingestor migrate`: brings a database to the newest schema."""
+"""`ingestor migrate`: bring a database to the newest schema."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def migrate(
         bool,
         typer.Option(
             "--convert-to-hypertable",
-            help="Then move market.ticks from monthly partitions into a hypertable, where TimescaleDB came to the "
-            "server later. The daemon goes on, and waits for the last step only. Needs room for a second copy of the "
-            "ticks. After an interruption, run it again: it goes on.",
+            help="Then move market.ticks from monthly partitions into a hypertable, if TimescaleDB came later. "
+            "The daemon keeps running and waits only for the last step. Needs disk space for a second copy of the "
+            "ticks. After an interruption, run it again to resume.",
         ),
     ] = False,
 ) -> None:
-    """Make or upgrade the tables, and fill settings and trading calendar. Can be repeated.
+    """Create or upgrade the tables, and store settings and trading calendar. Can be repeated.
 
     Needs **INGESTOR_DATABASE_URL** with a role that may create schemas in that database. On a server with TimescaleDB
-    the ticks go into a hypertable, elsewhere into monthly partitions. With its Community edition the bars of ticks
-    that are there already are computed, oldest first: that may take minutes, and goes on where it was.
+    the ticks go into a hypertable, else into monthly partitions. On its Community edition the command computes the
+    bars of existing ticks, oldest first; this may take minutes and can be resumed.
 
-    The daemon needs less: it runs as a login that is a member of the role `market_write`, which this command makes
-    and which owns nothing: `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. For analysts there is the
-    role `market_read`, and `ingestor grant-analyst`.
+    The daemon runs as a member of the role `market_write`, which this command makes and which owns nothing:
+    `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. Analysts use the role `market_read`: see
+    `ingestor grant-analyst`.
     """
     asyncio.run(_migrate(load_settings(), to_hypertable=to_hypertable))
 

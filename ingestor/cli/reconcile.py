@@ -1,4 +1,4 @@
-"""`ingestor reconcile`: compares our minutes with the provider's."""
+"""`ingestor reconcile`: compare our bars with the provider's."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def reconcile(
         bool,
         typer.Option(
             "--set-bar-label",
-            help="From now on go by the label that fits best; what was fetched is moved.",
+            help="Store the label that fits best, and move the fetched bars to it.",
         ),
     ] = False,
 ) -> None:
-    """Compare each minute that was wholly covered with the provider's: open, high, low, close and volume.
+    """Compare each wholly covered minute with the provider's bar: open, high, low, close and volume.
 
-    It finds what the server dropped while the stream looked alive. Differences go to `ingest.reconciliations`. Whether
-    the provider labels a bar by its start or by its end is not documented: both are tried, and what fits is said.
+    This finds ticks that the server dropped while the stream looked alive. Differences go to `ingest.reconciliations`.
+    The provider does not document whether it labels a bar by its start or its end: the command tries both and prints
+    the one that fits.
 
-    Ends with 0 when all is the same, with 1 when something differs or a symbol could not be compared, and with 69 when
-    nothing could be compared.
+    Exit status: 0 all bars agree, 1 a bar differs or a symbol could not be compared, 69 nothing could be compared.
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL**.
     """
     trading_day = moment(day, "--date")

@@ -1,4 +1,4 @@
-"""`ingestor replay`: recorded messages into the database."""
+"""`ingestor replay`: store recorded messages."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def replay(
     file: Annotated[
         Path,
         typer.Argument(
-            help="Messages as the stream sends them, one JSON object a line; plain, or compressed as .gz.",
+            help="File with one message (a JSON object) a line, as the stream sends it; plain or .gz.",
             exists=True,
             dir_okay=False,
             readable=True,
         ),
     ],
 ) -> None:
-    """Feed recorded messages through the same way as the stream's, as fast as they go.
+    """Process recorded messages like those of the stream, at full speed.
 
-    Ticks that are in the database already are not added again, so a replay can be repeated. What can't be read as
-    a tick is kept with its reason in `ingest.rejected_messages`. A replay never counts as coverage.
+    A replay can be repeated: ticks that the database already has are not added again. Messages that are no valid tick
+    are kept with their reason in `ingest.rejected_messages`. A replay never counts as coverage.
     Needs **INGESTOR_DATABASE_URL**.
     """
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -13,18 +13,18 @@ from ingestor.telemetry.standard_streams import never_block
 
 
 def run() -> None:
-    """Record the stream into the database, until SIGTERM, SIGHUP, SIGQUIT or Ctrl-C.
+    """Record the stream until SIGTERM, SIGHUP, SIGQUIT or Ctrl-C.
 
     Needs **INGESTOR_TOKEN** and **INGESTOR_DATABASE_URL** (or each as a file: …_FILE), and a database that
-    `ingestor migrate` has prepared. While the database is away, ticks wait on disk (**INGESTOR_SPOOL_DIR**), and the
-    next start writes what is left there; while the stream is away, it reconnects.
+    `ingestor migrate` has prepared. While the database is unavailable, ticks wait on disk (**INGESTOR_SPOOL_DIR**),
+    also across a restart. While the stream is unavailable, the daemon reconnects.
 
-    A stop writes what is left to the database, or else to disk; a second signal does not wait for the database. SIGHUP
-    is a stop too (unless `nohup` started the process), since no signal reloads the settings; SIGUSR1 and others that
-    ask for nothing are logged and ignored.
+    On a stop the daemon writes the waiting ticks to the database, else to disk; a second signal skips the database.
+    SIGHUP stops it too (unless `nohup` started the process): no signal reloads the settings. SIGUSR1 and other
+    signals without a meaning are logged and ignored.
 
-    Ends with 0 after an orderly stop, 1 when ticks could be kept neither in the database nor on disk, and 78 when a
-    setting is wrong, the token is refused, or another ingestor uses the same directory: then a person must act.
+    Exit status: 0 orderly stop, 1 ticks could be kept neither in the database nor on disk, 78 an operator must act: a
+    setting is wrong, the token is refused, or another ingestor uses the same directory.
     """
     never_block(report_dropped)
     settings = load_settings()

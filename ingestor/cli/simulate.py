@@ -1,4 +1,4 @@
-"""`ingestor simulate`: the other side, on this machine."""
+"""`ingestor simulate`: a stand-in for Financefeast on this machine."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _FAULT_HELP = (
 
 
 def simulate(
-    host: Annotated[str, typer.Option(help="Address to listen on; this machine's own only.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; only a loopback address.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of both APIs.", min=0, max=65535)] = 5005,
-    rate: Annotated[float, typer.Option(help="Ticks a second in the mean.", min=0, max=20_000)] = 50.0,
+    rate: Annotated[float, typer.Option(help="Mean ticks a second.", min=0, max=20_000)] = 50.0,
     seed: Annotated[int, typer.Option(help="The same seed gives the same market.")] = 1,
     session: Annotated[
-        str, typer.Option(metavar="<duration>", help="Length of the market's day, busy at both ends.")
+        str, typer.Option(metavar="<duration>", help="Length of the market's day, which is busy at both ends.")
     ] = "10m",
-    max_streams: Annotated[int, typer.Option(help="The plan's limit of streams at once.", min=1)] = 2,
+    max_streams: Annotated[int, typer.Option(help="Limit of simultaneous streams.", min=1)] = 2,
     rate_limit: Annotated[int, typer.Option(help="REST requests a minute.", min=1)] = 600,
     fault: Annotated[list[str] | None, typer.Option(metavar="<fault>", help=_FAULT_HELP)] = None,
 ) -> None:
     """Stand in for Financefeast: Stream API and REST API for a made-up market of NZX symbols.
 
-    The stream is at **ws://127.0.0.1:5005/ws**, where the official client's `local` environment looks for it; the
-    REST endpoints are on the same port, and their bars come from the very ticks that were streamed. It accepts one
-    published token, which it prints, and refuses what the real service refuses.
+    The stream is at **ws://127.0.0.1:5005/ws**, the `local` environment of the official client. The REST endpoints are
+    on the same port; their bars come from the streamed ticks. The simulator accepts one published token, which it
+    prints, and refuses what the real service refuses.
 
     Faults: `drop` cuts a connection, `stall` keeps it but sends nothing more, `half-open` does not even answer
     pings, `garbage` mixes in malformed messages, `reject`, `limit` and `no-access` refuse every second
@@ -50,7 +50,7 @@ def simulate(
     except ValueError as error:
         raise typer.BadParameter(outside_text(error), param_hint="--session") from None
     if cycle < 1:
-        raise typer.BadParameter("a day needs a second at least", param_hint="--session")
+        raise typer.BadParameter("must be at least 1s", param_hint="--session")
     never_block()
     asyncio.run(
         _simulate(
