@@ -154,7 +154,7 @@ async def test_backfill(writer_url: str, database: str) -> None:
         assert (status, "Unknown symbol: AIR" in errors) == (69, True)
         status, output, _ = await ingestor("backfill", *UNTIL, **environment)
         assert status == 0
-        assert "35 symbols of gaps that an earlier run has begun" in output
+        assert "35 symbols of gaps that an earlier run began" in output
         assert "35 requests, 0 bars. Symbols of gaps: 0 filled, 35 without trades" in output
         status, output, _ = await ingestor("backfill", *UNTIL, **environment)
         assert (status, output) == (0, "36 instruments are listed.\nNo gap is open.\n")
@@ -339,7 +339,7 @@ async def test_wrong_records_of_a_backfill_are_counted(writer_url: str, database
     assert status == 1
     assert "The list of instruments: 1 of 3 records are wrong: no symbol (record 3)." in output
     assert (
-        "Wrong records in the answers, which ingest.backfills names: "
+        "Wrong records in the answers (details in ingest.backfills): "
         "a price that is not above zero: 2; a negative volume: 2." in output
     )
 
