@@ -1,3 +1,3 @@
-"""Keeps a Financefeast stream alive and puts every tick into PostgreSQL, exactly once."""
+"""Keeps a Financefeast stream alive and stores every tick in PostgreSQL exactly once."""
 
 __version__ = "0.1.0"

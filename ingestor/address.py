@@ -1,9 +1,8 @@
-"""Addresses that may hold a password: of a database, and of a proxy. Pure.
+"""Addresses of databases and proxies, which may hold a password. Pure.
 
-User and password end at the last `@`, so that a password can be pasted, and Azure's `user@server` is a user. Libraries
-disagree: asyncpg takes the first `@`, `urllib` the last one before a `/`, `?` or `#`, and each quotes in its errors
-what it takes for a host or a port. A library is therefore only given an address that was read here, and written again
-with everything percent-encoded.
+User and password end at the last `@`: a pasted password works, and Azure's `user@server` is a user. Libraries
+disagree (asyncpg splits at the first `@`, `urllib` at the last one before a `/`, `?` or `#`), and their errors quote
+the supposed host or port. So a library receives only an address that was parsed here and percent-encoded again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus, urlencode
 from ingestor.libpq import KEYWORDS
 
 HIDDEN = "[hidden]"
-"""Stands where a secret was."""
+"""Replaces a secret."""
 
 _SCHEME = re.compile(r"postgres(?:ql)?(?:\+asyncpg)?://")
 _DATABASE = re.compile(
@@ -33,15 +32,14 @@ ENCODE = "the password must be percent-encoded: / as %2F, ? as %3F, # as %23"
 
 
 class AddressError(ValueError):
-    """An address can't be read. The message holds nothing of it: nobody knows which piece is the password."""
+    """An address cannot be parsed. The message quotes none of it, because any part may be the password."""
 
 
 @dataclass(frozen=True)
 class DatabaseAddress:
-    """A PostgreSQL address in its parts, each as it was written.
+    """The parts of a PostgreSQL address, as written.
 
-    `password` is None where there is none. `hosts` are pairs of name and port. Neither `repr` nor `shown` holds a
-    password.
+    `password` is None if missing. `hosts` are pairs of name and port. `repr` and `shown` hold no password.
     """
 
     user: str
@@ -52,7 +50,7 @@ class DatabaseAddress:
 
     @property
     def shown(self) -> str:
-        """The address for people and logs."""
+        """The address without its passwords, for logs and output."""
         password = "" if self.password is None else f":{HIDDEN}"
         at = "@" if self.user or self.password is not None else ""
         query = "&".join(f"{name}={HIDDEN if _is_secret(name) else value}" for name, value in self.parameters)
@@ -60,7 +58,7 @@ class DatabaseAddress:
 
     @property
     def driver_url(self) -> str:
-        """The address for the driver: in a form that can be read in one way only. Holds the password."""
+        """The address for the driver, in an unambiguous form. Holds the password."""
         password = "" if self.password is None else f":{_encoded(self.password)}"
         at = "@" if self.user or self.password is not None else ""
         hosts = ",".join(_host(name, port) for name, port in self.hosts)
@@ -71,7 +69,7 @@ class DatabaseAddress:
 
     @property
     def secrets(self) -> Iterator[str]:
-        """The passwords, each as it was written and as it is meant."""
+        """The passwords, each as written and decoded."""
         if self.password:
             yield self.password
             yield unquote(self.password)
@@ -81,15 +79,15 @@ class DatabaseAddress:
                 yield unquote_plus(value)
 
     def parameter(self, name: str) -> str | None:
-        """Return the value of a parameter; of one that was given twice, the last one, as the driver does."""
+        """Return the value of a parameter, or None. The last of equal names counts, as in the driver."""
         found = [value for each, value in self.parameters if unquote_plus(each) == name]
         return unquote_plus(found[-1]) if found else None
 
     def each_host(self) -> list[DatabaseAddress]:
-        """Return an address for each of the hosts, in their order.
+        """Return an address for each host, in order.
 
-        The driver can try several hosts itself, but one that hangs would use up the time of all of them, and one that
-        refuses for another reason than that it starts up would be the last.
+        The driver can try several hosts itself, but a hanging host would use up the time of all of them, and any
+        refusal except "starting up" would end the attempts.
         """
         if len(self.hosts) > 1:
             return [replace(self, hosts=(host,)) for host in self.hosts]
@@ -110,7 +108,7 @@ class DatabaseAddress:
 
 
 def parse_database_address(text: str) -> DatabaseAddress:
-    """Read a database URL. Raises AddressError, also where a piece of a password could be taken for something else."""
+    """Parse a database URL. Raises AddressError, also if a part of a password could be taken for another part."""
     match = _DATABASE.fullmatch(text)
     if match is None:
         raise AddressError(ENCODE if _SCHEME.match(text) else f"not a PostgreSQL address; write {FORM}")
@@ -128,7 +126,7 @@ def parse_database_address(text: str) -> DatabaseAddress:
 
 
 def proxy_url(text: str) -> str:
-    """Return the address of a proxy as a library reads it rightly. Raises AddressError. Holds the password."""
+    """Return the address of a proxy in an unambiguous form. Raises AddressError. Holds the password."""
     match = _PROXY.fullmatch(text if "://" in text else f"http://{text}")
     host = _HOST.fullmatch(match["host"]) if match else None
     if match is None or host is None or not host["name"] or int(host["port"] or 0) > 65_535:
@@ -142,12 +140,12 @@ def proxy_url(text: str) -> str:
     except UnicodeError:
         name = ""
     if not re.fullmatch(r"[A-Za-z0-9._-]+|\[.+\]", name):  # some letters become a slash
-        raise AddressError("its host is no name of the internet")
+        raise AddressError("its host is not a valid host name")
     return f"{match['scheme'].lower()}://{userinfo}{name}{port}"
 
 
 def secrets_of(text: str) -> list[str]:
-    """Return all that may be a password in an address, however badly it is written; the longest first."""
+    """Return every possible password in an address, also a malformed one; the longest first."""
     try:
         found = list(parse_database_address(text).secrets)
     except AddressError:
@@ -161,17 +159,17 @@ def secrets_of(text: str) -> list[str]:
 
 
 def without_scheme(text: str) -> str:
-    """Return what follows the scheme of an address; all of it where there is none, whatever a password looks like."""
+    """Return an address without its scheme."""
     return re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://", "", text)
 
 
 def redact_url(text: str) -> str:
-    """Return a database URL without its passwords, for people and logs, however badly it is written."""
+    """Return a database URL, also a malformed one, without its passwords, for logs and output."""
     try:
         return parse_database_address(text).shown
     except AddressError:
         head, at, tail = without_scheme(text).rpartition("@")
-    # Behind the last @ there is no piece of a password, unless that began as a parameter.
+    # After the last @ there is no part of a password, unless a parameter holds one.
     if not at or "?" in tail or _is_secret(text) or not _SCHEME.match(text):
         return f"postgresql://{HIDDEN}"
     user, colon, _ = head.partition(":")
@@ -197,7 +195,7 @@ def _parameters(query: str) -> tuple[tuple[str, str], ...]:
         found.append((match["name"], match["value"]))
     names = {unquote_plus(name) for name, _ in found}
     if any(map(_is_secret, names)) and names - KEYWORDS:
-        raise AddressError("beside a password it has a parameter that is unknown; an & in the password is written %26")
+        raise AddressError("it has a password and an unknown parameter; write an & in the password as %26")
     return tuple(found)
 
 
@@ -206,7 +204,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _encoded(text: str) -> str:
-    """Return a part with everything percent-encoded, whether it was or not."""
+    """Return a part percent-encoded, whether or not it was before."""
     return quote(unquote(text), safe="", errors="surrogateescape")
 
 

@@ -34,29 +34,29 @@ def from_datetime(moment: datetime) -> Micros:
 
 @dataclass(frozen=True, slots=True)
 class ClockDifference:
-    """By how much this machine's clock is ahead of the database's (negative: behind), give or take `error`."""
+    """The lead of this machine's clock over the database's (negative: lag), plus or minus `error`."""
 
     ahead: Duration
     error: Duration
 
     @property
     def is_large(self) -> bool:
-        """Whether one of the two clocks is wrong for sure."""
+        """Whether one of the two clocks is certainly wrong."""
         return abs(self.ahead) - self.error > DIFFERENCE_TOLERANCE
 
     @property
     def most_ahead(self) -> Duration:
-        """By how much this clock may be ahead, where it is so for sure; else 0."""
+        """The largest possible lead of this clock if it is certainly ahead; else 0."""
         return self.ahead + self.error if self.is_large and self.ahead > 0 else 0
 
     @property
     def most_behind(self) -> Duration:
-        """By how much this clock may be behind, where it is so for sure; else 0."""
+        """The largest possible lag of this clock if it is certainly behind; else 0."""
         return self.error - self.ahead if self.is_large and self.ahead < 0 else 0
 
     @property
     def shift(self) -> Duration:
-        """What to add to an instant of this clock to have it by the database's, where that matters; else 0."""
+        """The correction from this clock to the database's if the difference is large; else 0."""
         return -self.ahead if self.is_large else 0
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class ClockDifference:
 
 
 UNCOMPARED = ClockDifference(0, 0)
-"""What is assumed before two clocks were compared."""
+"""The difference assumed until the clocks are compared."""
 
 
 class Clock(Protocol):
@@ -77,7 +77,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Return seconds since some instant. It never jumps, and stands still while the machine sleeps."""
+        """Return seconds since a fixed instant. It never jumps, and stops while the machine sleeps."""
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -104,7 +104,7 @@ class SystemClock:
 class SessionClock:
     """The time of one session: anchored once to the wall clock, then carried by the monotonic one.
 
-    So the instants of a session are in order whatever happens to the wall clock, and a step is noticed.
+    The instants of a session stay in order when the wall clock is set, and `has_stepped` detects the step.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -118,7 +118,7 @@ class SessionClock:
     def stamp(self, count: int = 1) -> Micros:
         """Return the current instant for a message: later than every stamp before it.
 
-        Of `count` messages that were read at once it is that of the first; each of the others is a microsecond later.
+        Of `count` messages read at once, this is the first one's; each further message is a microsecond later.
         """
         first = max(self.now(), self._last + 1)
         self._last = first + count - 1

@@ -1,7 +1,7 @@
-"""Connections to a name that has several addresses, of which some may be dead.
+"""Connections to a name with several addresses, some of which may be dead.
 
-The addresses are looked up for each connection, since they change. An attempt is the whole of a connection, with its
-handshakes: a dead member of a pool may accept connections and say nothing.
+Each connection resolves the name again, because addresses change. An attempt includes the handshakes: a dead member
+of a pool may accept connections and then send nothing.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 STAGGER = 1.0
-"""Seconds after which the next address is tried beside those that have not answered: a handshake round the world."""
+"""Seconds until the next address is tried in parallel: time for a handshake round the world."""
 
 MAX_ADDRESSES = 10
-"""Addresses that are tried: a name with more has them for balance, and all of them dead must end in bounded time."""
+"""Maximum of addresses tried, so that a name whose addresses are all dead fails in bounded time."""
 
 _T = TypeVar("_T")
 
 
 async def addresses_of(name: str, port: int) -> list[str]:
-    """Return the addresses of a name, one of each family in turn. Raises OSError."""
+    """Resolve a name; return its addresses, alternating between families. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
     families: dict[int, list[str]] = {}
     for family, _, _, _, address in found:
@@ -39,10 +39,10 @@ async def first_that_works(
     discard: Callable[[_T], Awaitable[None]],
     stagger: float = STAGGER,
 ) -> _T:
-    """Return what the first attempt brings that succeeds; start the next when one fails, or is late by `stagger`.
+    """Return the result of the first successful attempt; start the next one after a failure or `stagger` seconds.
 
-    `discard` gets what another one has brought as well. Raises ExceptionGroup with the failures, in the order of the
-    addresses, when all have failed.
+    `discard` receives the results of other successful attempts. Raises ExceptionGroup with the failures, in the order
+    of the addresses, if all fail.
     """
     tasks: list[asyncio.Task[_T]] = []
     winner: asyncio.Task[_T] | None = None

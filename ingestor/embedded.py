@@ -1,8 +1,8 @@
 """A throw-away PostgreSQL server on this machine, for `ingestor demo` and the tests.
 
-Its binaries come from a wheel (the extra `embedded`), or from an installation that is named. It needs neither
-root nor a system user; as root, PostgreSQL refuses to run, so it runs as `nobody`. It can't outlive us, however we
-end. Its data are not meant to be kept: it does not wait for the disk.
+Its binaries come from a wheel (the extra `embedded`) or a given installation. It needs neither root nor a system
+user. PostgreSQL refuses to run as root, so for root it runs as an unprivileged system user. It always stops with this
+process. It does not wait for the disk: its data are temporary.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from ingestor.errors import ConfigurationError, EmbeddedServerError
 START_TIMEOUT_SECONDS = 60.0
 STOP_TIMEOUT_SECONDS = 20.0
 USER = "postgres"
+_UNPRIVILEGED_USER = "nobody"
 
-# A shell reads a pipe from us, so that PostgreSQL stops when we say so, and also when we died without a word; then
-# the directory goes too. SIGINT is its fast shutdown: https://www.postgresql.org/docs/current/server-shutdown.html.
+# A shell reads a pipe from this process, and stops PostgreSQL on request or when this process dies; in the latter case
+# it also removes the directory. SIGINT is its fast shutdown: https://www.postgresql.org/docs/current/server-shutdown.html.
 _SUPERVISOR = """
 directory=$1; shift
 exec 3<&0
@@ -70,7 +71,7 @@ class EmbeddedServer:
     """A server on 127.0.0.1 and on a socket in its own temporary directory; started by `with`.
 
     The superuser `postgres` has a random password, which is part of `url`. `binaries` is the directory with
-    `initdb` and `postgres`; `settings` are added to postgresql.conf's. `log` holds what the server says.
+    `initdb` and `postgres`; `settings` are added to postgresql.conf's. `log` is the server's log.
     """
 
     def __init__(self, binaries: Path | None = None, settings: dict[str, str] | None = None) -> None:
@@ -93,7 +94,7 @@ class EmbeddedServer:
 
     def __enter__(self) -> Self:
         _check_user()
-        try:  # short, because the path of a socket may have 107 bytes at most
+        try:  # a short path: that of a socket has at most 107 bytes
             self.directory = Path(tempfile.mkdtemp(prefix="ingestor-", dir="/tmp"))
         except OSError as error:
             raise ConfigurationError(f"PostgreSQL needs a directory in /tmp: {error.strerror}.") from None
@@ -129,7 +130,7 @@ class EmbeddedServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,  # the terminal's Ctrl-C is for us, not for the server
+                start_new_session=True,  # the terminal's Ctrl-C must not reach the server
                 **self._credentials(),
             )
         assert self._process.stdout is not None
@@ -161,28 +162,28 @@ class EmbeddedServer:
         return str(self._binaries / name)
 
     def _credentials(self) -> dict[str, Any]:
-        """Return what makes a child process run as `nobody` where we are root."""
+        """Return the arguments that run a child process unprivileged if this process is root."""
         if os.geteuid() != 0:
             return {}
-        nobody = pwd.getpwnam("nobody")
-        return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        user = pwd.getpwnam(_UNPRIVILEGED_USER)
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
 
     def _own(self, path: Path) -> None:
         if credentials := self._credentials():
             os.chown(path, credentials["user"], credentials["group"], follow_symlinks=False)
 
     def _make_accessible(self) -> None:
-        """Copy the installation where `nobody` can reach it, when it lies in a directory that is root's alone."""
+        """Copy the installation if the unprivileged user cannot reach it."""
         probe = [self._program("postgres"), "--version"]
         try:
             subprocess.run(probe, check=True, capture_output=True, **self._credentials())
         except (PermissionError, subprocess.CalledProcessError):
             package, copy = self._binaries.parents[1], self.directory / "installation"
             for part in (Path(package.name, self._binaries.parent.name), Path(f"{package.name}.libs")):
-                # The programs find their libraries by the way from one to the other, so both keep their places.
+                # The programs find their libraries by a relative path, so both keep their places.
                 if (package.parent / part).exists():
                     shutil.copytree(package.parent / part, copy / part, symlinks=True)
-            for path in (copy, *copy.rglob("*")):  # who stops the server must be able to remove it too
+            for path in (copy, *copy.rglob("*")):  # the supervisor must be able to remove it
                 self._own(path)
             self._binaries = copy / package.name / self._binaries.parent.name / self._binaries.name
 
@@ -212,7 +213,7 @@ class EmbeddedServer:
             raise EmbeddedServerError(f"initdb failed: {result.stderr.strip()[-1000:]}")
 
     def _wait_until_ready(self) -> None:
-        """Wait for the line `ready` in the file that the server keeps for this purpose."""
+        """Wait for the line `ready` in `postmaster.pid`. Raises EmbeddedServerError."""
         assert self._process is not None
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         status_file = Path(self._data) / "postmaster.pid"

@@ -1,7 +1,7 @@
-"""The tree of errors. Facts are attributes; `hint` says what a person can do about it.
+"""The tree of errors. Facts are attributes; `hint` says what an operator can do.
 
-Errors of drivers and libraries are translated where they appear, with ``raise … from exc``. Which of them
-are worth another try is decided in two places only: `ingestor.stream.retry` and `ingestor.store.retry`.
+Errors of drivers and libraries are translated where they appear, with ``raise … from exc``. Two
+modules decide which are retried: `ingestor.stream.retry` and `ingestor.store.retry`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from ingestor.model import EndReason
 
 EXIT_UNAVAILABLE = 69
-"""EX_UNAVAILABLE of sysexits.h: the command could not do its work, so its own status 0 or 1 would be no answer."""
+"""EX_UNAVAILABLE of sysexits.h: the command could not do its work, so neither 0 nor 1 would be an answer."""
 
 EXIT_SOFTWARE = 70
 """EX_SOFTWARE of sysexits.h: a bug; the traceback is on standard error."""
@@ -19,7 +19,7 @@ EXIT_CONFIGURATION = 78
 
 
 class IngestorError(Exception):
-    """Everything this package raises on purpose. `exit_code` is the status of a command that ends with it."""
+    """The base of all expected errors. `exit_code` is the status of a command that ends with one."""
 
     exit_code = EXIT_UNAVAILABLE
 
@@ -34,7 +34,7 @@ class IngestorError(Exception):
 
 
 class ConfigurationError(IngestorError):
-    """Something was wrong from the start. `problems` holds one line for each thing to mend."""
+    """The configuration is wrong. `problems` holds one line for each problem to fix."""
 
     exit_code = EXIT_CONFIGURATION
 
@@ -50,7 +50,7 @@ class MessagesLostError(IngestorError):
 
 
 class NoDataError(IngestorError):
-    """Nothing is on record of what was asked for. The answer of a command that shows data."""
+    """The database has no data for the request: an answer of commands that show data."""
 
     exit_code = 1
 
@@ -64,7 +64,7 @@ class UnreachableError(IngestorError):
 
 
 class StreamError(IngestorError):
-    """The stream ended, or never began. `reason` is what the session's record will say."""
+    """The stream ended or did not begin. `reason` goes into the session's record."""
 
     def __init__(self, message: str, *, reason: EndReason, close_code: int | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -73,10 +73,10 @@ class StreamError(IngestorError):
 
 
 class StoreError(IngestorError):
-    """The database did not take a batch, and may take it later.
+    """The database did not accept a batch, and may accept it later.
 
-    `sqlstate` and the name of the `constraint` where it said one. `is_smaller_next` tells that the next try sends less,
-    since this one may have been too much.
+    `sqlstate` and `constraint` (its name) are set if the database reported them. `is_smaller_next`: the next attempt
+    sends less, because this one may have been too large.
     """
 
     is_smaller_next = False
@@ -96,13 +96,13 @@ class DatabaseAccessError(StoreError):
 
 
 class SchemaError(StoreError):
-    """The database has no schema of ours, an older one, or one that asks for a newer daemon."""
+    """The schema is missing, too old, or too new for this daemon."""
 
     exit_code = EXIT_CONFIGURATION
 
 
 class PoolerError(DatabaseAccessError):
-    """A connection pooler stands before the database, in a way that no transaction can work through."""
+    """A connection pooler in front of the database makes transactions impossible."""
 
 
 class EmbeddedServerError(IngestorError):

@@ -1,6 +1,6 @@
-"""Small text files that an operator writes: `.env`, and files with a secret. Read with a bound, as editors leave them.
+"""Small text files that an operator writes: `.env`, and files with a secret. Reads are bounded.
 
-Errors hold nothing of a file's content, which may be a secret.
+Errors never quote the content, which may be a secret.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 MAX_FILE_BYTES = 2**16
-"""The size of a file that is read. A longer one is another file than was meant."""
+"""Maximum size of a file. A larger one is probably the wrong file."""
 
 _QUOTES = ("'", '"')
 
 
 class FileTextError(ValueError):
-    """A file can't be used; the message says why, and is the end of a sentence that began with the file's name."""
+    """A file cannot be used. The message says why; it completes a sentence that begins with the file's name."""
 
 
 def read_text(path: Path) -> str:
@@ -41,7 +41,7 @@ def read_text(path: Path) -> str:
 
 
 def read_secret(path: Path) -> str:
-    """Return the one line of a file, without what an editor or a shell has put around it. Raises as `read_text`."""
+    """Return the only line of a file without surrounding white space and quotes. Raises as `read_text`."""
     text = unquoted(read_text(path))
     if not text:
         raise FileTextError("it is empty")
@@ -51,9 +51,9 @@ def read_secret(path: Path) -> str:
 
 
 def read_env(path: Path) -> dict[str, str]:
-    """Return the variables of a `.env` file, as they are written: a `$` is a `$`. The last of equal names counts.
+    """Return the variables of a `.env` file. A `$` is not expanded. The last of equal names counts.
 
-    Single quotes keep everything as it is; within double quotes a backslash escapes; without quotes a `#` behind a
+    Single quotes keep everything literally; within double quotes a backslash escapes; without quotes a `#` behind a
     space begins a comment. Raises as `read_text`.
     """
     found: dict[str, str] = {}
@@ -69,9 +69,9 @@ def read_env(path: Path) -> dict[str, str]:
 
 
 def unquoted(text: str) -> str:
-    """Return a value without the white space around it, and without a pair of quotation marks around all of it.
+    """Return a value without surrounding white space and one surrounding pair of quotation marks.
 
-    `docker --env-file` and Kubernetes keep quotation marks that a shell or systemd would take off. Raises
+    `docker --env-file` and Kubernetes keep quotation marks that a shell or systemd would remove. Raises
     FileTextError if there is a mark at one end only.
     """
     text = text.strip()
@@ -83,9 +83,9 @@ def unquoted(text: str) -> str:
 
 
 def _open(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a FIFO without a writer would hold up the open for ever
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a FIFO without a writer would block
 
 
 def _blank_lines(text: str) -> int:
-    """Return how many lines lie before the first that is not blank; the parser counts from these."""
+    """Return the number of leading blank lines, which the parser attributes to the next binding."""
     return len(text[: len(text) - len(text.lstrip())].splitlines())

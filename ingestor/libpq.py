@@ -1,8 +1,8 @@
-"""The parameters that PostgreSQL's own client takes in a URL, in PG… variables and in a service file. Pure.
+"""The parameters of libpq, from the URL, PG… variables and the service file. Pure.
 
-The driver sends each parameter that it does not know to the server as a setting, which refuses it. So each is honoured,
-or accepted where its value asks for nothing else than what is done anyway, or refused by its name. What would make a
-connection safer, and can't be had, is never ignored.
+The driver sends an unknown parameter to the server as a setting, and the server refuses it. So each parameter is
+honoured, or accepted if its value changes nothing, or refused by name. A security parameter that cannot be honoured is
+never ignored.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ DRIVER = frozenset(
     """database dbname gsslib host krbsrvname passfile password port ssl_max_protocol_version
     ssl_min_protocol_version sslcert sslcrl sslkey sslmode sslnegotiation sslpassword sslrootcert user""".split()  # noqa: SIM905 - a list of words is easier to read than of literals
 )
-"""The driver does what they ask for."""
+"""Parameters that the driver implements."""
 
 OURS = frozenset(
     """application_name connect_timeout fallback_application_name hostaddr load_balance_hosts options requiressl service
     servicefile ssl target_session_attrs""".split()  # noqa: SIM905 - as above
 )
-"""Done here, around the driver."""
+"""Parameters that this package implements around the driver."""
 
 _OFF = frozenset({"", "0"})
 
@@ -28,7 +28,7 @@ ACCEPTED: dict[str, frozenset[str] | None] = {
     "client_encoding": None,  # between client and server only: the driver always speaks UTF-8
     "gssdelegation": _OFF,
     "gssencmode": frozenset({"", "disable", "prefer"}),
-    "keepalives": None,  # the limits of time of every statement find a dead server earlier
+    "keepalives": None,  # statement timeouts detect a dead server earlier
     "keepalives_count": None,
     "keepalives_idle": None,
     "keepalives_interval": None,
@@ -45,13 +45,13 @@ ACCEPTED: dict[str, frozenset[str] | None] = {
     "scram_client_key": frozenset({""}),
     "scram_server_key": frozenset({""}),
     "sslcertmode": frozenset({"", "allow"}),
-    "sslcompression": None,  # a permission, of which libraries make no use any more
+    "sslcompression": None,  # only a permission, which libraries no longer use
     "sslcrldir": frozenset({""}),
     "sslkeylogfile": frozenset({""}),
     "sslsni": frozenset({"", "1"}),
     "tcp_user_timeout": None,
 }
-"""The values that ask for nothing else than what is done anyway; None where every value does."""
+"""The values that change nothing; None if no value does."""
 
 KEYWORDS = DRIVER | OURS | frozenset(ACCEPTED)
 
@@ -94,7 +94,7 @@ VARIABLES = {
     "PGTARGETSESSIONATTRS": "target_session_attrs",
     "PGUSER": "user",
 }
-"""PGDATESTYLE, PGTZ, PGGEQO and PGLOCALEDIR change what psql shows; nothing that is read or written here."""
+"""PGDATESTYLE, PGTZ, PGGEQO and PGLOCALEDIR change only what psql shows."""
 
 _CHOICES = {
     "load_balance_hosts": frozenset({"disable", "random"}),
@@ -105,13 +105,13 @@ _CHOICES = {
 
 
 class ParameterError(ValueError):
-    """A parameter must be removed or changed. The message names it, where it stands, and no value."""
+    """A parameter must be removed or changed. The message names it and its place, not its value."""
 
 
 def settled(given: Mapping[str, str], service: Mapping[str, str], environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what holds: parameters of the URL before those of the service file, and these before variables.
+    """Merge the parameters: the URL takes precedence over the service file, and that over variables.
 
-    Raises ParameterError for what is unknown, and for what is known and can't be done.
+    Raises ParameterError for an unknown parameter and for one that cannot be honoured.
     """
     variables = {keyword: environment[name] for name, keyword in VARIABLES.items() if environment.get(name)}
     names = {keyword: name for name, keyword in VARIABLES.items()}
@@ -136,7 +136,7 @@ def _check(keyword: str, value: str, place: str) -> None:
         )
     accepted = ACCEPTED.get(keyword)
     if accepted is not None and value not in accepted:
-        raise ParameterError(f"remove {place}: the driver cannot do what it asks for")
+        raise ParameterError(f"remove {place}: the driver does not support this value")
     if value and value not in _CHOICES.get(keyword, {value}):
         raise ParameterError(f"{place} must be one of {', '.join(sorted(_CHOICES[keyword]))}")
     if keyword == "connect_timeout" and value and not value.strip().lstrip("+-").isdecimal():

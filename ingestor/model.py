@@ -24,11 +24,11 @@ SECOND: Duration = 1_000_000
 DAY: Duration = 86_400 * SECOND
 
 RAW_LIMIT = 64 * 1024
-"""How much of a rejected message is kept, in bytes."""
+"""Bytes kept of a rejected message."""
 
 
 class Tick(msgspec.Struct, frozen=True, gc=False):
-    """One trade print as the exchange sent it. A struct, because one is made for every message."""
+    """One trade print as the exchange sent it. A struct for speed: one is made for each message."""
 
     symbol: str
     time: Micros
@@ -77,8 +77,8 @@ class Rejection:
 class EndReason(StrEnum):
     """Why a session ended: the fixed list behind `ingest.stream_sessions.end_reason`."""
 
-    STOPPED = "stopped"  # we were asked to stop
-    FINISHED = "finished"  # a replay came to the end of its file
+    STOPPED = "stopped"  # a signal asked the daemon to stop
+    FINISHED = "finished"  # a replay reached the end of its file
     CLOSED = "closed"  # the server closed the connection, or the network did
     KEEPALIVE = "keepalive"  # a ping was not answered in time
     STALL = "stall"  # alive, but without a tick in trading hours
@@ -86,8 +86,8 @@ class EndReason(StrEnum):
     MESSAGE_TOO_BIG = "message_too_big"
     PROTOCOL_ERROR = "protocol_error"  # the peer broke RFC 6455
     BUFFER_FULL = "buffer_full"  # memory or spool had reached its bound
-    DISK_FULL = "disk_full"  # the spool's disk took nothing more
-    SPOOL_DAMAGED = "spool_damaged"  # what was not written yet was lost with the spool's file
+    DISK_FULL = "disk_full"  # the disk of the spool is full
+    SPOOL_DAMAGED = "spool_damaged"  # unwritten batches were lost with a spool file
     COMMITS_LOST = "commits_lost"  # the database no longer has what it had acknowledged
     FROZEN = "frozen"  # this process did not run for longer than the keepalive
     AUTHENTICATION_TIMEOUT = "authentication_timeout"
@@ -95,15 +95,15 @@ class EndReason(StrEnum):
     NOT_AUTHORISED = "not_authorised"
     NO_ACCESS = "no_access"
     SERVER_ERROR = "server_error"  # an error message with any other text
-    INTERNAL_ERROR = "internal_error"  # our own fault
-    CRASHED = "crashed"  # the process ended without a word; said by its successor
+    INTERNAL_ERROR = "internal_error"  # a bug of the daemon
+    CRASHED = "crashed"  # the process ended without a record; written by its successor
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """One connection to the feed (`stream`), or one replay of a file (`replay`).
 
-    The id is a UUIDv7 made here, so that a session can begin while the database is away. Only sessions
+    The id is a UUIDv7 made here, so that a session can begin while the database is unavailable. Only sessions
     of kind `stream` count as coverage.
     """
 
@@ -116,7 +116,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SessionEnd:
-    """When and why a session ended. `close_code` is the WebSocket's, where there was one."""
+    """When and why a session ended. `close_code` is the WebSocket's, if it sent one."""
 
     at: Micros
     reason: EndReason
@@ -124,30 +124,30 @@ class SessionEnd:
 
 
 class Tally(NamedTuple):
-    """What the database has of a session after a commit; `added` of the ticks were counted by this commit."""
+    """The totals of a session in the database after a commit, which added `added` of the ticks."""
 
     ticks: int
     duplicates: int
     added: int
     missing: int = 0
-    """Messages that were acknowledged before, and are not there any more."""
+    """Messages that were acknowledged earlier and are now missing."""
 
     def after(self, earlier: Tally | None) -> Tally:
-        """Return this one, with what an earlier one added."""
+        """Return this tally with the ticks added by an earlier one."""
         return self if earlier is None else self._replace(added=earlier.added + self.added)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is committed as one: ticks, rejections, and what they prove about coverage.
+    """Ticks, rejections and their proof of coverage, committed together.
 
     `number` counts 1, 2, 3 … in its session; a number once committed is never written again. `rows` are
     `count` rows of PostgreSQL's binary COPY format for `market.ticks`, without header and trailer, so that
     batches can be joined. `span` is the time of the oldest and of the newest of the ticks, `months` are the first days
     of the UTC months in which they lie.
     `covered_until` is None until the session is authenticated. `last_message_at` is the arrival of the session's last
-    tick or rejection, `last_tick_at` that of its last tick: only a tick shows that prices come. `messages_before` is
-    how many ticks and rejections the session's earlier batches hold together: a database that has fewer has lost some.
+    tick or rejection, `last_tick_at` that of its last tick: only a tick proves that prices arrive. `messages_before`
+    counts the ticks and rejections of the session's earlier batches: a database with fewer has lost some.
     """
 
     session: Session
@@ -166,12 +166,12 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Bytes that this batch holds in memory, with an allowance for Python's objects."""
+        """Bytes in memory, with an allowance for Python objects."""
         return 1024 + len(self.rows) + sum(256 + len(rejection.raw) for rejection in self.rejections)
 
     @property
     def is_heartbeat(self) -> bool:
-        """Whether it carries coverage only, so that a newer heartbeat may take its place."""
+        """Whether it carries only coverage, so that a newer heartbeat may replace it."""
         return not self.count and not self.rejections and self.end is None and self.number > 1
 
 
@@ -181,7 +181,7 @@ Label: TypeAlias = Literal["start", "end"]
 
 @dataclass(frozen=True, slots=True)
 class GapSpan:
-    """A span of one trading day that is filled as one."""
+    """A span within one trading day that is backfilled as a unit."""
 
     started_at: datetime
     ended_at: datetime

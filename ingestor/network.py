@@ -1,6 +1,7 @@
-"""The way to the provider, by one rule for stream and REST API: the proxy of the environment, and who is trusted.
+"""Proxy and certificate authorities, by one rule for stream and REST API.
 
-The environment is read here before a library does: their rules differ, and their errors quote the proxy's password.
+This module reads the environment before a library does: their rules differ, and their errors quote the proxy's
+password.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from ingestor.redaction import outside_text, register_url, system_words
 
 _PLAIN = {"ws", "http"}
 _KINDS = ("socks", "https", "all")
-"""Whose proxy is taken, the first that is set; of a stream `wss` before them (RFC 6455, section 4.1)."""
+"""Proxy variables in order of precedence; for a stream `wss` comes first (RFC 6455, section 4.1)."""
 
 CERTIFICATE_NOT_YET_VALID = 9
-"""X509_V_ERR_CERT_NOT_YET_VALID: our own clock may be wrong after a boot."""
+"""X509_V_ERR_CERT_NOT_YET_VALID: this machine's clock may be wrong after a boot."""
 
 SOCKS_PACKAGES = {"python_socks": "python-socks[asyncio]", "socksio": "socksio"}
-"""The module that stream and REST API need for a SOCKS proxy, and the package that has it."""
+"""The modules that stream and REST API need for a SOCKS proxy, with their packages."""
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy for an address, with its password; None where there is none, and on this machine.
+    """Return the proxy for a URL, with its password; None without a proxy and for this machine.
 
-    Raises ConfigurationError, which says nothing of the proxy's address, where it can't be used.
+    Raises ConfigurationError, which does not quote the proxy's address, if the proxy cannot be used.
     """
     parts = urlsplit(url)
-    if parts.scheme in _PLAIN:  # unencrypted is for this machine only, so it must not leave by a proxy either
+    if parts.scheme in _PLAIN:  # unencrypted traffic must not leave this machine, not even by a proxy
         return None
     proxies = getproxies()
     kinds = ("wss", *_KINDS) if parts.scheme == "wss" else _KINDS
@@ -47,7 +48,7 @@ def proxy_for(url: str) -> str | None:
     found = proxies[kind].strip()
     found = found if "://" in found else f"http://{found}"
     register_url(found)
-    if (kind == "socks" and found.startswith("http://")) or found.startswith("socks://"):  # as some systems name it
+    if (kind == "socks" and found.startswith("http://")) or found.startswith("socks://"):  # some systems write it so
         found = f"socks5h://{found.partition('://')[2]}"
     try:
         read = proxy_url(found)
@@ -69,7 +70,7 @@ def _check_socks(kind: str, proxy: str, module: str) -> None:
 
 
 def proxy_hint(status: int) -> str:
-    """Return what an operator can do about the HTTP status of a proxy; nothing if it may pass."""
+    """Return a hint for the HTTP status of a proxy; empty if the failure may be temporary."""
     match status:
         case 407:
             return "Check the user and the password in HTTPS_PROXY."
@@ -79,7 +80,7 @@ def proxy_hint(status: int) -> str:
 
 
 def is_excepted(exceptions: str, host: str, port: int) -> bool:
-    """Whether `NO_PROXY` names a host: by its name or a domain above it, its address, a network (CIDR), or `*`.
+    """Return whether `NO_PROXY` names a host: by its name or a domain above it, its address, a network (CIDR), or `*`.
 
     An entry may have a port, and stars in it. Names are compared in lower case.
     """
@@ -106,9 +107,9 @@ def _covers(entry: str, host: str, port: int) -> bool:
 
 
 def tls_context() -> ssl.SSLContext:
-    """Return who is trusted: the system's authorities, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
+    """Return a context that trusts the system's authorities, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR`.
 
-    Raises ConfigurationError where these can't be read: OpenSSL would trust nobody, and not say why.
+    Raises ConfigurationError if these are unreadable: OpenSSL would silently trust no authority.
     """
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):

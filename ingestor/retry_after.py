@@ -11,14 +11,14 @@ from email.utils import parsedate_to_datetime
 from ingestor.model import SECOND, Micros
 
 MAX_RETRY_AFTER = 600.0
-"""Seconds: a server that asks for more is tried again after ten minutes all the same, since gaps grow meanwhile."""
+"""Seconds. Limits the wait that a server may ask for, because gaps grow meanwhile."""
 
 
 def retry_after(values: Iterable[str], *, date: str | None, now: Micros) -> float | None:
-    """Return for how many seconds a server asks not to be tried again, at most `MAX_RETRY_AFTER`.
+    """Return the wait in seconds that a server asks for, at most `MAX_RETRY_AFTER`; None if it asks for none.
 
-    `values` are those of the header; the longest readable one counts, and None means that there is none. A moment is
-    taken relative to the answer's own `date` where it has one, so that our clock may be wrong; else to `now`.
+    The longest valid one of the header's `values` counts. A date is relative to the response's own `date`, so that a
+    wrong clock does not matter; without one, to `now`.
     """
     asked = [seconds for value in values if (seconds := _seconds(value.strip(), date, now)) is not None]
     return min(max(asked), MAX_RETRY_AFTER) if asked else None
@@ -26,7 +26,7 @@ def retry_after(values: Iterable[str], *, date: str | None, now: Micros) -> floa
 
 def _seconds(value: str, date: str | None, now: Micros) -> float | None:
     if re.fullmatch(r"[0-9]+", value):
-        # A number with too many digits to be one is longer than the longest wait, too.
+        # A number with more digits exceeds the maximum, too.
         return float(value) if len(value) < 12 else math.inf
     moment = http_date(value)
     if moment is None:
@@ -36,10 +36,10 @@ def _seconds(value: str, date: str | None, now: Micros) -> float | None:
 
 
 def http_date(value: str) -> float | None:
-    """Return a date of HTTP (RFC 9110, section 5.6.7) in seconds since the Unix epoch; None where it is none."""
+    """Return a date of HTTP (RFC 9110, section 5.6.7) in seconds since the Unix epoch; None if malformed."""
     try:
         moment = parsedate_to_datetime(value)
-        # An obsolete form may lack its zone, which is GMT in all of them.
+        # Obsolete forms may lack the zone, which is always GMT.
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
