@@ -33,7 +33,7 @@ OLDEST_KUSTOMIZE = (5, 0)
 """In kubectl since 1.27. What Debian 12 packages is older than Kustomize's components."""
 
 HEAD = """\
-# Made from deploy/prometheus/ingestor.rules.yaml by `python -m tests.deploy.kubernetes`: change that file, not this.
+# Generated from deploy/prometheus/ingestor.rules.yaml by `python -m tests.deploy.kubernetes`: edit that file, not this.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
