@@ -49,7 +49,9 @@ def migrate(connection: Connection) -> None:
 
 async def main() -> None:
     """Migrate by the URL of the environment."""
-    url = settings.load_settings().read_database_url()
+    given = settings.load_settings()
+    context.config.attributes["exchange_timezone"] = given.exchange_timezone
+    url = given.read_database_url()
     engine = create_engine(url)
     with LockWatch(url).watching():
         async with engine.connect() as connection:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import asyncpg
 import sqlalchemy as sa
+from alembic.util import CommandError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -61,6 +62,8 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         advice = owner if told.sqlstate == "42501" else told.hint
         message = f"{failure}: {told.message.removeprefix(ANSWERED)}"
         raise StoreError(message, sqlstate=told.sqlstate, hint=advice) from error
+    except CommandError as error:  # of a migration, or of Alembic itself
+        raise StoreError(f"{failure}: {error}") from error
     except SERVER_ERRORS as error:  # those that SQLAlchemy does not know
         raise StoreError(f"{failure}: {translated(error)}") from error
     finally:

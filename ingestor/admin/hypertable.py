@@ -11,8 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import sqlalchemy as sa
 from alembic.script import ScriptDirectory
@@ -134,13 +133,43 @@ _TAKE_THE_PLACE = (
 )
 
 
+class RelationsRevision(Protocol):
+    """A revision that makes the relations on `market.ticks`. The conversion drops them and makes them again.
+
+    Their SQL stays in the revision, which is frozen with it; a later revision that changes them has all these names.
+    """
+
+    RELATIONS: tuple[str, ...]
+    """The relations, each before those that it reads."""
+
+    def is_community(self, connection: sa.Connection) -> bool:
+        """Return whether `market.ticks` is a hypertable of an edition that has continuous aggregates."""
+        ...
+
+    def has_aggregates(self, connection: sa.Connection) -> bool:
+        """Return whether the bars are continuous aggregates."""
+        ...
+
+    def make_index(self, connection: sa.Connection, name: str, table: str) -> None:
+        """Make the index of buckets on a table of ticks."""
+        ...
+
+    def make_relations(self, connection: sa.Connection) -> None:
+        """Make the relations for the edition that is found."""
+        ...
+
+    def drop_relations(self, connection: sa.Connection) -> None:
+        """Drop the relations."""
+        ...
+
+
 async def convert_to_hypertable(url: str, settings: Settings, report: Callable[[str], None]) -> None:
     """Make a hypertable of a partitioned `market.ticks`, in a database at the newest schema.
 
     `report` is told each step in a sentence. Raises StoreError; what was copied by then is not copied again.
     """
     async with as_owner(url, failure="The adoption failed", verb="Migrate") as engine:
-        relations = _newest_relations()
+        relations = relations_revision()
         if await _is_partitioned(engine):
             await _ensure_timescaledb(engine)
             await _make_copy(engine, relations, report)
@@ -195,10 +224,11 @@ async def _ensure_timescaledb(engine: AsyncEngine) -> None:
             ) from error
 
 
-def _newest_relations() -> ModuleType:
-    """Return the newest revision that makes the relations on `market.ticks`."""
+def relations_revision() -> RelationsRevision:
+    """Return the newest revision that makes the relations on `market.ticks`, marked by its constant `RELATIONS`."""
     scripts = ScriptDirectory.from_config(configuration()).walk_revisions()
-    return next(script.module for script in scripts if hasattr(script.module, "make_relations"))
+    newest = next(script.module for script in scripts if hasattr(script.module, "RELATIONS"))
+    return cast("RelationsRevision", newest)
 
 
 @contextlib.asynccontextmanager
@@ -209,7 +239,7 @@ async def _transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         yield connection
 
 
-async def _take_the_edition(engine: AsyncEngine, relations: ModuleType) -> bool:
+async def _take_the_edition(engine: AsyncEngine, relations: RelationsRevision) -> bool:
     """Make continuous aggregates where bars are views, since TimescaleDB's edition was Apache-2; return whether so."""
     async with _transaction(engine) as connection:
         may, has = [
@@ -220,7 +250,7 @@ async def _take_the_edition(engine: AsyncEngine, relations: ModuleType) -> bool:
         return bool(may and not has)
 
 
-async def _make_copy(engine: AsyncEngine, relations: ModuleType, report: Callable[[str], None]) -> None:
+async def _make_copy(engine: AsyncEngine, relations: RelationsRevision, report: Callable[[str], None]) -> None:
     """Make the table that the ticks are copied to, unless an earlier run has."""
     async with _transaction(engine) as connection:
         await _refuse_dependents(connection, relations)
@@ -234,7 +264,7 @@ async def _make_copy(engine: AsyncEngine, relations: ModuleType, report: Callabl
     report(f"market.ticks is copied to {COPY}, which needs about as much room: {size}.")
 
 
-async def _refuse_dependents(connection: AsyncConnection, relations: ModuleType) -> None:
+async def _refuse_dependents(connection: AsyncConnection, relations: RelationsRevision) -> None:
     ours = ["market.ticks", *relations.RELATIONS]
     if names := (await connection.scalars(sa.text(_DEPENDENTS), {"relations": ours})).all():
         raise StoreError(
@@ -272,7 +302,7 @@ async def _copy(connection: AsyncConnection, since: datetime, until: datetime) -
     return (await connection.execute(sa.text(_COPY_TICKS), {"since": since, "until": until})).rowcount
 
 
-async def _finish(engine: AsyncEngine, relations: ModuleType, report: Callable[[str], None]) -> None:
+async def _finish(engine: AsyncEngine, relations: RelationsRevision, report: Callable[[str], None]) -> None:
     """Put the copy in the place of the partitioned table, in one transaction."""
     try:
         async with _transaction(engine) as connection:
@@ -321,7 +351,7 @@ def _refuse_differences(days: Sequence[sa.Row[Any]]) -> None:
             )
 
 
-def _remake(connection: sa.Connection, relations: ModuleType, between: Sequence[str] = ()) -> None:
+def _remake(connection: sa.Connection, relations: RelationsRevision, between: Sequence[str] = ()) -> None:
     """Drop what stands on `market.ticks`, do what is to be done `between`, and make it anew, grants and comment too."""
     kept = connection.scalars(sa.text(_KEPT), {"relations": ["market.ticks", *relations.RELATIONS]}).all()
     relations.drop_relations(connection)

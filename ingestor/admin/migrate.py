@@ -54,7 +54,7 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
     async with _reporting(report), as_owner(url, failure="The migration failed", verb="Migrate") as engine:
         async with engine.connect() as connection:
             before = await _revision(connection)
-            await connection.run_sync(_upgrade)
+            await connection.run_sync(_upgrade, settings.exchange_timezone)
             after = await _revision(connection)
             if before == after:
                 report(f"The schema is at revision {after} already.")
@@ -73,9 +73,9 @@ async def keep_bars(engine: AsyncEngine, settings: Settings, report: Callable[[s
         await keep_aggregates(connection, columnstore_after(settings), report)
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def _upgrade(connection: sa.Connection, exchange_timezone: str) -> None:
     config = configuration()
-    config.attributes["connection"] = connection
+    config.attributes.update(connection=connection, exchange_timezone=exchange_timezone)
     command.upgrade(config, "head")
 
 

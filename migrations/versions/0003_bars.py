@@ -11,9 +11,8 @@ import re
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import op
-
-from ingestor.errors import StoreError
+from alembic import context, op
+from alembic.util import CommandError
 
 revision = "0003"
 down_revision = "0002"
@@ -301,22 +300,20 @@ def grant_reader(connection: sa.Connection) -> None:
 
 
 def _timezone(connection: sa.Connection) -> str:
-    """Return the exchange's time zone: what the database was told, else what the environment says."""
+    """Return the exchange's time zone, quoted for a literal: as recorded, or in a new database as `env.py` passes it."""
     found = connection.scalar(sa.text("SELECT exchange_timezone FROM ingest.settings"))
     if found is None:
-        from ingestor import settings  # noqa: PLC0415 - only a first migration needs it
-
-        found = settings.load_settings().exchange_timezone
+        found = context.config.attributes["exchange_timezone"]
     return str(found).replace("'", "''")
 
 
 def _check_version(connection: sa.Connection) -> None:
-    """Raise StoreError for a TimescaleDB that knows the columnstore by other names."""
+    """Raise CommandError if TimescaleDB is older than `MINIMUM_TIMESCALE`."""
     version = str(connection.scalar(sa.text("SELECT extversion FROM pg_extension WHERE extname = 'timescaledb'")))
     if tuple(int(number) for number in re.findall(r"\d+", version)[:2]) < MINIMUM_TIMESCALE:
-        raise StoreError(
-            f"TimescaleDB {version} is too old: {'.'.join(map(str, MINIMUM_TIMESCALE))} or newer is needed.",
-            hint="Upgrade its package, then: psql -X, and as its first command ALTER EXTENSION timescaledb UPDATE.",
+        raise CommandError(
+            f"TimescaleDB {version} is too old: {'.'.join(map(str, MINIMUM_TIMESCALE))} or newer is needed. "
+            "Upgrade its package, then: psql -X, and as its first command ALTER EXTENSION timescaledb UPDATE."
         )
 
 

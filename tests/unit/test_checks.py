@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 from ingestor.admin.migrate import configuration
-from ingestor.errors import StoreError
 from ingestor.service.checks import Severity, _bars, _database
 from ingestor.store.inspect import DatabaseFacts, SchemaFacts
 
@@ -80,5 +80,5 @@ def test_the_version_of_the_extension(version: str, is_enough: bool) -> None:
     if is_enough:
         module._check_version(Answering())
         return
-    with pytest.raises(StoreError, match=r"2\.17\.2 is too old"):
+    with pytest.raises(CommandError, match=r"2\.17\.2 is too old"):
         module._check_version(Answering())
