@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, date, datetime
+from datetime import date
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ingestor.admin import schema
+from ingestor.clock import to_datetime
 from ingestor.coverage.calendar import TradingSession, sessions
-from ingestor.model import SECOND
 
 YEARS_BACK = 10
 YEARS_AHEAD = 2
@@ -58,8 +58,8 @@ async def _keep(connection: AsyncConnection, name: str, wanted: list[TradingSess
         {
             "calendar": name,
             "trading_day": session.trading_day,
-            "opens_at": datetime.fromtimestamp(session.opens_at / SECOND, UTC),
-            "closes_at": datetime.fromtimestamp(session.closes_at / SECOND, UTC),
+            "opens_at": to_datetime(session.opens_at),
+            "closes_at": to_datetime(session.closes_at),
         }
         for session in wanted
     ]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SessionClock
+from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SessionClock, from_datetime
 from ingestor.model import SECOND, Micros
 
 COMPARE_AGAIN = 3600.0
 """Seconds after which the clocks are compared once more on a connection that stands."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def compare_clocks(connection: asyncpg.Connection, clock: Clock) -> ClockDifference:
@@ -22,7 +19,7 @@ async def compare_clocks(connection: asyncpg.Connection, clock: Clock) -> ClockD
     The server looked at its clock at some moment of the round trip: half of that is what the answer may be wrong by.
     """
     ours, began = clock.wall(), clock.monotonic()
-    theirs = (await connection.fetchval("SELECT clock_timestamp()") - _EPOCH) // timedelta(microseconds=1)
+    theirs = from_datetime(await connection.fetchval("SELECT clock_timestamp()"))
     half = round((clock.monotonic() - began) * SECOND / 2)
     return ClockDifference(ours + half - theirs, half)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import asyncpg
 
-from ingestor.clock import UNCOMPARED, ClockDifference, SystemClock
-from ingestor.model import SECOND
+from ingestor.clock import UNCOMPARED, ClockDifference, SystemClock, to_datetime
 from ingestor.settings import SHARED, Settings, variable
 from ingestor.store.clocks import compare_clocks
 from ingestor.store.connect import connect
@@ -82,7 +81,7 @@ class DatabaseFacts:
     @property
     def now(self) -> datetime:
         """The time by the server's clock."""
-        return datetime.fromtimestamp((SystemClock().wall() - self.clock.ahead) / SECOND, UTC)
+        return to_datetime(SystemClock().wall() - self.clock.ahead)
 
 
 async def inspect(url: str, *, timeout: float = 10.0) -> DatabaseFacts:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import asyncpg
 
 from ingestor.batch import unpack
+from ingestor.clock import to_datetime
 from ingestor.errors import StoreError
 from ingestor.model import Batch, Rejection, Tick
 from ingestor.store.refusal import translated
@@ -19,8 +19,6 @@ from ingestor.store.retry import RetryAction, classify
 MOST_ROWS = 10
 MOST_SHARE = 0.01
 """More rows of a batch than the greater of these are not refused one by one: then it is no fault of single rows."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class RejectionBudget:
@@ -95,6 +93,6 @@ def _positions(batch: Batch, after: int) -> Iterator[int]:
 
 def as_message(tick: Tick) -> bytes:
     """Return a tick as the message that the feed documents, with its date in UTC."""
-    date = (_EPOCH + timedelta(microseconds=tick.time)).isoformat()
+    date = to_datetime(tick.time).isoformat()
     data = {"date": date, "price": tick.price, "volume": tick.volume, "symbol": tick.symbol}
     return json.dumps({"type": "price", "data": data}, ensure_ascii=False).encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from functools import partial
 from itertools import groupby
 from typing import TypeAlias
@@ -13,9 +13,9 @@ from uuid import UUID
 
 import asyncpg
 
-from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock
+from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock, to_datetime
 from ingestor.errors import StoreError
-from ingestor.model import SECOND, Batch, Micros, Rejection, Tally
+from ingestor.model import SECOND, Batch, Duration, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
@@ -31,7 +31,7 @@ from ingestor.store.waiting import LockWatch, Tell, warn
 STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
 
-LATE: Micros = 3600 * SECOND
+LATE: Duration = 3600 * SECOND
 """Ticks older than this, by the database's clock, when they are committed came after the bars of their time."""
 
 MONTHS_AHEAD = 2
@@ -47,8 +47,6 @@ _Inserted: TypeAlias = tuple[int, Sequence[Rejection]]
 
 _Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch], int], Awaitable[_Inserted]]
 """Inserts the rows of batches, of which the first may be a part: the messages after so many."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +279,7 @@ class TickStore:
 
     async def _make_partitions(self, guarded: GuardedConnection, batches: Sequence[Batch]) -> None:
         """Make the partitions of the ticks' months and of the months ahead, in transactions of their own."""
-        today = (_EPOCH + timedelta(microseconds=self._database_clock.now())).date()
+        today = to_datetime(self._database_clock.now()).date()
         needed = {month for batch in batches for month in batch.months} | set(months_ahead(today))
         for month in sorted(needed - self._months):
             async with guarded as connection, connection.transaction(isolation="read_committed"):
@@ -420,5 +418,5 @@ def months_ahead(today: date) -> Iterator[date]:
         first = (first + timedelta(days=31)).replace(day=1)
 
 
-def _timestamp(instant: Micros | None, shift: Micros = 0) -> datetime | None:
-    return None if instant is None else _EPOCH + timedelta(microseconds=instant + shift)
+def _timestamp(instant: Micros | None, shift: Duration = 0) -> datetime | None:
+    return None if instant is None else to_datetime(instant + shift)
