@@ -1,4 +1,4 @@
-"""The continuous aggregates of TimescaleDB Community: computed from the oldest tick on, kept up to date, mended.
+"""The continuous aggregates of TimescaleDB Community: refreshed from the oldest tick on, kept up to date, repaired.
 
 Elsewhere bars are views, and nothing here has anything to do. Nothing here can run in a transaction.
 """
@@ -26,10 +26,10 @@ WINDOW_TOO_SMALL = "22023"
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One width of bars, and its policy: every `every`, what is older than `end` and younger than `start` is computed.
+    """One width of bars, and its policy: every `every`, it computes bars older than `end` and younger than `start`.
 
-    What is younger is computed by whoever asks (real-time aggregation), and what is older and came late is on the list
-    of refreshes.
+    A query computes younger bars itself (real-time aggregation). Older ranges with late ticks are on the list of stale
+    ranges.
     """
 
     name: str
@@ -101,12 +101,12 @@ async def keep_aggregates(
     await _keep_columnstore(connection, columnstore_after, report)
 
 
-async def mend_aggregates(connection: AsyncConnection, report: Callable[[str], None]) -> None:
-    """Compute what ticks came into late, and whatever else was left out, and take it from the list.
+async def repair_aggregates(connection: AsyncConnection, report: Callable[[str], None]) -> None:
+    """Refresh the ranges of late ticks and everything else that is missing, and empty the list.
 
     It goes through all that there is, from the oldest tick on: behind jobs that stood still, or a window that was
-    computed by itself, bars would be hidden that never were computed. Where there are no aggregates, only the list is
-    emptied.
+    computed by itself, bars would be hidden that never were computed. Without aggregates it only
+    empties the list.
     """
     rows = (await connection.execute(sa.select(schema.stale_ranges))).all()
     if await has_aggregates(connection):
@@ -114,7 +114,7 @@ async def mend_aggregates(connection: AsyncConnection, report: Callable[[str], N
             await _compute(connection, level, lambda _: None)
         if rows:
             since, until = min(row.range_from for row in rows), max(row.range_until for row in rows)
-            report(f"Bars computed anew, where ticks came late: {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC.")
+            report(f"Bars recomputed for late ticks: {since:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M} UTC.")
     table = schema.stale_ranges.c
     for row in rows:  # but for those that have been noted again since
         is_same = (table.range_from == row.range_from) & (table.range_until == row.range_until)

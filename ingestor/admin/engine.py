@@ -33,7 +33,7 @@ def create_engine(url: str) -> AsyncEngine:
     """Return a SQLAlchemy engine that connects by the same URL in the same way.
 
     SQLAlchemy's own reading of a URL knows neither `sslmode` nor several hosts. Prepared statements have no name, since
-    one with a name stays on the session, which behind a pooler is somebody else's next.
+    one with a name stays on the session, which behind a pooler serves another client next.
     """
 
     async def creator() -> asyncpg.Connection:
@@ -57,11 +57,11 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
             yield engine
     except sa.exc.DBAPIError as error:
         behind = error.orig.__cause__ if error.orig is not None else None
-        told = translated(behind if isinstance(behind, Exception) else error)
+        refused = translated(behind if isinstance(behind, Exception) else error)
         owner = f"{verb} as a role that owns the database, or has CREATE on it and owns what was made before."
-        advice = owner if told.sqlstate == "42501" else told.hint
-        message = f"{failure}: {told.message.removeprefix(ANSWERED)}"
-        raise StoreError(message, sqlstate=told.sqlstate, hint=advice) from error
+        advice = owner if refused.sqlstate == "42501" else refused.hint
+        message = f"{failure}: {refused.message.removeprefix(ANSWERED)}"
+        raise StoreError(message, sqlstate=refused.sqlstate, hint=advice) from error
     except CommandError as error:  # of a migration, or of Alembic itself
         raise StoreError(f"{failure}: {error}") from error
     except SERVER_ERRORS as error:  # those that SQLAlchemy does not know
@@ -122,6 +122,6 @@ async def _locked_beside(engine: AsyncEngine, connection: AsyncConnection) -> As
 
 
 async def database_now(connection: AsyncConnection) -> datetime:
-    """Return what the database's clock shows: by it is judged what is old, and what is still to come."""
+    """Return what the database's clock shows: it decides what is old and what is still to come."""
     now: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
     return now

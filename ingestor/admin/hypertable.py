@@ -1,8 +1,8 @@
 """Moves `market.ticks` from monthly partitions into a hypertable, where TimescaleDB came after the first migration.
 
 The ticks are copied partition by partition while everybody goes on, and writers wait only for the last transaction. It
-copies what came meanwhile, counts every day of both tables, and puts the new one in the place of the old one. What
-ends this before that commit leaves the old table as it is, and a copy from which the next run goes on.
+copies what came meanwhile, counts every day of both tables, and puts the new one in the place of the old one. A run
+that ends before that commit leaves the old table as it is, and a copy from which the next run continues.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _BECOME_OWNER = """
 SELECT format('SET LOCAL ROLE %I', pg_get_userbyid(relowner)) FROM pg_class WHERE oid = to_regclass('market.ticks')
 """
 
-# Whatever would end with the table or with the relations on it, and is not ours. A view depends by its rule for
-# SELECT, and what a partition has of its table (P) is not told again.
+# Foreign objects that would be dropped with the table or with the relations on it. A view depends by its rule for
+# SELECT, and an object that a partition has of its table (P) is not reported again.
 _DEPENDENTS = f"""
 WITH ours AS (
     SELECT to_regclass(name)::oid AS oid FROM unnest(CAST(:relations AS text[])) AS name
@@ -114,7 +114,7 @@ _LOCK_WRITERS = (
     "LOCK TABLE market.ticks IN SHARE ROW EXCLUSIVE MODE",
 )
 
-# What was granted by hand is granted again too.
+# Grants that were given by hand are given again.
 _KEPT = """
 SELECT format('GRANT %s%s ON %s TO %s%s', a.privilege_type, '(' || quote_ident(attname) || ')', c.oid::regclass,
               CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(a.grantee)) END,
@@ -166,9 +166,9 @@ class RelationsRevision(Protocol):
 async def convert_to_hypertable(url: str, settings: Settings, report: Callable[[str], None]) -> None:
     """Make a hypertable of a partitioned `market.ticks`, in a database at the newest schema.
 
-    `report` is told each step in a sentence. Raises StoreError; what was copied by then is not copied again.
+    `report` gets each step as a sentence. Raises StoreError; what was copied by then is not copied again.
     """
-    async with as_owner(url, failure="The adoption failed", verb="Migrate") as engine:
+    async with as_owner(url, failure="The conversion failed", verb="Migrate") as engine:
         relations = relations_revision()
         if await _is_partitioned(engine):
             await _ensure_timescaledb(engine)
@@ -178,7 +178,7 @@ async def convert_to_hypertable(url: str, settings: Settings, report: Callable[[
         elif await _take_the_edition(engine, relations):
             report("market.ticks is a hypertable already; its bars are continuous aggregates now.")
         else:
-            report("market.ticks is a hypertable already: there is nothing to convert_to_hypertable.")
+            report("market.ticks is a hypertable already: there is nothing to convert.")
         await keep_bars(engine, settings, report)
 
 
@@ -268,8 +268,8 @@ async def _refuse_dependents(connection: AsyncConnection, relations: RelationsRe
     ours = ["market.ticks", *relations.RELATIONS]
     if names := (await connection.scalars(sa.text(_DEPENDENTS), {"relations": ours})).all():
         raise StoreError(
-            f"What is not ours depends on market.ticks and would be lost with it: {', '.join(names)}.",
-            hint="Drop it, run this again, and make it anew afterwards.",
+            f"These objects depend on market.ticks and would be dropped with it: {', '.join(names)}.",
+            hint="Drop them, run this again, and create them again afterwards.",
         )
 
 
@@ -289,7 +289,7 @@ async def _copy_partitions(engine: AsyncEngine, report: Callable[[str], None]) -
             report(f"{since:%Y-%m}: {what}.")
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(sa.text(f"VACUUM (ANALYZE) {COPY}"))  # while nobody waits for it
+        await connection.execute(sa.text(f"VACUUM (ANALYZE) {COPY}"))  # before the writers have to wait for it
 
 
 async def _compare(connection: AsyncConnection, sql: str, since: datetime, until: datetime) -> Sequence[sa.Row[Any]]:
@@ -321,7 +321,7 @@ async def _finish(engine: AsyncEngine, relations: RelationsRevision, report: Cal
         if getattr(error.orig, "sqlstate", None) not in {LOCK_NOT_AVAILABLE, DEADLOCK}:
             raise
         raise StoreError(
-            f"Somebody uses market.ticks, or what stands on it, for longer than {LOCK_TIMEOUT}.",
+            f"Another session holds market.ticks, or a view on it, for longer than {LOCK_TIMEOUT}.",
             sqlstate=getattr(error.orig, "sqlstate", None),
             hint="Nothing was changed. Run this again: only the last step is left.",
         ) from error
@@ -352,7 +352,7 @@ def _refuse_differences(days: Sequence[sa.Row[Any]]) -> None:
 
 
 def _remake(connection: sa.Connection, relations: RelationsRevision, between: Sequence[str] = ()) -> None:
-    """Drop what stands on `market.ticks`, do what is to be done `between`, and make it anew, grants and comment too."""
+    """Drop the relations on `market.ticks`, run the statements `between`, and make them again with their grants."""
     kept = connection.scalars(sa.text(_KEPT), {"relations": ["market.ticks", *relations.RELATIONS]}).all()
     relations.drop_relations(connection)
     for statement in between:

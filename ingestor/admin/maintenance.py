@@ -1,4 +1,4 @@
-"""What has to be done now and then: the calendar, partitions ahead, bars of old time, and ticks that are too old."""
+"""The regular work of `ingestor maintain`: calendar, partitions ahead, stale bars and retention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import sqlalchemy as sa
 
 from ingestor.admin import schema
-from ingestor.admin.aggregates import columnstore_after, has_aggregates, keep_aggregates, mend_aggregates
+from ingestor.admin.aggregates import columnstore_after, has_aggregates, keep_aggregates, repair_aggregates
 from ingestor.admin.calendars import keep_calendars, last_trading_day
 from ingestor.admin.engine import as_owner, database_now, maintenance, without_transactions
 from ingestor.admin.partitions import make_partitions
@@ -21,7 +21,7 @@ from ingestor.store.retry import MIGRATE
 
 
 async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
-    """Do all of it once; `report` is told what was done in sentences. Raises StoreError."""
+    """Do all of it once; `report` gets the results as sentences. Raises StoreError."""
     source, known = known_sessions()
     url = settings.read_database_url()
     async with as_owner(url, failure="Maintenance failed", verb="Maintain") as engine:
@@ -36,10 +36,10 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
         _say(report, source, changes, made, last, today)
         async with maintenance(engine) as connection:
             if not (are_computed := await has_aggregates(connection)):
-                await mend_aggregates(connection, report)  # of which only the list is left then
+                await repair_aggregates(connection, report)  # of which only the list is left then
         if are_computed:
             async with without_transactions(engine) as connection:
-                await mend_aggregates(connection, report)
+                await repair_aggregates(connection, report)
                 await keep_aggregates(connection, columnstore_after(settings), report)
         if settings.retention is not None:
             await drop_old(engine, timedelta(seconds=settings.retention), report)

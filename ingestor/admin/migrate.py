@@ -49,7 +49,7 @@ def head_revision() -> str:
 async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -> None:
     """Bring the schema to head, then write settings, trading sessions and partitions that are missing.
 
-    `report` is told each step in a sentence. Raises StoreError.
+    `report` gets each step as a sentence. Raises StoreError.
     """
     async with _reporting(report), as_owner(url, failure="The migration failed", verb="Migrate") as engine:
         async with engine.connect() as connection:

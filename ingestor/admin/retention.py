@@ -1,4 +1,4 @@
-"""Drops ticks that are older than somebody wants to keep: whole chunks, or whole monthly partitions."""
+"""Drops ticks that are older than the retention: whole chunks, or whole monthly partitions."""
 
 from __future__ import annotations
 

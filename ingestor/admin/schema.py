@@ -62,7 +62,7 @@ ticks = Table(
     column("symbol", TEXT, "The exchange's symbol with its suffix, such as AIR.NZ."),
     UniqueConstraint("symbol", "time", "price", "volume", "occurrence"),
     schema="market",
-    comment="Every trade print that was heard, exactly once.",
+    comment="Every trade that was received, exactly once.",
 )
 
 instruments = Table(
@@ -78,7 +78,7 @@ instruments = Table(
     column("last_seen", TIME, "Time of the last tick.", null=True),
     PrimaryKeyConstraint("symbol"),
     schema="market",
-    comment="What is traded.",
+    comment="The traded instruments.",
 )
 
 bars = Table(
@@ -92,17 +92,17 @@ bars = Table(
     column("low", DOUBLE_PRECISION, "Lowest price."),
     column("close", DOUBLE_PRECISION, "Last price."),
     column("volume", BIGINT, "Units traded."),
-    column("source", TEXT, "Where the bar was fetched from."),
+    column("source", TEXT, "The provider of the bar."),
     column("fetched_at", TIME, "When it was fetched.", default="now()"),
     PrimaryKeyConstraint("symbol", "resolution", "time"),
     schema="market",
-    comment="Bars fetched from the provider's REST API, for the minutes that were not heard.",
+    comment="Bars fetched from the provider's REST API, for the minutes that are not covered.",
 )
 
 stream_sessions = Table(
     "stream_sessions",
     metadata,
-    column("id", UUID, "Made by the daemon (UUIDv7), so that a session can begin while the database is away."),
+    column("id", UUID, "Made by the daemon (UUIDv7), so that a session can begin while the database is unavailable."),
     column("instance", TEXT, "Which daemon it was."),
     column("endpoint", TEXT, "The stream's address; of a replay, the file's name."),
     column("connected_at", TIME, "When the connection was open."),
@@ -111,7 +111,7 @@ stream_sessions = Table(
     column(
         "covered_until",
         TIME,
-        "Until when it is proved that everything was heard; null: nothing is. Never later than the database's clock.",
+        "All ticks before this were received; null: not proved. Never later than the database's clock.",
         null=True,
     ),
     column("last_message_at", TIME, "Arrival of the last message.", null=True),
@@ -140,13 +140,13 @@ stream_sessions = Table(
     CheckConstraint("kind IN ('stream', 'replay')", name="kind"),
     Index(None, "connected_at"),
     schema="ingest",
-    comment="Each connection to the feed and each replay: what was heard is what these vouch for.",
+    comment="Each connection to the feed and each replay. Coverage is computed from these rows.",
 )
 
 rejected_messages = Table(
     "rejected_messages",
     metadata,
-    column("session_id", UUID, "The session that heard it."),
+    column("session_id", UUID, "The session that received it."),
     column("batch", BIGINT, "The batch that brought it."),
     column("position", INTEGER, "Its place among the batch's messages, from 1."),
     column("received_at", TIME, "When it arrived."),
@@ -174,7 +174,7 @@ trading_sessions = Table(
         name="day",
     ),
     schema="ingest",
-    comment="When the exchange trades: what of it was not heard is a gap.",
+    comment="The exchange's trading sessions. A part that is not covered is a gap.",
 )
 
 backfills = Table(
@@ -207,7 +207,7 @@ backfills = Table(
     Index("backfills_pending_idx", "gap_from", postgresql_where=text("status = 'pending'")),
     Index("backfills_whole_idx", "gap_from", postgresql_where=text("symbol = '*'")),
     schema="ingest",
-    comment="What was done to fill each gap: a row for each symbol, and one, named *, for the gap as a whole.",
+    comment="The backfill of each gap: a row for each symbol, and one named * for the complete gap.",
 )
 
 exclusions = Table(
@@ -215,7 +215,7 @@ exclusions = Table(
     metadata,
     column("excluded_from", TIME, "From when on."),
     column("excluded_until", TIME, "Until when."),
-    column("reason", TEXT, "Why, in the words of whoever put it on record."),
+    column("reason", TEXT, "The reason, in the words of the person who recorded it."),
     column("noted_at", TIME, "When it was put on record.", default="now()"),
     PrimaryKeyConstraint("excluded_from", "excluded_until"),
     CheckConstraint("excluded_from < excluded_until", name="order"),
@@ -257,9 +257,7 @@ stale_ranges = Table(
     column("noted_at", TIME, "When the last of them came.", default="clock_timestamp()"),
     PrimaryKeyConstraint("range_from", "range_until"),
     schema="ingest",
-    comment=(
-        "Old time into which ticks came late: bars that were computed before are computed anew by ingestor maintain."
-    ),
+    comment=("Time spans that got late ticks. `ingestor maintain` recomputes their bars."),
 )
 
 settings = Table(
@@ -272,7 +270,7 @@ settings = Table(
     column("coverage_tail", INTERVAL, "Time after the close that counts as trading time."),
     column("coverage_margin", INTERVAL, "Doubt between the exchange's clock and ours."),
     column("stall_timeout", INTERVAL, "Silence in trading hours after which a stream counts as dead."),
-    column("coverage_since", TIME, "Where coverage begins; null: with the first session.", null=True),
+    column("coverage_since", TIME, "Start of coverage; null: the first session.", null=True),
     column("minimum_version", TEXT, "Oldest ingestor that may write here; null: any.", null=True),
     column(
         "bar_label",
@@ -296,5 +294,5 @@ settings = Table(
     ),
     CheckConstraint("bar_label IN ('start', 'end')", name="bar_label"),
     schema="ingest",
-    comment="What SQL must know of the environment. Written by the first migration, then changed on purpose only.",
+    comment="The settings that SQL needs. The first migration writes them; later changes are deliberate.",
 )

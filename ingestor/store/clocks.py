@@ -1,4 +1,4 @@
-"""The database's clock, as far as it can be told from here."""
+"""Estimates the database's clock."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from ingestor.store.tls import OptionalContext, context_for
 CONNECT_TIMEOUT = 10.0
 
 STARTUP = {"timezone": "UTC", "standard_conforming_strings": "on"}
-"""What our SQL takes for granted, and an administrator may have set otherwise for the role or the database; with
+"""Settings that our SQL relies on, and that an administrator may have changed for the role or the database; with
 `look_around` all of it. Only what a connection pooler knows may be given when connecting."""
 
 STATEMENTS = 100
@@ -121,14 +121,14 @@ def _session_attributes(parameters: Mapping[str, str], *, read_write: bool) -> l
 
 
 def _most_telling(errors: list[StoreError]) -> StoreError:
-    """Return the error to raise of several hosts, one that a person must act on only if no other host may help.
+    """Return the error to raise of several hosts, one that requires operator action only if no other host may help.
 
     Roles and databases are the same on all servers of a cluster; pg_hba.conf and certificates are each server's own.
     """
-    told = max(errors, key=_telling)
-    if all(isinstance(each, DatabaseAccessError) for each in errors) or told.sqlstate in {"28P01", "3D000"}:
-        return told
-    return StoreError(told.message, sqlstate=told.sqlstate, hint=told.hint)
+    worst = max(errors, key=_telling)
+    if all(isinstance(each, DatabaseAccessError) for each in errors) or worst.sqlstate in {"28P01", "3D000"}:
+        return worst
+    return StoreError(worst.message, sqlstate=worst.sqlstate, hint=worst.hint)
 
 
 def _telling(error: StoreError) -> int:
@@ -166,9 +166,9 @@ class _Attempt:
             return error
         except ExceptionGroup as group:
             failures = [refusal(each, shown) for each in group.exceptions if isinstance(each, Exception)]
-            told = max(failures, key=_telling)
-            if _telling(told) or len(failures) == 1:
-                return told
+            worst = max(failures, key=_telling)
+            if _telling(worst) or len(failures) == 1:
+                return worst
             each = "; ".join(f"{where} {_why(why)}" for where, why in zip(addresses, group.exceptions, strict=True))
             return StoreError(f"The database at {shown} cannot be reached at any of its addresses: {each}.", hint=RUNS)
         except (KeyError, ValueError, OverflowError, *DRIVER_ERRORS) as exc:
@@ -275,7 +275,7 @@ class _Server:
 async def _look_around(connection: asyncpg.Connection, timeout: float) -> _Server:
     """Ask what answers. In one round trip without a prepared statement, where only the number of rows comes back.
 
-    A pooler invents the process id that a client is told.
+    A pooler invents the process id that a client is worst.
     """
     pid = connection.get_server_pid()
     status = await connection.execute(QUERIES["look_around"].replace("$1", str(pid)), timeout=timeout)

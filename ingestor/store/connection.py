@@ -18,7 +18,7 @@ GRACE = 0.5
 """Seconds after `terminate` in which the driver should have noticed."""
 
 CLOSE_TIMEOUT = 1.0
-"""Seconds for the server to say goodbye."""
+"""Seconds for the server to close the connection."""
 
 
 class GuardedConnection:
@@ -57,7 +57,7 @@ class GuardedConnection:
         return is_pooled(self.connection)
 
     def renew(self) -> None:
-        """Begin to count anew: the limit is for a server that hangs, not for one that works."""
+        """Restart the time limit: it is for a server that hangs, not for one that works."""
         if self._on_progress is not None:
             self._on_progress()
         if self._timer is not None:

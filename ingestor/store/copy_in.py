@@ -29,7 +29,9 @@ async def _body(
     yield COPY_HEADER
     for run in rows:
         for start in range(0, len(run), PIECE):
-            await asyncio.sleep(0)  # otherwise nobody notices that the connection is lost until all pieces are sent,
+            await asyncio.sleep(
+                0
+            )  # otherwise the driver does not notice that the connection is lost until all pieces are sent,
             if connection.is_closed():  # and asyncio logs each of them
                 return
             on_piece()

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 
 class _DriverLoop:
-    """The running loop, except that nobody has to ask a future of the driver for its error.
+    """The running loop, except that an unread error of the driver's futures is not logged.
 
     A caller who waits for the driver gets the error in any case. If the caller is cancelled, the driver closes its
-    transport, which then sets an error in a future that nobody waits for any more (`TLSUpgradeProto.on_data`, for
+    transport, which then sets an error in a future without a waiter (`TLSUpgradeProto.on_data`, for
     example). asyncio would log it as "Future exception was never retrieved", beside the true cause of the stop.
     """
 

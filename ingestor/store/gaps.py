@@ -1,4 +1,4 @@
-"""What the database knows of coverage: reads the gap report, and keeps the books of backfill and reconciliation."""
+"""Reads the gap report, and records backfill and reconciliation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class PendingBackfill:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of asking for a piece and a symbol."""
+    """The result of a request for a span and a symbol."""
 
     piece: GapSpan
     status: Literal["filled", "no trades", "partial", "unfillable", "pending"]
@@ -86,7 +86,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class OpenGaps:
-    """How many gaps nobody has settled yet, and when the oldest began."""
+    """The number of open gaps, and the start of the oldest."""
 
     count: int
     oldest: datetime | None
@@ -115,7 +115,7 @@ class GapStore:
         try:
             async with self._connection() as connection:
                 await check_schema(connection)
-                settings = await connection.fetchrow(QUERIES["ledger_settings"])
+                settings = await connection.fetchrow(QUERIES["gap_settings"])
             if settings is None:
                 raise SchemaError("The database's settings were never written.", hint=MIGRATE)
         except BaseException:
@@ -164,7 +164,7 @@ class GapStore:
             await connection.execute(QUERIES["exclude"], since, until, reason)
 
     async def store_instruments(self, exchange: str, listed: Sequence[Instrument], *, is_complete: bool = True) -> int:
-        """Note what the provider lists, and when each symbol was first and last heard.
+        """Note what the provider lists, and when each symbol was first and last received.
 
         Instruments that it lists no longer are retired, unless they are many at once, or the list is not `is_complete`:
         then it rather is the answer that is short. Returns how many are kept for that reason.
@@ -185,7 +185,7 @@ class GapStore:
             return [row["symbol"] for row in await connection.fetch(QUERIES["active_symbols"], since)]
 
     async def unknown_symbols(self, symbols: Collection[str]) -> list[str]:
-        """Return those of the symbols that were neither listed nor heard, ever."""
+        """Return those of the symbols that were never listed nor received."""
         async with self._connection() as connection:
             return [row["symbol"] for row in await connection.fetch(QUERIES["unknown_symbols"], list(symbols))]
 
@@ -196,7 +196,7 @@ class GapStore:
         return [GapSpan(row["gap_from"], row["gap_until"]) for row in rows]
 
     async def forget_needless(self) -> None:
-        """Forget what was begun, is not settled, and has been heard after all."""
+        """Forget what was begun, is not settled, and is covered after all."""
         async with self._turn() as connection:
             await connection.execute(QUERIES["forget_needless"])
 
@@ -247,11 +247,11 @@ class GapStore:
                 )
                 settled += count_of(status)
                 await connection.execute(QUERIES["settle_whole_backfill"], *key)
-            if settled:  # else somebody else was quicker, or it is not needed any more
+            if settled:  # else another process was quicker, or it is not needed any more
                 await connection.executemany(QUERIES["upsert_bar"], rows)
 
     async def trading_day(self, day: date) -> tuple[datetime, datetime] | None:
-        """Return when something should have been heard on a trading day; None where it is none, or not on record."""
+        """Return the trading time of a day; None if it is no trading day or not on record."""
         async with self._connection() as connection:
             row = await connection.fetchrow(QUERIES["trading_day_span"], day)
         return None if row is None else (row["started_at"], row["ended_at"])
@@ -272,7 +272,7 @@ class GapStore:
             return [Bar(*row) for row in await connection.fetch(QUERIES["bars"], symbol, since, until)]
 
     async def last_trade(self, symbol: str, since: datetime, until: datetime) -> datetime | None:
-        """Return when a symbol was last traded between two instants, as we heard or fetched it."""
+        """Return when a symbol was last traded between two instants, as we received or fetched it."""
         async with self._connection() as connection:
             found: datetime | None = await connection.fetchval(QUERIES["last_trade"], symbol, since, until)
         return found
@@ -305,7 +305,7 @@ class GapStore:
             await connection.executemany(QUERIES["note_difference"], rows)
 
     async def adopt(self, label: Label) -> None:
-        """Take the provider's bars by another label from now on. What was fetched is moved, and asked for again."""
+        """Interpret the provider's bars by another label. Bars that were fetched are moved and requested again."""
         shift = timedelta(minutes=-1 if label == "end" else 1)
         async with self._turn() as connection:
             for query, *arguments in (("set_bar_label", label), ("shift_bars", shift), ("forget_backfills",)):

@@ -1,6 +1,6 @@
 -- The SQL of gaps, backfill and reconciliation, in named blocks. `ingestor.store.queries` reads them by name.
 
--- name: ledger_settings
+-- name: gap_settings
 -- What of the settings the backfill goes by.
 SELECT exchange_timezone, coverage_margin, bar_label, ticks_since FROM ingest.settings
 
@@ -70,7 +70,7 @@ WHERE (instruments.first_seen, instruments.last_seen) IS DISTINCT FROM (
     least(instruments.first_seen, excluded.first_seen), greatest(instruments.last_seen, excluded.last_seen))
 
 -- name: active_symbols
--- What may have traded since $1: what is listed, what nobody knows, and what was heard in the month before or later.
+-- Symbols that may have traded since $1: listed, unknown, or received in the month before or later.
 SELECT symbol FROM market.instruments
 WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '30 days' ORDER BY symbol
 
@@ -78,7 +78,7 @@ WHERE coalesce(active, true) OR last_seen >= $1::timestamptz - interval '30 days
 SELECT symbol FROM unnest($1::text[]) AS symbol WHERE symbol NOT IN (SELECT symbol FROM market.instruments) ORDER BY symbol
 
 -- name: fillable
--- What of the trading time is not wholly covered (gaps with the margin around them, the edges of what was heard, doubts),
+-- The trading time that is not fully covered (gaps with their margin, the edges of coverage, uncertain spans),
 -- not excluded, and neither settled nor begun: by trading day, within the bounds.
 WITH open_time AS MATERIALIZED (
     SELECT unnest((SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.fully_covered)
@@ -104,8 +104,8 @@ WHERE ($1::date IS NULL OR trading_day >= $1) AND ($2::date IS NULL OR trading_d
 ORDER BY span
 
 -- name: forget_needless
--- What was begun, and has been heard after all: a spool was written meanwhile. Where there is no trading time on record,
--- `spans` is null, and nothing is forgotten.
+-- Backfills whose time is covered after all: a spool was written meanwhile. Without any trading time on record `spans` is
+-- null, and nothing is deleted.
 WITH needed AS MATERIALIZED (
     SELECT (SELECT range_agg(span) FROM ingest.trading_time) - (SELECT spans FROM ingest.fully_covered) AS spans
 ), needless AS (
@@ -211,11 +211,11 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 UPDATE ingest.settings SET bar_label = $1
 
 -- name: current_label
--- Held until the commit, so that nobody changes it in between.
+-- Held until the commit, so that no other process changes it in between.
 SELECT bar_label FROM ingest.settings FOR SHARE
 
 -- name: shift_bars
--- They were taken by the other label. What the source does not keep any more can't be fetched again, so all are moved.
+-- They were taken by the other label. Bars that the provider no longer keeps can't be fetched again, so all are moved.
 -- In an order, since to sort them all must be deleted before the first is inserted: each may take the next one's place.
 WITH moved AS (DELETE FROM market.bars WHERE source = 'financefeast' AND resolution = interval '1 minute' RETURNING *)
 INSERT INTO market.bars (symbol, time, resolution, open, high, low, close, volume, source, fetched_at)

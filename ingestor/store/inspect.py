@@ -1,4 +1,4 @@
-"""What `ingestor check` and the demo want to know of a database, in one look."""
+"""Collects the facts of a database that `ingestor check` and the demo report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
 
 @dataclass(frozen=True, slots=True)
 class SchemaFacts:
-    """What `ingestor migrate` has left in a database."""
+    """The state of a database that `ingestor migrate` has prepared."""
 
     revision: str
     minimum_version: str | None

@@ -1,7 +1,7 @@
 """How much one transaction holds: less after it was too much for the server or the path, more again after success.
 
 No I/O. A batch that is too large alone is written in parts. The session's row says how many messages of it are there,
-so a part counts once, whoever writes the next one.
+so a part counts once, whichever process writes the next one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What batches prove when the database, or the spool, has lost others before them. No I/O."""
+"""Decides which coverage batches prove if the database or the spool has lost earlier ones. No I/O."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def proof(batches: Sequence[Batch], held: int) -> tuple[Micros | None, int]:
 
     The database has `held` messages of it. It lacks earlier ones after a restore, or a failover to a standby that
     lagged behind; and some may be missing between these batches, where a spool was damaged. Coverage would reach over
-    them: what comes after them proves nothing, for ever, since they stay missing.
+    them: later batches prove nothing, since the lost ones stay missing.
     """
     covered_until: Micros | None = None
     missing = 0

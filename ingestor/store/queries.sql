@@ -9,7 +9,7 @@ SELECT version_num FROM ingest.alembic_version
 SELECT minimum_version FROM ingest.settings
 
 -- name: look_around
--- $1 is put in as text: the process that the client was told it speaks to. As many rows as these facts make: 1 for a
+-- $1 is put in as text: the process id that the client was given. As many rows as these facts make: 1 for a
 -- pooler, which has made that number up; 2 for a server that takes no writes; 4 for a standby. On a session of our
 -- own, each statement must see what was committed while it waited for a lock.
 SELECT set_config('default_transaction_isolation', 'read committed', false) WHERE pg_backend_pid() = $1;
@@ -19,11 +19,11 @@ SELECT FROM generate_series(1, CASE WHEN pg_backend_pid() <> $1 THEN 1 ELSE 0 EN
 
 -- name: set_limits
 -- $1 and $2 are put in as text: milliseconds, and SESSION on a session of our own, or LOCAL behind a pooler, which gives
--- the session to somebody else after each transaction. All of it takes one round trip.
+-- the session to another client after each transaction. All of it takes one round trip.
 -- A server that acknowledges before it has written would break the promise; anything stronger is left alone.
 SELECT set_config('synchronous_commit', 'on', '$2' = 'LOCAL') WHERE current_setting('synchronous_commit') = 'off';
 -- A connection whose other end is gone must not hold a session's row for hours, which is what TCP would do. Within a
--- minute the server notices; and nobody waits for a lock longer than the writer waits for an answer. On a Unix socket
+-- minute the server notices; and no statement waits for a lock longer than the writer waits for an answer. On a Unix socket
 -- the first four mean nothing.
 SET $2 tcp_keepalives_idle = 30; SET $2 tcp_keepalives_interval = 10;
 SET $2 tcp_keepalives_count = 3; SET $2 tcp_user_timeout = 60000;
@@ -35,7 +35,7 @@ SET $2 idle_in_transaction_session_timeout = 60000; SET $2 lock_timeout = $1;
 SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
 
 -- name: lock_session
--- Whoever holds this row may write the session's next batch; what is at or below last_batch was committed before,
+-- The holder of this row may write the session's next batch. Batches up to last_batch were committed before,
 -- but for the rest of last_batch where last_batch_messages is not null.
 SELECT last_batch, last_batch_messages, ticks, duplicates, rejected FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
 
@@ -131,5 +131,5 @@ SELECT pid, lock, seconds, coalesce(holders[1], 0) AS first,
                                           ', transaction since ' || to_char(b.xact_start, 'YYYY-MM-DD HH24:MI:SS TZ')),
                                    ' and ' ORDER BY h.number)
                  FROM unnest(holders) WITH ORDINALITY AS h (pid, number) LEFT JOIN pg_stat_activity b ON b.pid = h.pid),
-                'nobody any more') AS holders
+                'no session any more') AS holders
 FROM waiting ORDER BY seconds DESC

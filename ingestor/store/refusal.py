@@ -19,7 +19,7 @@ SERVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 """The driver's own errors. An OSError beside it may come from anything, such as the writing of a report."""
 
 DRIVER_ERRORS = (*SERVER_ERRORS, OSError)
-"""What the driver raises when the server refuses, or the connection breaks."""
+"""The driver's errors for a refusal of the server or a broken connection."""
 
 ANSWERED = "The database answered: "
 WRITE = f"Write {FORM}?sslmode=verify-full."

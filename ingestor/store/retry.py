@@ -13,9 +13,9 @@ from ingestor.errors import DatabaseAccessError, SchemaError, StoreError
 class RetryAction(Enum):
     """The next action of the store or its caller."""
 
-    RETRY = "retry"  # again, soon: the server restarts, the network failed, or nobody knows
+    RETRY = "retry"  # again, soon: the server restarts, the network failed, or the cause is unknown
     RETRY_AT_ONCE = "retry_at_once"  # again, now: another transaction was in the way, and nothing is wrong
-    RETRY_SLOWLY = "retry_slowly"  # again, every few seconds: a person must act first
+    RETRY_SLOWLY = "retry_slowly"  # again, every few seconds: requires operator action
     RECONNECT = "reconnect"  # again, on another connection: this server is a standby
     USE_STAGING = "use_staging"  # again, through the temporary table: a row is there already
     MAKE_PARTITION = "make_partition"  # again, once the month has its partition
@@ -57,7 +57,7 @@ ROW_FAULTS = frozenset(
         "23514",  # check violation: with a constraint's name, for without one it is a missing partition
     }
 )
-"""What can only be the fault of a row. With every other code the batch is kept as it is, and tried again."""
+"""The codes that only a row can cause. With every other code the batch is kept as it is, and tried again."""
 
 
 _CONFIGURATION = frozenset(

@@ -1,4 +1,4 @@
-"""What a URL, a service file and the PG… variables say together, read as PostgreSQL's own client does."""
+"""Combines a URL, a service file and the PG… variables as PostgreSQL's own client does."""
 
 from __future__ import annotations
 

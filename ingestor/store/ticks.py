@@ -38,8 +38,8 @@ MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
 
 NO_PARTITION = (
-    "It is made now. Where that does not help, a table with its name, market.ticks_YYYY_MM, stands apart (was it "
-    "detached?): attach it again, or rename it."
+    "It is made now. If that does not help, a detached table has its name, market.ticks_YYYY_MM: attach it "
+    "again, or rename it."
 )
 
 _Inserted: TypeAlias = tuple[int, Sequence[Rejection]]
@@ -51,7 +51,7 @@ _Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch], int], Awaita
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What was committed, in counts: `duplicates` of the `ticks` were there already.
+    """The counts of a commit: `duplicates` of the `ticks` were there already.
 
     `refused` are the reasons of those rejections that were ticks until the database refused them. `tallies` are what
     the database has of each session now, also where everything had been committed before. `is_partial`: a batch
@@ -150,7 +150,7 @@ class TickStore:
         return self._guarded
 
     async def give_up(self) -> None:
-        """End the write that is under way, if any, without waiting for the server. Whoever waits gets StoreError."""
+        """End the write that is under way, if any, without waiting for the server. Its caller gets StoreError."""
         if self._guarded is not None:
             await self._guarded.give_up()
 
@@ -167,10 +167,16 @@ class TickStore:
         return count_of(status)
 
     async def write(self, batches: Sequence[Batch]) -> WriteResult:
-        """Commit batches, oldest first, in one transaction, or in several of the `size` that the server accepts now.
+        """Commit batches, oldest first, in transactions of the `size` that the server accepts now.
 
-        To write them again changes nothing, and goes on behind what was committed. Where a row is at fault, each batch
-        has a transaction of its own, and such rows become rejections.
+        Each transaction tries, in this order:
+
+        1. COPY into `market.ticks`;
+        2. if a row is stored already: COPY into a staging table, and insert the rows that are missing;
+        3. if the database refuses a row: quarantine, batch by batch, in which refused rows become rejections;
+        4. if a month has no partition: the next call makes it.
+
+        A repeated call changes nothing that is committed, and continues behind it.
         """
         return await self._write_as(batches, is_own=True)
 
@@ -388,7 +394,7 @@ async def _advance(
     """Record what is proved, what the last batch says of the session, and the counts.
 
     `messages` of it are there, where it is not complete; else None.
-    Where our clock and the database's differ, one is wrong, and it is not known which: what is covered is so by both.
+    If our clock and the database's differ, either may be wrong: time is covered only if it is so by both.
     """
     end = last.end
     await connection.execute(

@@ -62,7 +62,7 @@ class LockWatch:
         self._tell = tell
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._told: dict[tuple[int, str], float] = {}
+        self._reported: dict[tuple[int, str], float] = {}
 
     def start(self) -> None:
         """Look from `SOON` on: what is quicker costs nothing but a timer."""
@@ -108,14 +108,14 @@ class LockWatch:
             connection.terminate()
 
     def _say(self, waits: list[LockWait]) -> None:
-        told, self._told = self._told, {}
+        reported, self._reported = self._reported, {}
         for wait in waits:
             key = (wait.backend, wait.lock)
-            again = told.get(key, SOON)
+            again = reported.get(key, SOON)
             if wait.seconds >= again:
                 self._tell(str(wait))
                 again = 2 * wait.seconds
-            self._told[key] = again
+            self._reported[key] = again
 
 
 async def lock_waits(connection: asyncpg.Connection) -> list[LockWait]:

@@ -141,7 +141,7 @@ def grant_writer(connection: sa.Connection) -> None:
         with connection.begin_nested():
             if not connection.scalar(exists, {"name": WRITER}):
                 connection.execute(sa.text(f"CREATE ROLE {WRITER} NOLOGIN"))
-    except sa.exc.DBAPIError as error:  # roles belong to the whole cluster: somebody else may just have made it
+    except sa.exc.DBAPIError as error:  # roles belong to the whole cluster: another migration may just have made it
         if not connection.scalar(exists, {"name": WRITER}):
             log.warning(
                 "The role %s could not be made (%s). The tables' owner can write; for a daemon that owns nothing, "

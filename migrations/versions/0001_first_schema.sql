@@ -10,7 +10,7 @@ CREATE TABLE market.ticks (
     CONSTRAINT ticks_symbol_time_price_volume_occurrence_key UNIQUE (symbol, time, price, volume, occurrence)
 ){partitioning};
 
-COMMENT ON TABLE market.ticks IS 'Every trade print that was heard, exactly once.';
+COMMENT ON TABLE market.ticks IS 'Every trade that was received, exactly once.';
 COMMENT ON COLUMN market.ticks.time IS 'When the trade happened, by the exchange''s clock, which has whole seconds.';
 COMMENT ON COLUMN market.ticks.received_at IS 'When the message arrived here; orders the trades within a second.';
 COMMENT ON COLUMN market.ticks.price IS 'Price of one unit, in the symbol''s currency, as it was sent.';
@@ -30,7 +30,7 @@ CREATE TABLE market.instruments (
     CONSTRAINT instruments_pkey PRIMARY KEY (symbol)
 );
 
-COMMENT ON TABLE market.instruments IS 'What is traded.';
+COMMENT ON TABLE market.instruments IS 'The traded instruments.';
 COMMENT ON COLUMN market.instruments.symbol IS 'The exchange''s symbol with its suffix.';
 COMMENT ON COLUMN market.instruments.exchange IS 'The exchange, such as nzx.';
 COMMENT ON COLUMN market.instruments.company_name IS 'Name of the issuer.';
@@ -54,7 +54,7 @@ CREATE TABLE market.bars (
     CONSTRAINT bars_pkey PRIMARY KEY (symbol, resolution, time)
 );
 
-COMMENT ON TABLE market.bars IS 'Bars fetched from the provider''s REST API, for the minutes that were not heard.';
+COMMENT ON TABLE market.bars IS 'Bars fetched from the provider''s REST API, for the minutes that are not covered.';
 COMMENT ON COLUMN market.bars.symbol IS 'The exchange''s symbol with its suffix.';
 COMMENT ON COLUMN market.bars.time IS 'Start of the bar.';
 COMMENT ON COLUMN market.bars.resolution IS 'Length of the bar.';
@@ -63,7 +63,7 @@ COMMENT ON COLUMN market.bars.high IS 'Highest price.';
 COMMENT ON COLUMN market.bars.low IS 'Lowest price.';
 COMMENT ON COLUMN market.bars.close IS 'Last price.';
 COMMENT ON COLUMN market.bars.volume IS 'Units traded.';
-COMMENT ON COLUMN market.bars.source IS 'Where the bar was fetched from.';
+COMMENT ON COLUMN market.bars.source IS 'The provider of the bar.';
 COMMENT ON COLUMN market.bars.fetched_at IS 'When it was fetched.';
 
 CREATE TABLE ingest.stream_sessions (
@@ -91,14 +91,14 @@ CREATE TABLE ingest.stream_sessions (
 
 CREATE INDEX stream_sessions_connected_at_idx ON ingest.stream_sessions (connected_at);
 
-COMMENT ON TABLE ingest.stream_sessions IS 'Each connection to the feed and each replay: what was heard is what these vouch for.';
-COMMENT ON COLUMN ingest.stream_sessions.id IS 'Made by the daemon (UUIDv7), so that a session can begin while the database is away.';
+COMMENT ON TABLE ingest.stream_sessions IS 'Each connection to the feed and each replay. Coverage is computed from these rows.';
+COMMENT ON COLUMN ingest.stream_sessions.id IS 'Made by the daemon (UUIDv7), so that a session can begin while the database is unavailable.';
 COMMENT ON COLUMN ingest.stream_sessions.instance IS 'Which daemon it was.';
 COMMENT ON COLUMN ingest.stream_sessions.endpoint IS 'The stream''s address; of a replay, the file''s name.';
 COMMENT ON COLUMN ingest.stream_sessions.connected_at IS 'When the connection was open.';
 COMMENT ON COLUMN ingest.stream_sessions.kind IS 'stream or replay; only a stream covers.';
 COMMENT ON COLUMN ingest.stream_sessions.authenticated_at IS 'When the server accepted the token; coverage begins here.';
-COMMENT ON COLUMN ingest.stream_sessions.covered_until IS 'Until when it is proved that everything was heard; null: nothing is. Never later than the database''s clock.';
+COMMENT ON COLUMN ingest.stream_sessions.covered_until IS 'All ticks before this were received; null: not proved. Never later than the database''s clock.';
 COMMENT ON COLUMN ingest.stream_sessions.last_message_at IS 'Arrival of the last message.';
 COMMENT ON COLUMN ingest.stream_sessions.last_tick_at IS 'Arrival of the last message that was a tick.';
 COMMENT ON COLUMN ingest.stream_sessions.last_seen_at IS 'When its own process last wrote here, by the database''s clock: it is alive for a minute after that. Null: never.';
@@ -125,7 +125,7 @@ CREATE TABLE ingest.rejected_messages (
 CREATE INDEX rejected_messages_received_at_idx ON ingest.rejected_messages (received_at);
 
 COMMENT ON TABLE ingest.rejected_messages IS 'Messages that could not be stored as ticks: nothing is dropped in silence.';
-COMMENT ON COLUMN ingest.rejected_messages.session_id IS 'The session that heard it.';
+COMMENT ON COLUMN ingest.rejected_messages.session_id IS 'The session that received it.';
 COMMENT ON COLUMN ingest.rejected_messages.batch IS 'The batch that brought it.';
 COMMENT ON COLUMN ingest.rejected_messages.position IS 'Its place among the batch''s messages, from 1.';
 COMMENT ON COLUMN ingest.rejected_messages.received_at IS 'When it arrived.';
@@ -145,7 +145,7 @@ CREATE TABLE ingest.trading_sessions (
         trading_day BETWEEN (opens_at AT TIME ZONE 'UTC')::date - 7 AND (opens_at AT TIME ZONE 'UTC')::date + 7)
 );
 
-COMMENT ON TABLE ingest.trading_sessions IS 'When the exchange trades: what of it was not heard is a gap.';
+COMMENT ON TABLE ingest.trading_sessions IS 'The exchange's trading sessions. A part that is not covered is a gap.';
 COMMENT ON COLUMN ingest.trading_sessions.calendar IS 'XNZE, or always.';
 COMMENT ON COLUMN ingest.trading_sessions.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN ingest.trading_sessions.opens_at IS 'Opening.';
@@ -194,7 +194,7 @@ CREATE TABLE ingest.settings (
         AND isfinite(coverage_since))
 );
 
-COMMENT ON TABLE ingest.settings IS 'What SQL must know of the environment. Written by the first migration, then changed on purpose only.';
+COMMENT ON TABLE ingest.settings IS 'The settings that SQL needs. The first migration writes them; later changes are deliberate.';
 COMMENT ON COLUMN ingest.settings.singleton IS 'There is one row.';
 COMMENT ON COLUMN ingest.settings.calendar IS 'The trading calendar in force.';
 COMMENT ON COLUMN ingest.settings.exchange_timezone IS 'The exchange''s time zone.';
@@ -202,5 +202,5 @@ COMMENT ON COLUMN ingest.settings.coverage_lead IS 'Time before the opening that
 COMMENT ON COLUMN ingest.settings.coverage_tail IS 'Time after the close that counts as trading time.';
 COMMENT ON COLUMN ingest.settings.coverage_margin IS 'Doubt between the exchange''s clock and ours.';
 COMMENT ON COLUMN ingest.settings.stall_timeout IS 'Silence in trading hours after which a stream counts as dead.';
-COMMENT ON COLUMN ingest.settings.coverage_since IS 'Where coverage begins; null: with the first session.';
+COMMENT ON COLUMN ingest.settings.coverage_since IS 'Start of coverage; null: the first session.';
 COMMENT ON COLUMN ingest.settings.minimum_version IS 'Oldest ingestor that may write here; null: any.';

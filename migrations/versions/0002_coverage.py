@@ -29,7 +29,7 @@ VIEWS = (
     "ingest.covered",
     "ingest.trading_time",
 )
-"""What stands on others comes before them."""
+"""The views, each before those that it reads."""
 
 GRANTS = f"""
 GRANT SELECT ON {", ".join(VIEWS)} TO {WRITER};

@@ -12,7 +12,7 @@ CREATE TABLE ingest.exclusions (
 COMMENT ON TABLE ingest.exclusions IS 'Times in which the exchange itself did not trade or publish: a gap in them is excluded.';
 COMMENT ON COLUMN ingest.exclusions.excluded_from IS 'From when on.';
 COMMENT ON COLUMN ingest.exclusions.excluded_until IS 'Until when.';
-COMMENT ON COLUMN ingest.exclusions.reason IS 'Why, in the words of whoever put it on record.';
+COMMENT ON COLUMN ingest.exclusions.reason IS 'The reason, in the words of the person who recorded it.';
 COMMENT ON COLUMN ingest.exclusions.noted_at IS 'When it was put on record.';
 
 CREATE TABLE ingest.reconciliations (
@@ -68,7 +68,7 @@ CREATE INDEX backfills_whole_idx ON ingest.backfills (gap_from) WHERE symbol = '
 ALTER TABLE ingest.backfills ADD CONSTRAINT backfills_status_check CHECK (
     status IN ('pending', 'filled', 'no trades', 'unfillable', 'backfilled', 'partial'));
 
-COMMENT ON TABLE ingest.backfills IS 'What was done to fill each gap: a row for each symbol, and one, named *, for the gap as a whole.';
+COMMENT ON TABLE ingest.backfills IS 'The backfill of each gap: a row for each symbol, and one named * for the complete gap.';
 COMMENT ON COLUMN ingest.backfills.symbol IS 'The symbol that was asked for; * stands for all of them.';
 COMMENT ON COLUMN ingest.backfills.status IS 'pending, filled, no trades, partial, unfillable; of the whole gap: pending, backfilled, partial, unfillable.';
 COMMENT ON COLUMN ingest.backfills.error IS 'Why it is partial or unfillable, or what the last attempt failed with.'

@@ -1,4 +1,4 @@
--- The views of revision 0002. From what the sessions vouch for to the gaps, the coverage and the series without holes.
+-- The views of revision 0002. They lead from the coverage of the sessions to the gaps and the coverage of each day.
 -- Each side of a subtraction is one multirange before it is subtracted: that keeps five years within milliseconds.
 -- LIMIT 1 tells the planner what it can't know of a table that is never analysed: that the settings are one row.
 --
@@ -19,7 +19,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         WHEN 'clock_step' THEN 'the clock of the machine was set'
         WHEN 'message_too_big' THEN 'the server sent a message that was too big'
         WHEN 'protocol_error' THEN 'the server broke the protocol'
-        WHEN 'buffer_full' THEN 'the buffer was full, since the database was away'
+        WHEN 'buffer_full' THEN 'the buffer was full, since the database was unavailable'
         WHEN 'disk_full' THEN 'the disk of the buffer was full'
         WHEN 'spool_damaged' THEN 'the buffer on disk was damaged'
         WHEN 'commits_lost' THEN 'the database lost what it had acknowledged'
@@ -68,40 +68,40 @@ WITH ends AS (
 SELECT trading_day, span * tstzrange(since, until) AS span
 FROM spans JOIN limits ON since < until AND span && tstzrange(since, until);
 
-COMMENT ON VIEW ingest.trading_time IS 'When something should be heard, by trading day: the session, its lead and its tail, from the ledger''s beginning to half a minute ago. Never overlaps.';
+COMMENT ON VIEW ingest.trading_time IS 'The time in which ticks are expected, by trading day: the session with lead and tail, from the start of coverage to half a minute ago. Never overlaps.';
 COMMENT ON COLUMN ingest.trading_time.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN ingest.trading_time.span IS 'From when until when.';
 
 CREATE VIEW ingest.covered AS
 WITH sessions AS (
     SELECT id, authenticated_at, least(covered_until, now()) AS proved_until,
-           greatest(authenticated_at, last_tick_at) AS heard_until,  -- without a tick, until it began
+           greatest(authenticated_at, last_tick_at) AS received_until,  -- without a tick, until it began
            coalesce(end_reason, 'crashed') AS end_reason, ingest.is_alive(ended_at, last_seen_at) AS is_alive,
            s.calendar, s.stall_timeout
     FROM ingest.stream_sessions, (SELECT * FROM ingest.settings LIMIT 1) AS s
     WHERE kind = 'stream' AND authenticated_at IS NOT NULL AND covered_until IS NOT NULL
 ), mute AS (
-    -- Nobody was there to say so, but it was mute for too long while the market was open. (By the key of the calendar,
+    -- No process reported it, but the stream was silent for too long while the market was open. (By the key of the calendar,
     -- within the days that its constraints allow.)
     SELECT sessions.id
     FROM sessions JOIN ingest.trading_sessions t
         ON t.calendar = sessions.calendar
-       AND t.trading_day BETWEEN (heard_until AT TIME ZONE 'UTC')::date - 9 AND (proved_until AT TIME ZONE 'UTC')::date + 7
-       AND least(proved_until, closes_at) - stall_timeout > greatest(heard_until, opens_at)
-    WHERE end_reason = 'crashed' AND proved_until - stall_timeout > heard_until
-), judged AS (
+       AND t.trading_day BETWEEN (received_until AT TIME ZONE 'UTC')::date - 9 AND (proved_until AT TIME ZONE 'UTC')::date + 7
+       AND least(proved_until, closes_at) - stall_timeout > greatest(received_until, opens_at)
+    WHERE end_reason = 'crashed' AND proved_until - stall_timeout > received_until
+), checked AS (
     SELECT *, NOT is_alive AND (end_reason = 'stall' OR id IN (SELECT id FROM mute)) AS was_mute FROM sessions
 ), proved AS (
-    SELECT *, greatest(authenticated_at, CASE WHEN was_mute THEN least(proved_until, heard_until) ELSE proved_until END)
+    SELECT *, greatest(authenticated_at, CASE WHEN was_mute THEN least(proved_until, received_until) ELSE proved_until END)
         AS until
-    FROM judged
+    FROM checked
 )
 SELECT id, tstzrange(authenticated_at, until) AS span,
        tstzrange(authenticated_at, greatest(until, CASE WHEN is_alive THEN now() ELSE '-infinity' END)) AS expected,
        CASE WHEN NOT is_alive THEN end_reason END AS end_reason
 FROM proved;
 
-COMMENT ON VIEW ingest.covered IS 'What each session vouches for.';
+COMMENT ON VIEW ingest.covered IS 'The time that each session covers.';
 COMMENT ON COLUMN ingest.covered.id IS 'The session.';
 COMMENT ON COLUMN ingest.covered.span IS 'From its authentication to its last proof, and never beyond now; of one that fell mute in trading hours, to its last tick.';
 COMMENT ON COLUMN ingest.covered.expected IS 'The same; of one that lives, until now: what is not proved yet is no gap yet.';
@@ -142,7 +142,7 @@ FROM days JOIN trading USING (date)
 WHERE days.span && trading.span
   AND date_trunc('day', greatest(lower(days.span), lower(trading.span)) AT TIME ZONE 'UTC') = date;
 
-COMMENT ON VIEW ingest.gap_parts IS 'Trading time that nobody heard, by trading day and by what became of it.';
+COMMENT ON VIEW ingest.gap_parts IS 'Trading time that is not covered, by trading day and status.';
 COMMENT ON COLUMN ingest.gap_parts.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN ingest.gap_parts.span IS 'From when until when.';
 COMMENT ON COLUMN ingest.gap_parts.status IS 'open, backfilled, partial, unfillable or excluded.';
@@ -151,7 +151,7 @@ CREATE VIEW market.gaps AS
 WITH parts AS MATERIALIZED (
     SELECT row_number() OVER () AS number, trading_day, span, status FROM ingest.gap_parts
 ), ends AS (
-    -- The last session that vouched for anything before each gap, by one pass over both.
+    -- The last session that covered anything before each gap, by one pass over both.
     SELECT upper(expected) AS at, 0 AS kind, id, NULL::bigint AS number, ingest.cause(end_reason) AS cause
     FROM ingest.covered WHERE end_reason IS NOT NULL AND NOT isempty(expected)
     UNION ALL SELECT lower(span), 1, NULL, number, NULL FROM parts
@@ -183,10 +183,10 @@ SELECT trading_day, lower(span) AS started_at, upper(span) AS ended_at, upper(sp
        status
 FROM parts LEFT JOIN before USING (number) LEFT JOIN attempts USING (number);
 
-COMMENT ON VIEW market.gaps IS 'Every span of trading time that nobody heard, with its cause and what became of it.';
+COMMENT ON VIEW market.gaps IS 'Every span of trading time that is not covered, with its cause and status.';
 COMMENT ON COLUMN market.gaps.trading_day IS 'The exchange''s day.';
-COMMENT ON COLUMN market.gaps.started_at IS 'From when on nothing is proved to have been heard.';
-COMMENT ON COLUMN market.gaps.ended_at IS 'When it was heard again, or the trading time ended; of a gap that goes on, half a minute ago.';
+COMMENT ON COLUMN market.gaps.started_at IS 'Start of the time without coverage.';
+COMMENT ON COLUMN market.gaps.ended_at IS 'Start of coverage again, or end of the trading time; half a minute ago for a gap that goes on.';
 COMMENT ON COLUMN market.gaps.duration IS 'Its length.';
 COMMENT ON COLUMN market.gaps.seconds IS 'Its length in seconds, for clients that read no intervals.';
 COMMENT ON COLUMN market.gaps.cause IS 'How the session before it ended, and what later tries met, in words.';
@@ -213,13 +213,13 @@ SELECT trading_day, round(trading, 6)::double precision AS trading_minutes,
        trunc(100 * (trading - missed + backfilled) / nullif(trading, 0), 2)::double precision AS percent
 FROM minutes;
 
-COMMENT ON VIEW market.coverage IS 'How much of each trading day was heard, and how much of the rest was filled.';
+COMMENT ON VIEW market.coverage IS 'The coverage of each trading day, and the backfilled part of the rest.';
 COMMENT ON COLUMN market.coverage.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN market.coverage.trading_minutes IS 'Minutes of trading time, with lead and tail, without what is excluded; of today, so far.';
-COMMENT ON COLUMN market.coverage.covered_minutes IS 'Minutes that some session vouches for.';
-COMMENT ON COLUMN market.coverage.missing_minutes IS 'Minutes that nobody heard: trading_minutes - covered_minutes.';
+COMMENT ON COLUMN market.coverage.covered_minutes IS 'Minutes that a session covers.';
+COMMENT ON COLUMN market.coverage.missing_minutes IS 'Minutes that no session covers: trading_minutes - covered_minutes.';
 COMMENT ON COLUMN market.coverage.backfilled_minutes IS 'Those of the missed minutes whose bars were fetched, for every symbol.';
-COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that was heard or backfilled, rounded down.';
+COMMENT ON COLUMN market.coverage.percent IS 'Share of trading_minutes that is covered or backfilled, rounded down.';
 
 CREATE VIEW ingest.uncertain_spans AS
 -- Also those of a session that is not on record any more.
@@ -232,13 +232,13 @@ COMMENT ON VIEW ingest.uncertain_spans IS 'When a message came that could not be
 COMMENT ON COLUMN ingest.uncertain_spans.span IS 'Its arrival, with the margin on both sides.';
 
 CREATE VIEW ingest.fully_covered AS
-WITH heard AS (
+WITH covered AS (
     SELECT unnest(range_agg(span)) AS span FROM ingest.covered
 )
 SELECT coalesce((
     SELECT range_agg(tstzrange(lower(span) + coverage_margin, upper(span) - coverage_margin))
-    FROM heard, (SELECT * FROM ingest.settings LIMIT 1) AS s WHERE lower(span) + coverage_margin < upper(span) - coverage_margin
+    FROM covered, (SELECT * FROM ingest.settings LIMIT 1) AS s WHERE lower(span) + coverage_margin < upper(span) - coverage_margin
 ), '{}') - coalesce((SELECT range_agg(span) FROM ingest.uncertain_spans), '{}') AS spans;
 
-COMMENT ON VIEW ingest.fully_covered IS 'The time, by the exchange''s clock, of which every tick was heard: coverage less the margin at both ends, less doubts.';
+COMMENT ON VIEW ingest.fully_covered IS 'The time, by the exchange''s clock, of which every tick was received: coverage less the margin at both ends and the uncertain spans.';
 COMMENT ON COLUMN ingest.fully_covered.spans IS 'All of it, as one multirange.';

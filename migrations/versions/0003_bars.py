@@ -31,7 +31,7 @@ WIDTHS = {"1m": "1 minute", "5m": "5 minutes", "1h": "1 hour", "1d": "1 day"}
 """The bars' names and widths, each of whole ones of the width before it."""
 
 RELATIONS = ("market.bars_1m", "market.latest", *(f"market.ohlcv_{name}" for name in reversed(WIDTHS)))
-"""What `make_relations` makes: each stands on `market.ticks`, or on what comes after it."""
+"""The relations of `make_relations`, each before those that it reads."""
 
 WORDS = {"1m": "One-minute", "5m": "Five-minute", "1h": "One-hour", "1d": "One-day"}
 
@@ -126,8 +126,8 @@ OTHER_COMMENTS = {
     "market.latest.price": "Price of one unit.",
     "market.latest.volume": "Units traded.",
     "market.bars_1m": (
-        "One series of one-minute bars: ours where the minute was wholly covered, else the fetched one. A minute with "
-        "neither had no trades, or was not wholly heard and is not filled: it touches a gap (market.gaps, with a "
+        "One series of one-minute bars: ours if the minute is fully covered, else the backfilled one. A minute with "
+        "neither had no trades, or is not fully covered and not backfilled: it touches a gap (market.gaps, with a "
         "margin of 5 s), a message in it could not be read, or its ticks were dropped."
     ),
     "market.bars_1m.symbol": "The exchange's symbol with its suffix.",
@@ -203,7 +203,7 @@ def make_relations(connection: sa.Connection) -> None:
         start = "Midnight of the exchange's day" if name == "1d" else f"Start of the {WIDTHS[name].split()[1]}"
         if name == "5m":
             start = "Start of the five minutes"
-        about = f"{words} bars from the ticks that were heard, whether all of that time was covered or not."
+        about = f"{words} bars from the ticks that were received, whether all of that time was covered or not."
         _comment(connection, "VIEW", view, about)
         for column, comment in {**OHLCV_COMMENTS, "time": f"{start}, by the exchange's clock."}.items():
             _comment(connection, "COLUMN", f"{view}.{column}", comment)
@@ -286,7 +286,7 @@ def grant_reader(connection: sa.Connection) -> None:
         with connection.begin_nested():
             if not _role_exists(connection, READER):
                 connection.execute(sa.text(f"CREATE ROLE {READER} NOLOGIN"))
-    except sa.exc.DBAPIError as error:  # roles belong to the whole server: somebody else may just have made it
+    except sa.exc.DBAPIError as error:  # roles belong to the whole server: another migration may just have made it
         if not _role_exists(connection, READER):
             log.warning(
                 "The role %s could not be made (%s). For analysts, let a superuser run: CREATE ROLE %s NOLOGIN; %s",
@@ -300,7 +300,7 @@ def grant_reader(connection: sa.Connection) -> None:
 
 
 def _timezone(connection: sa.Connection) -> str:
-    """Return the exchange's time zone, quoted for a literal: as recorded, or in a new database as `env.py` passes it."""
+    """Return the exchange's time zone for a literal: as recorded, or in a new database as `env.py` passes it."""
     found = connection.scalar(sa.text("SELECT exchange_timezone FROM ingest.settings"))
     if found is None:
         found = context.config.attributes["exchange_timezone"]

@@ -101,7 +101,7 @@ CREATE TABLE ingest.stale_ranges (
     CONSTRAINT stale_ranges_pkey PRIMARY KEY (range_from, range_until)
 );
 
-COMMENT ON TABLE ingest.stale_ranges IS 'Old time into which ticks came late: bars that were computed before are computed anew by ingestor maintain.';
+COMMENT ON TABLE ingest.stale_ranges IS 'Time spans that got late ticks. `ingestor maintain` recomputes their bars.';
 COMMENT ON COLUMN ingest.stale_ranges.range_from IS 'Start of the hour of the oldest of them.';
 COMMENT ON COLUMN ingest.stale_ranges.range_until IS 'End of the hour of the newest of them.';
 COMMENT ON COLUMN ingest.stale_ranges.noted_at IS 'When the last of them came.';

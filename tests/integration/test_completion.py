@@ -93,6 +93,4 @@ def test_zsh_completion(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r'\*: :\(\("--since":"First trading day [^"]*Inclusive\."\)\)\n', done.stdout), (
-        done.stdout
-    )
+    assert re.fullmatch(r'\*: :\(\("--since":"First trading day [^"]*Inclusive\."\)\)\n', done.stdout), done.stdout

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from ingestor.admin import hypertable as adopt_module
-from ingestor.admin.aggregates import mend_aggregates
+from ingestor.admin.aggregates import repair_aggregates
 from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.hypertable import convert_to_hypertable, tell_of_adoption
 from ingestor.admin.migrate import migrate
@@ -133,9 +133,7 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     assert await query(partitioned, "SELECT ingest.ensure_partition('2026-07-01')") == [(False,)]
     assert await query(partitioned, GRANTS) == grants
 
-    assert await _converted(partitioned) == [
-        "market.ticks is a hypertable already: there is nothing to convert_to_hypertable."
-    ]
+    assert await _converted(partitioned) == ["market.ticks is a hypertable already: there is nothing to convert."]
     await tell_of_adoption(partitioned, hints.append)
     assert len(hints) == 1
     for arguments in (("check",), ("downgrade", "base")):
@@ -181,7 +179,7 @@ async def test_the_daemon_keeps_writing(partitioned: str, timescale: TestServer)
     assert ticks == 2 * symbols
     assert await query(partitioned, "SELECT count(*) FROM market.ticks") == [(before[0][0] + ticks,)]
     async with as_owner(partitioned, failure="", verb="") as engine, without_transactions(engine) as owner:
-        await mend_aggregates(owner, lambda _: None)  # in the Community edition; old ticks came during their creation
+        await repair_aggregates(owner, lambda _: None)  # in the Community edition; old ticks came during their creation
     await assert_bars(partitioned)
 
 

@@ -122,13 +122,6 @@ async def address(daemon: Daemon) -> str:
     return daemon.http.url
 
 
-@pytest.fixture
-def fast_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the charts points after a moment instead of ten seconds."""
-    monkeypatch.setattr(history, "STEP", 0.1)
-    monkeypatch.setattr(status, "STEP", 0.1)
-
-
 @pytest.mark.usefixtures("fast_steps")
 async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, browser: Browser) -> None:
     """At three widths, light and dark, the numbers agree; no error, no overflow, no element without a name."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import asyncpg
 from rich.progress import Progress
 
-from ingestor.admin.aggregates import mend_aggregates
+from ingestor.admin.aggregates import repair_aggregates
 from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.migrate import migrate
 from ingestor.errors import IngestorError
@@ -102,7 +102,7 @@ async def main(url: str, rows: int) -> None:
         await connection.close()
         async with as_owner(url, failure="The bars were not computed", verb="Fill") as engine:
             async with without_transactions(engine) as maintaining:
-                await mend_aggregates(maintaining, _report)
+                await repair_aggregates(maintaining, _report)
         connection = await connect(url)
     await connection.execute("VACUUM (ANALYZE) market.ticks")
     section = Section(f"PostgreSQL {facts.version.split()[0]} {facts.edition}")
