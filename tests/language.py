@@ -45,8 +45,8 @@ RETIRED = {
     "(is|are|was|were|be|been|stays?) away": "is unavailable",
     "adopt[-_](timescale|label)": "convert-to-hypertable, set-bar-label",
 }
-NAMES = re.compile('run_forever|"nobody"')
-"""Names that are not ours: a method of asyncio, and a user of the system."""
+NAMES = re.compile('run_forever|serve_forever|"nobody"')
+"""Names that are not ours: methods of the standard library, and a user of the system."""
 
 RETIRED_WORDS = [
     (re.compile(rf"(?<![A-Za-z])(?:{words})(?![A-Za-z])", re.IGNORECASE), better) for words, better in RETIRED.items()

@@ -29,10 +29,9 @@ async def _body(
     yield COPY_HEADER
     for run in rows:
         for start in range(0, len(run), PIECE):
-            await asyncio.sleep(
-                0
-            )  # otherwise the driver does not notice that the connection is lost until all pieces are sent,
-            if connection.is_closed():  # and asyncio logs each of them
+            # Otherwise the driver notices a lost connection only after all pieces, and asyncio logs each of them.
+            await asyncio.sleep(0)
+            if connection.is_closed():
                 return
             on_piece()
             yield run[start : start + PIECE]

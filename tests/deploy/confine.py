@@ -2,7 +2,7 @@
 
 `python -m tests.deploy.confine DROP-IN COMMAND …`. There is no service manager in a test, but the kernel's filter is
 the same: an allow list of systemd's own groups, and beside it what the other options of the drop-in forbid. Which calls
-an option forbids is said in systemd.exec(5). What is done by mounts (ProtectSystem= and its kin) is not tried.
+an option forbids is said in systemd.exec(5). Mounts (ProtectSystem= and similar) are not tried.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def masked(argument: int, bits: int) -> Comparison:
 
 
 class Filter:
-    """What happens to each system call: the rules' action, else the default."""
+    """The action for each system call: the rules', else the default."""
 
     def __init__(self, default: int) -> None:
         self._library = ctypes.CDLL(LIBRARY)
@@ -111,7 +111,7 @@ def allowed(rules: list[str]) -> set[str]:
 
 
 def forbid(given: dict[str, list[str]], denied: int) -> Filter:
-    """What single options take away."""
+    """The calls that single options forbid."""
     rules = Filter(ALLOW)
     if given["MemoryDenyWriteExecute"] == ["yes"]:
         rules.add(denied, "mmap", masked(2, WRITE | EXEC))

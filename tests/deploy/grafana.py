@@ -1,4 +1,4 @@
-"""What a dashboard of Grafana asks, as its data sources are asked in the end: its variables and macros replaced."""
+"""The queries of a Grafana dashboard, sent as its data sources send them in the end: its variables and macros replaced."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMETHEUS, POSTGRESQL = "prometheus", "grafana-postgresql-datasource"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked for a panel, a variable or an annotation, with the columns that its settings speak of."""
+    """The queries of a panel, a variable or an annotation, with the columns that its settings speak of."""
 
     of: str
     text: str

@@ -1,6 +1,6 @@
 """The Kubernetes manifests as they are applied: rendered, and picked apart for the tests.
 
-`python -m tests.deploy.kubernetes` writes the operator's PrometheusRule anew, from Prometheus' rules.
+`python -m tests.deploy.kubernetes` writes the operator's PrometheusRule again, from Prometheus' rules.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OVERLAYS = ("overlays/plain", "overlays/timescale", "overlays/two-instances", "e
 """The directories that are there to be applied. The example has every component but the second instance."""
 
 OLDEST_KUSTOMIZE = (5, 0)
-"""In kubectl since 1.27. What Debian 12 packages is older than Kustomize's components."""
+"""In kubectl since 1.27. Debian 12's package is older than Kustomize's components."""
 
 HEAD = """\
 # Generated from deploy/prometheus/ingestor.rules.yaml by `python -m tests.deploy.kubernetes`: edit that file, not this.
@@ -45,7 +45,7 @@ metadata:
 spec:
 """
 
-# What a container may have and still be restricted: the profile of Kubernetes' Pod Security Standards.
+# The volumes and capabilities of a restricted container: the profile of Kubernetes' Pod Security Standards.
 _VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
 
@@ -74,7 +74,7 @@ def rendered(directory: Path) -> list[Manifest]:
 
 @functools.cache
 def overlay(name: str) -> tuple[Manifest, ...]:
-    """Return the manifests of one of `OVERLAYS`, rendered once for all tests: nobody may change them."""
+    """Return the manifests of one of `OVERLAYS`, rendered once for all tests: no test may change them."""
     return tuple(rendered(DIRECTORY / name))
 
 
@@ -108,7 +108,7 @@ def templates(manifests: tuple[Manifest, ...]) -> dict[str, Manifest]:
             case "StatefulSet" | "Job":
                 template = manifest["spec"]["template"]
             case _:
-                assert "template" not in manifest.get("spec", {}), f"{manifest['kind']} has pods that nobody looks at"
+                assert "template" not in manifest.get("spec", {}), f"{manifest['kind']} has pods without a check"
                 continue
         component = template["metadata"]["labels"]["app.kubernetes.io/component"]
         assert component not in found

@@ -1,4 +1,4 @@
-"""What expressions of Prometheus name, compared with what a daemon tells."""
+"""Compares the names in Prometheus expressions with a daemon's metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MATCHER = re.compile(r"""(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)\"""")
 
 
 @cache
-def told() -> dict[str, dict[str, set[str]]]:
+def exported() -> dict[str, dict[str, set[str]]]:
     """Return the values of each label of each series that a daemon has, by its name."""
     found: dict[str, dict[str, set[str]]] = {}
     for name, labels in samples(scraped(KNOWN)):
@@ -32,7 +32,7 @@ def told() -> dict[str, dict[str, set[str]]]:
 
 def unknown(expression: str) -> Iterator[str]:
     """Yield what an expression names and no daemon has: a series, a label, a state or a check."""
-    known = told()
+    known = exported()
     for name, matchers in _SELECTOR.findall(expression):
         if name not in known:
             yield name

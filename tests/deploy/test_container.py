@@ -99,7 +99,7 @@ def test_the_context_lets_in_what_is_copied_and_no_more() -> None:
 
 
 def test_the_image_is_careful() -> None:
-    """It runs as nobody in particular, knows whether it is alive, and starts the daemon unless told otherwise."""
+    """It runs as an unprivileged user, checks its liveness, and starts the daemon by default."""
     _, final = instructions()
     words = dict(final)
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", words["USER"])
@@ -125,7 +125,7 @@ class Health(http.server.BaseHTTPRequestHandler):
 
 
 def test_the_image_knows_whether_it_is_alive() -> None:
-    """It asks on the port that is set, whatever proxy the container was told of; only 200 is alive."""
+    """It asks on the configured port, never through a proxy; only 200 is alive."""
     words = dict(instructions()[1])
     command = json.loads(words["HEALTHCHECK"].partition("CMD ")[2])
     with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
@@ -190,7 +190,7 @@ def test_everything_that_is_mounted_is_there(tmp_path: Path) -> None:
             assert source in COMPOSE["volumes"] or (DOCKER / source).exists(), source
 
 
-def test_grafana_is_told_what_its_provisioning_asks_for() -> None:
+def test_grafana_gets_the_variables_of_its_provisioning() -> None:
     """Each variable that the data sources name has a value, and the password's file is mounted."""
     asked = (ROOT / "deploy/grafana/provisioning/datasources/ingestor.yaml").read_text()
     assert set(re.findall(r"\$([A-Z]\w+)", asked)) <= set(SERVICES["grafana"]["environment"])

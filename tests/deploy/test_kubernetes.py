@@ -43,7 +43,7 @@ from tests.processes import DaemonProcess
 VERSION = "1.32"
 OLDEST = "1.29"
 OPERATOR = "monitoring.coreos.com/"
-"""What the operator defines has no schema in Kubernetes: its two objects are looked at one by one."""
+"""The operator's two objects have no schema in Kubernetes, and are checked one by one."""
 
 COMMANDS = {
     "daemon": ["run"],
@@ -162,15 +162,15 @@ def test_a_freedom_would_be_seen(change: Callable[[Any], object], words: str) ->
 
 @every_overlay
 def test_every_setting_is_known_and_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the pods are told is read by the settings, and by all pods alike."""
+    """The settings read every variable of the pods, the same in all pods."""
     for component, template in templates(overlay(name)).items():
         with monkeypatch.context() as patch:
-            told = environment(overlay(name), template, pod="ingestor-1")
-            for variable, value in told.items():
+            variables = environment(overlay(name), template, pod="ingestor-1")
+            for variable, value in variables.items():
                 patch.setenv(variable, value)
             loaded = load_settings()
-            # What the tests themselves are told (INGESTOR_TEST_…) is there as well.
-            assert told.keys() & set(unknown_variables()) == set(), component
+            # The tests' own variables (INGESTOR_TEST_…) are there as well.
+            assert variables.keys() & set(unknown_variables()) == set(), component
         if component == "daemon":
             assert loaded.instance == "ingestor-1"
             assert loaded.http_host == "0.0.0.0"
@@ -195,7 +195,7 @@ def test_overlays_add_settings(name: str, variable: str, value: str) -> None:
 
 
 def test_a_changed_setting_is_a_changed_template() -> None:
-    """The name of the ConfigMap tells its content, so a change of a setting rolls the daemon out anew."""
+    """The name of the ConfigMap depends on its content, so a change of a setting rolls the daemon out again."""
     names = [name for each in OVERLAYS[:2] for name in of_kind(overlay(each), "ConfigMap")]
     assert len(set(names)) == 2
     assert all(name.startswith("ingestor-settings-") for name in names)
@@ -281,17 +281,17 @@ def test_secrets_are_files_of_the_right_login(name: str, tmp_path: Path) -> None
         assert set(files.values()) <= made
         assert {secret for secret, _ in files.values()} == CREDENTIALS[component]
         assert ("ingestor-owner" in CREDENTIALS[component]) is (component in OWNERS)
-        told = environment(overlay(name), template, pod="ingestor-0")
-        assert {value for variable, value in told.items() if variable.endswith("_FILE")} == files.keys()
+        variables = environment(overlay(name), template, pod="ingestor-0")
+        assert {value for variable, value in variables.items() if variable.endswith("_FILE")} == files.keys()
 
 
 @every_overlay
 def test_no_secret_is_in_a_manifest(name: str) -> None:
-    """What is applied by default has neither a Secret nor a variable that holds one."""
+    """The default manifests have neither a Secret nor a variable that holds one."""
     assert of_kind(overlay(name), "Secret") == {}
     for template in templates(overlay(name)).values():
-        told = environment(overlay(name), template, pod="ingestor-0")
-        assert not told.keys() & {variable(each) for each in SECRETS}
+        variables = environment(overlay(name), template, pod="ingestor-0")
+        assert not variables.keys() & {variable(each) for each in SECRETS}
     assert "://" not in yaml.safe_dump([each for each in overlay(name) if each["kind"] != "PrometheusRule"])
 
 
@@ -375,7 +375,7 @@ def _rules(policy: Manifest) -> list[Manifest]:
 
 @every_overlay
 def test_jobs_do_not_repeat_what_a_person_must_see(name: str) -> None:
-    """The migration gives up on what a person must mend; an open gap is a failed Job, once; runs never overlap."""
+    """The migration gives up if operator action is required; an open gap is a failed Job, once; runs never overlap."""
     (job,) = of_kind(overlay(name), "Job").values()
     rule = job["spec"]["podFailurePolicy"]["rules"][0]
     assert rule["action"] == "FailJob"
@@ -415,18 +415,21 @@ def test_a_schedule_at_which_clocks_change_would_be_seen() -> None:
 async def test_the_pod_comes_up_alone(tmp_path: Path) -> None:
     """With a pod's environment and nothing else there, the daemon is started and alive, not ready, and seen."""
     manifests = overlay("example")
-    told = environment(manifests, templates(manifests)["daemon"], pod="ingestor-0")
+    variables = environment(manifests, templates(manifests)["daemon"], pod="ingestor-0")
     elsewhere = {
         "INGESTOR_TOKEN_FILE": TOKEN,
         "INGESTOR_DATABASE_URL_FILE": "postgresql://ingestor:password@127.0.0.1:1/market",
     }
     for key, content in elsewhere.items():
-        file = tmp_path / Path(told[key]).name
+        file = tmp_path / Path(variables[key]).name
         file.write_text(f"{content}\n")
         file.chmod(0o440)
-        told[key] = str(file)
-    told |= {"INGESTOR_SPOOL_DIR": str(tmp_path / "volume" / "spool"), "INGESTOR_STREAM_URL": "ws://127.0.0.1:1/ws"}
-    process = DaemonProcess(tmp_path / "log", **{key.removeprefix("INGESTOR_"): told[key] for key in told})
+        variables[key] = str(file)
+    variables |= {
+        "INGESTOR_SPOOL_DIR": str(tmp_path / "volume" / "spool"),
+        "INGESTOR_STREAM_URL": "ws://127.0.0.1:1/ws",
+    }
+    process = DaemonProcess(tmp_path / "log", **{key.removeprefix("INGESTOR_"): variables[key] for key in variables})
     process.start()
     try:
         async with asyncio.timeout(20):

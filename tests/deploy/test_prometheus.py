@@ -55,7 +55,7 @@ def sections() -> dict[str, str]:
 
 
 def test_the_rules_are_valid() -> None:
-    """As Prometheus itself judges: the rules, and the configuration that reads them."""
+    """Prometheus accepts the rules, and the configuration that reads them."""
     promtool("check", "config", str(RULES.with_name("prometheus.yml")))
 
 
@@ -69,7 +69,7 @@ async def test_the_metrics_follow_the_conventions(writer_url: str) -> None:
 
 
 def test_alerts_fire_and_are_silent() -> None:
-    """Over series that are made up: nights, restarts, one of two instances, counters that begin anew."""
+    """Over series that are made up: nights, restarts, one of two instances, counters that restart."""
     promtool("test", "rules", *map(str, CASES))
 
 
@@ -132,7 +132,7 @@ def test_expressions_of_the_page_name_what_there_is() -> None:
 
 
 async def test_the_queries_of_the_page_run(writer_url: str) -> None:
-    """As the daemon's own login, which whoever is called has at hand."""
+    """As the daemon's own login, which the operator on call has."""
     found = re.findall(r"^```sql\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     assert len(found) > 3
     await execute_all(writer_url, *found)

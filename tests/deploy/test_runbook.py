@@ -30,7 +30,7 @@ VALIDATED = [block for block in BLOCKS if block.startswith("# needs")]
 
 
 class Place:
-    """Where the runbook's world is in this one: folders, addresses and names that it names."""
+    """Maps the runbook's folders, addresses and names to those of this test."""
 
     def __init__(self, admin_url: str, stream_url: str, directory: Path) -> None:
         parts = urlsplit(admin_url)

@@ -1,4 +1,4 @@
-"""What the units start, under the system calls and capabilities that their sandbox leaves them."""
+"""The programs of the units, under the system calls and capabilities of their sandbox."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
 SANDBOX = UNITS / "ingestor-.service.d/sandbox.conf"
 CONFINED = [sys.executable, "-m", "tests.deploy.confine", str(SANDBOX)]
 ROOT = Path(__file__).parents[2]
-NOWHERE = "postgresql://nobody:none@127.0.0.1:1/none"
+NOWHERE = "postgresql://user:none@127.0.0.1:1/none"
 JOBS = [name for name in SERVICES if name != "ingestor.service"]
 UNATTENDED = ["ingestor-backfill.service", "ingestor-gaps.service"]
 """Their exit status 1 has two meanings."""
@@ -116,7 +116,7 @@ def test_the_confinement_holds(trick: str, tmp_path: Path) -> None:
 
 
 async def test_the_daemon_lives_in_its_sandbox(plain: TestServer, migrated: str, tmp_path: Path) -> None:
-    """It tells the manager, hears, spools while the database is away, writes what it spooled, and stops in order."""
+    """It notifies the manager, records, spools without a database, writes the spool, and stops in order."""
     manager = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(manager))
@@ -132,7 +132,7 @@ async def test_the_daemon_lives_in_its_sandbox(plain: TestServer, migrated: str,
                         await rises(window, "ingestor_ticks_written_total")
                     for name in ("process_resident_memory_bytes", "process_cpu_seconds_total", "process_max_fds"):
                         assert await window.metric(name), "the process sees too little of /proc or of its limits"
-        assert "READY=1" in told(notified)
+        assert "READY=1" in notifications(notified)
     assert (await query(migrated, COUNT))[0][0] > 0
 
 
@@ -144,7 +144,7 @@ def begin(log: Path, given: dict[str, str]) -> subprocess.Popen[bytes]:
 
 @contextlib.asynccontextmanager
 async def daemon(log: Path, given: dict[str, str]) -> AsyncIterator[Window]:
-    """A confined daemon, which ends with 0 when it is told to."""
+    """A confined daemon, which ends with 0 on a request."""
     process = begin(log, given)
     try:
         async with asyncio.timeout(20):
@@ -161,8 +161,8 @@ async def daemon(log: Path, given: dict[str, str]) -> AsyncIterator[Window]:
             process.wait()
 
 
-def told(manager: socket.socket) -> list[str]:
-    """All that the manager was told."""
+def notifications(manager: socket.socket) -> list[str]:
+    """Return all notifications that the manager got."""
     manager.setblocking(False)
     found = []
     with contextlib.suppress(BlockingIOError):

@@ -1,4 +1,4 @@
-"""The units of deploy/systemd, judged by systemd's own tools and held against the code that they start."""
+"""The units of deploy/systemd, checked by systemd's own tools and held against the code that they start."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_variables_are_settings_and_secrets_are_files(name: str) -> None:
 
 
 def test_a_person_must_act_on_one_status_only() -> None:
-    """Everything else is tried again, for ever."""
+    """Every other status is retried indefinitely."""
     assert value("ingestor.service", "RestartPreventExitStatus") == str(EXIT_CONFIGURATION)
     assert value("ingestor.service", "Restart") == "always"
     assert value("ingestor.service", "StartLimitIntervalSec") == "0"

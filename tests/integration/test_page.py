@@ -122,7 +122,6 @@ async def address(daemon: Daemon) -> str:
     return daemon.http.url
 
 
-@pytest.mark.usefixtures("fast_steps")
 async def test_the_page_agrees_with_the_metrics(writer_url: str, database: str, browser: Browser) -> None:
     """At three widths, light and dark, the numbers agree; no error, no overflow, no element without a name."""
     # With the usual heartbeat, a busy machine does not miss three of them.
