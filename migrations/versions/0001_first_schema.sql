@@ -145,7 +145,7 @@ CREATE TABLE ingest.trading_sessions (
         trading_day BETWEEN (opens_at AT TIME ZONE 'UTC')::date - 7 AND (opens_at AT TIME ZONE 'UTC')::date + 7)
 );
 
-COMMENT ON TABLE ingest.trading_sessions IS 'The exchange's trading sessions. A part that is not covered is a gap.';
+COMMENT ON TABLE ingest.trading_sessions IS 'The exchange''s trading sessions. A part that is not covered is a gap.';
 COMMENT ON COLUMN ingest.trading_sessions.calendar IS 'XNZE, or always.';
 COMMENT ON COLUMN ingest.trading_sessions.trading_day IS 'The exchange''s day.';
 COMMENT ON COLUMN ingest.trading_sessions.opens_at IS 'Opening.';

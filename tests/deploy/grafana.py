@@ -1,4 +1,4 @@
-"""The queries of a Grafana dashboard, sent as its data sources send them in the end: its variables and macros replaced."""
+"""The queries of a Grafana dashboard as its data sources send them: variables and macros are replaced."""
 
 from __future__ import annotations
 
