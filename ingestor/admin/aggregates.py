@@ -17,7 +17,7 @@ from ingestor.admin.engine import database_now
 from ingestor.settings import Settings
 from ingestor.store.inspect import AGGREGATES
 
-STEP = timedelta(days=30)
+REFRESH_SPAN = timedelta(days=30)
 """So much is computed in one transaction, so that what is interrupted goes on about where it was."""
 
 WINDOW_TOO_SMALL = "22023"
@@ -126,7 +126,7 @@ async def _compute(connection: AsyncConnection, level: Level, report: Callable[[
     chunks = (await connection.execute(sa.text(_CHUNKS))).all()
     while chunks:
         first = chunks[0].range_start
-        step = [chunk for chunk in chunks if chunk.range_start < first + STEP]
+        step = [chunk for chunk in chunks if chunk.range_start < first + REFRESH_SPAN]
         chunks = chunks[len(step) :]
         margin = level.width + _HOUR  # a day may have 25 hours; only the whole buckets within are computed
         await _refresh(connection, level, first - margin, step[-1].range_end + margin)

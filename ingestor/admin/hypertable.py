@@ -24,7 +24,7 @@ from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
 
-LOCK_TIMEOUT = "5s"
+CONVERSION_LOCK_TIMEOUT = "5s"
 """So long may the last step wait for a query, and others for it before it has begun; then it is given up."""
 
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
@@ -37,7 +37,7 @@ COPY_KEY = "ticks_adopted_symbol_time_price_volume_occurrence_key"
 COPY_INDEX = "ticks_adopted_buckets_idx"
 
 EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
-DAY = timedelta(days=1)
+ONE_DAY = timedelta(days=1)
 
 _IS_PARTITIONED = "SELECT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = to_regclass('market.ticks'))"
 _AVAILABLE = "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')"
@@ -306,7 +306,7 @@ async def _finish(engine: AsyncEngine, relations: RelationsRevision, report: Cal
     """Put the copy in the place of the partitioned table, in one transaction."""
     try:
         async with _transaction(engine) as connection:
-            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{CONVERSION_LOCK_TIMEOUT}'"))
             for statement in _LOCK_WRITERS:
                 await connection.execute(sa.text(statement))
             if not await connection.scalar(sa.text(_IS_PARTITIONED)):
@@ -321,7 +321,7 @@ async def _finish(engine: AsyncEngine, relations: RelationsRevision, report: Cal
         if getattr(error.orig, "sqlstate", None) not in {LOCK_NOT_AVAILABLE, DEADLOCK}:
             raise
         raise StoreError(
-            f"Another session holds market.ticks, or a view on it, for longer than {LOCK_TIMEOUT}.",
+            f"Another session holds market.ticks, or a view on it, for longer than {CONVERSION_LOCK_TIMEOUT}.",
             sqlstate=getattr(error.orig, "sqlstate", None),
             hint="Nothing was changed. Run this again: only the last step is left.",
         ) from error
@@ -337,8 +337,8 @@ async def _copy_rest(connection: AsyncConnection) -> int:
     days = await _compare(connection, _BY_NUMBER, *EVER)
     for day in days:
         if not day.same:
-            await _copy(connection, day.day, day.day + DAY)
-            _refuse_differences(await _compare(connection, _BY_CONTENT, day.day, day.day + DAY))
+            await _copy(connection, day.day, day.day + ONE_DAY)
+            _refuse_differences(await _compare(connection, _BY_CONTENT, day.day, day.day + ONE_DAY))
     return sum(int(day.old) for day in days)
 
 

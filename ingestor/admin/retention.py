@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ingestor.admin import schema
 from ingestor.admin.engine import database_now, maintenance
 
-LOCK_TIMEOUT = "5s"
+RETENTION_LOCK_TIMEOUT = "5s"
 """So long may a drop wait for queries, and the writer for the drop; then it is tried by the next run."""
 
 LOCK_NOT_AVAILABLE = "55P03"
@@ -53,7 +53,7 @@ async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
-        report(f"Old ticks were not dropped: a query has held them for {LOCK_TIMEOUT}. The next run tries again.")
+        report(f"Old ticks were not dropped: a query held them for {RETENTION_LOCK_TIMEOUT}. The next run tries again.")
 
 
 async def _drop_chunks(connection: AsyncConnection, cutoff: datetime) -> tuple[int, datetime | None]:
@@ -62,7 +62,7 @@ async def _drop_chunks(connection: AsyncConnection, cutoff: datetime) -> tuple[i
     until, pieces = (await connection.execute(sa.text(_CHUNKS), {"cutoff": cutoff})).one()
     if not pieces:
         return 0, None
-    await _note(connection, until)
+    await _record_drop(connection, until)
     drop = "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz))"
     await connection.execute(sa.text(drop), {"cutoff": until})
     return pieces, until
@@ -74,7 +74,7 @@ async def _drop_partition(connection: AsyncConnection, cutoff: datetime) -> date
     found = (await connection.execute(sa.text(_PARTITIONS), {"cutoff": cutoff})).first()
     if found is None:
         return None
-    await _note(connection, found.until)
+    await _record_drop(connection, found.until)
     await connection.execute(sa.text(f"DROP TABLE {found.name}"))
     until: datetime = found.until
     return until
@@ -82,10 +82,10 @@ async def _drop_partition(connection: AsyncConnection, cutoff: datetime) -> date
 
 async def _limit_wait(connection: AsyncConnection) -> None:
     """Limit the waits for locks in this transaction, after that for other maintenance."""
-    await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'"))
+    await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{RETENTION_LOCK_TIMEOUT}'"))
 
 
-async def _note(connection: AsyncConnection, until: datetime) -> None:
+async def _record_drop(connection: AsyncConnection, until: datetime) -> None:
     table = schema.settings
     newest = sa.func.greatest(table.c.ticks_since, until)
     await connection.execute(sa.update(table).values(ticks_since=newest))

@@ -23,7 +23,7 @@ READER = "market_read"
 ITERATIONS = 4096
 """PostgreSQL's default for SCRAM."""
 
-MOST_BYTES = 63
+MAX_NAME_BYTES = 63
 """PostgreSQL cuts longer names."""
 
 CARRIED = ("sslmode", "sslnegotiation", "hostaddr")
@@ -115,8 +115,8 @@ def _authority(host: str) -> str:
 
 async def _check(connection: AsyncConnection, name: str) -> bool:
     """Return whether there is no such role yet. Raises StoreError where it can't be, or must not be, an analyst's."""
-    if not name or len(name.encode()) > MOST_BYTES or name.startswith("pg_") or "\0" in name:
-        raise StoreError(f"{name!r} can't be the name of a role.", hint=f"1 to {MOST_BYTES} bytes, not pg_….")
+    if not name or len(name.encode()) > MAX_NAME_BYTES or name.startswith("pg_") or "\0" in name:
+        raise StoreError(f"{name!r} can't be the name of a role.", hint=f"1 to {MAX_NAME_BYTES} bytes, not pg_….")
     if not await connection.scalar(sa.text(_HAS_READER)):
         raise StoreError(f"There is no role {READER}.", hint=f"{MIGRATE} It makes it, or says who can.")
     found = (await connection.execute(sa.text(_ROLE), {"name": name})).one_or_none()

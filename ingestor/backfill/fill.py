@@ -31,7 +31,7 @@ MAX_TRIES = 3
 """Attempts after which a symbol is given up if the provider still sends wrong records, or answers 404 although it lists
 the symbol: a gateway also answers 404 during a deployment."""
 
-MOST_FAILURES = 10
+MAX_FAILURES = 10
 """Consecutive failed requests, each retried several times, that end a run: the provider is unavailable."""
 
 
@@ -224,7 +224,7 @@ class Backfill:
 
         async def work() -> None:
             nonlocal failed, done
-            while failed < MOST_FAILURES and (request := next(waiting, None)) is not None:
+            while failed < MAX_FAILURES and (request := next(waiting, None)) is not None:
                 settled = await self._settle(request)
                 failed = failed + 1 if settled.has_failed else 0
                 done += 1

@@ -15,7 +15,7 @@ from ingestor.backfill.fill import Backfill, Plan, Summary
 from ingestor.backfill.instruments import Refresh, refresh_instruments
 from ingestor.cli._output import Console
 from ingestor.clock import SystemClock
-from ingestor.coverage.html import duration
+from ingestor.coverage.report import duration
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.redaction import outside_text, redact
 from ingestor.service.process import StopRequest, stop_on_signals

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from ingestor.cli._options import Since, Until, bounds, moment
 from ingestor.cli._output import Console, write_document
-from ingestor.coverage.html import MEANING, as_html, duration, in_minutes
-from ingestor.coverage.report import Day, Report, as_csv, as_json
+from ingestor.coverage.html import MEANING, as_html
+from ingestor.coverage.report import Day, Report, as_csv, as_json, duration, in_minutes
 from ingestor.errors import IngestorError
 from ingestor.settings import Settings, load_settings
 from ingestor.store.gaps import Bounds, GapStore

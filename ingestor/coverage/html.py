@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from datetime import date, timedelta
+from datetime import date
 from html import escape
 from importlib.resources import files
 from zoneinfo import ZoneInfo
 
 from ingestor.chart.geometry import TimeAxis
 from ingestor.chart.palette import palette, with_fallbacks
-from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status
+from ingestor.coverage.report import STATUSES, Day, Gap, Report, Status, duration, in_minutes
 
 MEANING: dict[Status, str] = {
     "open": "missed, and not filled yet",
@@ -180,24 +180,5 @@ def _span(gap: Gap, zone: ZoneInfo) -> str:
     return f"{gap.started_at.astimezone(zone):%H:%M:%S} to {gap.ended_at.astimezone(zone):%H:%M:%S}"
 
 
-def in_minutes(minutes: float) -> str:
-    """Return a length given in minutes in the format of `duration`."""
-    return duration(timedelta(minutes=minutes))
-
-
 def _percent(value: float | None) -> str:
     return "no trading time" if value is None else f"{value:.2f} %"
-
-
-def duration(length: timedelta) -> str:
-    """Return a length as text: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`."""
-    seconds = length.total_seconds()
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s".replace(".0 s", " s")
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min"

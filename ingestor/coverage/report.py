@@ -144,3 +144,22 @@ def as_record(gap: Gap) -> dict[str, Any]:
 
 def _moment(bound: date | datetime | None) -> str | None:
     return None if bound is None else bound.isoformat()
+
+
+def duration(length: timedelta) -> str:
+    """Return a length as text: `41 ms`, `5.2 s`, `12 min 3 s`, `3 h 20 min`."""
+    seconds = length.total_seconds()
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s".replace(".0 s", " s")
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min"
+
+
+def in_minutes(minutes: float) -> str:
+    """Return a length given in minutes in the format of `duration`."""
+    return duration(timedelta(minutes=minutes))

@@ -14,10 +14,10 @@ from ingestor.store.refusal import DRIVER_ERRORS, translated
 from ingestor.store.retry import RetryAction, classify
 from ingestor.store.waiting import LockWatch
 
-GRACE = 0.5
+TERMINATE_GRACE_SECONDS = 0.5
 """Seconds after `terminate` in which the driver should have noticed."""
 
-CLOSE_TIMEOUT = 1.0
+CLOSE_TIMEOUT_SECONDS = 1.0
 """Seconds for the server to close the connection."""
 
 
@@ -67,7 +67,7 @@ class GuardedConnection:
     async def close(self) -> None:
         """Close the connection, at once if the server does not answer."""
         with contextlib.suppress(*DRIVER_ERRORS):
-            await self.connection.close(timeout=CLOSE_TIMEOUT)
+            await self.connection.close(timeout=CLOSE_TIMEOUT_SECONDS)
         self.connection.terminate()
 
     async def give_up(self) -> None:
@@ -79,13 +79,13 @@ class GuardedConnection:
     def _expire(self) -> None:
         self._given_up = True
         self.connection.terminate()
-        self._deadline.reschedule(asyncio.get_running_loop().time() + GRACE)
+        self._deadline.reschedule(asyncio.get_running_loop().time() + TERMINATE_GRACE_SECONDS)
 
     def _lose(self, _: object) -> None:
         """Give the user of a lost connection a moment to notice: a COPY that waits for the server to read does not."""
         if not self._given_up and not self._left.is_set() and not self._deadline.expired():
             self._is_lost = True
-            self._deadline.reschedule(asyncio.get_running_loop().time() + GRACE)
+            self._deadline.reschedule(asyncio.get_running_loop().time() + TERMINATE_GRACE_SECONDS)
 
     async def __aenter__(self) -> asyncpg.Connection:
         """Begin to count."""

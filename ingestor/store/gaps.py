@@ -24,7 +24,7 @@ from ingestor.store.retry import MIGRATE
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch
 
-PATIENCE = 120.0
+GAP_STATEMENT_SECONDS = 120.0
 """Seconds for one transaction, after which a server counts as gone."""
 
 RETIRED_AT_ONCE = 10
@@ -95,7 +95,7 @@ class OpenGaps:
 class GapStore:
     """One connection, used while entered; calls wait for each other. Every method raises StoreError."""
 
-    def __init__(self, url: str, *, timeout: float = 10.0, patience: float = PATIENCE) -> None:
+    def __init__(self, url: str, *, timeout: float = 10.0, patience: float = GAP_STATEMENT_SECONDS) -> None:
         self._url = url
         self._timeout = timeout
         self._patience = patience

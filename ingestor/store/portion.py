@@ -18,7 +18,7 @@ NORMAL_BYTES = 8 * 2**20
 SMALLEST_BYTES = 64
 """About one row. A transaction holds one message at least, however large that is."""
 
-MOST_SUCCESSES = 64
+MAX_SUCCESSES = 64
 """Commits between two trials of twice the size at most. A trial that fails costs a timeout."""
 
 
@@ -56,7 +56,7 @@ class TransactionSize:
         tried = min(self.max_bytes, sum(batch.size for batch in batches))
         smaller = max(SMALLEST_BYTES, tried // 2)
         if self._is_trial:
-            self._needed = min(MOST_SUCCESSES, 2 * self._needed)
+            self._needed = min(MAX_SUCCESSES, 2 * self._needed)
         self._is_trial, self._successes = False, 0
         shrinks, self.max_bytes = smaller < self.max_bytes, smaller
         return shrinks

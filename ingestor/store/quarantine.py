@@ -16,8 +16,8 @@ from ingestor.model import Batch, Rejection, Tick
 from ingestor.store.refusal import translated
 from ingestor.store.retry import RetryAction, classify
 
-MOST_ROWS = 10
-MOST_SHARE = 0.01
+MAX_REFUSED_ROWS = 10
+MAX_REFUSED_SHARE = 0.01
 """More rows of a batch than the greater of these are not refused one by one: then it is no fault of single rows."""
 
 
@@ -28,15 +28,15 @@ class RejectionBudget:
     """
 
     def __init__(self) -> None:
-        self._left = float(MOST_ROWS)
+        self._left = float(MAX_REFUSED_ROWS)
 
     def of(self, rows: int) -> int:
         """Return how many of a batch of so many rows may be refused."""
-        return int(min(max(MOST_ROWS, rows * MOST_SHARE), self._left + rows * MOST_SHARE))
+        return int(min(max(MAX_REFUSED_ROWS, rows * MAX_REFUSED_SHARE), self._left + rows * MAX_REFUSED_SHARE))
 
     def note(self, rows: int, refused: int = 0) -> None:
         """Take note of rows that were committed, and of how many among them were refused."""
-        self._left = min(MOST_ROWS, self._left + rows * MOST_SHARE - refused)
+        self._left = min(MAX_REFUSED_ROWS, self._left + rows * MAX_REFUSED_SHARE - refused)
 
 
 async def insert_without_bad_rows(
@@ -71,7 +71,7 @@ async def insert_without_bad_rows(
                 if len(refused) > most:
                     raise StoreError(
                         f"The database refuses more than {most} of a batch's {len(rows)} ticks, or lately more than "
-                        f"{MOST_SHARE:.0%} of all. {error.message}",
+                        f"{MAX_REFUSED_SHARE:.0%} of all. {error.message}",
                         sqlstate=error.sqlstate,
                         constraint=error.constraint,
                         hint="Nothing is given up; look at the constraints and triggers of market.ticks.",

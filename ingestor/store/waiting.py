@@ -20,7 +20,7 @@ from ingestor.store.refusal import DRIVER_ERRORS
 SOON = 2.0
 """Seconds of a wait before it is said. It is said again after twice as long each time."""
 
-PATIENCE = 5.0
+LOCK_QUERY_SECONDS = 5.0
 """Seconds for the look itself."""
 
 NAME = "ingestor watch"
@@ -98,9 +98,9 @@ class LockWatch:
 
     async def _look(self) -> None:
         """Look once. Between two looks no connection is kept: a server, or a role, may allow only one."""
-        connection = await connect(self._url, timeout=PATIENCE, application_name=NAME)
+        connection = await connect(self._url, timeout=LOCK_QUERY_SECONDS, application_name=NAME)
         try:
-            async with asyncio.timeout(PATIENCE), connection.transaction(isolation="read_committed"):
+            async with asyncio.timeout(LOCK_QUERY_SECONDS), connection.transaction(isolation="read_committed"):
                 waits = await lock_waits(connection)
             self._say(waits)
             await connection.close(timeout=1.0)

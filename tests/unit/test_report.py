@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor.chart.palette import colours
-from ingestor.coverage.html import as_html, duration
-from ingestor.coverage.report import Report, as_csv, as_json
+from ingestor.coverage.html import as_html
+from ingestor.coverage.report import Report, as_csv, as_json, duration
 from tests.reports import CAUSES, MADE_AT, sample
 from tests.tools import need
 
