@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from ingestor.errors import PoolerError, StoreError
+from ingestor.redaction import outside_text
 from ingestor.store.connect import connect, is_pooled
 from ingestor.store.refusal import ANSWERED, SERVER_ERRORS, translated
 from ingestor.store.waiting import LockWatch
@@ -63,7 +64,7 @@ async def as_owner(url: str, *, failure: str, verb: str) -> AsyncIterator[AsyncE
         message = f"{failure}: {refused.message.removeprefix(ANSWERED)}"
         raise StoreError(message, sqlstate=refused.sqlstate, hint=advice) from error
     except CommandError as error:  # of a migration, or of Alembic itself
-        raise StoreError(f"{failure}: {error}") from error
+        raise StoreError(f"{failure}: {outside_text(error)}") from error
     except SERVER_ERRORS as error:  # those that SQLAlchemy does not know
         raise StoreError(f"{failure}: {translated(error)}") from error
     finally:

@@ -310,7 +310,7 @@ async def test_a_used_port(tmp_path: Path) -> None:
         daemon.start()
         assert await asyncio.to_thread(daemon.wait) == 78
     (line,) = daemon.log.read_text().splitlines()
-    assert f"{variable('http_port')}: {port} on 127.0.0.1 is taken" in line
+    assert f"{variable('http_port')}: {port} on 127.0.0.1 is in use" in line
 
 
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
