@@ -363,4 +363,4 @@ async def test_batches_spooled_during_slow_writes_are_written_once(writer_url: s
                         await asyncio.sleep(0.01)
             await stored(database, market)
         await blocker.close()
-        assert daemon.telemetry.counts.ticks_written == market.sent
+    assert daemon.telemetry.counts.ticks_written == market.sent
