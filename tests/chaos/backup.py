@@ -9,12 +9,14 @@ from typing import Any
 import asyncpg
 
 from ingestor.store.connect import connect
+from ingestor.store.queries import QUERIES
 
 _LOCK_TIMEOUT = "2s"
 _DISCONNECT = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = 'ingestor' AND datname = current_database() AND pid <> pg_backend_pid()
 """
+_LOCK = f"{QUERIES['lock_ticks']}; LOCK TABLE ingest.stream_sessions IN EXCLUSIVE MODE"
 _RESTORE = """
 DELETE FROM market.ticks WHERE xmin::text::bigint > {transaction};
 DELETE FROM ingest.rejected_messages WHERE xmin::text::bigint > {transaction};
@@ -62,11 +64,15 @@ class Backup:
 
 
 async def _lock(connection: asyncpg.Connection[Any]) -> None:
-    """Let the writers wait. If one holds its locks on a dead connection, end that connection first."""
+    """Let the writers wait. If one holds its locks on a dead connection, end that connection first.
+
+    The writers' own lock comes first: behind a pooler a writer has a transaction id before it locks its session, and
+    its rows would be taken for older ones.
+    """
     await connection.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
     try:
         async with connection.transaction():
-            await connection.execute("LOCK TABLE ingest.stream_sessions IN EXCLUSIVE MODE")
+            await connection.execute(_LOCK)
     except asyncpg.LockNotAvailableError:
         await connection.execute(_DISCONNECT)
-        await connection.execute("LOCK TABLE ingest.stream_sessions IN EXCLUSIVE MODE")
+        await connection.execute(_LOCK)
