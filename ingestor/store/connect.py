@@ -275,7 +275,7 @@ class _Server:
 async def _look_around(connection: asyncpg.Connection, timeout: float) -> _Server:
     """Ask what answers. In one round trip without a prepared statement, where only the number of rows comes back.
 
-    A pooler invents the process id that a client is worst.
+    A pooler makes up the process id that it gives to a client.
     """
     pid = connection.get_server_pid()
     status = await connection.execute(QUERIES["look_around"].replace("$1", str(pid)), timeout=timeout)
