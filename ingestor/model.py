@@ -7,7 +7,7 @@ resolution of PostgreSQL's `timestamptz`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
@@ -22,6 +22,9 @@ Duration: TypeAlias = int
 
 SECOND: Duration = 1_000_000
 DAY: Duration = 86_400 * SECOND
+
+BAR_LENGTH = timedelta(minutes=1)
+"""The length of the bars that are fetched, compared and drawn: one minute."""
 
 RAW_LIMIT = 64 * 1024
 """Bytes kept of a rejected message."""

@@ -1,4 +1,4 @@
-"""The check of the project's language, part of `make lint`: `python -m tests.language [--all] [FILE ...]`.
+"""The check of the project's language, part of `make lint`: `python -m tests.language [FILE ...]`.
 
 It reads every text that people read: pages, docstrings, comments, messages, names of log events. It fails on words
 that the glossary replaced and on sentences that open with a headless relative ("What the server refuses is kept").
@@ -140,8 +140,9 @@ def main(names: list[str]) -> int:
     for path in [Path(name).resolve() for name in names] or files():
         name, text = path.relative_to(ROOT), path.read_text(encoding="utf-8")
         for number, line in enumerate(text.splitlines(), 1):
+            own = NAMES.sub("", line)
             for words, better in RETIRED_WORDS:
-                for match in words.finditer(NAMES.sub("", line)):
+                for match in words.finditer(own):
                     retired += 1
                     print(f'{name}:{number}: "{match.group()}" is retired: {better}')
         for number, passage in blocks(path, text):

@@ -125,6 +125,7 @@ class TestServer:
     async def move(self, name: str, tablespace: str) -> None:
         """Move a database to a tablespace, while no connection, TimescaleDB's workers included, can be opened."""
         await self.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await self._disconnect(name)
         await self._alone(name, f"ALTER DATABASE {name} SET TABLESPACE {tablespace}")
         await self.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
 
@@ -148,15 +149,11 @@ class TestServer:
 
     async def _alone(self, name: str, statement: str) -> None:
         """Run a statement that needs a database without connections, up to ten times while others still connect."""
-        for attempt in range(10):
+        for _ in range(9):
+            with contextlib.suppress(asyncpg.ObjectInUseError):
+                return await self.run(statement)
             await self._disconnect(name)
-            try:
-                await self.run(statement)
-            except asyncpg.ObjectInUseError:
-                if attempt == 9:
-                    raise
-            else:
-                return
+        return await self.run(statement)
 
     async def _disconnect(self, name: str) -> None:
         await self.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")

@@ -105,8 +105,8 @@ async def repair_aggregates(connection: AsyncConnection, report: Callable[[str],
     """Refresh the ranges of late ticks and everything else that is missing, and empty the list.
 
     It goes through all that there is, from the oldest tick on: behind jobs that stood still, or a window that was
-    computed by itself, bars would be hidden that never were computed. Without aggregates it only
-    empties the list.
+    computed by itself, bars would be hidden that never were computed. Without aggregates it
+    only empties the list.
     """
     rows = (await connection.execute(sa.select(schema.stale_ranges))).all()
     if await has_aggregates(connection):

@@ -21,6 +21,12 @@ from ingestor.store.waiting import LockWatch
 LOCK = 7_306_354_015
 """Any number, the same for all who maintain a database."""
 
+MAINTENANCE_LOCK_TIMEOUT = "5s"
+"""A drop or a conversion waits this long for a query, and the writer for it; then it is given up until the next run."""
+
+LOCK_NOT_AVAILABLE = "55P03"
+"""SQLSTATE of a lock that was waited for too long."""
+
 SECOND_CONNECTION = 10.0
 """Seconds in which a pooler should have a second connection to the server."""
 

@@ -18,16 +18,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.admin.aggregates import INSTALLED
-from ingestor.admin.engine import as_owner, maintenance
+from ingestor.admin.engine import LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, as_owner, maintenance
 from ingestor.admin.migrate import configuration, keep_bars
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
 
-CONVERSION_LOCK_TIMEOUT = "5s"
-"""So long may the last step wait for a query, and others for it before it has begun; then it is given up."""
-
-LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
+DEADLOCK = "40P01"
 
 KEY = "ticks_symbol_time_price_volume_occurrence_key"
 INDEX = "ticks_buckets_idx"
@@ -289,7 +286,7 @@ async def _copy_partitions(engine: AsyncEngine, report: Callable[[str], None]) -
             report(f"{since:%Y-%m}: {what}.")
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(sa.text(f"VACUUM (ANALYZE) {COPY}"))  # before the writers have to wait for it
+        await connection.execute(sa.text(f"VACUUM (ANALYZE) {COPY}"))  # while no writer waits for it
 
 
 async def _compare(connection: AsyncConnection, sql: str, since: datetime, until: datetime) -> Sequence[sa.Row[Any]]:
@@ -306,7 +303,7 @@ async def _finish(engine: AsyncEngine, relations: RelationsRevision, report: Cal
     """Put the copy in the place of the partitioned table, in one transaction."""
     try:
         async with _transaction(engine) as connection:
-            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{CONVERSION_LOCK_TIMEOUT}'"))
+            await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{MAINTENANCE_LOCK_TIMEOUT}'"))
             for statement in _LOCK_WRITERS:
                 await connection.execute(sa.text(statement))
             if not await connection.scalar(sa.text(_IS_PARTITIONED)):
@@ -321,7 +318,7 @@ async def _finish(engine: AsyncEngine, relations: RelationsRevision, report: Cal
         if getattr(error.orig, "sqlstate", None) not in {LOCK_NOT_AVAILABLE, DEADLOCK}:
             raise
         raise StoreError(
-            f"Another session holds market.ticks, or a view on it, for longer than {CONVERSION_LOCK_TIMEOUT}.",
+            f"Another session holds market.ticks, or a view on it, for longer than {MAINTENANCE_LOCK_TIMEOUT}.",
             sqlstate=getattr(error.orig, "sqlstate", None),
             hint="Nothing was changed. Run this again: only the last step is left.",
         ) from error

@@ -36,7 +36,7 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
         _say(report, source, changes, made, last, today)
         async with maintenance(engine) as connection:
             if not (are_computed := await has_aggregates(connection)):
-                await repair_aggregates(connection, report)  # of which only the list is left then
+                await repair_aggregates(connection, report)  # which only empties the list then
         if are_computed:
             async with without_transactions(engine) as connection:
                 await repair_aggregates(connection, report)

@@ -9,12 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.admin import schema
-from ingestor.admin.engine import database_now, maintenance
-
-RETENTION_LOCK_TIMEOUT = "5s"
-"""So long may a drop wait for queries, and the writer for the drop; then it is tried by the next run."""
-
-LOCK_NOT_AVAILABLE = "55P03"
+from ingestor.admin.engine import LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, database_now, maintenance
 
 _IS_HYPERTABLE = "SELECT NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'market.ticks'::regclass)"
 _CHUNKS = """
@@ -53,7 +48,9 @@ async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
             raise
-        report(f"Old ticks were not dropped: a query held them for {RETENTION_LOCK_TIMEOUT}. The next run tries again.")
+        report(
+            f"Old ticks were not dropped: a query held them for {MAINTENANCE_LOCK_TIMEOUT}. The next run tries again."
+        )
 
 
 async def _drop_chunks(connection: AsyncConnection, cutoff: datetime) -> tuple[int, datetime | None]:
@@ -82,7 +79,7 @@ async def _drop_partition(connection: AsyncConnection, cutoff: datetime) -> date
 
 async def _limit_wait(connection: AsyncConnection) -> None:
     """Limit the waits for locks in this transaction, after that for other maintenance."""
-    await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{RETENTION_LOCK_TIMEOUT}'"))
+    await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{MAINTENANCE_LOCK_TIMEOUT}'"))
 
 
 async def _record_drop(connection: AsyncConnection, until: datetime) -> None:

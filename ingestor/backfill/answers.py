@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
 
 from ingestor.errors import IngestorError
+from ingestor.model import BAR_LENGTH
 from ingestor.redaction import outside_text
 
 MAX_VALUES = 100_000
 """JSON values in one answer: many times those of a day's bars or of all instruments. It bounds the cost of decoding."""
-
-BAR_LENGTH = timedelta(minutes=1)
-"""The length of one of the provider's bars."""
 
 NAME_LIMIT = 40
 """Characters shown of an unexpected value."""

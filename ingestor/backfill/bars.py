@@ -11,7 +11,6 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from ingestor.backfill.answers import (
-    BAR_LENGTH,
     Fault,
     MalformedAnswerError,
     WrongValueError,
@@ -22,7 +21,7 @@ from ingestor.backfill.answers import (
     records_of,
     shown,
 )
-from ingestor.model import Bar, Label
+from ingestor.model import BAR_LENGTH, Bar, Label
 
 EXCHANGE = "nzx"
 INTERVAL = "1m"

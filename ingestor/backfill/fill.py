@@ -11,12 +11,12 @@ from itertools import groupby
 from typing import Literal
 from zoneinfo import ZoneInfo
 
-from ingestor.backfill.answers import BAR_LENGTH, Fault, summarize
+from ingestor.backfill.answers import Fault, summarize
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.clock import Clock, to_datetime
 from ingestor.errors import IngestorError
-from ingestor.model import Bar, GapSpan, minute_of
+from ingestor.model import BAR_LENGTH, Bar, GapSpan, minute_of
 from ingestor.redaction import outside_text, redact
 from ingestor.store.gaps import Bounds, GapStore, Outcome, PendingBackfill
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
-from ingestor.backfill.answers import BAR_LENGTH, summarize
+from ingestor.backfill.answers import summarize
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
 from ingestor.backfill.fill import PROVIDER_RETENTION, TOO_OLD
 from ingestor.backfill.instruments import refresh_instruments
 from ingestor.errors import IngestorError
-from ingestor.model import Bar, Label, minute_of
+from ingestor.model import BAR_LENGTH, Bar, Label, minute_of
 from ingestor.redaction import outside_text
 from ingestor.store.gaps import Difference, GapStore
 

@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ingestor.backfill.answers import BAR_LENGTH
 from ingestor.backfill.fill import asked_for
 from ingestor.cli._backfill import fill, filling
 from ingestor.cli._output import Console
@@ -15,7 +14,7 @@ from ingestor.cli.gaps import show, write
 from ingestor.coverage.html import as_html
 from ingestor.coverage.report import Report
 from ingestor.demo import Demo
-from ingestor.model import GapSpan, minute_of
+from ingestor.model import BAR_LENGTH, GapSpan, minute_of
 from ingestor.service.process import StopRequest
 from ingestor.store.gaps import Bounds, GapStore
 

@@ -22,13 +22,11 @@ from ingestor.cli._output import Console, write_document
 from ingestor.cli.gaps import STYLES, show_gaps, write
 from ingestor.coverage.report import Report
 from ingestor.errors import NoDataError
-from ingestor.model import Bar
+from ingestor.model import BAR_LENGTH, Bar
 from ingestor.settings import load_settings
 from ingestor.store.gaps import Bounds, GapStore
 
 MAX_LISTED_GAPS = 20
-
-BAR_LENGTH = timedelta(minutes=1)
 
 EARLIEST = datetime(1990, 1, 1, tzinfo=UTC)
 """The first instant that an option can name."""

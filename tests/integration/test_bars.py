@@ -149,7 +149,7 @@ async def test_concurrent_maintenance(database: str) -> None:
 
 async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long query keeps its ticks until the next run; the first tick of each symbol stays recorded."""
-    monkeypatch.setattr(retention, "RETENTION_LOCK_TIMEOUT", "100ms")
+    monkeypatch.setattr(retention, "MAINTENANCE_LOCK_TIMEOUT", "100ms")
     now = datetime.now(UTC).replace(microsecond=0)
     old = now - timedelta(days=100)
     await insert(database, [(moment, now, 1.5, 10, 1, "A.NZ") for moment in (old, now)])

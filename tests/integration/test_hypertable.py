@@ -269,7 +269,7 @@ async def test_a_tick_during_the_last_step(partitioned: str, timescale: TestServ
 
 async def test_the_table_is_in_use(partitioned: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long query ends the last step with a line that names the remedy, and changes nothing."""
-    monkeypatch.setattr(adopt_module, "CONVERSION_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(adopt_module, "MAINTENANCE_LOCK_TIMEOUT", "200ms")
     connection = await connect(partitioned)
     transaction = connection.transaction()
     await transaction.start()

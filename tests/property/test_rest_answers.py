@@ -7,9 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestor.backfill.answers import BAR_LENGTH, MalformedAnswerError, summarize
+from ingestor.backfill.answers import MalformedAnswerError, summarize
 from ingestor.backfill.bars import Question, parse_bars
 from ingestor.backfill.listing import parse_instruments
+from ingestor.model import BAR_LENGTH
 from tests.unit.test_rest_answers import QUESTION, START, ZONE, bar, taken
 
 json_values = st.recursive(

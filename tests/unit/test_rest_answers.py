@@ -8,7 +8,6 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from ingestor.backfill.answers import (
-    BAR_LENGTH,
     MAX_VALUES,
     Fault,
     MalformedAnswerError,
@@ -18,7 +17,7 @@ from ingestor.backfill.answers import (
 )
 from ingestor.backfill.bars import Bars, Question, parse_bars
 from ingestor.backfill.listing import Instruments, parse_instruments
-from ingestor.model import Bar, Instrument
+from ingestor.model import BAR_LENGTH, Bar, Instrument
 from ingestor.redaction import register_secret
 
 ZONE = ZoneInfo("Pacific/Auckland")
