@@ -280,6 +280,8 @@ class Settings(BaseSettings):
         "14d", "age at which ticks go to the columnstore of TimescaleDB Community; at least 1d, or off", ge=86_400
     )
 
+    rollup: bool = _setting("on", "whether the daemon stores bars while it records; off: only `ingestor maintain` does")
+
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "debug, info, warning or error")
     log_format: Literal["auto", "json", "console"] = _setting(
         "auto", "json, console, or auto: console on a terminal, else json"

@@ -20,13 +20,13 @@ TABLES = {table.fullname for table in metadata.tables.values()}
 
 
 def include_name(name: str | None, kind: Any, parents: Mapping[Any, str | None]) -> bool:
-    """Look at our own tables only: not at partitions, chunks, the index of buckets, or anybody else's schemas."""
+    """Look at our own tables only: not at partitions, chunks, the index on time, or anybody else's schemas."""
     if kind == "schema":
         return name in SCHEMAS
     if kind == "table":
         return f"{parents['schema_name']}.{name}" in TABLES
     if kind == "index":
-        return name != "ticks_buckets_idx"
+        return name != "ticks_time_idx"
     return True
 
 

@@ -188,6 +188,8 @@ def community(request: pytest.FixtureRequest) -> Iterator[str]:
 
 async def _empty(url: str) -> None:
     connection = await connect(url)
+    for name in ("rolled", "stored_1m", "stored_5m", "stored_1h", "stored_1d"):  # TimescaleDB drops no view on its own
+        await connection.execute(f"DROP VIEW IF EXISTS ingest.{name} CASCADE")
     await connection.execute("DROP SCHEMA IF EXISTS market CASCADE")
     await connection.execute("DROP SCHEMA IF EXISTS ingest CASCADE")
     await connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")

@@ -24,7 +24,7 @@ from ingestor.store.connect import connect, driver_url
 MINIMUM = 15
 IS_COMMUNITY = "SELECT coalesce(current_setting('timescaledb.license', true) = 'timescale', false)"
 STOP_JOBS = """
-SELECT alter_job(job_id, scheduled => false) FROM timescaledb_information.jobs WHERE hypertable_name IS NOT NULL
+SELECT alter_job(job_id, scheduled => false) FROM timescaledb_information.jobs WHERE job_id >= 1000
 """
 _numbers = count(1)
 

@@ -27,11 +27,11 @@ from ingestor.settings import Settings
 DEADLOCK = "40P01"
 
 KEY = "ticks_symbol_time_price_volume_occurrence_key"
-INDEX = "ticks_buckets_idx"
+INDEX = "ticks_time_idx"
 
 COPY = "market.ticks_adopted"
 COPY_KEY = "ticks_adopted_symbol_time_price_volume_occurrence_key"
-COPY_INDEX = "ticks_adopted_buckets_idx"
+COPY_INDEX = "ticks_adopted_time_idx"
 
 EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
 ONE_DAY = timedelta(days=1)
@@ -176,7 +176,7 @@ async def convert_to_hypertable(url: str, settings: Settings, report: Callable[[
             report("market.ticks is a hypertable already; its bars are continuous aggregates now.")
         else:
             report("market.ticks is a hypertable already: there is nothing to convert.")
-        await keep_bars(engine, settings, report)
+        await keep_bars(url, engine, settings, report)
 
 
 async def tell_of_adoption(url: str, report: Callable[[str], None]) -> None:

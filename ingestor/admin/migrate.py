@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ingestor import coverage
 from ingestor.admin import schema
 from ingestor.admin.aggregates import columnstore_after, has_aggregates, keep_aggregates
+from ingestor.admin.bars import store_bars
 from ingestor.admin.calendars import keep_calendars, last_trading_day
 from ingestor.admin.engine import as_owner, database_now, without_transactions
 from ingestor.admin.partitions import make_partitions
@@ -61,14 +62,16 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
             else:
                 report(f"The schema went from {before or 'nothing'} to revision {after}.")
             await _fill(connection, settings, report)
-        await keep_bars(engine, settings, report)
+        await keep_bars(url, engine, settings, report)
 
 
-async def keep_bars(engine: AsyncEngine, settings: Settings, report: Callable[[str], None]) -> None:
-    """Compute the continuous aggregates, where there are any, and keep their policies."""
+async def keep_bars(url: str, engine: AsyncEngine, settings: Settings, report: Callable[[str], None]) -> None:
+    """Store the bars that are missing: by continuous aggregates and their policies, or in tables."""
     async with engine.connect() as connection:
-        if not await has_aggregates(connection):
-            return
+        are_aggregates = await has_aggregates(connection)
+    if not are_aggregates:
+        await store_bars(url, report)
+        return
     async with without_transactions(engine) as connection:
         await keep_aggregates(connection, columnstore_after(settings), report)
 

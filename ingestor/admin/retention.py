@@ -25,6 +25,22 @@ WHERE until <= :cutoff ORDER BY until
 """
 
 
+# A minute whose ticks were dropped before is computed from its stored bar and its late ticks as long as it is stale.
+# A continuous aggregate can't store it, so it stays stale, and its late ticks stay.
+_STORED = """
+SELECT until_1m >= :until AND NOT EXISTS (
+    SELECT FROM ingest.stale_bars WHERE time < :until
+      AND (to_regclass('ingest.aggregate_1m') IS NULL
+           OR time >= coalesce((SELECT ticks_since FROM ingest.settings), '0001-01-01 00:00:00+00')))
+FROM ingest.rolled
+"""
+_KEPT_UNTIL = """
+SELECT coalesce(max(range_end), '0001-01-01 00:00:00+00') FROM timescaledb_information.chunks AS c
+WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks' AND range_end <= :until
+  AND EXISTS (SELECT FROM ingest.stale_bars AS b WHERE b.time >= c.range_start AND b.time < c.range_end)
+"""
+
+
 async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[str], None]) -> None:
     """Drop the chunks or partitions all of whose ticks are older than that, in a transaction for each partition.
 
@@ -57,24 +73,36 @@ async def _drop_chunks(connection: AsyncConnection, cutoff: datetime) -> tuple[i
     """Drop what a hypertable has before that; return how many chunks, and how far they went."""
     await _limit_wait(connection)
     until, pieces = (await connection.execute(sa.text(_CHUNKS), {"cutoff": cutoff})).one()
-    if not pieces:
+    if not pieces or not await _bars_are_stored(connection, until):
         return 0, None
+    kept = await connection.scalar(sa.text(_KEPT_UNTIL), {"until": until})
+    if kept >= until:
+        return 0, None
+    drop = (
+        "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz), "
+        "newer_than => CAST(:kept AS timestamptz))"
+    )
     await _record_drop(connection, until)
-    drop = "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz))"
-    await connection.execute(sa.text(drop), {"cutoff": until})
-    return pieces, until
+    pieces = await connection.scalar(sa.text(drop), {"cutoff": until, "kept": kept})
+    return pieces, until if pieces else None
 
 
 async def _drop_partition(connection: AsyncConnection, cutoff: datetime) -> datetime | None:
     """Drop the oldest partition that ends before that; return how far it went, or None where there is none."""
     await _limit_wait(connection)
     found = (await connection.execute(sa.text(_PARTITIONS), {"cutoff": cutoff})).first()
-    if found is None:
+    if found is None or not await _bars_are_stored(connection, found.until):
         return None
     await _record_drop(connection, found.until)
     await connection.execute(sa.text(f"DROP TABLE {found.name}"))
     until: datetime = found.until
     return until
+
+
+async def _bars_are_stored(connection: AsyncConnection, until: datetime) -> bool:
+    """Return whether the bars of all time before `until` are stored. No writer commits a late tick meanwhile."""
+    await connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('market.ticks'))"))
+    return bool(await connection.scalar(sa.text(_STORED), {"until": until}))
 
 
 async def _limit_wait(connection: AsyncConnection) -> None:

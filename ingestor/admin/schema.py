@@ -249,15 +249,82 @@ reconciliations = Table(
     comment="Minutes that were wholly covered, in which our bar and the provider's are not the same.",
 )
 
-stale_ranges = Table(
-    "stale_ranges",
+_BAR = {
+    "open": "First price.",
+    "high": "Highest price.",
+    "low": "Lowest price.",
+    "close": "Last price.",
+    "volume": "Units traded.",
+    "turnover": "Money traded: the sum of price times volume.",
+    "ticks": "Number of ticks.",
+    "first_at": "Time of the first tick: a late tick is placed by it after retention.",
+    "last_at": "Time of the last tick.",
+    "last_received_at": "When the last of its ticks to arrive was received.",
+}
+
+
+def rollup(width: str, comment: str, *extra: Any) -> Table:
+    """Return the table of stored bars of a width."""
+    kinds = {"volume": BIGINT, "ticks": BIGINT, "first_at": TIME, "last_at": TIME, "last_received_at": TIME}
+    return Table(
+        f"rollup_{width}",
+        metadata,
+        column("symbol", TEXT, "The exchange's symbol with its suffix."),
+        column("time", TIME, "Start of the bar."),
+        *(column(name, kinds.get(name, DOUBLE_PRECISION), comment) for name, comment in _BAR.items()),
+        *extra,
+        PrimaryKeyConstraint("symbol", "time"),
+        schema="ingest",
+        comment=comment,
+    )
+
+
+rollup_1m = rollup(
+    "1m",
+    "Stored one-minute bars, read through market.ohlcv_1m. They outlive their ticks.",
+    Index(None, "time", postgresql_using="brin"),
+)
+rollup_5m = rollup(
+    "5m", "Stored five-minute bars, read through market.ohlcv_5m.", Index(None, "time", postgresql_using="brin")
+)
+rollup_1h = rollup(
+    "1h", "Stored one-hour bars, read through market.ohlcv_1h.", Index(None, "time", postgresql_using="brin")
+)
+rollup_1d = rollup("1d", "Stored bars of the exchange's days, read through market.ohlcv_1d.")
+
+rollup_state = Table(
+    "rollup_state",
     metadata,
-    column("range_from", TIME, "Start of the hour of the oldest of them."),
-    column("range_until", TIME, "End of the hour of the newest of them."),
-    column("noted_at", TIME, "When the last of them came.", default="clock_timestamp()"),
-    PrimaryKeyConstraint("range_from", "range_until"),
+    column("id", BOOLEAN, "There is one row.", default="true"),
+    column(
+        "announced_until",
+        TIME,
+        "A writer puts the bars of older ticks on the list of stale bars.",
+        default="'0001-01-01 00:00:00+00'",
+    ),
+    column("until_1m", TIME, "The one-minute bars before this are stored.", default="'0001-01-01 00:00:00+00'"),
+    column("until_5m", TIME, "The five-minute bars before this are stored.", default="'0001-01-01 00:00:00+00'"),
+    column("until_1h", TIME, "The one-hour bars before this are stored.", default="'0001-01-01 00:00:00+00'"),
+    column("until_1d", TIME, "The bars of days before this are stored.", default="'0001-01-01 00:00:00+00'"),
+    PrimaryKeyConstraint("id"),
+    CheckConstraint("id", name="id"),
+    CheckConstraint("until_1m <= announced_until", name="announced"),
     schema="ingest",
-    comment=("Time spans that got late ticks. `ingestor maintain` recomputes their bars."),
+    comment="How far bars are stored. One row.",
+)
+
+stale_bars = Table(
+    "stale_bars",
+    metadata,
+    column("symbol", TEXT, "The exchange's symbol with its suffix."),
+    column("time", TIME, "Start of the minute."),
+    column("noted_at", TIME, "When the last of the ticks came.", default="clock_timestamp()"),
+    PrimaryKeyConstraint("symbol", "time"),
+    schema="ingest",
+    comment=(
+        "Minutes into which ticks came after their bars were stored. Views compute these bars from ticks until they "
+        "are repaired."
+    ),
 )
 
 settings = Table(

@@ -23,8 +23,9 @@ def maintain(
 ) -> None:
     """Maintain calendar, partitions, bars and retention. Run it once a day; it can be repeated.
 
-    The command makes partitions ahead. On TimescaleDB Community it recomputes the bars of late ticks and sets policies
-    from **INGESTOR_COLUMNSTORE_AFTER**. With **INGESTOR_RETENTION** it drops older ticks.
+    The command makes partitions ahead, stores missing bars and repairs stale ones, with a line of progress every ten
+    seconds. On TimescaleDB Community it also sets policies from **INGESTOR_COLUMNSTORE_AFTER**. With
+    **INGESTOR_RETENTION** it drops older ticks; their bars stay. It can be interrupted at any moment.
 
     The calendar comes from the library exchange-calendars if the extra `calendar` is installed, else from the snapshot
     in this version. Needs **INGESTOR_DATABASE_URL** with the role that migrated.

@@ -25,8 +25,8 @@ def migrate(
     """Create or upgrade the tables, and store settings and trading calendar. Can be repeated.
 
     Needs **INGESTOR_DATABASE_URL** with a role that may create schemas in that database. On a server with TimescaleDB
-    the ticks go into a hypertable, else into monthly partitions. On its Community edition the command computes the
-    bars of existing ticks, oldest first; this may take minutes and can be resumed.
+    the ticks go into a hypertable, else into monthly partitions. The command stores the bars of existing ticks, oldest
+    first; this may take minutes, can be resumed, and the daemon may write meanwhile.
 
     The daemon runs as a member of the role `market_write`, which this command makes and which owns nothing:
     `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. Analysts use the role `market_read`: see

@@ -177,14 +177,12 @@ def _calendar(facts: SchemaFacts, today: date) -> CheckResult:
 
 
 def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
-    if not facts.has_aggregates:
-        text = "computed from the ticks by each query"
-        if "Community" in facts.edition:
-            advice = "this server can compute them ahead: run `ingestor migrate --convert-to-hypertable`"
-            return CheckResult("bars", Severity.WARNING, f"{text}; {advice}")
-        return CheckResult("bars", Severity.OK, text)
-    since = schema.oldest_stale_range
+    if not facts.has_aggregates and "Community" in facts.edition:
+        advice = "this server can compute them ahead: run `ingestor migrate --convert-to-hypertable`"
+        return CheckResult("bars", Severity.WARNING, f"stored in tables; {advice}")
+    since = schema.stale_since
     if since is not None and facts.now - since > REFRESHED_WITHIN:
-        text = f"late ticks of {since:%Y-%m-%d} may be missing in the bars"
+        text = f"the bars of ticks that came late are computed by each query since {since:%Y-%m-%d}"
         return CheckResult("bars", Severity.WARNING, f"{text}. Run `ingestor maintain` once a day.")
-    return CheckResult("bars", Severity.OK, "computed ahead; `ingestor maintain` adds late ticks once a day")
+    by = "continuous aggregates" if facts.has_aggregates else "tables"
+    return CheckResult("bars", Severity.OK, f"stored in {by}; queries compute the newest and the stale ones")

@@ -15,6 +15,7 @@ from ingestor.errors import ConfigurationError, MessagesLostError
 from ingestor.service.coverage_monitor import CoverageMonitor
 from ingestor.service.process import StopRequest
 from ingestor.service.reader import StreamReader
+from ingestor.service.roller import Roller
 from ingestor.service.status import Status
 from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
@@ -93,6 +94,7 @@ class Daemon:
             coverage_monitor=self._coverage_monitor,
             liveness_deadlines={"reader": reader, "writer": writer},
         )
+        self._roller = Roller(settings, buffer=self.buffer, clock=self._clock, telemetry=self.telemetry)
         self.http = HttpServer(settings.http_host, settings.http_port)
         self._notifier = SystemdNotifier()
 
@@ -130,9 +132,11 @@ class Daemon:
         spooling = asyncio.create_task(self._spool(), name="spooler")
         writing = asyncio.create_task(self._write(), name="writer")
         monitoring = asyncio.create_task(self._coverage_monitor.run(self._writes), name="coverage_monitor")
+        working = [reading, writing, spooling, monitoring]
+        if self._settings.rollup:
+            working.append(asyncio.create_task(self._roller.run(self._writes), name="roller"))
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
-            working = {reading, spooling, writing, monitoring}
             await asyncio.wait({*working, *beside, stop}, return_when=asyncio.FIRST_COMPLETED)
             self._notifier.stopping()
             self.telemetry.stopping(signal=request.signal, waiting_bytes=self.buffer.size)
@@ -142,11 +146,12 @@ class Daemon:
             await self.buffer.spool_all()
         finally:
             await self._store.give_up()
-            await _cancel(reading, writing, spooling, monitoring, stop)
+            await self._roller.give_up()
+            await _cancel(*working, stop)
             await self._store.close()
             await self.buffer.close()
         lost = self._report_rest()
-        for task in (reading, writing, spooling, monitoring, *beside):
+        for task in (*working, *beside):
             if task.done() and not task.cancelled():
                 task.result()
         if lost:

@@ -24,17 +24,20 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
        to_regclass('ingest.alembic_version') IS NOT NULL AS migrated
 """
 AGGREGATES = """
-SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'market'
+SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_schema = 'ingest'
 """
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
 _LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
-_MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.stale_ranges'), 'SELECT'), false)"
-_OLDEST_REFRESH = "SELECT min(noted_at) FROM ingest.stale_ranges"
+_MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.stale_bars'), 'SELECT'), false)"
+_STALE_SINCE = """
+SELECT min(noted_at) FROM ingest.stale_bars
+WHERE time >= coalesce((SELECT ticks_since FROM ingest.settings), '0001-01-01 00:00:00+00')
+"""
 _PRIVILEGES = """
 SELECT format('%s ON %s', privilege, relation) AS missing
 FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 'ingest.stream_sessions'),
              ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'),
-             ('SELECT', 'ingest.stale_ranges'), ('INSERT', 'ingest.stale_ranges'), ('UPDATE', 'ingest.stale_ranges'))
+             ('SELECT', 'ingest.stale_bars'), ('INSERT', 'ingest.stale_bars'), ('UPDATE', 'ingest.stale_bars'))
      AS needed (privilege, relation)
 WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
 """
@@ -53,7 +56,7 @@ class SchemaFacts:
     coverage_margin: timedelta
     stall_timeout: timedelta
     last_trading_day: date | None
-    oldest_stale_range: datetime | None
+    stale_since: datetime | None
     missing_privileges: tuple[str, ...]
 
     def days_left(self, today: date) -> int:
@@ -131,7 +134,7 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         coverage_margin=row["coverage_margin"],
         stall_timeout=row["stall_timeout"],
         last_trading_day=await connection.fetchval(_LAST_DAY, row["calendar"]),
-        oldest_stale_range=await connection.fetchval(_OLDEST_REFRESH) if may_look else None,
+        stale_since=await connection.fetchval(_STALE_SINCE) if may_look else None,
         missing_privileges=tuple(record["missing"] for record in missing),
     )
 

@@ -37,7 +37,8 @@ SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
 -- name: lock_session
 -- The holder of this row may write the session's next batch. Batches up to last_batch were committed before,
 -- but for the rest of last_batch where last_batch_messages is not null.
-SELECT last_batch, last_batch_messages, ticks, duplicates, rejected FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
+SELECT last_batch, last_batch_messages, ticks, duplicates, rejected, (SELECT noted_before FROM ingest.rolled WHERE noted_before > '0001-01-01 00:00:00+00')
+FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
 
 -- name: begin_session
 INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, kind)
@@ -76,12 +77,6 @@ ON CONFLICT (session_id, batch, position) DO NOTHING
 UPDATE ingest.stream_sessions
 SET ended_at = greatest(connected_at, authenticated_at, covered_until, last_message_at), end_reason = 'crashed'
 WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND id <> ALL ($2::uuid[])
-
--- name: note_late
--- By the hour, so that a trickle of late ticks fills no table.
-INSERT INTO ingest.stale_ranges (range_from, range_until)
-VALUES (date_bin('1 hour', $1, '2000-01-01 00:00:00+00'), date_bin('1 hour', $2, '2000-01-01 00:00:00+00') + interval '1 hour')
-ON CONFLICT (range_from, range_until) DO UPDATE SET noted_at = excluded.noted_at
 
 -- name: ensure_partition
 -- Makes the month's partition where there is none; does nothing on a hypertable.
@@ -133,3 +128,25 @@ SELECT pid, lock, seconds, coalesce(holders[1], 0) AS first,
                  FROM unnest(holders) WITH ORDINALITY AS h (pid, number) LEFT JOIN pg_stat_activity b ON b.pid = h.pid),
                 'no session any more') AS holders
 FROM waiting ORDER BY seconds DESC
+
+-- name: note_stale
+-- In order, so that two transactions that note the same minutes do not wait for each other in a circle.
+INSERT INTO ingest.stale_bars (symbol, time)
+SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS stale (symbol, time) ORDER BY symbol, time
+ON CONFLICT (symbol, time) DO UPDATE SET noted_at = clock_timestamp()
+
+-- name: limit_rollup
+-- $1 is put in as text: milliseconds.
+SET LOCAL statement_timeout = $1; SET LOCAL lock_timeout = $1
+
+-- name: next_rollup
+SELECT ingest.next_rollup($1, $2)
+
+-- name: announce_rollup
+SELECT ingest.announce_rollup($1)
+
+-- name: roll_up
+SELECT ingest.roll_up($1, $2)
+
+-- name: repair_bars
+SELECT ingest.repair_bars($1, $2)

@@ -15,7 +15,7 @@ import asyncpg
 
 from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock, to_datetime
 from ingestor.errors import StoreError
-from ingestor.model import SECOND, Batch, Duration, Micros, Rejection, Tally
+from ingestor.model import Batch, Duration, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
@@ -25,14 +25,12 @@ from ingestor.store.proof import proof
 from ingestor.store.quarantine import RejectionBudget, insert_without_bad_rows
 from ingestor.store.queries import QUERIES
 from ingestor.store.retry import RetryAction, classify, may_be_too_large
+from ingestor.store.stale import note_stale
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch, Tell, warn
 
 STAY_STAGED = 60.0
 """Seconds for which the writer stays on the staged way after a collision of keys."""
-
-LATE: Duration = 3600 * SECOND
-"""Ticks older than this, by the database's clock, when they are committed came after the bars of their time."""
 
 MONTHS_AHEAD = 2
 """Partitions are there this many months before they are needed."""
@@ -264,7 +262,6 @@ class TickStore:
                 await connection.execute(QUERIES["make_staging_for_now"])
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
                 written += await _write_session(connection, list(group), insert, self._terms, self.size.max_bytes)
-            await self._note_late(connection, batches)
         return written
 
     @contextlib.asynccontextmanager
@@ -275,13 +272,6 @@ class TickStore:
             await connection.execute(limits + QUERIES["lock_ticks"])
             guarded.renew()
             yield connection
-
-    async def _note_late(self, connection: asyncpg.Connection, batches: Sequence[Batch]) -> None:
-        """Mark the hours of late ticks as stale, so that `ingestor maintain` recomputes their bars."""
-        late = [batch.span for batch in batches if batch.span and batch.span[0] < self._database_clock.now() - LATE]
-        if late:
-            oldest, newest = min(span[0] for span in late), max(span[1] for span in late)
-            await connection.execute(QUERIES["note_late"], _timestamp(oldest), _timestamp(newest))
 
     async def _make_partitions(self, guarded: GuardedConnection, batches: Sequence[Batch]) -> None:
         """Make the partitions of the ticks' months and of the months ahead, in transactions of their own."""
@@ -327,7 +317,7 @@ async def _write_session(
         )
         known = await connection.fetchrow(QUERIES["lock_session"], session.id)
     assert known is not None  # it is there now, and locked
-    last_batch, last_messages, ticks_before, duplicates_before, rejected_before = known
+    last_batch, last_messages, ticks_before, duplicates_before, rejected_before, noted_before = known
     complete = last_batch if last_messages is None else last_batch - 1
     batches = [batch for batch in batches if batch.number > complete]
     if not batches:
@@ -340,6 +330,7 @@ async def _write_session(
 
     ticks = sum(batch.count for batch in batches)
     inserted, refused = await insert(connection, batches, after) if ticks else (0, ())
+    await note_stale(connection, batches, noted_before)
     rejections = [(batch.number, rejection) for batch in batches for rejection in batch.rejections]
     rejections += [(batches[-1].number, rejection) for rejection in refused]
     if rejections:

@@ -50,6 +50,11 @@ class Counts:
     batches_written: int = 0
     write_failures: int = 0
     spools_damaged: int = 0
+    bars_stored: int = 0
+    """One-minute bars."""
+    bars_repaired: int = 0
+    """Stale minutes whose bars were computed again."""
+    rollup_failures: int = 0
     calendar_days_left: int | None = None
     """How many days ahead the trading calendar is known; None before the first check."""
     rejected: Counter[str] = field(default_factory=Counter)
@@ -204,6 +209,17 @@ class Telemetry:
             self._log.warning(
                 "coverage_query_failed", detail=detail, note="gaps and coverage are not shown until it succeeds"
             )
+
+    def rolled_up(self, *, bars: int, repaired: int) -> None:
+        """Count stored bars and repaired stale minutes."""
+        self.counts.bars_stored += bars
+        self.counts.bars_repaired += repaired
+
+    def rollup_failed(self, detail: str) -> None:
+        """Log a failed rollup, at most once an hour, and not while writes fail too."""
+        self.counts.rollup_failures += 1
+        if not self._last_failure[0] and self._is_due("rollup_failed", every=3600.0):
+            self._log.warning("rollup_failed", detail=detail, note="bars are computed from ticks until it succeeds")
 
     # The stream.
 

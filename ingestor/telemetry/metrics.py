@@ -57,6 +57,9 @@ class _Counters(Collector):
     def collect(self) -> Iterator[Metric]:
         counts = self._telemetry.counts
         for name, text, value in (
+            ("bars_stored", "One-minute bars stored by this process.", counts.bars_stored),
+            ("bars_repaired", "Stale minutes whose bars this process stored again.", counts.bars_repaired),
+            ("rollup_failures", "Failed attempts to store bars.", counts.rollup_failures),
             ("messages", "Messages received; each became a tick or a rejection.", counts.messages),
             (
                 "ticks_written",

@@ -10,10 +10,8 @@ import asyncpg
 import pytest
 
 from ingestor.admin import retention
-from ingestor.admin.aggregates import LEVELS
 from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import SECOND
-from ingestor.settings import LEAST_RETENTION
 from ingestor.store.connect import connect
 from ingestor.store.gaps import GapStore
 from ingestor.store.ticks import TickStore
@@ -27,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("bundled_calendar")
 SUMMER = datetime(2026, 9, 26, 2, 30, tzinfo=UTC)
 """The day before New Zealand's clocks go forward: the next day has 23 hours."""
 
-REFRESHES = "SELECT range_from, range_until FROM ingest.stale_ranges ORDER BY range_from"
+STALE = "SELECT symbol, time FROM ingest.stale_bars ORDER BY symbol"
 
 
 async def test_bars_of_every_width(database: str) -> None:
@@ -82,6 +80,20 @@ async def test_bounds_use_an_index(database: str, server: TestServer) -> None:
     await connection.close()
 
 
+async def test_ticks_as_of_a_moment(database: str) -> None:
+    """`market.ticks_as_of` has exactly the ticks that had arrived, and the planner reads the table in its place."""
+    rows = some_ticks(SUMMER, 1, 300)
+    await insert(database, rows)
+    arrivals = sorted(row[1] for row in rows)
+    connection = await connect(database)
+    for moment in (arrivals[0] - timedelta(microseconds=1), arrivals[0], arrivals[150], arrivals[-1]):
+        found = await connection.fetch("SELECT * FROM market.ticks_as_of($1)", moment)
+        assert sorted(map(tuple, found)) == sorted(row for row in rows if row[1] <= moment)
+    explain = "EXPLAIN SELECT * FROM market.ticks_as_of(now()) WHERE symbol = 'A.NZ' AND time > now()"
+    assert not any("Function Scan" in row[0] for row in await connection.fetch(explain))
+    await connection.close()
+
+
 async def test_the_last_ticks(database: str) -> None:
     """`market.latest` has the last tick of each symbol by time, arrival and occurrence."""
     rows = some_ticks(SUMMER, 2, 300)
@@ -93,29 +105,61 @@ async def test_the_last_ticks(database: str) -> None:
     assert await query(database, sql) == [expected[symbol] for symbol in sorted(expected)]
 
 
-async def test_late_ticks_make_bars_stale(writer_url: str, database: str) -> None:
-    """The batch's transaction marks the hours of late ticks as stale; ticks on time mark nothing."""
+async def test_late_ticks_make_bars_stale(writer_url: str, database: str, server: TestServer) -> None:
+    """The batch's transaction marks the minutes of late ticks as stale; the bars are right before and after repair."""
     store = TickStore(writer_url, write_timeout=10, clock=SkewedClock(-7 * 3600))
     instance = batcher()
-    now = from_datetime(datetime.now(UTC).replace(microsecond=0))
-    await store.write([filled(instance, tick(time=now - 3000 * SECOND)), filled(instance)])
-    assert await query(database, REFRESHES) == []
-    hour = to_datetime(now).replace(minute=0, second=0)
-    old = from_datetime(hour - timedelta(hours=5))
-    late = filled(instance, tick(time=now), tick("B", old), tick("C", old + 1800 * SECOND), tick("D", now))
+    now = from_datetime(datetime.now(UTC).replace(second=0, microsecond=0))
+    old = now - 5 * 3600 * SECOND
+    await store.write([filled(instance, tick(time=now), tick("B", old)), filled(instance)])
+    if not server.is_community:
+        assert await query(database, STALE) == []  # no bar is stored yet
+    await maintained(database)
+    half = old + 1800 * SECOND
+    late = filled(instance, tick(time=now), tick("B", old + 59 * SECOND), tick("C", half), tick("D", now))
     await store.write([late])
-    span = (hour - timedelta(hours=5), hour + timedelta(hours=1))
-    assert await query(database, REFRESHES) == [span]
-    noted = await query(database, "SELECT noted_at FROM ingest.stale_ranges")
-    await store.write([filled(instance, tick("E", old), tick("E", now))])
-    assert await query(database, REFRESHES) == [span]
-    assert await query(database, "SELECT noted_at FROM ingest.stale_ranges") > noted
-    await store.write([late])  # was committed before, so it only marks the same hours again
+    expected = [("B", to_datetime(old)), ("C", to_datetime(half))]
+    assert await query(database, STALE) == expected
+    counts = await assert_bars(database)
+    noted = await query(database, "SELECT min(noted_at) FROM ingest.stale_bars")
+    await store.write([filled(instance, tick("B", old), tick("C", half + 1), tick("E", now))])
+    assert await query(database, STALE) == expected
+    assert await query(database, "SELECT min(noted_at) FROM ingest.stale_bars") > noted
+    await store.write([late])  # committed before, so nothing changes
     await store.close()
-    assert await query(database, "SELECT count(*) FROM market.ticks") == [(7,)]
-    assert await maintained(database) != []
-    assert await query(database, REFRESHES) == []
-    assert (await assert_bars(database))["1d"] >= 5
+    assert await query(database, "SELECT count(*) FROM market.ticks") == [(9,)]
+    await maintained(database)
+    assert await query(database, STALE) == []
+    assert (await assert_bars(database))["1m"] == counts["1m"] + 1
+
+
+async def test_retention_keeps_the_bars(writer_url: str, database: str, server: TestServer) -> None:
+    """Bars outlive their ticks, and a late tick of dropped time is merged into them, once."""
+    if server.is_community:
+        return  # tests/integration/test_community.py
+    now = datetime.now(UTC).replace(second=30, microsecond=0)
+    old = now - timedelta(days=100)
+    prices = [(old + timedelta(seconds=number), price) for number, price in enumerate((2.0, 3.0, 1.5))]
+    await insert(database, [(time, now, price, 10, 1, "A.NZ") for time, price in [*prices, (now, 9.0)]])
+    assert any("dropped" in line for line in await maintained(database, retention="60d"))
+    assert await query(database, "SELECT price FROM market.ticks") == [(9.0,)]
+    bar = "SELECT open, high, low, close, volume, ticks FROM market.ohlcv_{} WHERE time < now() - interval '50 days'"
+    for width in ("1m", "5m", "1h", "1d"):
+        assert await query(database, bar.format(width)) == [(2.0, 3.0, 1.5, 1.5, 30, 3)]
+    instance, time = batcher(), from_datetime(old)
+    for seconds, price, expected in (
+        (1, 4.0, (2.0, 4.0, 1.5, 1.5, 40, 4)),
+        (-1, 2.5, (2.5, 4.0, 1.5, 1.5, 50, 5)),
+        (2, 1.0, (2.5, 4.0, 1.0, 1.0, 60, 6)),
+    ):
+        store = TickStore(writer_url, write_timeout=10)  # a new one: the partition was dropped with its ticks
+        await store.write([filled(instance, tick("A.NZ", time + seconds * SECOND, price))])
+        await store.close()
+        for _ in range(2):
+            for width in ("1m", "5m", "1h", "1d"):
+                assert await query(database, bar.format(width)) == [expected]
+            await maintained(database, retention="60d")
+    assert await query(database, "SELECT price FROM market.ticks") == [(9.0,)]
 
 
 async def test_retention_drops_old_ticks(database: str, server: TestServer) -> None:
@@ -167,11 +211,6 @@ async def test_retention_that_has_to_wait(database: str, monkeypatch: pytest.Mon
     async with GapStore(database) as gap_store:
         assert gap_store.ticks_since is not None
         assert old < gap_store.ticks_since < now
-
-
-def test_no_policy_reaches_dropped_ticks() -> None:
-    """No refresh policy reaches ticks that retention may have dropped."""
-    assert max(level.start + level.width for level in LEVELS) <= timedelta(seconds=LEAST_RETENTION)
 
 
 async def test_analysts_read_only_the_market(database: str, server: TestServer) -> None:

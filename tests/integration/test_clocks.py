@@ -176,7 +176,7 @@ async def test_ticks_of_a_clock_that_is_years_ahead_are_written(writer_url: str,
     now = SystemClock().wall() // SECOND * SECOND
     assert (await store.write([filled(batcher(), tick(time=now))])).ticks == 1
     await store.close()
-    assert await query(database, "SELECT count(*) FROM ingest.stale_ranges") == [(0,)]
+    assert await query(database, "SELECT count(*) FROM ingest.stale_bars") == [(0,)]
 
 
 async def test_the_spool_of_a_dead_process(writer_url: str, database: str, tmp_path: Path) -> None:

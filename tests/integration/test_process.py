@@ -90,11 +90,14 @@ def fill_up(writer: int) -> None:
 
 
 def read_until(descriptor: int, part: bytes) -> list[bytes]:
-    """Read lines until one contains a text."""
+    """Read until a complete line contains a text; return the lines up to it, though later ones may have been read."""
     text = b""
-    while not (text.endswith(b"\n") and part in text.splitlines()[-1]):
+    while True:
+        lines = text.split(b"\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            if part in line:
+                return lines[:number]
         text += os.read(descriptor, 65536)
-    return text.splitlines()
 
 
 async def test_an_unread_log(simulator: Simulator, start: Start, database: str, full_pipe: tuple[int, int]) -> None:

@@ -41,7 +41,7 @@ async def work(what: str, owner: str, writer: str) -> None:
         case "migrate":
             await migrate(owner, load_settings(), lambda _: None)
         case "maintain":
-            await maintain(load_settings(database_url=owner), lambda _: None)
+            await maintain(load_settings(database_url=owner, retention="3650d"), lambda _: None)
         case "write":
             store = TickStore(writer, write_timeout=60)
             await store.write([filled(batcher(), tick())])

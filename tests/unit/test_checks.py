@@ -25,7 +25,7 @@ SCHEMA = SchemaFacts(
     coverage_margin=HOUR,
     stall_timeout=HOUR,
     last_trading_day=date(2099, 1, 1),
-    oldest_stale_range=None,
+    stale_since=None,
     missing_privileges=(),
 )
 FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Community)", None, True, SCHEMA)
@@ -55,15 +55,16 @@ def test_the_server(changes: dict[str, Any], severity: Severity, words: str) -> 
         ("with TimescaleDB 2.23.0 (Community)", True, HOUR, ""),
         ("with TimescaleDB 2.23.0 (Community)", True, 60 * HOUR, "`ingestor maintain` once a day"),
         ("with TimescaleDB 2.23.0 (Community)", False, None, "--convert-to-hypertable"),
-        ("with TimescaleDB 2.23.0 (Apache-2)", False, 60 * HOUR, ""),
-        ("without TimescaleDB", False, 60 * HOUR, ""),
+        ("with TimescaleDB 2.23.0 (Apache-2)", False, 60 * HOUR, "`ingestor maintain` once a day"),
+        ("without TimescaleDB", False, HOUR, ""),
+        ("without TimescaleDB", False, 60 * HOUR, "`ingestor maintain` once a day"),
     ],
 )
 def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: timedelta | None, words: str) -> None:
-    """Late ticks that wait for days are a warning if bars are computed ahead, or could be."""
+    """Bars that stay stale for days are a warning, and so is a server that could compute them ahead."""
     oldest = None if age is None else datetime.now(UTC) - age
     facts = replace(FACTS, edition=edition, has_aggregates=aggregates)
-    finding = _bars(facts, replace(SCHEMA, oldest_stale_range=oldest))
+    finding = _bars(facts, replace(SCHEMA, stale_since=oldest))
     assert finding.severity is (Severity.WARNING if words else Severity.OK)
     assert words in finding.text
 

@@ -1,0 +1,146 @@
+"""The rollup beside writers, other rollups, killed ones and limits of the server."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from ingestor.admin.bars import store_bars
+from ingestor.simulator.server import Simulator
+from ingestor.store.connect import connect
+from ingestor.store.queries import QUERIES
+from ingestor.store.rollup import Rollup
+from tests.bars import assert_bars, insert, some_ticks
+from tests.recording import running, settings, until
+from tests.servers import TestServer, execute_all, query
+
+OLD = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=3)
+STORED = "SELECT count(*) FROM ingest.rollup_1m"
+WAITING = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+
+@pytest.fixture(autouse=True)
+def without_aggregates(server: TestServer) -> None:
+    """Skip an edition in which TimescaleDB stores the bars."""
+    if server.is_community:
+        pytest.skip("TimescaleDB Community stores the bars")
+
+
+@pytest.fixture
+async def ticks(database: str) -> int:
+    """Insert ticks of two days; return the number of their minutes."""
+    rows = some_ticks(OLD, 2, 600)
+    await insert(database, rows)
+    return len({(row[5], row[0].replace(second=0, microsecond=0)) for row in rows})
+
+
+async def rolled_up(url: str, *, waits: bool = False) -> int:
+    """Run the rollup; return how many bars it has stored."""
+    async with Rollup(url, timeout=60, waits=waits) as rollup:
+        return sum([step.bars async for step in rollup.steps()])
+
+
+async def test_a_killed_rollup(database: str, writer_url: str, ticks: int) -> None:
+    """A rollup that is killed before its commit leaves nothing, and the next one stores each bar once."""
+    connection = await connect(database)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("SELECT ingest.announce_rollup(now())")
+    await connection.execute("SELECT ingest.roll_up(now(), false)")
+    connection.terminate()  # as the end of a killed process
+    await until(database, STORED, 0)
+    assert await rolled_up(writer_url) == ticks
+    assert await query(database, STORED) == [(ticks,)]
+    await assert_bars(database)
+
+
+async def test_two_rollups(database: str, writer_url: str, ticks: int) -> None:
+    """One of two rollups does the work: a daemon's leaves it to the other, and `ingestor maintain` waits for it."""
+    connection = await connect(database)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("SELECT * FROM ingest.rollup_state FOR UPDATE")
+    # A daemon tries while another process is in the middle of a step.
+    assert await connection.fetchval("SELECT until_1m FROM ingest.rollup_state") < OLD
+    other = await connect(writer_url)
+    assert await other.fetchval("SELECT ingest.roll_up(now(), false)") is None
+    assert await other.fetchval("SELECT ingest.repair_bars(10, false)") is None
+    await other.close()
+    await transaction.rollback()
+    await connection.close()
+    lines: list[str] = []
+    stored = await asyncio.gather(rolled_up(writer_url), rolled_up(writer_url), store_bars(database, lines.append))
+    assert sum(count or 0 for count in stored) <= ticks
+    assert await query(database, STORED) == [(ticks,)]
+    await assert_bars(database)
+
+
+async def test_a_writer_that_began_before_the_announcement(database: str, writer_url: str, ticks: int) -> None:
+    """The rollup waits for a transaction that may contain ticks that are not noted as late."""
+    writer = await connect(database)
+    transaction = writer.transaction()
+    await transaction.start()
+    await writer.execute(QUERIES["lock_ticks"])
+    row = (OLD + timedelta(minutes=1), OLD, 7.5, 1, 1, "SLOW.NZ")
+    await writer.execute("INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol) "
+                         "VALUES ($1, $2, $3, $4, $5, $6)", *row)  # fmt: skip
+    rolling = asyncio.create_task(rolled_up(writer_url))
+    await until(database, WAITING, 1)
+    assert await query(database, STORED) == [(0,)]
+    await transaction.commit()
+    await writer.close()
+    assert await rolling == ticks + 1
+    assert await query(database, "SELECT count(*) FROM ingest.stale_bars") == [(0,)]
+    await assert_bars(database)
+
+
+async def test_a_server_that_limits_statements(database: str, writer_url: str, ticks: int) -> None:
+    """If a step exceeds a limit, the next ones store a shorter span, until all is stored."""
+    await execute_all(
+        database,
+        """
+        CREATE FUNCTION public.limit_rows() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF (SELECT count(*) FROM added) > 60 THEN
+                RAISE EXCEPTION 'canceling statement due to statement timeout' USING ERRCODE = '57014';
+            END IF;
+            RETURN NULL;
+        END $$
+        """,
+        "CREATE TRIGGER limit_rows AFTER INSERT ON ingest.rollup_1m REFERENCING NEW TABLE AS added "
+        "FOR EACH STATEMENT EXECUTE FUNCTION public.limit_rows()",
+    )
+    assert await rolled_up(writer_url) == ticks
+    await assert_bars(database)
+
+
+async def test_the_daemon_stores_bars_while_it_records(database: str, writer_url: str, ticks: int) -> None:
+    """The daemon stores the bars of the ticks that it finds, unless INGESTOR_ROLLUP is off."""
+    async with Simulator(port=0, rate=0) as simulator:
+        async with running(settings(simulator, writer_url, rollup="off")):
+            await simulator.wait_connected()
+            await until(database, "SELECT count(*) FROM ingest.stream_sessions", 1)
+        assert await query(database, STORED) == [(0,)]
+        async with running(settings(simulator, writer_url)) as daemon:
+            await until(database, STORED, ticks)
+        assert daemon.telemetry.counts.bars_stored == ticks
+    await assert_bars(database)
+
+
+async def test_a_daemon_stops_while_its_rollup_waits(database: str, writer_url: str, ticks: int) -> None:
+    """The daemon ends at once although a statement of its rollup is not answered."""
+    holder = await connect(database)
+    transaction = holder.transaction()
+    await transaction.start()
+    await holder.execute("LOCK TABLE ingest.rollup_1m")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with Simulator(port=0, rate=0) as simulator:
+        async with running(settings(simulator, writer_url)) as daemon:
+            await until(database, waiting, 1)
+        assert daemon.telemetry.counts.rollup_failures == 0
+    await transaction.rollback()
+    await holder.close()
+    assert await rolled_up(writer_url, waits=True) == ticks
+    await assert_bars(database)
