@@ -85,9 +85,7 @@ async def seed(url: str) -> None:
             symbol, name, industry,
         )  # fmt: skip
     await _backfill(connection, rows)
-    await connection.execute(
-        "INSERT INTO ingest.stale_ranges (range_from, range_until) VALUES ($1, $2)", DAYS[0], FRIDAY + timedelta(days=1)
-    )
+    await connection.execute("SELECT ingest.mark_stale($1, $2)", DAYS[0], FRIDAY + timedelta(days=1))
     await connection.close()
 
 
