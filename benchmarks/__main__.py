@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from benchmarks.page import write
 from benchmarks.profiles import profile
 from benchmarks.stage import ROOT, Database, Generator
 from benchmarks.storing import batches, by_psql, by_spool, by_store
+from ingestor.admin.bars import store_bars
 from ingestor.telemetry.log import configure
 
 RESULTS = ROOT / "benchmarks" / "results.json"
@@ -39,6 +41,15 @@ INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
 SELECT at, at, 1 + n % 50000 / 1000.0, 1 + n % 100000, 1, chr(65 + n % 50 / 26) || chr(65 + n % 26) || 'X.NZ'
 FROM (SELECT n, date_trunc('month', now()) + n * (now() - date_trunc('month', now())) / {rows} AS at
       FROM generate_series(1, {rows}) AS n) AS made
+"""
+
+# On each of the days before today, a burst of as many ticks as the daemon commits in some tenths of a second.
+_BURSTS = """
+INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
+SELECT at, at, 1 + n % 50000 / 1000.0, 1 + n % 100000, 1, chr(65 + n % 50 / 26) || chr(65 + n % 26) || 'X.NZ'
+FROM (SELECT n, date_trunc('day', now()) - n % 25 * interval '1 day' - interval '1 day'
+                + n / 25 * interval '5 milliseconds' AS at
+      FROM generate_series(1, {rows}) AS n) AS made ORDER BY at
 """
 
 
@@ -86,6 +97,8 @@ def measure(rounds: int, *, full: bool) -> dict[str, Any]:
         results["latency"] = {str(rate): latency(database, rate, 15) for rate in RATES}
         announce("Tables with existing rows")
         results["filled"] = filled(database, rounds, FILLED_FULL if full else FILLED)
+        announce("Beside the rollup")
+        results["rollup"] = rolling(database, rounds)
         announce("Profile")
         results["profile"] = profile(database)
     return results
@@ -133,11 +146,12 @@ def filled(database: Database, rounds: int, sizes: tuple[int, ...]) -> Measured:
             database.empty()
             if rows:
                 database.execute(_FILL.format(rows=rows))
+                asyncio.run(store_bars(database.url, lambda _: None))
                 database.execute("VACUUM ANALYZE market.ticks")
 
             def run() -> Run:
                 database.keep("received_at = time")  # only filler rows have equal times: drop those of the last run
-                return end_to_end(database, generator)
+                return end_to_end(database, generator, rollup="off")
 
             found |= in_turn(rounds, {str(rows): run})
     return found
@@ -154,6 +168,22 @@ def copies(database: Database, rounds: int) -> Measured:
 
         subjects = {"none": "false", "1 %": "volume % 100 = 0", "100 %": "true"}
         return in_turn(rounds, {name: partial(again, keep) for name, keep in subjects.items()})
+
+
+def rolling(database: Database, rounds: int) -> Measured:
+    """Measure end to end while the daemon stores the bars of twice as many older ticks, and without that."""
+    with Generator(Load(TICKS)) as generator:
+
+        def run(rollup: str) -> Run:
+            database.empty()
+            database.execute(_BURSTS.format(rows=2 * TICKS))
+            database.execute("VACUUM ANALYZE market.ticks")
+            found = end_to_end(database, generator, rollup=rollup)
+            stored = database.value("SELECT coalesce(sum(ticks), 0)::bigint FROM ingest.rollup_1m")
+            print(f"  {stored:,} ticks were rolled up")
+            return found
+
+        return in_turn(rounds, {name: partial(run, name) for name in ("off", "on")})
 
 
 def sink() -> float:

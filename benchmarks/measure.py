@@ -57,10 +57,10 @@ def loop(name: str, generator: Generator, *, uvloop: bool = False) -> Run:
     return Run(ticks / report["seconds"], report["cpu"] / ticks * 1e6)
 
 
-def end_to_end(database: Database, generator: Generator) -> Run:
-    """Measure the daemon with default settings, from the first tick sent to the last commit."""
+def end_to_end(database: Database, generator: Generator, **settings: str) -> Run:
+    """Measure the daemon, by default with default settings, from the first tick sent to the last commit."""
     ticks = generator.load.ticks
-    with daemon(database, generator) as process:
+    with daemon(database, generator, **settings) as process:
         time.sleep(0.5)  # until the start is over
         rest, before, served = process.memory(), process.cpu, _server_cpu(database)
         generator.go()

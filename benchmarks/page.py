@@ -43,6 +43,7 @@ def write(results: dict[str, Any]) -> None:
         "filled": _rates(results["filled"], "0", first="rows in the table"),
         "loads": _rates(results["loads"], "1 symbol", first="load"),
         "copies": _rates(results["copies"], "none", first="duplicates"),
+        "rollup": _rates(results["rollup"], "off", first="rollup"),
         "profile": _profile(results["profile"]),
         "ceiling": _ceiling(results),
         "daemon": f"{results['end_to_end']['ingestor']['cpu'] * results['end_to_end']['ingestor']['rate'] / 1e6:.0%}",
@@ -93,6 +94,10 @@ def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         found.append((name, f"≤ {most} MB", f"{size / 1e6:.0f} MB", size <= most * 1e6))
     deflate = results["deflate"]
     ratio("with permessage-deflate, of the bare loop", deflate["decode"]["rate"] / deflate["bare"]["rate"], 0.80)
+    if "rollup" in results:
+        ratio(
+            "beside the rollup, of without it", results["rollup"]["on"]["rate"] / results["rollup"]["off"]["rate"], 0.95
+        )
     first = results["filled"]["0"]["rate"]
     for rows, each in list(results["filled"].items())[1:]:
         ratio(f"with {int(rows):,} rows in the table, of none", each["rate"] / first, 0.85)

@@ -55,9 +55,12 @@ class Database:
         self._server.__exit__(kind, error, trace)
 
     def empty(self) -> None:
-        """Delete all ticks and sessions."""
+        """Delete all ticks, sessions and bars."""
         self.execute(
-            "TRUNCATE market.ticks, ingest.stream_sessions, ingest.rejected_messages; "
+            "TRUNCATE market.ticks, ingest.stream_sessions, ingest.rejected_messages, ingest.stale_bars, "
+            "ingest.rollup_1m, ingest.rollup_5m, ingest.rollup_1h, ingest.rollup_1d; "
+            "UPDATE ingest.rollup_state SET announced_until = DEFAULT, until_1m = DEFAULT, until_5m = DEFAULT, "
+            "until_1h = DEFAULT, until_1d = DEFAULT; "
             "SELECT ingest.ensure_partition((date_trunc('month', now()) + n * interval '1 month')::date) "
             "FROM generate_series(-1, 2) AS n"
         )
@@ -156,8 +159,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def daemon(database: Database, generator: Generator) -> Iterator[Process]:
-    """Run `ingestor run` with default settings, connected to the generator, and stop it gracefully."""
+def daemon(database: Database, generator: Generator, **settings: str) -> Iterator[Process]:
+    """Run `ingestor run`, by default with default settings, connected to the generator, and stop it gracefully."""
     with tempfile.TemporaryDirectory(prefix="ingestor-bench-") as directory:
         process = DaemonProcess(
             Path(directory, "log"),
@@ -166,6 +169,7 @@ def daemon(database: Database, generator: Generator) -> Iterator[Process]:
             database_url=database.url,
             spool_dir=directory,
             instance="bench",
+            **settings,
         )
         process.start()
         try:

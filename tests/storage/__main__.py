@@ -15,6 +15,7 @@ import asyncpg
 from rich.progress import Progress
 
 from ingestor.admin.aggregates import repair_aggregates
+from ingestor.admin.bars import store_bars
 from ingestor.admin.engine import as_owner, without_transactions
 from ingestor.admin.migrate import migrate
 from ingestor.errors import IngestorError
@@ -53,6 +54,11 @@ SELECT coalesce(sum(pg_relation_size(c.oid)), 0)::bigint AS heap,
            AS buckets
 FROM pg_class c WHERE c.relkind = 'r' AND c.oid IN (
     SELECT inhrelid FROM pg_inherits WHERE inhparent = 'market.ticks'::regclass)
+"""
+_BARS = """
+SELECT sum(pg_table_size(format('ingest.rollup_%s', width)::regclass))::bigint AS heap,
+       sum(pg_indexes_size(format('ingest.rollup_%s', width)::regclass))::bigint AS key
+FROM unnest(ARRAY['1m', '5m', '1h', '1d']) AS width
 """
 _HYPERTABLE = "SELECT hypertable_size('market.ticks')"
 _AGGREGATES = """
@@ -95,18 +101,20 @@ async def main(url: str, rows: int) -> None:
         count = await fill(connection, rows, LAST, lambda done: bar.update(task, completed=done))
     seconds = time.monotonic() - began
     is_community = "Community" in facts.edition
-    if is_community:
-        await connection.execute(
-            "INSERT INTO ingest.stale_ranges (range_from, range_until) SELECT min(time), max(time) FROM market.ticks"
-        )
+    began = time.monotonic()
+    if not is_community:
+        await store_bars(url, _report)
+    else:
         await connection.close()
         async with as_owner(url, failure="The bars were not computed", verb="Fill") as engine:
             async with without_transactions(engine) as maintaining:
                 await repair_aggregates(maintaining, _report)
         connection = await connect(url)
-    await connection.execute("VACUUM (ANALYZE) market.ticks")
+    storing = time.monotonic() - began
+    await connection.execute("VACUUM (ANALYZE)")
     section = Section(f"PostgreSQL {facts.version.split()[0]} {facts.edition}")
-    section.lines += ["", f"{count:,} ticks; measured on {datetime.now(UTC):%Y-%m-%d}, filled in {seconds:,.0f} s."]
+    measured = f"{count:,} ticks; measured on {datetime.now(UTC):%Y-%m-%d}, "
+    section.lines += ["", f"{measured}filled in {seconds:,.0f} s, bars stored in {storing:,.0f} s."]
     await _measure_sizes(connection, section, count, is_community=is_community)
     await connection.execute("SET TIME ZONE 'Pacific/Auckland'")
     await connection.execute("SET jit = off")
@@ -124,8 +132,14 @@ async def _measure_sizes(connection: asyncpg.Connection, section: Section, count
         await connection.execute("SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
         after = await connection.fetchval(_HYPERTABLE)
         found += [("total before the columnstore", before), ("total in the columnstore", after)]
-        found += [("bars of all widths, computed ahead", await connection.fetchval(_AGGREGATES))]
-    names = {"heap": "rows", "key": "the key's index", "buckets": "the index of buckets"}
+        found += [("bars of all widths", await connection.fetchval(_AGGREGATES))]
+        found += [("together", after + found[-1][1])]
+    else:
+        bars = await connection.fetchrow(_BARS)
+        assert bars is not None
+        found += [("bars of all widths, rows", bars["heap"]), ("bars of all widths, indexes", bars["key"])]
+        found += [("together", sum(size for _, size in found))]
+    names = {"heap": "rows", "key": "the key's index", "buckets": "the index on time"}
     section.table(
         ("part", "MiB", "bytes a tick"),
         *((names.get(name, name), f"{size / 2**20:,.1f}", f"{size / count:,.2f}") for name, size in found),
