@@ -148,7 +148,7 @@ class RelationsRevision(Protocol):
         ...
 
     def make_index(self, connection: sa.Connection, name: str, table: str) -> None:
-        """Make the index of buckets on a table of ticks."""
+        """Make the index on the time of a table of ticks."""
         ...
 
     def make_relations(self, connection: sa.Connection) -> None:

@@ -1,7 +1,6 @@
 """The tables as SQLAlchemy Core metadata: what the migrations must arrive at, held by `alembic check`.
 
-How `market.ticks` is cut into pieces (a hypertable, or monthly partitions) is the migrations' affair, and so is its
-index of buckets, which depends on the exchange's time zone.
+The migrations alone divide `market.ticks` into a hypertable's chunks or monthly partitions, and make its index on time.
 """
 
 from __future__ import annotations
