@@ -24,7 +24,8 @@ from ingestor.store.connect import connect
 from tests.bars import BUCKETS, TickRow, assert_bars, insert, maintained, some_ticks
 from tests.servers import execute_all, query
 
-pytestmark = pytest.mark.usefixtures("bundled_calendar")
+# A server in WebAssembly takes 44 ms for each answer, so its migration alone takes more than a minute.
+pytestmark = [pytest.mark.usefixtures("bundled_calendar"), pytest.mark.timeout(600)]
 
 NOW = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 OLD = NOW - timedelta(days=60)

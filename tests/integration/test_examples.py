@@ -38,6 +38,7 @@ async def test_the_documented_answers(database: str, server: TestServer) -> None
         await server.run(f"DROP ROLE {name}")
 
 
+@pytest.mark.timeout(600)  # a server in WebAssembly takes 44 ms for each answer
 async def test_the_documented_answers_of_continuous_aggregates(community: str) -> None:
     """The owner gets the documented answers from continuous aggregates, over one connection at a time."""
     await seed(community)
