@@ -94,10 +94,8 @@ def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         found.append((name, f"≤ {most} MB", f"{size / 1e6:.0f} MB", size <= most * 1e6))
     deflate = results["deflate"]
     ratio("with permessage-deflate, of the bare loop", deflate["decode"]["rate"] / deflate["bare"]["rate"], 0.80)
-    if "rollup" in results:
-        ratio(
-            "beside the rollup, of without it", results["rollup"]["on"]["rate"] / results["rollup"]["off"]["rate"], 0.95
-        )
+    rollup = results["rollup"]
+    ratio("beside the rollup, of without it", rollup["on"]["rate"] / rollup["off"]["rate"], 0.95)
     first = results["filled"]["0"]["rate"]
     for rows, each in list(results["filled"].items())[1:]:
         ratio(f"with {int(rows):,} rows in the table, of none", each["rate"] / first, 0.85)

@@ -9,10 +9,9 @@ from importlib.util import find_spec
 import sqlalchemy as sa
 
 from ingestor.admin import schema
-from ingestor.admin.aggregates import columnstore_after, has_aggregates, keep_aggregates
-from ingestor.admin.bars import store_bars
 from ingestor.admin.calendars import keep_calendars, last_trading_day
-from ingestor.admin.engine import as_owner, database_now, without_transactions
+from ingestor.admin.engine import as_owner, database_now
+from ingestor.admin.migrate import keep_bars
 from ingestor.admin.partitions import make_partitions
 from ingestor.admin.retention import drop_old
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW, TradingSession, xnze
@@ -35,13 +34,7 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
             made = await make_partitions(connection, today)
             last = await last_trading_day(connection, row.calendar)
         _say(report, source, changes, made, last, today)
-        async with engine.connect() as connection:
-            are_aggregates = await has_aggregates(connection)
-        if are_aggregates:
-            async with without_transactions(engine) as connection:
-                await keep_aggregates(connection, columnstore_after(settings), report)
-        else:
-            await store_bars(url, report)
+        await keep_bars(url, engine, settings, report)
         if settings.retention is not None:
             await drop_old(engine, timedelta(seconds=settings.retention), report)
 

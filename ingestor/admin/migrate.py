@@ -66,7 +66,7 @@ async def migrate(url: str, settings: Settings, report: Callable[[str], None]) -
 
 
 async def keep_bars(url: str, engine: AsyncEngine, settings: Settings, report: Callable[[str], None]) -> None:
-    """Store the bars that are missing: by continuous aggregates and their policies, or in tables."""
+    """Store the bars that are missing or stale: by continuous aggregates and their policies, or in tables."""
     async with engine.connect() as connection:
         are_aggregates = await has_aggregates(connection)
     if not are_aggregates:

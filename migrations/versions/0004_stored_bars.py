@@ -233,6 +233,14 @@ WITH marked AS (
 SELECT count(*) FROM marked
 $$
 """
+LOCK_STATE = """    IF waits THEN
+        SELECT * INTO state FROM ingest.rollup_state FOR UPDATE;
+    ELSE
+        SELECT * INTO state FROM ingest.rollup_state FOR UPDATE SKIP LOCKED;
+        IF NOT FOUND THEN
+            RETURN NULL;  -- another process does the work
+        END IF;
+    END IF;"""
 ROLL_UP = """
 CREATE FUNCTION ingest.roll_up(target timestamptz, waits boolean) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
@@ -242,14 +250,7 @@ DECLARE
     until timestamptz;
     zone text := (SELECT exchange_timezone FROM ingest.settings);
 BEGIN
-    IF waits THEN
-        SELECT * INTO state FROM ingest.rollup_state FOR UPDATE;
-    ELSE
-        SELECT * INTO state FROM ingest.rollup_state FOR UPDATE SKIP LOCKED;
-        IF NOT FOUND THEN
-            RETURN NULL;  -- another process does the work
-        END IF;
-    END IF;
+{lock}
     target := least(target, state.announced_until);
     IF target <= state.until_1m THEN
         RETURN 0;
@@ -288,14 +289,7 @@ DECLARE
     notes timestamptz[];
     zone text := (SELECT exchange_timezone FROM ingest.settings);
 BEGIN
-    IF waits THEN
-        SELECT * INTO state FROM ingest.rollup_state FOR UPDATE;
-    ELSE
-        SELECT * INTO state FROM ingest.rollup_state FOR UPDATE SKIP LOCKED;
-        IF NOT FOUND THEN
-            RETURN NULL;  -- another process does the work
-        END IF;
-    END IF;
+{LOCK_STATE}
     SELECT array_agg(s.symbol), array_agg(s.time), array_agg(s.noted_at) INTO symbols, minutes, notes FROM (
         SELECT * FROM ingest.stale_bars AS b WHERE b.time < state.until_1m ORDER BY b.time, b.symbol LIMIT most) AS s;
     IF symbols IS NULL THEN
@@ -738,7 +732,9 @@ def _roll_up() -> str:
         )
         for name, source in SOURCES.items()
     )
-    return ROLL_UP.format(names=COLUMNS, bucket=_bucket("1m", "t.time"), columns=FROM_TICKS, wider=wider)
+    return ROLL_UP.format(
+        lock=LOCK_STATE, names=COLUMNS, bucket=_bucket("1m", "t.time"), columns=FROM_TICKS, wider=wider
+    )
 
 
 def _repair() -> str:
