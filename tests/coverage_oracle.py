@@ -11,9 +11,12 @@ from datetime import date
 from fractions import Fraction
 from itertools import pairwise
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
+from ingestor.clock import to_datetime
 from ingestor.model import SECOND, Micros
 
+ZONE = ZoneInfo("Pacific/Auckland")
 MINUTE: Micros = 60 * SECOND
 INFINITY: Micros = 10**18
 """Stands for `infinity`."""
@@ -90,12 +93,24 @@ class Minutes:
         return Fraction(100 * (self.covered + self.backfilled), self.trading) if self.trading else None
 
 
+@dataclass(frozen=True)
+class Condition:
+    """A row of `market.condition`."""
+
+    condition: str
+    ticks: int
+    rejected: int
+
+
 @dataclass
 class Answer:
     """The expected rows. `sources` are those of the bars of the minutes in `probes`."""
 
     gaps: list[Gap] = field(default_factory=list)
     days: dict[date, Minutes] = field(default_factory=dict)
+    ends: dict[date, Micros] = field(default_factory=dict)
+    """When the trading time of each day ends, so far."""
+    conditions: dict[date, Condition] = field(default_factory=dict)
     sources: dict[Micros, str] = field(default_factory=dict)
 
 
@@ -109,6 +124,7 @@ def answer(world: World) -> Answer:
         if day is None:
             continue
         minutes = found.days.setdefault(day, Minutes())
+        found.ends[day] = end
         if any(start < _expected_until(world, each) and start >= _begin(each) for each in _covering(world)):
             minutes.trading += end - start
             minutes.covered += end - start
@@ -124,6 +140,7 @@ def answer(world: World) -> Answer:
             pieces.append((start, end, day, status))
     found.gaps = sorted(Gap(start, end, day, _cause(world, start, end, status), status)
                         for start, end, day, status in pieces)  # fmt: skip
+    found.conditions = {day: _condition(world, found, day) for day in {*found.days, *map(_date, world.probes)}}
     found.sources = {minute: "stream" if _is_fully_covered(world, minute) else "backfill" for minute in world.probes}
     return found
 
@@ -231,6 +248,41 @@ def _cause(world: World, start: Micros, end: Micros, status: str) -> str:
         reasons = [why for begin, until, why in sorted(world.exclusions) if begin < end and until > start]
         cause += f"; excluded: {', '.join(reasons)}"
     return cause
+
+
+def _date(at: Micros) -> date:
+    return to_datetime(at).astimezone(ZONE).date()
+
+
+def _condition(world: World, found: Answer, day: date) -> Condition:
+    """Decide a day's condition; each minute in `probes` has one tick."""
+    ticks = sum(_date(minute) == day for minute in world.probes)
+    replays = {each.id for each in world.sessions if each.kind == "replay"}
+    rejected = sum(_trading_day(world, at) == day for session, at in world.rejections if session not in replays)
+    minutes = found.days.get(day)
+    if minutes is None:
+        return Condition("pending" if day >= _date(world.now) else "degraded", ticks, rejected)
+    if _is_pending(world, found, day):
+        return Condition("pending", ticks, rejected)
+    if minutes.trading and minutes.missing == minutes.trading and not minutes.backfilled and not ticks:
+        return Condition("missing", ticks, rejected)
+    is_whole = minutes.missing == minutes.backfilled and not rejected
+    return Condition("available" if is_whole else "degraded", ticks, rejected)
+
+
+def _is_pending(world: World, found: Answer, day: date) -> bool:
+    end = found.ends[day]
+    proofs = [max(_begin(each), _covered_until(world, each)) for each in _covering(world) if _is_alive(world, each)]
+    asked = [(begin, until) for begin, until, symbol, status in world.backfills if (symbol, status) == ("*", "pending")]
+    return (
+        end >= _record_ends(world)
+        or any(until < end for until in proofs)
+        or any(
+            gap.day == day and gap.status == "open" and begin < gap.ended_at and until > gap.started_at
+            for gap in found.gaps
+            for begin, until in asked
+        )
+    )
 
 
 def _is_fully_covered(world: World, minute: Micros) -> bool:

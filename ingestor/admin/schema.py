@@ -326,6 +326,20 @@ stale_bars = Table(
     ),
 )
 
+day_changes = Table(
+    "day_changes",
+    metadata,
+    column("trading_day", DATE, "The exchange's day."),
+    column(
+        "changed_at",
+        TIME,
+        "When they changed last: by late ticks, a delayed commit, a backfill or an exclusion.",
+    ),
+    PrimaryKeyConstraint("trading_day"),
+    schema="ingest",
+    comment="When a day's data changed otherwise than by ticks that were stored as they arrived.",
+)
+
 settings = Table(
     "settings",
     metadata,

@@ -135,6 +135,9 @@ INSERT INTO ingest.stale_bars (symbol, time)
 SELECT * FROM unnest($1::text[], $2::timestamptz[]) AS stale (symbol, time) ORDER BY symbol, time
 ON CONFLICT (symbol, time) DO UPDATE SET noted_at = clock_timestamp()
 
+-- name: note_changes
+SELECT ingest.note_changes($1::timestamptz[], $1::timestamptz[])
+
 -- name: limit_rollup
 -- $1 is put in as text: milliseconds.
 SET LOCAL statement_timeout = $1; SET LOCAL lock_timeout = $1

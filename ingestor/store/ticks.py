@@ -25,7 +25,7 @@ from ingestor.store.proof import proof
 from ingestor.store.quarantine import RejectionBudget, insert_without_bad_rows
 from ingestor.store.queries import QUERIES
 from ingestor.store.retry import RetryAction, classify, may_be_too_large
-from ingestor.store.stale import note_stale
+from ingestor.store.stale import note_delayed, note_stale
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch, Tell, warn
 
@@ -262,6 +262,7 @@ class TickStore:
                 await connection.execute(QUERIES["make_staging_for_now"])
             for _, group in groupby(batches, key=lambda batch: batch.session.id):
                 written += await _write_session(connection, list(group), insert, self._terms, self.size.max_bytes)
+            await note_delayed(connection, batches, self._clock.wall())
         return written
 
     @contextlib.asynccontextmanager

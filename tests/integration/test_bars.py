@@ -225,7 +225,7 @@ async def test_analysts_read_only_the_market(database: str, server: TestServer) 
             "AND relkind IN ('r', 'p', 'v', 'm') AND NOT relispartition"
         )
         await connection.execute(f"SET SESSION AUTHORIZATION {name}")
-        assert len(relations) == 12
+        assert len(relations) == 14
         for (relation,) in relations:
             await connection.fetch(f"SELECT * FROM {relation} LIMIT 1")
         for forbidden in ("SELECT * FROM ingest.settings", "DELETE FROM market.ticks", "CREATE TABLE market.mine ()"):

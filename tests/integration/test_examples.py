@@ -17,11 +17,11 @@ def test_all_questions() -> None:
     """Every question of the page is run, and all but those that only set something have an answer."""
     page = PAGE.read_text(encoding="utf-8")
     found = examples(page)
-    assert sum(each.language == "sql" for each in found) == 23
+    assert sum(each.language == "sql" for each in found) == 25
     assert sum(each.language == "python" for each in found) == page.count("```python") == 3
     assert [each.code for each in found if not each.output] == ["SET TIME ZONE 'Pacific/Auckland';\n"]
     assert [line.split(".")[0] for line in page.splitlines() if line.startswith("### ")] == [
-        f"### {number}" for number in range(1, 23)
+        f"### {number}" for number in range(1, 25)
     ]
 
 

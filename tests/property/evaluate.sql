@@ -54,6 +54,8 @@ BEGIN
                                                     cause, status)) FROM market.gaps),
         'days', (SELECT jsonb_agg(jsonb_build_array(trading_day, trading_minutes, covered_minutes, missing_minutes,
                                                     backfilled_minutes, percent)) FROM market.coverage),
+        'conditions', (SELECT jsonb_agg(jsonb_build_array(trading_day, condition, ticks, rejected, percent,
+                                                          backfilled_minutes)) FROM market.condition),
         'bars', (SELECT jsonb_agg(jsonb_build_array(pg_temp.micros(time), source)) FROM market.bars_1m)) INTO answer;
     RETURN answer;
 END
