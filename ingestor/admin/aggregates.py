@@ -20,15 +20,22 @@ VIEWS = tuple(f"ingest.aggregate_{name}" for name in ("1m", "5m", "1h", "1d"))
 
 INSTALLED = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 _DAY = timedelta(days=1)
+
+MIN_SPAN, MAX_SPAN = timedelta(hours=1), timedelta(days=7)
+"""The least and the most time that is computed in one step."""
+
+STEP_SECONDS = 5.0
+"""Seconds after which the next step is smaller, so that progress is reported in time."""
+
+TOO_LARGE = {"57014", "53100", "53200", "54000"}
+"""SQLSTATEs of a step that exceeds a limit of the server: time, disk, memory, size."""
 _ADD_JOB = """
 SELECT add_job('ingest.refresh_bars', interval '5 minutes') WHERE NOT EXISTS (
     SELECT FROM timescaledb_information.jobs WHERE proc_schema = 'ingest' AND proc_name = 'refresh_bars')
 """
-_STEP = "CALL ingest.refresh_bars(0, NULL)"
+_STEP = "CALL ingest.refresh_bars(0, jsonb_build_object('span', CAST(CAST(:span AS interval) AS text)))"
 _STATE = """
-SELECT announced_until AS until,
-       (SELECT count(*) FROM ingest.stale_bars
-        WHERE time < announced_until AND time >= greatest(until_1d, (SELECT ticks_since FROM ingest.settings))) AS stale
+SELECT announced_until AS until, (SELECT count(*) FROM ingest.stale_bars WHERE time < announced_until) AS stale
 FROM ingest.rollup_state
 """
 _TICKS_AFTER = """
@@ -65,24 +72,39 @@ async def keep_aggregates(
 async def repair_aggregates(
     connection: AsyncConnection, report: Callable[[str], None], *, monotonic: Callable[[], float] = time.monotonic
 ) -> None:
-    """Refresh the aggregates until no bar is missing or stale; report every `REPORT_INTERVAL` and at the end.
+    """Compute the bars that are missing and repair those that are stale; report every `REPORT_INTERVAL` and at the end.
 
-    Each step commits a week of time, so an interrupted run goes on where it was. A stale minute whose ticks were
-    dropped stays on the list, since its bar can't be computed again.
+    Each step is committed, so an interrupted run goes on where it was. A step that takes longer than `STEP_SECONDS`, or
+    than the server allows, is followed by one of half its span.
     """
-    last = monotonic()
+    last, span = monotonic(), MAX_SPAN
     before = first = (await connection.execute(sa.text(_STATE))).one()
     while True:
-        await connection.execute(sa.text(_STEP))
-        state = (await connection.execute(sa.text(_STATE))).one()
-        if state == before:
-            break
-        before = state
+        began = monotonic()
+        span, is_done = await _step(connection, span)
+        if is_done:
+            took = monotonic() - began
+            span = max(span / 2, MIN_SPAN) if took > STEP_SECONDS else min(span * 2, MAX_SPAN)
+            state = (await connection.execute(sa.text(_STATE))).one()
+            if state == before:
+                break
+            before = state
         if monotonic() - last >= REPORT_INTERVAL:
             last = monotonic()
-            report(f"Bars: computed until {state.until:%Y-%m-%d %H:%M} UTC, {state.stale:,} stale minutes left.")
+            report(f"Bars: computed until {before.until:%Y-%m-%d %H:%M} UTC, {before.stale:,} stale minutes left.")
     if before != first:
         report(f"Bars: computed until {before.until:%Y-%m-%d %H:%M} UTC, {before.stale:,} stale minutes left.")
+
+
+async def _step(connection: AsyncConnection, span: timedelta) -> tuple[timedelta, bool]:
+    """Do one step; return the span for the next one, and whether the server has let this one finish."""
+    try:
+        await connection.execute(sa.text(_STEP), {"span": span})
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in TOO_LARGE or span <= MIN_SPAN:
+            raise
+        return max(span / 2, MIN_SPAN), False
+    return span, True
 
 
 async def _keep_columnstore(

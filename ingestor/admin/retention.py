@@ -25,20 +25,9 @@ WHERE until <= :cutoff ORDER BY until
 """
 
 
-# A minute whose ticks were dropped before is computed from its stored bar and its late ticks as long as it is stale.
-# A continuous aggregate can't store it, so it stays stale, and its late ticks stay.
-_STORED = """
-SELECT until_1m >= :until AND NOT EXISTS (
-    SELECT FROM ingest.stale_bars WHERE time < :until
-      AND (to_regclass('ingest.aggregate_1m') IS NULL
-           OR time >= coalesce((SELECT ticks_since FROM ingest.settings), '0001-01-01 00:00:00+00')))
-FROM ingest.rolled
-"""
-_KEPT_UNTIL = """
-SELECT coalesce(max(range_end), '0001-01-01 00:00:00+00') FROM timescaledb_information.chunks AS c
-WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks' AND range_end <= :until
-  AND EXISTS (SELECT FROM ingest.stale_bars AS b WHERE b.time >= c.range_start AND b.time < c.range_end)
-"""
+_STORED = (
+    "SELECT until_1m >= :until AND NOT EXISTS (SELECT FROM ingest.stale_bars WHERE time < :until) FROM ingest.rolled"
+)
 
 
 async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[str], None]) -> None:
@@ -75,16 +64,9 @@ async def _drop_chunks(connection: AsyncConnection, cutoff: datetime) -> tuple[i
     until, pieces = (await connection.execute(sa.text(_CHUNKS), {"cutoff": cutoff})).one()
     if not pieces or not await _bars_are_stored(connection, until):
         return 0, None
-    kept = await connection.scalar(sa.text(_KEPT_UNTIL), {"until": until})
-    if kept >= until:
-        return 0, None
-    drop = (
-        "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz), "
-        "newer_than => CAST(:kept AS timestamptz))"
-    )
     await _record_drop(connection, until)
-    pieces = await connection.scalar(sa.text(drop), {"cutoff": until, "kept": kept})
-    return pieces, until if pieces else None
+    drop = "SELECT count(*) FROM drop_chunks('market.ticks', older_than => CAST(:cutoff AS timestamptz))"
+    return await connection.scalar(sa.text(drop), {"cutoff": until}), until
 
 
 async def _drop_partition(connection: AsyncConnection, cutoff: datetime) -> datetime | None:

@@ -278,20 +278,23 @@ ROLL_UP_WIDER = f"""
     END IF;"""
 
 # The list is read without a lock: a minute that is noted again meanwhile stays on it. Of time that retention has
-# dropped, the late ticks are merged into the stored bar and dropped too.
+# dropped, the late ticks are merged into the stored bar and dropped too. It reads the stored bars by their views, so
+# that on TimescaleDB Community a repaired bar takes the place of the aggregate's.
 REPAIR = f"""
 CREATE FUNCTION ingest.repair_bars(most integer, waits boolean) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     state ingest.rollup_state;
+    until record;
     symbols text[];
     minutes timestamptz[];
     notes timestamptz[];
     zone text := (SELECT exchange_timezone FROM ingest.settings);
 BEGIN
 {LOCK_STATE}
+    SELECT * INTO until FROM ingest.rolled;
     SELECT array_agg(s.symbol), array_agg(s.time), array_agg(s.noted_at) INTO symbols, minutes, notes FROM (
-        SELECT * FROM ingest.stale_bars AS b WHERE b.time < state.until_1m ORDER BY b.time, b.symbol LIMIT most) AS s;
+        SELECT * FROM ingest.stale_bars AS b WHERE b.time < until.until_1m ORDER BY b.time, b.symbol LIMIT most) AS s;
     IF symbols IS NULL THEN
         RETURN 0;
     END IF;
@@ -308,7 +311,7 @@ BEGIN
         UNION ALL
         SELECT b.symbol, b.time, open, first_at, '-infinity', 0, close, last_at, high, low, volume, turnover, ticks,
                last_received_at
-        FROM (SELECT DISTINCT symbol, time FROM dropped) AS s JOIN ingest.rollup_1m AS b USING (symbol, time)
+        FROM (SELECT DISTINCT symbol, time FROM dropped) AS s JOIN ingest.stored_1m AS b USING (symbol, time)
     )
     INSERT INTO ingest.rollup_1m AS r ({COLUMNS})
     SELECT symbol, time,{FROM_PARTS}
@@ -318,17 +321,12 @@ BEGIN
         SELECT s.symbol, s.time FROM unnest(symbols, minutes) AS s (symbol, time)
         WHERE s.time >= coalesce((SELECT ticks_since FROM ingest.settings), '0001-01-01 00:00:00+00')
     ), fresh AS (
-        SELECT k.symbol, k.time AS bucket, bar.* FROM keys AS k, LATERAL (
+        SELECT k.symbol, k.time, bar.* FROM keys AS k, LATERAL (
             SELECT{FROM_TICKS}
             FROM market.ticks AS t
             WHERE t.symbol = k.symbol AND t.time >= k.time AND t.time < k.time + interval '1 minute' HAVING count(*) > 0
         ) AS bar
-    ), gone AS (
-        DELETE FROM ingest.rollup_1m AS r USING keys AS k WHERE r.symbol = k.symbol AND r.time = k.time
-          AND NOT EXISTS (SELECT FROM fresh AS f WHERE f.symbol = r.symbol AND f.bucket = r.time)
-    )
-    INSERT INTO ingest.rollup_1m ({COLUMNS})
-    SELECT * FROM fresh ON CONFLICT (symbol, time) DO UPDATE SET {{updates}};{{wider}}
+    ){{store_1m}};{{wider}}
     DELETE FROM ingest.stale_bars AS b USING (
         SELECT b.symbol, b.time FROM ingest.stale_bars AS b
         JOIN unnest(symbols, minutes, notes) AS s (symbol, time, noted_at) USING (symbol, time, noted_at)
@@ -341,19 +339,29 @@ $$
 REPAIR_WIDER = f"""
     WITH keys AS (
         SELECT DISTINCT s.symbol, {{bucket}} AS time FROM unnest(symbols, minutes) AS s (symbol, time)
-        WHERE {{bucket}} < state.until_{{name}}
+        WHERE {{bucket}} < until.until_{{name}}
     ), fresh AS (
-        SELECT k.symbol, k.time AS bucket, bar.* FROM keys AS k, LATERAL (
+        SELECT k.symbol, k.time, bar.* FROM keys AS k, LATERAL (
             SELECT{FROM_BARS}
-            FROM ingest.rollup_{{source}} AS b
+            FROM ingest.stored_{{source}} AS b
             WHERE b.symbol = k.symbol AND b.time >= k.time AND b.time < {{end}} HAVING count(*) > 0
         ) AS bar
-    ), gone AS (
+    ){{store}};"""
+# A bar whose ticks were deleted goes.
+STORE = f""", gone AS (
         DELETE FROM ingest.rollup_{{name}} AS r USING keys AS k WHERE r.symbol = k.symbol AND r.time = k.time
-          AND NOT EXISTS (SELECT FROM fresh AS f WHERE f.symbol = r.symbol AND f.bucket = r.time)
+          AND NOT EXISTS (SELECT FROM fresh AS f WHERE f.symbol = r.symbol AND f.time = r.time)
     )
-    INSERT INTO ingest.rollup_{{name}} ({COLUMNS}) SELECT * FROM fresh
-    ON CONFLICT (symbol, time) DO UPDATE SET {{updates}};"""
+    INSERT INTO ingest.rollup_{{name}} ({COLUMNS})
+    SELECT * FROM fresh ON CONFLICT (symbol, time) DO UPDATE SET {{updates}}"""
+# A bar of an aggregate can't be deleted: one without ticks takes its place, which no view shows.
+STORE_BESIDE_AGGREGATES = f"""
+    INSERT INTO ingest.rollup_{{name}} ({COLUMNS})
+    SELECT * FROM fresh
+    UNION ALL
+    SELECT symbol, time, 0, 0, 0, 0, 0, 0, 0, time, time, '-infinity' FROM keys AS k
+    WHERE NOT EXISTS (SELECT FROM fresh AS f WHERE f.symbol = k.symbol AND f.time = k.time)
+    ON CONFLICT (symbol, time) DO UPDATE SET {{updates}}"""
 UPDATES = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS.split(", ")[2:])
 
 # TimescaleDB Community: a tick older than an hour is noted as late, and only time older than two hours is computed. So
@@ -368,81 +376,78 @@ SELECT greatest(until_1m, announced_until) AS until_1m,
        clock_timestamp() - interval '1 hour' AS noted_before
 FROM ingest.rollup_state
 """
-# One step: at most a week of new time, else of stale minutes; the smallest width first. Every refresh commits, so the
-# progress is put on record at the end. A job of TimescaleDB calls it, and `ingestor maintain` until nothing is left.
+# New time in spans, then stale minutes, then old bars to the columnstore. Every refresh commits, so the progress is put
+# on record at the end. A job of TimescaleDB does all of it; `ingestor maintain` calls it step by step, as job 0.
 # The wider bars are forced: TimescaleDB loses track of a bar that was computed before all of its parts were there.
 REFRESH = f"""
 CREATE PROCEDURE ingest.refresh_bars(job_id integer, config jsonb)
 LANGUAGE plpgsql AS $$
 DECLARE
     zone text := (SELECT s.exchange_timezone FROM ingest.settings s);
-    dropped timestamptz := coalesce((SELECT s.ticks_since FROM ingest.settings s), '0001-01-01 00:00:00+00');
-    state ingest.rollup_state := (SELECT s FROM ingest.rollup_state s);
+    span interval := coalesce(CAST(config ->> 'span' AS interval), '7 days');
     target timestamptz := date_bin('1 hour', now() - interval '2 hours', {ORIGIN});
     since timestamptz;
     until timestamptz;
     latest timestamptz;
-    symbols text[];
-    minutes timestamptz[];
-    notes timestamptz[];
     chunk regclass;
 BEGIN
-    latest := state.announced_until;
-    IF latest < target THEN
+    LOOP
+        latest := (SELECT s.announced_until FROM ingest.rollup_state s);
+        EXIT WHEN latest >= target;
         SELECT min(greatest(c.range_start, latest)) INTO since FROM timescaledb_information.chunks c
         WHERE c.hypertable_schema = 'market' AND c.hypertable_name = 'ticks' AND c.range_end > latest;
         since := least(coalesce(since, target), target);
-        until := least(date_bin('1 hour', since + interval '7 days', {ORIGIN}), target);
+        until := least(date_bin('1 hour', since + span, {ORIGIN}), target);
         latest := until;
-    ELSE
-        SELECT date_bin('1 hour', min(b.time), {ORIGIN}) INTO since FROM ingest.stale_bars b
-        WHERE b.time >= greatest(dropped, state.until_1d) AND b.time < latest;
-        IF since IS NULL THEN  -- all is computed: old bars go to the columnstore
-            FOR chunk IN
-                SELECT format('%I.%I', k.schema_name, k.table_name)::regclass
-                FROM timescaledb_information.continuous_aggregates a
-                JOIN timescaledb_information.chunks c
-                    ON c.hypertable_schema = a.materialization_hypertable_schema
-                    AND c.hypertable_name = a.materialization_hypertable_name
-                JOIN _timescaledb_catalog.chunk k ON k.schema_name = c.chunk_schema AND k.table_name = c.chunk_name
-                WHERE a.view_schema = 'ingest' AND NOT c.is_compressed
-                  AND c.range_end < now() - CAST(config ->> 'columnstore_after' AS interval)
-            LOOP
-                PERFORM compress_chunk(chunk, true);
-                COMMIT;
-            END LOOP;
+        IF since < until THEN
+            CALL refresh_continuous_aggregate('ingest.aggregate_1m', since, until);
+            CALL refresh_continuous_aggregate(
+                'ingest.aggregate_5m', date_bin('1 hour', since, {ORIGIN}), until, force => true);
+            CALL refresh_continuous_aggregate(
+                'ingest.aggregate_1h', date_bin('1 hour', since, {ORIGIN}), until, force => true);
+        END IF;
+        since := {{since}};
+        until := {{until}};
+        IF since < until THEN
+            CALL refresh_continuous_aggregate('ingest.aggregate_1d', since, until, force => true);
+        END IF;
+        UPDATE ingest.rollup_state SET announced_until = greatest(announced_until, latest);
+        COMMIT;
+        IF job_id = 0 THEN
             RETURN;
         END IF;
-        until := least(since + interval '7 days', latest);
-    END IF;
-    SELECT array_agg(b.symbol), array_agg(b.time), array_agg(b.noted_at) INTO symbols, minutes, notes
-    FROM ingest.stale_bars b WHERE b.time >= greatest(since, dropped, state.until_1d) AND b.time < until;
-    IF greatest(since, dropped) < until THEN
-        CALL refresh_continuous_aggregate('ingest.aggregate_1m', greatest(since, dropped), until);
-        CALL refresh_continuous_aggregate(
-            'ingest.aggregate_5m', date_bin('1 hour', since, {ORIGIN}), until, force => true);
-        CALL refresh_continuous_aggregate(
-            'ingest.aggregate_1h', date_bin('1 hour', since, {ORIGIN}), until, force => true);
-    END IF;
-    since := {{since}};
-    until := {{until}};
-    IF since < until THEN
-        CALL refresh_continuous_aggregate('ingest.aggregate_1d', since, until, force => true);
-    END IF;
-    UPDATE ingest.rollup_state SET announced_until = greatest(announced_until, latest);
-    DELETE FROM ingest.stale_bars b USING unnest(symbols, minutes, notes) AS s (symbol, time, noted_at)
-    WHERE b.symbol = s.symbol AND b.time = s.time AND b.noted_at = s.noted_at;
+    END LOOP;
+    WHILE ingest.repair_bars(5000, true) > 0 LOOP
+        COMMIT;
+        IF job_id = 0 THEN
+            RETURN;
+        END IF;
+    END LOOP;
+    FOR chunk IN
+        SELECT format('%I.%I', k.schema_name, k.table_name)::regclass
+        FROM timescaledb_information.continuous_aggregates a
+        JOIN timescaledb_information.chunks c
+            ON c.hypertable_schema = a.materialization_hypertable_schema
+            AND c.hypertable_name = a.materialization_hypertable_name
+        JOIN _timescaledb_catalog.chunk k ON k.schema_name = c.chunk_schema AND k.table_name = c.chunk_name
+        WHERE a.view_schema = 'ingest' AND NOT c.is_compressed
+          AND c.range_end < now() - CAST(config ->> 'columnstore_after' AS interval)
+    LOOP
+        PERFORM compress_chunk(chunk, true);
+        COMMIT;
+    END LOOP;
 END
 $$
 """
 DELETE_JOB = "SELECT delete_job(job_id) FROM timescaledb_information.jobs WHERE proc_schema = 'ingest'"
-# The table has the bars from before the database had aggregates.
+# The table has the bars from before the database had aggregates, and the repaired ones.
 STORED_BY_AGGREGATES = f"""
 CREATE VIEW ingest.stored_{{name}} AS
-SELECT {COLUMNS} FROM ingest.rollup_{{name}}
+SELECT {COLUMNS} FROM ingest.rollup_{{name}} WHERE ticks > 0
 UNION ALL
-SELECT {COLUMNS} FROM ingest.aggregate_{{name}}
+SELECT {COLUMNS} FROM ingest.aggregate_{{name}} AS a
 WHERE time >= (SELECT until_{{name}} FROM ingest.rollup_state) AND time < (SELECT until_{{name}} FROM ingest.rolled)
+  AND NOT EXISTS (SELECT FROM ingest.rollup_{{name}} AS r WHERE r.symbol = a.symbol AND r.time = a.time)
 """
 # WITH NO DATA, since a transaction can't fill it: `ingestor migrate` refreshes it from the oldest tick on.
 AGGREGATE = """
@@ -546,7 +551,7 @@ GRANT SELECT, INSERT, UPDATE ON ingest.stale_bars TO {WRITER};
 FUNCTION_GRANTS = f"""
 GRANT EXECUTE ON FUNCTION ingest.announce_rollup, ingest.next_rollup, ingest.roll_up, ingest.repair_bars TO {WRITER};
 """
-FUNCTIONS = ("mark_stale", "announce_rollup", "next_rollup", "roll_up", "repair_bars")
+FUNCTIONS = ("mark_stale", "repair_bars", "announce_rollup", "next_rollup", "roll_up")
 
 
 def upgrade() -> None:
@@ -610,13 +615,15 @@ def make_relations(connection: sa.Connection) -> None:
             connection.exec_driver_sql(STORED.format(name=name))
     _make_views(connection)
     connection.exec_driver_sql(MARK_STALE)
+    connection.exec_driver_sql(_repair(STORE_BESIDE_AGGREGATES if is_community(connection) else STORE))
+    connection.exec_driver_sql("REVOKE ALL ON FUNCTION ingest.repair_bars FROM PUBLIC")
     _comment_all(connection)
     grants = GRANTS
     if not is_community(connection):
         grants += FUNCTION_GRANTS
-        for statement in (ANNOUNCE, NEXT, _roll_up(), _repair()):
+        for statement in (ANNOUNCE, NEXT, _roll_up()):
             connection.exec_driver_sql(statement.replace("%", "%%"))
-        for name in FUNCTIONS[1:]:
+        for name in FUNCTIONS[2:]:
             connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION ingest.{name} FROM PUBLIC")
     if _role_exists(connection, WRITER):
         for statement in re.split(r";\s+", grants.strip().removesuffix(";")):
@@ -737,18 +744,18 @@ def _roll_up() -> str:
     )
 
 
-def _repair() -> str:
+def _repair(store: str) -> str:
     wider = "".join(
         REPAIR_WIDER.format(
             name=name,
             source=source,
             bucket=_bucket(name, "s.time", "zone"),
             end=ENDS[name].format(time="k.time", zone="zone"),
-            updates=UPDATES,
+            store=store.format(name=name, updates=UPDATES),
         )
         for name, source in SOURCES.items()
     )
-    return REPAIR.format(updates=UPDATES, wider=wider)
+    return REPAIR.format(updates=UPDATES, store_1m=store.format(name="1m", updates=UPDATES), wider=wider)
 
 
 def _bucket(name: str, time: str, zone: str = ZONE) -> str:

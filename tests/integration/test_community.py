@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import random
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any
 
 import pytest
 from alembic import command
-from alembic.script import ScriptDirectory
 
-from ingestor.admin.aggregates import VIEWS
-from ingestor.admin.engine import create_engine
-from ingestor.admin.hypertable import convert_to_hypertable
+from ingestor.admin.aggregates import VIEWS, repair_aggregates
+from ingestor.admin.engine import as_owner, create_engine, without_transactions
+from ingestor.admin.hypertable import convert_to_hypertable, relations_revision
 from ingestor.admin.migrate import configuration, migrate
 from ingestor.settings import load_settings
 from ingestor.store.connect import connect
@@ -72,10 +72,40 @@ async def test_old_ticks_and_jobs_then_maintenance(community: str) -> None:
     for _ in range(2):
         assert (await _run_jobs(community)).count("refresh_bars") == 1
         assert await assert_bars(community) == whole
-    lines = await maintained(community)
-    assert sum(line.startswith("Bars: computed until") for line in lines) == 1
+    assert not [line for line in await maintained(community) if line.startswith("Bars")]
+    await execute_all(community, "UPDATE ingest.rollup_state SET announced_until = DEFAULT")
+    lines: list[str] = []
+    moments = count(step=4)  # each step takes four seconds
+    async with as_owner(community, failure="Failed", verb="Run") as engine, without_transactions(engine) as connection:
+        await repair_aggregates(connection, lines.append, monotonic=lambda: float(next(moments)))
+    assert len(lines) > 2
+    assert all(line.startswith("Bars: computed until") for line in lines)
     assert await assert_bars(community) == whole
     assert await query(community, STALE) == [(0,)]
+
+
+async def test_a_bar_without_ticks_goes(community: str) -> None:
+    """If all ticks of stored minutes were deleted, their bars go from every width, and come back with new ticks."""
+    before = await _counted(community)
+    ((day,),) = await query(
+        community, f"SELECT min(time) FROM market.ohlcv_1d WHERE time > '{OLD + timedelta(days=2)}'"
+    )
+    span = f"'{day}', '{day + timedelta(hours=26)}'"
+    rows = await query(community, f"SELECT * FROM market.ticks WHERE time <@ tstzrange({span})")
+    assert rows
+    await execute_all(
+        community,
+        f"SELECT ingest.mark_stale({span})",
+        f"DELETE FROM market.ticks WHERE time <@ tstzrange({span})",
+    )
+    for _ in range(2):
+        after = await assert_bars(community)
+        assert after["1d"] < before["1d"]
+        await maintained(community)
+    await _store(community, rows)
+    for _ in range(2):
+        assert await assert_bars(community) == before
+        await maintained(community)
 
 
 async def test_a_late_tick_is_in_every_width_at_once(community: str) -> None:
@@ -161,12 +191,12 @@ async def test_a_server_that_changed_its_edition(community: str) -> None:
         "WHERE oid = 'market.ohlcv_1m'::regclass ORDER BY 1, 2"
     )
     before = await query(community, grants)
-    relations = ScriptDirectory.from_config(configuration()).get_revision("0004").module
+    relations: Any = relations_revision()
     engine = create_engine(community)
     async with engine.begin() as connection:
         await connection.run_sync(relations.drop_relations)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(relations, "is_community", lambda _: False)
+            patch.setattr(relations.bars, "is_community", lambda _: False)
             await connection.run_sync(relations.make_relations)
         await connection.exec_driver_sql("GRANT SELECT ON market.ohlcv_1m TO market_read")
     await engine.dispose()
@@ -228,7 +258,7 @@ async def test_bars_are_exact_at_every_step(community: str, seed: int) -> None:
 
 
 async def test_retention_keeps_the_bars(community: str) -> None:
-    """Retention keeps the bars of dropped ticks; a late tick among them is merged into its bar and stays there."""
+    """Retention keeps the bars of dropped ticks; a late tick among them is merged into its bar and dropped too."""
     whole = await assert_bars(community)
     assert any("dropped" in line for line in await maintained(community, retention="30d"))
     assert await _counted(community) == whole
@@ -239,3 +269,6 @@ async def test_retention_keeps_the_bars(community: str) -> None:
         assert await query(community, bar.replace("$1", f"'{OLD + timedelta(days=2)}'")) == [(time, ticks + 1, 9.0)]
         assert await _counted(community) == whole
         await maintained(community, retention="20d")
+        assert await query(
+            community, f"SELECT count(*) FROM market.ticks WHERE time < '{OLD + timedelta(days=2)}'"
+        ) == [(0,)]

@@ -108,7 +108,7 @@ async def test_changes_of_exclusions_and_backfills(database: str) -> None:
 
 
 async def test_late_ticks_change_their_days(writer_url: str, database: str) -> None:
-    """What is committed long after its arrival is a change at its commit, and so is what is marked by hand."""
+    """A batch that is committed long after its arrival is a change at its commit, as are minutes marked by hand."""
     clock = ManualClock(T0)
     store, instance = TickStore(writer_url, write_timeout=10, clock=clock), batcher()
     day = 86400 * SECOND
