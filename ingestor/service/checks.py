@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from enum import Enum
 from urllib.parse import urlsplit
 
@@ -17,14 +17,17 @@ from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.settings import Settings, unknown_variables
-from ingestor.store.inspect import MINIMUM_SERVER, DatabaseFacts, SchemaFacts, inspect, settings_drift
+from ingestor.store.inspect import MINIMUM_SERVER, REFRESHED_WITHIN, DatabaseFacts, SchemaFacts, inspect, settings_drift
 from ingestor.store.retry import MIGRATE, UPDATE
 from ingestor.store.version import check_revision, no_schema
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import check_token, classify
 
-REFRESHED_WITHIN = timedelta(days=2)
-"""Daily maintenance puts late ticks into the bars within this time."""
+_CATCH_UP = {
+    False: "Run `ingestor maintain`, once a day where INGESTOR_ROLLUP is off.",
+    True: "Run `ingestor maintain`; timescaledb_information.job_stats shows how the job refresh_bars ended.",
+}
+"""The advice, by whether the server has continuous aggregates."""
 
 REST_TIMEOUT = 5.0
 """Seconds without an answer, after which the REST API counts as unavailable."""
@@ -184,5 +187,9 @@ def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
     if since is not None and facts.now - since > REFRESHED_WITHIN:
         text = f"the bars of ticks that came late are computed by each query since {since:%Y-%m-%d}"
         return CheckResult("bars", Severity.WARNING, f"{text}. Run `ingestor maintain` once a day.")
+    if (until := schema.stored_until) is not None:
+        what = f"bars are stored until {until:%Y-%m-%d %H:%M} UTC only" if until.year > 1 else "no bars are stored"
+        text = f"{what}, and queries compute the rest"
+        return CheckResult("bars", Severity.WARNING, f"{text}. {_CATCH_UP[facts.has_aggregates]}")
     by = "continuous aggregates" if facts.has_aggregates else "tables"
     return CheckResult("bars", Severity.OK, f"stored in {by}; queries compute the newest and the stale ones")

@@ -15,6 +15,9 @@ from ingestor.store.connection import GuardedConnection
 
 MINIMUM_SERVER = 15
 
+REFRESHED_WITHIN = timedelta(days=2)
+"""Daily maintenance stores every bar, and repairs every stale one, within this time."""
+
 _SERVER = """
 SELECT current_setting('server_version') AS version, current_setting('server_version_num')::int / 10000 AS major,
        current_setting('server_encoding') AS encoding, pg_is_in_recovery() AS standby,
@@ -29,9 +32,11 @@ SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_sc
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
 _LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
 _MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.stale_bars'), 'SELECT'), false)"
-_STALE_SINCE = """
-SELECT min(noted_at) FROM ingest.stale_bars
-WHERE time >= coalesce((SELECT ticks_since FROM ingest.settings), '0001-01-01 00:00:00+00')
+_STALE_SINCE = "SELECT min(noted_at) FROM ingest.stale_bars"
+# Null where no tick has waited that long for its bar.
+_STORED_UNTIL = """
+SELECT until_1m FROM ingest.rolled
+WHERE EXISTS (SELECT FROM market.ticks WHERE time >= (SELECT until_1m FROM ingest.rolled) AND time < $1)
 """
 _PRIVILEGES = """
 SELECT format('%s ON %s', privilege, relation) AS missing
@@ -45,7 +50,10 @@ WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
 
 @dataclass(frozen=True, slots=True)
 class SchemaFacts:
-    """The state of a database that `ingestor migrate` has prepared."""
+    """The state of a database that `ingestor migrate` has prepared.
+
+    `stored_until` is the end of the stored bars, if ticks after it have waited longer than `REFRESHED_WITHIN`.
+    """
 
     revision: str
     minimum_version: str | None
@@ -57,6 +65,7 @@ class SchemaFacts:
     stall_timeout: timedelta
     last_trading_day: date | None
     stale_since: datetime | None
+    stored_until: datetime | None
     missing_privileges: tuple[str, ...]
 
     def days_left(self, today: date) -> int:
@@ -124,6 +133,7 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         return None
     missing = await connection.fetch(_PRIVILEGES)
     may_look = await connection.fetchval(_MAY_LOOK)
+    now: datetime = await connection.fetchval("SELECT now()")
     return SchemaFacts(
         revision=row["revision"],
         minimum_version=row["minimum_version"],
@@ -135,6 +145,7 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         stall_timeout=row["stall_timeout"],
         last_trading_day=await connection.fetchval(_LAST_DAY, row["calendar"]),
         stale_since=await connection.fetchval(_STALE_SINCE) if may_look else None,
+        stored_until=await connection.fetchval(_STORED_UNTIL, now - REFRESHED_WITHIN) if may_look else None,
         missing_privileges=tuple(record["missing"] for record in missing),
     )
 

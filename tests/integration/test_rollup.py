@@ -10,9 +10,10 @@ import pytest
 from ingestor.admin.bars import store_bars
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
+from ingestor.store.inspect import inspect
 from ingestor.store.queries import QUERIES
 from ingestor.store.rollup import Rollup
-from tests.bars import assert_bars, insert, some_ticks
+from tests.bars import assert_bars, insert, maintained, some_ticks
 from tests.recording import running, settings, until
 from tests.servers import TestServer, execute_all, query
 
@@ -144,3 +145,20 @@ async def test_a_daemon_stops_while_its_rollup_waits(database: str, writer_url: 
     await holder.close()
     assert await rolled_up(writer_url, waits=True) == ticks
     await assert_bars(database)
+
+
+async def test_ticks_without_bars_are_found(database: str) -> None:
+    """`inspect` tells how far bars are stored, once a tick after that has waited for days."""
+    now = datetime.now(UTC)
+    await insert(database, [(now - timedelta(hours=40), now, 1.5, 1, 1, "A.NZ")])
+    assert await _stored_until(database) is None
+    await insert(database, [(now - timedelta(hours=50), now, 1.5, 1, 1, "A.NZ")])
+    assert await _stored_until(database) == datetime(1, 1, 1, tzinfo=UTC)
+    await maintained(database)
+    assert await _stored_until(database) is None
+
+
+async def _stored_until(url: str) -> datetime | None:
+    facts = await inspect(url)
+    assert facts.schema is not None
+    return facts.schema.stored_until

@@ -14,9 +14,7 @@ from pathlib import Path
 import asyncpg
 from rich.progress import Progress
 
-from ingestor.admin.aggregates import repair_aggregates
-from ingestor.admin.bars import store_bars
-from ingestor.admin.engine import as_owner, without_transactions
+from ingestor.admin.maintenance import maintain
 from ingestor.admin.migrate import migrate
 from ingestor.errors import IngestorError
 from ingestor.settings import load_settings
@@ -60,6 +58,29 @@ SELECT sum(pg_table_size(format('ingest.rollup_%s', width)::regclass))::bigint A
        sum(pg_indexes_size(format('ingest.rollup_%s', width)::regclass))::bigint AS key
 FROM unnest(ARRAY['1m', '5m', '1h', '1d']) AS width
 """
+_RESTARTS = """
+INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, authenticated_at, covered_until,
+    last_message_at, last_tick_at, last_seen_at, ended_at, end_reason)
+SELECT gen_random_uuid(), 'one', 'ws://x', since, since, until, until, until, until, until, 'closed'
+FROM (
+    SELECT opens_at - interval '1 hour' AS first, opens_at + interval '3 hours' AS cut,
+           closes_at + interval '1 hour' AS last
+    FROM ingest.trading_sessions
+    WHERE calendar = 'XNZE' AND opens_at > now() - interval '6 years' AND opens_at < now() - interval '1 year 10 days'
+) AS d, LATERAL (VALUES (first, cut), (cut + interval '90 seconds', last)) AS part (since, until)
+"""
+_LATE = """
+WITH late AS (
+    INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
+    SELECT time, now(), price, volume, 1000, symbol FROM market.ticks
+    WHERE time > now() - interval '6 months' AND time < now() - interval '8 days' AND random() < $1
+    RETURNING symbol, time
+), noted AS (
+    INSERT INTO ingest.stale_bars (symbol, time)
+    SELECT DISTINCT symbol, date_bin('1 minute', time, '2000-01-01 00:00:00+00'::timestamptz) FROM late
+)
+SELECT count(*) FROM late
+"""
 _HYPERTABLE = "SELECT hypertable_size('market.ticks')"
 _AGGREGATES = """
 SELECT sum(hypertable_size(
@@ -88,39 +109,39 @@ class Section:
         self.lines += [f"| {' | '.join(row)} |" for row in body]
 
 
-async def main(url: str, rows: int) -> None:
+async def main(url: str, rows: int, *, is_filled: bool) -> None:
     """Fill, measure and write."""
     await migrate(url, load_settings(database_url=url), _report)
     facts = await inspect(url)
-    connection = await connect(url)
-    if await connection.fetchval("SELECT EXISTS (SELECT FROM market.ticks)"):
-        raise IngestorError("This database contains ticks: name an empty one.")
-    began = time.monotonic()
-    with Progress() as bar:
-        task = bar.add_task("ticks", total=rows)
-        count = await fill(connection, rows, LAST, lambda done: bar.update(task, completed=done))
-    seconds = time.monotonic() - began
-    is_community = "Community" in facts.edition
-    began = time.monotonic()
-    if not is_community:
-        await store_bars(url, _report)
-    else:
-        await connection.close()
-        async with as_owner(url, failure="The bars were not computed", verb="Fill") as engine:
-            async with without_transactions(engine) as maintaining:
-                await repair_aggregates(maintaining, _report)
-        connection = await connect(url)
-    storing = time.monotonic() - began
-    await connection.execute("VACUUM (ANALYZE)")
     section = Section(f"PostgreSQL {facts.version.split()[0]} {facts.edition}")
-    measured = f"{count:,} ticks; measured on {datetime.now(UTC):%Y-%m-%d}, "
-    section.lines += ["", f"{measured}filled in {seconds:,.0f} s, bars stored in {storing:,.0f} s."]
-    await _measure_sizes(connection, section, count, is_community=is_community)
+    filled = "" if is_filled else await _fill(url, rows)
+    began = time.monotonic()
+    await maintain(load_settings(database_url=url), _report)
+    kept = f", maintained in {time.monotonic() - began:,.0f} s" * (not is_filled)
+    connection = await connect(url)
+    await connection.execute("VACUUM (ANALYZE)")
+    count = await connection.fetchval("SELECT count(*) FROM market.ticks")
+    section.lines += ["", f"{count:,} ticks; measured on {datetime.now(UTC):%Y-%m-%d}{filled}{kept}."]
+    await _measure_sizes(connection, section, count, is_community="Community" in facts.edition)
     await connection.execute("SET TIME ZONE 'Pacific/Auckland'")
     await connection.execute("SET jit = off")
     await _measure_queries(connection, section)
+    await _measure_restarts(connection, section)
+    await _measure_repair(connection, url, section, count)
     await connection.close()
     _write(section)
+
+
+async def _fill(url: str, rows: int) -> str:
+    connection = await connect(url)
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM market.ticks)"):
+        raise IngestorError("This database contains ticks: name an empty one, or add --filled.")
+    began = time.monotonic()
+    with Progress() as bar:
+        task = bar.add_task("ticks", total=rows)
+        await fill(connection, rows, LAST, lambda done: bar.update(task, completed=done))
+    await connection.close()
+    return f", filled in {time.monotonic() - began:,.0f} s"
 
 
 async def _measure_sizes(connection: asyncpg.Connection, section: Section, count: int, *, is_community: bool) -> None:
@@ -155,18 +176,53 @@ async def _measure_queries(connection: asyncpg.Connection, section: Section) -> 
             asked[next(titles)] = each.code.strip().removesuffix(";")
     results: list[tuple[str, str, str]] = []
     for title, sql in asked.items():
-        times, rows = [], 0
-        for _ in range(RUNS):
-            began = time.perf_counter()
-            rows = len(await connection.fetch(sql))
-            times.append(1000 * (time.perf_counter() - began))
-        results.append((title, f"{rows:,}", f"{statistics.median(times):,.1f}"))
+        rows, took = await _timed(connection, sql)
+        results.append((title, f"{rows:,}", f"{took:,.1f}"))
         plan = [row[0] for row in await connection.fetch(f"EXPLAIN (COSTS OFF) {sql}")]
         more = [f"… {len(plan) - PLAN_LINES} more lines"] if len(plan) > PLAN_LINES else []
         section.plans += ["", f"{title}:", "", *(f"    {line[:150]}" for line in [*plan[:PLAN_LINES], *more])]
         print(f"{title}: {results[-1][2]} ms", flush=True)
     section.table(("query", "rows", f"ms (median of {RUNS})"), *results)
     section.lines += ["", f"[The plans](../../benchmarks/plans/{section.edition}.txt) of these queries."]
+
+
+async def _measure_restarts(connection: asyncpg.Connection, section: Section) -> None:
+    """Measure the views of coverage with five years of a daemon that is restarted every day."""
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(_RESTARTS)
+        results = []
+        for name in ("gaps", "coverage", "condition"):
+            sql = f"SELECT * FROM market.{name}"
+            rows, took = await _timed(connection, sql)
+            results.append((f"`{sql}`", f"{rows:,}", f"{took:,.1f}"))
+    finally:
+        await transaction.rollback()
+    section.table(("with five years of daily restarts", "rows", f"ms (median of {RUNS})"), *results)
+
+
+async def _measure_repair(connection: asyncpg.Connection, url: str, section: Section, count: int) -> None:
+    """Measure the repair of late ticks that are scattered over half a year, 0.75 % of all."""
+    await connection.execute("SELECT setseed(0.5)")
+    late = await connection.fetchval(_LATE, 0.015)
+    await connection.close()
+    lines: list[str] = []
+    began = time.monotonic()
+    await maintain(load_settings(database_url=url), lambda line: lines.append(line) if "Bars" in line else None)
+    took = time.monotonic() - began
+    section.lines += ["", f"{late:,} late ticks, scattered over half a year: `ingestor maintain` took {took:,.1f} s."]
+    print(section.lines[-1], *lines, sep="\n", flush=True)
+
+
+async def _timed(connection: asyncpg.Connection, sql: str) -> tuple[int, float]:
+    """Return the number of rows, and the median of the milliseconds."""
+    times, rows = [], 0
+    for _ in range(RUNS):
+        began = time.perf_counter()
+        rows = len(await connection.fetch(sql))
+        times.append(1000 * (time.perf_counter() - began))
+    return rows, statistics.median(times)
 
 
 def _write(section: Section) -> None:
@@ -196,5 +252,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="an empty database, with a role that owns it")
     parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--filled", action="store_true", help="measure the ticks that an earlier run has inserted")
     options = parser.parse_args()
-    asyncio.run(main(options.url, options.rows))
+    asyncio.run(main(options.url, options.rows, is_filled=options.filled))

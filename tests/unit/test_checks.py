@@ -26,6 +26,7 @@ SCHEMA = SchemaFacts(
     stall_timeout=HOUR,
     last_trading_day=date(2099, 1, 1),
     stale_since=None,
+    stored_until=None,
     missing_privileges=(),
 )
 FACTS = DatabaseFacts("17.5", 17, "UTF8", False, "with TimescaleDB 2.23.0 (Community)", None, True, SCHEMA)
@@ -66,6 +67,25 @@ def test_maintenance_that_does_not_run(edition: str, aggregates: bool, age: time
     facts = replace(FACTS, edition=edition, has_aggregates=aggregates)
     finding = _bars(facts, replace(SCHEMA, stale_since=oldest))
     assert finding.severity is (Severity.WARNING if words else Severity.OK)
+    assert words in finding.text
+
+
+@pytest.mark.parametrize(
+    ("until", "aggregates", "words"),
+    [
+        (datetime(2026, 11, 20, 3, tzinfo=UTC), False, "stored until 2026-11-20 03:00 UTC only"),
+        (datetime(2026, 11, 20, 3, tzinfo=UTC), True, "shows how the job refresh_bars ended"),
+        (
+            datetime(1, 1, 1, tzinfo=UTC),
+            False,
+            "no bars are stored, and queries compute the rest. Run `ingestor maintain`",
+        ),
+    ],
+)
+def test_bars_that_are_not_stored(until: datetime, aggregates: bool, words: str) -> None:
+    """Ticks that have waited for their bars for days are a warning: the rollup, or the server's job, does not run."""
+    finding = _bars(replace(FACTS, has_aggregates=aggregates, edition="x"), replace(SCHEMA, stored_until=until))
+    assert finding.severity is Severity.WARNING
     assert words in finding.text
 
 
