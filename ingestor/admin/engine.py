@@ -27,6 +27,9 @@ MAINTENANCE_LOCK_TIMEOUT = "5s"
 LOCK_NOT_AVAILABLE = "55P03"
 """SQLSTATE of a lock that was waited for too long."""
 
+DEADLOCK = "40P01"
+"""SQLSTATE of a lock that was given up since two transactions waited for each other."""
+
 SECOND_CONNECTION = 10.0
 """Seconds in which a pooler should have a second connection to the server."""
 

@@ -18,13 +18,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.admin.aggregates import INSTALLED
-from ingestor.admin.engine import LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, as_owner, maintenance
+from ingestor.admin.engine import DEADLOCK, LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, as_owner, maintenance
 from ingestor.admin.migrate import configuration, keep_bars
 from ingestor.errors import StoreError
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
-
-DEADLOCK = "40P01"
 
 KEY = "ticks_symbol_time_price_volume_occurrence_key"
 INDEX = "ticks_time_idx"

@@ -1,4 +1,4 @@
-"""The regular work of `ingestor maintain`: calendar, partitions ahead, stale bars and retention."""
+"""The regular work of `ingestor maintain`: calendar, partitions ahead, stale bars, retention, keys."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from ingestor.admin import schema
 from ingestor.admin.calendars import keep_calendars, last_trading_day
 from ingestor.admin.engine import as_owner, database_now
+from ingestor.admin.keys import rebuild_keys
 from ingestor.admin.migrate import keep_bars
 from ingestor.admin.partitions import make_partitions
 from ingestor.admin.retention import drop_old
@@ -37,6 +38,7 @@ async def maintain(settings: Settings, report: Callable[[str], None]) -> None:
         await keep_bars(url, engine, settings, report)
         if settings.retention is not None:
             await drop_old(engine, timedelta(seconds=settings.retention), report)
+        await rebuild_keys(engine, report)
 
 
 def _say(

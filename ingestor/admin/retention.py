@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ingestor.admin import schema
 from ingestor.admin.engine import LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, database_now, maintenance
 
-_IS_HYPERTABLE = "SELECT NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'market.ticks'::regclass)"
+IS_HYPERTABLE = "SELECT NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'market.ticks'::regclass)"
 _CHUNKS = """
 SELECT max(range_end) AS until, count(*) AS pieces FROM timescaledb_information.chunks
 WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks' AND range_end <= :cutoff
@@ -39,7 +39,7 @@ async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[
         pieces, until = 0, None
         async with maintenance(engine) as connection:
             cutoff = await database_now(connection) - retention
-            is_hypertable = await connection.scalar(sa.text(_IS_HYPERTABLE))
+            is_hypertable = await connection.scalar(sa.text(IS_HYPERTABLE))
             if is_hypertable:
                 pieces, until = await _drop_chunks(connection, cutoff)
         while not is_hypertable:

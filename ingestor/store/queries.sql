@@ -109,6 +109,7 @@ WITH waiting AS (
            pg_blocking_pids(l.pid) AS holders,
            CASE WHEN l.locktype = 'advisory' THEN coalesce(k.name, 'an advisory lock of another program')
                 WHEN l.relation IS NOT NULL THEN 'the table ' || l.relation::regclass || ' (' || l.mode || ')'
+                WHEN l.locktype = 'virtualxid' THEN 'an older transaction'
                 ELSE 'a row that another transaction has changed (' || l.locktype || ')' END AS lock
     FROM pg_locks l JOIN pg_stat_activity a USING (pid)
     LEFT JOIN (VALUES ('the writers'' turn', hashtext('market.ticks')::bigint),
