@@ -28,8 +28,8 @@ CLOSED_AFTER = timedelta(days=14)
 MIN_BYTES = 8 * 1024**2
 """Size from which on an index is worth a rebuild."""
 
-MAX_RATIO = 1.4
-"""An index is rebuilt if it is larger than a packed one by more than this."""
+MAX_RATIO = 1.3
+"""An index is rebuilt if it is larger than a packed one by more than this. The estimate of a packed one is better."""
 
 LOCK_TIMEOUT = "60s"
 """Time for which a rebuild waits for another transaction. No query waits for the rebuild meanwhile."""
@@ -41,7 +41,6 @@ _FILL = 0.9
 """Part of a page that PostgreSQL fills when it builds an index."""
 
 _MIB = 1024**2
-_LATER = "The next run tries again."
 
 _LIMITS = """
 SELECT set_config(name, CASE name WHEN 'lock_timeout' THEN :lock_timeout ELSE '0' END, false) FROM pg_settings
@@ -60,12 +59,12 @@ WHERE hypertable_schema = 'market' AND hypertable_name = 'ticks' AND NOT is_comp
 _ROLLUPS = """
 SELECT to_regclass('ingest.rollup_' || width) FROM unnest(ARRAY['1m', '5m', '1h', '1d']) AS width
 """
-# The number of rows is that of the last ANALYZE or VACUUM, scaled to today's size as the planner does. A column that
-# was never analysed has no width, and its index is left to a later run.
+# The number of rows is that of the last ANALYZE or VACUUM, scaled to today's size as the planner does. An average width
+# is cut to a whole number, so it is increased. A column that was never analysed has none: its index has to wait.
 _KEYS = f"""
 SELECT c.oid::regclass::text AS "table", i.indexrelid::regclass::text AS name, pg_relation_size(i.indexrelid) AS size,
        c.reltuples / nullif(c.relpages, 0) * (pg_relation_size(c.oid) / current_setting('block_size')::integer) AS rows,
-       (SELECT array_agg(CASE WHEN a.attlen > 0 THEN a.attlen ELSE s.avg_width END)
+       (SELECT array_agg(CASE WHEN a.attlen > 0 THEN a.attlen ELSE s.avg_width + 1 END)
         FROM pg_attribute a LEFT JOIN pg_stats s
             ON (s.schemaname, s.tablename, s.attname) = (c.relnamespace::regnamespace::name, c.relname, a.attname)
         WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)) AS widths
@@ -125,9 +124,10 @@ async def rebuild_keys(engine: AsyncEngine, report: Callable[[str], None]) -> No
                 report("Keys: another process rebuilds them at this moment.")
                 return
             await connection.execute(sa.text(_LIMITS), {"lock_timeout": LOCK_TIMEOUT})
-            for table in await _drop_leftovers(connection):
-                report(f"Keys: {_held(table)} and keeps the index of an interrupted rebuild. {_LATER}")
-            await _rebuild_all(connection, report)
+            held = await _drop_leftovers(connection)
+            for table in held:
+                report(f"Keys: the index of an interrupted rebuild of {table} was not dropped: {_too_long()}")
+            await _rebuild_all(connection, held, report)
 
 
 @contextlib.asynccontextmanager
@@ -151,8 +151,9 @@ async def _report_pooler(connection: AsyncConnection, report: Callable[[str], No
         )
 
 
-async def _rebuild_all(connection: AsyncConnection, report: Callable[[str], None]) -> None:
-    indexes = await _bloated(connection)
+async def _rebuild_all(connection: AsyncConnection, held: Sequence[str], report: Callable[[str], None]) -> None:
+    """Rebuild the keys of all tables but those that are `held`, where each attempt would leave another index."""
+    indexes = [index for index in await _bloated(connection) if index.table not in held]
     if indexes:
         report(f"Keys to rebuild: {_total(indexes)}.")
     timeouts = 0
@@ -170,7 +171,7 @@ async def _rebuild_all(connection: AsyncConnection, report: Callable[[str], None
             report(f"Keys: the key of {index.table} went from {before / _MIB:,.1f} to {after / _MIB:,.1f} MiB.")
             continue
         await _drop_leftovers(connection)
-        report(f"Keys: {_held(index.table)} and its key was not rebuilt. {_LATER}")
+        report(f"Keys: the key of {index.table} was not rebuilt: {_too_long()}")
         timeouts += 1
         if timeouts == MAX_TIMEOUTS and number < len(indexes):
             report(f"Keys: {len(indexes) - number} more are left to the next run.")
@@ -185,7 +186,7 @@ async def _bloated(connection: AsyncConnection) -> list[Index]:
 
 
 async def _drop_leftovers(connection: AsyncConnection) -> list[str]:
-    """Drop the unusable indexes of interrupted rebuilds; return the tables of those that a transaction held."""
+    """Drop the unusable indexes of interrupted rebuilds; return the tables that another transaction held too long."""
     rows = (await connection.execute(sa.text(_LEFTOVERS.format(pieces=await _pieces(connection))))).all()
     return [row.table for row in rows if not await _run(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {row.name}")]
 
@@ -217,5 +218,5 @@ def _total(indexes: Sequence[Index]) -> str:
     return f"{len(indexes)}, of {size:,.1f} MiB in total"
 
 
-def _held(table: str) -> str:
-    return f"a transaction held {table} for {LOCK_TIMEOUT}"
+def _too_long() -> str:
+    return f"another transaction lasted longer than {LOCK_TIMEOUT}. The next run tries again."
