@@ -124,9 +124,7 @@ async def rebuild_keys(engine: AsyncEngine, report: Callable[[str], None]) -> No
                 report("Keys: another process rebuilds them at this moment.")
                 return
             await connection.execute(sa.text(_LIMITS), {"lock_timeout": LOCK_TIMEOUT})
-            held = await _drop_leftovers(connection)
-            for table in held:
-                report(f"Keys: the index of an interrupted rebuild of {table} was not dropped: {_too_long()}")
+            held = await _drop_leftovers(connection, report)
             await _rebuild_all(connection, held, report)
 
 
@@ -158,24 +156,30 @@ async def _rebuild_all(connection: AsyncConnection, held: Sequence[str], report:
         report(f"Keys to rebuild: {_total(indexes)}.")
     timeouts = 0
     for number, index in enumerate(indexes, start=1):
-        if not (before := await _size(connection, index.name)):
-            continue  # retention or a conversion has dropped it meanwhile
-        try:
-            is_rebuilt = await _run(connection, f"REINDEX INDEX CONCURRENTLY {index.name}")
-        except sa.exc.DBAPIError:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):  # it takes space, and the disk may be full
-                await _drop_leftovers(connection)
-            raise
-        if is_rebuilt:
-            after = await _size(connection, index.name)
-            report(f"Keys: the key of {index.table} went from {before / _MIB:,.1f} to {after / _MIB:,.1f} MiB.")
-            continue
-        await _drop_leftovers(connection)
-        report(f"Keys: the key of {index.table} was not rebuilt: {_too_long()}")
-        timeouts += 1
+        timeouts += not await _rebuild(connection, index, report)
         if timeouts == MAX_TIMEOUTS and number < len(indexes):
             report(f"Keys: {len(indexes) - number} more are left to the next run.")
             return
+
+
+async def _rebuild(connection: AsyncConnection, index: Index, report: Callable[[str], None]) -> bool:
+    """Rebuild one index; return False if another transaction lasted too long, before or after the replacement."""
+    if not (before := await _size(connection, index.name)):
+        return True  # retention or a conversion has dropped it meanwhile
+    try:
+        is_finished = await _run(connection, f"REINDEX INDEX CONCURRENTLY {index.name}")
+    except sa.exc.DBAPIError:
+        with contextlib.suppress(sa.exc.SQLAlchemyError):  # the new index takes space, and the disk may be full
+            await _drop_leftovers(connection, report, index.table)
+        raise
+    after = await _size(connection, index.name)
+    if is_finished or after < before:
+        report(f"Keys: the key of {index.table} went from {before / _MIB:,.1f} to {after / _MIB:,.1f} MiB.")
+    else:
+        report(f"Keys: the key of {index.table} was not rebuilt: {_too_long()}")
+    if not is_finished:
+        await _drop_leftovers(connection, report, index.table)
+    return is_finished
 
 
 async def _bloated(connection: AsyncConnection) -> list[Index]:
@@ -185,14 +189,22 @@ async def _bloated(connection: AsyncConnection) -> list[Index]:
     return [Index(row.table, row.name, row.size) for row in rows if is_bloated(row.size, row.rows, row.widths)]
 
 
-async def _drop_leftovers(connection: AsyncConnection) -> list[str]:
-    """Drop the unusable indexes of interrupted rebuilds; return the tables that another transaction held too long."""
-    rows = (await connection.execute(sa.text(_LEFTOVERS.format(pieces=await _pieces(connection))))).all()
-    return [row.table for row in rows if not await _run(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {row.name}")]
+async def _drop_leftovers(
+    connection: AsyncConnection, report: Callable[[str], None], table: str | None = None
+) -> list[str]:
+    """Drop the unusable indexes that rebuilds left, of one table or all; return the tables that keep one."""
+    rows = await connection.execute(sa.text(_LEFTOVERS.format(pieces=await _pieces(connection))))
+    held = []
+    for row in rows.all():
+        if table not in {None, row.table} or await _run(connection, f"DROP INDEX CONCURRENTLY IF EXISTS {row.name}"):
+            continue
+        report(f"Keys: the unusable index {row.name} was not dropped: {_too_long()}")
+        held.append(row.table)
+    return held
 
 
 async def _run(connection: AsyncConnection, statement: str) -> bool:
-    """Run a statement; return whether it was done. If not, another transaction held the table for too long."""
+    """Run a statement; return whether it was finished. If not, another transaction lasted too long."""
     try:
         await connection.exec_driver_sql(statement)
     except sa.exc.DBAPIError as error:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ingestor.admin import schema
-from ingestor.admin.engine import LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, database_now, maintenance
+from ingestor.admin.engine import DEADLOCK, LOCK_NOT_AVAILABLE, MAINTENANCE_LOCK_TIMEOUT, database_now, maintenance
 
 IS_HYPERTABLE = "SELECT NOT EXISTS (SELECT FROM pg_partitioned_table WHERE partrelid = 'market.ticks'::regclass)"
 _CHUNKS = """
@@ -51,7 +51,7 @@ async def drop_old(engine: AsyncEngine, retention: timedelta, report: Callable[[
         if until is not None:
             report(f"Ticks dropped, as INGESTOR_RETENTION says: {pieces} chunks or partitions, until {until:%Y-%m-%d}.")
     except sa.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+        if getattr(error.orig, "sqlstate", None) not in {LOCK_NOT_AVAILABLE, DEADLOCK}:
             raise
         report(
             f"Old ticks were not dropped: a query held them for {MAINTENANCE_LOCK_TIMEOUT}. The next run tries again."

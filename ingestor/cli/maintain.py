@@ -21,11 +21,13 @@ def maintain(
         typer.Option(metavar="<duration>", help="Repeat with this pause (12h), until SIGTERM, SIGHUP or Ctrl-C."),
     ] = None,
 ) -> None:
-    """Maintain calendar, partitions, bars and retention. Run it once a day; it can be repeated.
+    """Maintain calendar, partitions, bars, retention and keys. Run it once a day; it can be repeated.
 
     The command makes partitions ahead, stores missing bars and repairs stale ones, with a line of progress every ten
     seconds. On TimescaleDB Community it also sets policies from **INGESTOR_COLUMNSTORE_AFTER**. With
-    **INGESTOR_RETENTION** it drops older ticks; their bars stay. It can be interrupted at any moment.
+    **INGESTOR_RETENTION** it drops older ticks; their bars stay. It rebuilds bloated keys of ticks after two weeks,
+    and of bars, while others read and write, and needs the disk space of one key for that. It can be interrupted at
+    any moment.
 
     The calendar comes from the library exchange-calendars if the extra `calendar` is installed, else from the snapshot
     in this version. Needs **INGESTOR_DATABASE_URL** with the role that migrated.
