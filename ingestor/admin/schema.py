@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    Identity,
     Index,
     MetaData,
     PrimaryKeyConstraint,
@@ -330,14 +331,14 @@ day_changes = Table(
     "day_changes",
     metadata,
     column("trading_day", DATE, "The exchange's day."),
-    column(
-        "changed_at",
-        TIME,
-        "When they changed last: by late ticks, a delayed commit, a backfill or an exclusion.",
-    ),
-    PrimaryKeyConstraint("trading_day"),
+    Column("id", BIGINT, Identity(always=True), nullable=False, comment="The database's number of the note."),
+    column("changed_at", TIME, "When they changed: by late ticks, a delayed commit, a backfill or an exclusion."),
+    PrimaryKeyConstraint("trading_day", "id"),
     schema="ingest",
-    comment="When a day's data changed otherwise than by ticks that were stored as they arrived.",
+    comment=(
+        "When a day's data changed otherwise than by ticks that were stored as they arrived. The newest row of a day "
+        "counts."
+    ),
 )
 
 settings = Table(

@@ -78,11 +78,15 @@ SELECT trading_day,
        coalesce(ticks, 0) AS ticks, first_tick_at, last_tick_at, {PERCENT} AS percent,
        round(coalesce(backfilled, 0), 6)::double precision AS backfilled_minutes, coalesce(rejected, 0) AS rejected,
        greatest(received_at, rejected_at, changed_at) AS last_modified
-FROM days FULL JOIN bars USING (trading_day) LEFT JOIN ingest.day_changes USING (trading_day)
+FROM days FULL JOIN bars USING (trading_day)
+    LEFT JOIN (SELECT trading_day, max(changed_at) AS changed_at FROM ingest.day_changes GROUP BY 1) AS changes
+        USING (trading_day)
 """
 
 # --- Changes that no tick's arrival shows
 
+# Rows are added, and no transaction waits for another one: a person's transaction that stays open must not stop the
+# recording. The older rows of the days go, but for those that another transaction holds.
 NOTE_CHANGES = """
 CREATE FUNCTION ingest.note_changes(since timestamptz[], until timestamptz[]) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -93,11 +97,14 @@ WITH spans AS (
     SELECT first AS day FROM spans UNION SELECT last FROM spans
     UNION SELECT trading_day FROM spans JOIN ingest.trading_sessions ON trading_day > first AND trading_day < last
     WHERE first < last - 1
+), older AS (
+    SELECT trading_day, id FROM ingest.day_changes WHERE trading_day IN (SELECT day FROM days) FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM ingest.day_changes AS c USING older WHERE c.trading_day = older.trading_day AND c.id = older.id
 )
 INSERT INTO ingest.day_changes (trading_day, changed_at)
-SELECT day, clock_timestamp() FROM days WHERE isfinite(day) ORDER BY day
-ON CONFLICT (trading_day) DO UPDATE
-SET changed_at = greatest(excluded.changed_at, day_changes.changed_at + interval '1 microsecond')
+SELECT day, greatest(clock_timestamp(), max(changed_at) + interval '1 microsecond')
+FROM days LEFT JOIN ingest.day_changes ON trading_day = day WHERE isfinite(day) GROUP BY day
 $$
 """
 NOTE_SPANS = """

@@ -21,6 +21,7 @@ from tests.sessions import BEGINS, ENDS, MINUTE, OPENS, at, execute, record_sess
 
 pytestmark = pytest.mark.usefixtures("bundled_calendar")
 
+CHANGES = "SELECT trading_day, changed_at FROM ingest.day_changes"
 FRIDAY, MONDAY = date(2026, 11, 20), date(2026, 11, 23)
 COLUMNS = "condition, ticks, first_tick_at, last_tick_at, percent, backfilled_minutes, rejected"
 
@@ -113,17 +114,17 @@ async def test_late_ticks_change_their_days(writer_url: str, database: str) -> N
     store, instance = TickStore(writer_url, write_timeout=10, clock=clock), batcher()
     day = 86400 * SECOND
     await store.write([filled(instance, tick())])
-    assert await query(database, "SELECT * FROM ingest.day_changes") == []  # by its arrival
+    assert await query(database, CHANGES) == []  # by its arrival
     clock.advance(6)
     began = (await query(database, "SELECT clock_timestamp()"))[0][0]
     await store.write(
         [filled(instance, tick("B"), rejected=1), filled(instance, tick("C", T0 + 3 * day), tick("D", T0))]
     )
-    noted = dict(await query(database, "SELECT * FROM ingest.day_changes"))
+    noted = dict(await query(database, CHANGES))
     assert set(noted) == {date(2026, 3, 2), date(2026, 3, 5)}
     assert min(noted.values()) > began
     await maintained(database)
-    assert dict(await query(database, "SELECT * FROM ingest.day_changes")) == noted  # to store bars changes nothing
+    assert dict(await query(database, CHANGES)) == noted  # to store bars changes nothing
     mark = "SELECT ingest.mark_stale($1, $2)"
     moment = datetime(2026, 3, 2, tzinfo=UTC)
     assert await changed_by(database, mark, moment, moment + timedelta(hours=1)) == {date(2026, 3, 2)}
@@ -131,7 +132,7 @@ async def test_late_ticks_change_their_days(writer_url: str, database: str) -> N
     clock.advance(-6)
     assert len(await query(database, "SELECT * FROM ingest.stale_bars")) == 0
     await store.write([filled(instance, tick("E"))])  # its minute is stored already
-    after = dict(await query(database, "SELECT * FROM ingest.day_changes"))
+    after = dict(await query(database, CHANGES))
     assert after[date(2026, 3, 2)] > noted[date(2026, 3, 2)]
     await store.close()
 
@@ -143,7 +144,7 @@ async def test_changes_grow_whatever_the_clock_does(database: str) -> None:
     future = datetime(2100, 1, 1, tzinfo=UTC)
     await execute(database, "UPDATE ingest.day_changes SET changed_at = $1", future)
     await execute(database, note, OPENS)
-    assert await query(database, "SELECT * FROM ingest.day_changes") == [
+    assert await query(database, CHANGES) == [
         (FRIDAY, future + timedelta(microseconds=1)),
     ]
 
@@ -239,14 +240,35 @@ async def test_an_analyst_reads_what_was_known(database: str, server: TestServer
         await server.run(f"DROP ROLE {name}")
 
 
-async def test_two_processes_note_the_same_days(database: str) -> None:
-    """Days are noted in one order, so that two transactions which note several days do not block each other."""
+async def test_an_open_transaction_stops_no_writer(writer_url: str, database: str) -> None:
+    """While a person's transaction has changed a day, late ticks of that day are written, and both changes count."""
+    other = await connect(database)
+    transaction = other.transaction()
+    await transaction.start()
+    moment = datetime(2026, 3, 2, tzinfo=UTC)
+    await other.execute("INSERT INTO ingest.exclusions VALUES ($1, $2, 'halt')", moment, moment + MINUTE)
+    store, instance = TickStore(writer_url, write_timeout=60), batcher()
+    await store.write([filled(instance, tick())])
+    await store.write([filled(instance, tick("B"))])
+    await store.close()
+    days = "SELECT trading_day, count(*), count(DISTINCT changed_at) FROM ingest.day_changes GROUP BY 1"
+    assert await query(database, days) == [(date(2026, 3, 2), 1, 1)]
+    await transaction.commit()
+    await other.close()
+    assert await query(database, days) == [(date(2026, 3, 2), 2, 2)]
+    note = "SELECT ingest.note_changes(ARRAY[$1::timestamptz], ARRAY[$1::timestamptz])"
+    await execute(database, note, moment)
+    assert await query(database, days) == [(date(2026, 3, 2), 1, 1)]
+
+
+async def test_processes_note_the_same_days(database: str) -> None:
+    """Processes that note the same days at once neither block each other nor lose a day, and the rows stay few."""
     note = "SELECT ingest.note_changes($1::timestamptz[], $1::timestamptz[])"
     days = [BEGINS + timedelta(days=number) for number in range(40)]
     first, second = [await connect(database) for _ in range(2)]
-    await asyncio.gather(
-        *(each.executemany(note, [(order,)] * 50) for each, order in ((first, days), (second, days[::-1])))
-    )
-    assert await first.fetchval("SELECT count(*) FROM ingest.day_changes") == 40
+    work = [each.executemany(note, [(order,)] * 50) for each, order in ((first, days), (second, days[::-1]))]
+    await asyncio.gather(*work)
+    rows = "SELECT count(DISTINCT trading_day), count(*) <= 2 * count(DISTINCT trading_day) FROM ingest.day_changes"
+    assert await query(database, rows) == [(40, True)]
     for each in (first, second):
         await each.close()
