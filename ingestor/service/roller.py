@@ -8,7 +8,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
-from ingestor.store.rollup import Rollup
+from ingestor.store.rollup import Rollup, RollupSize
 from ingestor.telemetry.events import Telemetry
 
 STEP_SECONDS = 10.0
@@ -30,6 +30,7 @@ class Roller:
         self._telemetry = telemetry
         self._interval = interval
         self._rollup: Rollup | None = None
+        self._size = RollupSize()
         self._is_closing = False
 
     async def run(self, writes: asyncio.Event) -> None:
@@ -56,7 +57,7 @@ class Roller:
     async def _roll_up(self) -> None:
         if self._is_behind():
             return
-        self._rollup = Rollup(self._url, timeout=STEP_SECONDS)
+        self._rollup = Rollup(self._url, timeout=STEP_SECONDS, size=self._size)
         async with self._rollup as rollup:
             async for step in rollup.steps():
                 self._telemetry.rolled_up(bars=step.bars, repaired=step.repaired)

@@ -22,15 +22,17 @@ MAX_SUCCESSES = 64
 """Commits between two trials of twice the size at most. A trial that fails costs a timeout."""
 
 
-class TransactionSize:
-    """The limit of one transaction in bytes: halved by a failure, doubled by success, up to `NORMAL_BYTES`.
+class AdaptiveLimit:
+    """A limit between `smallest` and `normal`: halved by a failure, doubled by success.
 
-    The first success doubles it. Each trial of a larger size that fails doubles the successes before the next trial, so
-    that a limit which stays costs one failure for 64 commits. A trial that succeeds makes the next one follow at once.
+    The first success doubles it. Each trial of a larger value that fails doubles the successes before the next trial,
+    so that a limit which stays costs one failure for 64 commits. A trial that succeeds makes the next one follow at
+    once.
     """
 
-    def __init__(self) -> None:
-        self.max_bytes = NORMAL_BYTES
+    def __init__(self, smallest: int, normal: int) -> None:
+        self.value = self._normal = normal
+        self._smallest = smallest
         self._successes = 0
         self._needed = 1
         self._is_trial = False
@@ -38,7 +40,50 @@ class TransactionSize:
     @property
     def is_normal(self) -> bool:
         """Whether nothing limits a transaction now."""
-        return self.max_bytes >= NORMAL_BYTES
+        return self.value >= self._normal
+
+    def failed(self, tried: int) -> bool:
+        """Halve the limit, from the amount that was tried. Return whether the next transaction holds less."""
+        smaller = max(self._smallest, min(self.value, tried) // 2)
+        if self._is_trial:
+            self._needed = min(MAX_SUCCESSES, 2 * self._needed)
+        self._is_trial, self._successes = False, 0
+        shrinks, self.value = smaller < self.value, smaller
+        return shrinks
+
+    def succeeded(self, tried: int) -> None:
+        """Double the limit, if there were enough successes since the last change."""
+        if self.is_normal:
+            return
+        if self._is_trial and 2 * tried > self.value:
+            self._is_trial, self._needed = False, 1
+        self._successes += 1
+        if self._successes >= self._needed:
+            self.value = min(self._normal, 2 * self.value)
+            self._is_trial, self._successes = True, 0
+        if self.value == self._normal:
+            self._is_trial, self._needed = False, 1
+
+
+class TransactionSize:
+    """The adaptive limit of one transaction in bytes, up to `NORMAL_BYTES`."""
+
+    def __init__(self) -> None:
+        self._limit = AdaptiveLimit(SMALLEST_BYTES, NORMAL_BYTES)
+
+    @property
+    def max_bytes(self) -> int:
+        """The limit."""
+        return self._limit.value
+
+    @max_bytes.setter
+    def max_bytes(self, value: int) -> None:
+        self._limit.value = value
+
+    @property
+    def is_normal(self) -> bool:
+        """Whether nothing limits a transaction now."""
+        return self._limit.is_normal
 
     def choose(self, batches: Sequence[Batch]) -> list[Batch]:
         """Return the oldest batches that one transaction may hold. A single one may be too large, and is parted."""
@@ -53,26 +98,11 @@ class TransactionSize:
 
     def failed(self, batches: Sequence[Batch]) -> bool:
         """Halve the limit, from the size that was tried. Return whether the next transaction holds less."""
-        tried = min(self.max_bytes, sum(batch.size for batch in batches))
-        smaller = max(SMALLEST_BYTES, tried // 2)
-        if self._is_trial:
-            self._needed = min(MAX_SUCCESSES, 2 * self._needed)
-        self._is_trial, self._successes = False, 0
-        shrinks, self.max_bytes = smaller < self.max_bytes, smaller
-        return shrinks
+        return self._limit.failed(sum(batch.size for batch in batches))
 
     def succeeded(self, batches: Sequence[Batch]) -> None:
         """Double the limit, if there were enough successes since the last change."""
-        if self.is_normal:
-            return
-        if self._is_trial and 2 * sum(batch.size for batch in batches) > self.max_bytes:
-            self._is_trial, self._needed = False, 1
-        self._successes += 1
-        if self._successes >= self._needed:
-            self.max_bytes = min(NORMAL_BYTES, 2 * self.max_bytes)
-            self._is_trial, self._successes = True, 0
-        if self.max_bytes == NORMAL_BYTES:
-            self._is_trial, self._needed = False, 1
+        self._limit.succeeded(sum(batch.size for batch in batches))
 
 
 def part_of(batch: Batch, after: int, max_bytes: int) -> tuple[Batch, int | None]:

@@ -15,14 +15,16 @@ from typing import Any, Self
 from ingestor.errors import StoreError
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
+from ingestor.store.portion import AdaptiveLimit
 from ingestor.store.queries import QUERIES
+from ingestor.store.retry import may_be_too_large
 from ingestor.store.version import check_schema
 
 LAG = timedelta(minutes=1)
 """A minute is stored this long after its end: most ticks have arrived by then, and fewer bars become stale."""
 
-MIN_SPAN, MAX_SPAN = timedelta(minutes=1), timedelta(days=1)
-"""The least and the most time of which the bars are stored in one transaction."""
+MIN_SPAN, MAX_SPAN = 60, 86_400
+"""The least and the most time, in seconds, of which the bars are stored in one transaction."""
 
 MAX_REPAIRS = 5_000
 """Stale minutes that are repaired in one transaction."""
@@ -37,23 +39,39 @@ class RollupStep:
     repaired: int = 0
 
 
+class RollupSize:
+    """How much the next transactions of a rollup cover: `span` in seconds, and `repairs` in stale minutes.
+
+    The next rollup can receive it, because a limit of the server outlasts a connection.
+    """
+
+    def __init__(self) -> None:
+        self.span = AdaptiveLimit(MIN_SPAN, MAX_SPAN)
+        self.repairs = AdaptiveLimit(1, MAX_REPAIRS)
+
+
 class Rollup:
     """Stores bars in a database that has no continuous aggregates. Use it as an asynchronous context manager.
 
-    A transaction that exceeds `timeout` seconds is cancelled, and the next one covers half of the time. If another
-    process stores bars at that moment, it `waits` or leaves the work to that process. Raises StoreError.
+    A transaction that exceeds `timeout` seconds is cancelled, and the next one covers half of the time, as after any
+    other failure that size may explain; if that ended the connection, the rollup connects again. If another process
+    stores bars at that moment, it `waits` or leaves the work to that process. Raises StoreError.
     """
 
-    def __init__(self, url: str, *, timeout: float, waits: bool = False) -> None:
+    def __init__(self, url: str, *, timeout: float, waits: bool = False, size: RollupSize | None = None) -> None:
         self._url = url
         self._timeout = timeout
         self._waits = waits
-        self._span = MAX_SPAN
-        self._repairs = MAX_REPAIRS
+        self._size = RollupSize() if size is None else size
         self._guarded: GuardedConnection | None = None
+        self._is_given_up = False
 
     async def __aenter__(self) -> Self:
         """Connect and check the schema."""
+        await self._connect()
+        return self
+
+    async def _connect(self) -> None:
         connection = await connect(
             self._url, timeout=self._timeout, application_name="ingestor rollup", read_write=True
         )
@@ -64,7 +82,6 @@ class Rollup:
         except BaseException:
             connection.terminate()
             raise
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -75,6 +92,7 @@ class Rollup:
 
     async def give_up(self) -> None:
         """End the statement that is running, also if the server does not answer: its user gets a StoreError."""
+        self._is_given_up = True
         if self._guarded is not None:
             await self._guarded.give_up()
 
@@ -86,7 +104,8 @@ class Rollup:
             yield step
 
     async def _roll_up(self) -> RollupStep | None:
-        target: datetime | None = await self._fetch(QUERIES["next_rollup"], self._span, LAG)
+        span = self._size.span
+        target: datetime | None = await self._fetch(QUERIES["next_rollup"], timedelta(seconds=span.value), LAG)
         if target is None:
             return None
         await self._fetch(QUERIES["announce_rollup"], target)
@@ -94,23 +113,32 @@ class Rollup:
         try:
             bars: int | None = await self._fetch(QUERIES["roll_up"], target, self._waits)
         except StoreError as error:
-            if not _is_too_slow(error) or self._span <= MIN_SPAN:
-                raise
-            self._span = max(self._span / 2, MIN_SPAN)
+            await self._shrink(span, error)
             return RollupStep()
-        self._span = min(self._span * 2, MAX_SPAN)
+        span.succeeded(span.value)
         return None if bars is None else RollupStep(until=target, bars=bars)
 
     async def _repair(self) -> RollupStep | None:
+        repairs = self._size.repairs
         try:
-            repaired: int | None = await self._fetch(QUERIES["repair_bars"], self._repairs, self._waits)
+            repaired: int | None = await self._fetch(QUERIES["repair_bars"], repairs.value, self._waits)
         except StoreError as error:
-            if not _is_too_slow(error) or self._repairs == 1:
-                raise
-            self._repairs = max(self._repairs // 2, 1)
+            await self._shrink(repairs, error)
             return RollupStep()
-        self._repairs = min(self._repairs * 2, MAX_REPAIRS)
+        repairs.succeeded(repairs.value)
         return RollupStep(repaired=repaired) if repaired else None
+
+    async def _shrink(self, limit: AdaptiveLimit, error: StoreError) -> None:
+        """Let the next step be smaller, on a new connection if the failure ended this one.
+
+        Raises the error if a smaller step would not help. A full disk counts: sorting a shorter span needs less of it.
+        """
+        may_help = may_be_too_large(error) or error.sqlstate == "53100"
+        if self._is_given_up or not may_help or not limit.failed(limit.value):
+            raise error
+        assert self._guarded is not None
+        if self._guarded.connection.is_closed():
+            await self._connect()
 
     async def _fetch(self, sql: str, *arguments: object) -> Any:
         """Run one statement in a transaction of its own with a time limit, and return its value."""
@@ -118,7 +146,3 @@ class Rollup:
         async with self._guarded as connection, connection.transaction(isolation="read_committed"):
             await connection.execute(QUERIES["limit_rollup"].replace("$1", str(round(self._timeout * 1000))))
             return await connection.fetchval(sql, *arguments)
-
-
-def _is_too_slow(error: StoreError) -> bool:
-    return error.sqlstate in {"57014", "53100", "53200", "54000"}

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import pytest
 
 from ingestor.admin.bars import store_bars
+from ingestor.errors import StoreError
 from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect
 from ingestor.store.queries import QUERIES
-from ingestor.store.rollup import Rollup
+from ingestor.store.rollup import MAX_SPAN, Rollup, RollupSize
 from tests.bars import assert_bars, insert, maintained, some_ticks
 from tests.recording import running, settings, until
 from tests.servers import TestServer, execute_all, query
@@ -97,15 +99,15 @@ async def test_a_writer_that_began_before_the_announcement(database: str, writer
     await assert_bars(database)
 
 
-async def test_a_server_that_limits_statements(database: str, writer_url: str, ticks: int) -> None:
-    """If a step exceeds a limit, the next ones store a shorter span, until all is stored."""
+async def limit_rows(database: str, action: str) -> None:
+    """Let the server act on a transaction that stores more than 60 bars."""
     await execute_all(
         database,
-        """
+        f"""
         CREATE FUNCTION public.limit_rows() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN
             IF (SELECT count(*) FROM added) > 60 THEN
-                RAISE EXCEPTION 'canceling statement due to statement timeout' USING ERRCODE = '57014';
+                {action};
             END IF;
             RETURN NULL;
         END $$
@@ -113,7 +115,53 @@ async def test_a_server_that_limits_statements(database: str, writer_url: str, t
         "CREATE TRIGGER limit_rows AFTER INSERT ON ingest.rollup_1m REFERENCING NEW TABLE AS added "
         "FOR EACH STATEMENT EXECUTE FUNCTION public.limit_rows()",
     )
-    assert await rolled_up(writer_url) == ticks
+
+
+TERMINATE = "PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(60)"
+
+
+@pytest.mark.parametrize("limit", ["rollup", "transaction_timeout", "watchdog", "disk"])
+async def test_a_server_that_limits_transactions(
+    server: TestServer, database: str, writer_url: str, ticks: int, limit: str
+) -> None:
+    """If a step exceeds a limit, the next ones store a shorter span, on a new connection if the old one was ended."""
+    size = RollupSize()
+    action = {"watchdog": TERMINATE, "disk": "RAISE EXCEPTION 'no space' USING ERRCODE = '53100'"}.get(limit)
+    await limit_rows(database, action or "PERFORM pg_sleep(60)")
+    if limit == "transaction_timeout":
+        if (await query(database, "SELECT current_setting('server_version_num')::int >= 170000")) == [(False,)]:
+            pytest.skip("transaction_timeout is new in PostgreSQL 17")
+        name = urlsplit(database).path[1:]
+        await server.run(f"ALTER ROLE {server.prefix} IN DATABASE {name} SET transaction_timeout = '1s'")
+    async with Rollup(writer_url, timeout=1 if limit == "rollup" else 60, size=size) as rollup:
+        steps = [step async for step in rollup.steps()]
+    assert sum(step.bars for step in steps) == ticks
+    assert sum(step.bars == 0 for step in steps) < len(steps) / 2
+    await assert_bars(database)
+
+
+async def test_the_next_rollup_knows_the_size(server: TestServer, database: str, writer_url: str, ticks: int) -> None:
+    """A rollup that cannot connect again after its connection was ended fails, and the next one begins smaller."""
+    name = urlsplit(database).path[1:]
+    size = RollupSize()
+    await limit_rows(database, TERMINATE)
+    async with Rollup(writer_url, timeout=60, size=size) as rollup:
+        await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false", "postgres")
+        with pytest.raises(StoreError, match="not currently accepting connections"):
+            await anext(rollup.steps())
+        await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true", "postgres")
+    assert size.span.value == MAX_SPAN // 2
+    async with Rollup(writer_url, timeout=60, size=size) as rollup:
+        assert sum([step.bars async for step in rollup.steps()]) == ticks
+    await assert_bars(database)
+
+
+async def test_the_daemon_survives_a_watchdog(database: str, writer_url: str, ticks: int) -> None:
+    """The daemon stores a backlog although the server ends long transactions with their connections."""
+    await limit_rows(database, TERMINATE)
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)) as daemon:
+        await until(database, STORED, ticks)
+    assert daemon.telemetry.counts.rollup_failures == 0
     await assert_bars(database)
 
 
