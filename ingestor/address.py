@@ -27,7 +27,12 @@ _PROXY = re.compile(
 _HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^\[\]:/?#@\s]*)(?::(?P<port>[0-9]{0,5}))?")
 _PARAMETER = re.compile(r"(?P<name>[A-Za-z0-9_.%-]+)=(?P<value>.*)", re.DOTALL)
 
-FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+TEMPLATE_USERINFO = "USER:PASSWORD"
+"""User and password of the templates in messages of ours."""
+TEMPLATE_HOSTS = ("HOST:PORT", "HOST/DATABASE")
+"""What follows the `@` in them."""
+
+FORM = f"postgresql://{TEMPLATE_USERINFO}@{TEMPLATE_HOSTS[0]}/DATABASE"
 ENCODE = "the password must be percent-encoded: / as %2F, ? as %3F, # as %23"
 
 
@@ -130,7 +135,7 @@ def proxy_url(text: str) -> str:
     match = _PROXY.fullmatch(text if "://" in text else f"http://{text}")
     host = _HOST.fullmatch(match["host"]) if match else None
     if match is None or host is None or not host["name"] or int(host["port"] or 0) > 65_535:
-        raise AddressError("not the address of a proxy; write http://USER:PASSWORD@HOST:PORT")
+        raise AddressError(f"not the address of a proxy; write http://{TEMPLATE_USERINFO}@{TEMPLATE_HOSTS[0]}")
     userinfo, port = "", f":{host['port']}" if host["port"] else ""
     if match["userinfo"] is not None:
         user, _, password = match["userinfo"].partition(":")

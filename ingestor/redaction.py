@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ingestor.address import HIDDEN, secrets_of, without_scheme
+from ingestor.address import HIDDEN, TEMPLATE_HOSTS, TEMPLATE_USERINFO, secrets_of, without_scheme
 
 SHORTEST = 4
 """Characters that a registered secret has at least; redacting a shorter one would garble every line."""
@@ -167,6 +167,8 @@ def system_words(error: OSError) -> str:
 
 def _without_password(match: re.Match[str]) -> str:
     scheme, slashes, userinfo = match.groups()
+    if userinfo == TEMPLATE_USERINFO and match.string.startswith(TEMPLATE_HOSTS, match.end()):
+        return match[0]
     user, colon, _ = userinfo.partition(":")
     if not scheme.lower().startswith("postgres"):  # elsewhere the user may be an API key
         return f"{scheme}:{slashes}{HIDDEN}@"

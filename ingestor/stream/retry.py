@@ -72,8 +72,8 @@ def classify(error: BaseException, *, accepted_before: bool, now: Micros) -> Ret
 
 
 def _retry_after(error: BaseException, now: Micros) -> float | None:
-    """Return the seconds of `Retry-After` in a refused handshake, whatever its status; None without one."""
-    if not isinstance(error, InvalidStatus):
+    """Return the seconds of `Retry-After` in a refusal by server or proxy, whatever its status; None without one."""
+    if not isinstance(error, InvalidStatus | InvalidProxyStatus):
         return None
     headers = error.response.headers
     return retry_after(headers.get_all("Retry-After"), date=next(iter(headers.get_all("Date")), None), now=now)

@@ -134,6 +134,19 @@ async def test_a_proxy_that_refuses(
     )
 
 
+@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+async def test_retry_after_of_a_proxy(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy proxy that sends Retry-After is not tried earlier."""
+    async with tunnel(1, f"{status}\r\nRetry-After: 60") as (address, _):
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        with pytest.raises(WebSocketException) as caught:
+            await stream(443)
+    decision = classify(caught.value, accepted_before=False, now=0)
+    assert decision.policy is RetryPolicy.BACKOFF
+    assert decision.retry_after == 60
+    assert decision.message.endswith(f"answered HTTP {status[:3]}. It asks to wait for 60 s.")
+
+
 @BOTH
 async def test_trusted_certificate_authorities(way: Way, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the system's authorities or SSL_CERT_FILE are trusted; an unreadable file is named."""

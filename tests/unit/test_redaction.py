@@ -14,6 +14,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 
+from ingestor.address import FORM
 from ingestor.model import EndReason
 from ingestor.redaction import (
     outside_text,
@@ -24,6 +25,7 @@ from ingestor.redaction import (
     register_url,
     system_words,
 )
+from ingestor.store.refusal import WRITE
 from ingestor.telemetry.unexpected import redact_tracebacks
 
 PACKAGE = Path(__file__).parents[2] / "ingestor"
@@ -110,6 +112,38 @@ def test_short_values_are_no_secrets() -> None:
 def test_addresses_in_a_text(text: str, shown: str) -> None:
     """A password in an address is redacted without registration."""
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        WRITE,
+        f"not an address; write {FORM}",
+        "write http://USER:PASSWORD@HOST:PORT",
+        "postgresql://USER:PASSWORD@HOST/DATABASE",
+    ],
+)
+def test_templates_are_shown(text: str) -> None:
+    """A template in a message of ours is shown as written, since it holds no secret."""
+    assert redact(text) == outside_text(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "postgresql://USER:PASSWORD@db.example.org/market",  # a lazy operator's own
+        "postgresql://USER:PASSWORD@HOST:PORT:hunter2@db/market",
+        "postgresql://USER:hunter2@HOST:PORT/DATABASE",
+        "postgresql://other:PASSWORD@HOST:PORT/DATABASE",
+        "https://USER:PASSWORD@proxy.example.org",
+    ],
+)
+def test_only_templates_are_shown(text: str) -> None:
+    """Everything that is not exactly a template is redacted, and so is a registered password in a template."""
+    assert "[hidden]" in redact(text)
+    assert "hunter2" not in redact(text)
+    register_secret("PASSWORD")
+    assert "PASSWORD" not in redact(FORM)
 
 
 def test_the_passwords_of_an_address() -> None:
