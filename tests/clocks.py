@@ -9,6 +9,9 @@ from itertools import count
 from ingestor.clock import SystemClock
 from ingestor.model import SECOND, Micros
 
+HANG_SECONDS = 60.0
+"""Seconds after which a test takes what it waits for to hang: far above any wait, also on a busy machine."""
+
 
 class ManualClock:
     """A `Clock` for tests that `sleep` and `advance` move."""

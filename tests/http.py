@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.clocks import HANG_SECONDS
+
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
@@ -28,7 +30,7 @@ class Window:
     """A client of one daemon. `url` is that of its page."""
 
     def __init__(self, url: str) -> None:
-        self.client = httpx.AsyncClient(base_url=url, trust_env=False)
+        self.client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=HANG_SECONDS)
 
     async def get(self, path: str) -> tuple[int, Any]:
         """Return an answer's status and its JSON."""

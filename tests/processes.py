@@ -17,6 +17,7 @@ from typing import Any
 
 from ingestor.errors import StoreError
 from ingestor.store.connect import connect
+from tests.clocks import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -221,7 +222,7 @@ class DaemonProcess:
 
     async def page(self) -> str:
         """Wait until this process has logged the address of its page, and return that."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             while True:
                 said = self.log.read_bytes()[self._log_begin :].decode(errors="replace")
                 if found := re.search(r'"url": ?"(http://[^"]+)"', said):

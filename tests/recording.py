@@ -15,6 +15,7 @@ from ingestor.service.process import StopRequest
 from ingestor.settings import Settings, load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
+from tests.clocks import HANG_SECONDS
 from tests.servers import query
 
 COUNT = "SELECT count(*) FROM market.ticks"
@@ -47,12 +48,12 @@ async def running(configuration: Settings, **parts: Any) -> AsyncIterator[Daemon
         yield daemon
     finally:
         request()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, HANG_SECONDS)
 
 
 async def until(url: str, sql: str, expected: Any) -> None:
     """Wait until a query's single value is the expected one."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(HANG_SECONDS):
         connection = await connect(url)
         try:
             while await connection.fetchval(sql) != expected:
@@ -63,7 +64,7 @@ async def until(url: str, sql: str, expected: Any) -> None:
 
 async def received(daemon: Daemon, messages: int) -> None:
     """Wait until the daemon has received so many messages."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_SECONDS):
         while daemon.telemetry.counts.messages < messages:
             await asyncio.sleep(0.01)
 

@@ -28,6 +28,7 @@ from typer.main import get_command
 from ingestor import __version__
 from ingestor.cli import app
 from ingestor.settings import Settings, parse_hosts, variable
+from tests.clocks import HANG_SECONDS
 from tests.recording import COUNT
 from tests.servers import TestServer, query
 from tests.tools import ALL_TOOLS, LONG, need
@@ -314,6 +315,6 @@ def test_the_composition_works(composition: Composition) -> None:
 
 async def filled(url: str) -> None:
     """Wait until there are ticks."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         while (await query(url, COUNT))[0][0] == 0:
             await asyncio.sleep(0.1)

@@ -22,6 +22,7 @@ from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
 from ingestor.settings import SECRETS, load_settings, unknown_variables, variable, written_default
 from ingestor.simulator.server import TOKEN
+from tests.clocks import HANG_SECONDS
 from tests.deploy import kubernetes
 from tests.deploy.kubernetes import (
     DIRECTORY,
@@ -432,7 +433,7 @@ async def test_the_pod_comes_up_alone(tmp_path: Path) -> None:
     process = DaemonProcess(tmp_path / "log", **{key.removeprefix("INGESTOR_"): variables[key] for key in variables})
     process.start()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_SECONDS):
             while not (found := re.search(r'"url": ?"http://0\.0\.0\.0:(\d+)/"', process.tail())):
                 assert process.is_running, process.tail()
                 await asyncio.sleep(0.02)

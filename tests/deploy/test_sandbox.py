@@ -18,6 +18,7 @@ import pytest
 
 from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
+from tests.clocks import HANG_SECONDS
 from tests.deploy.confine import LIBRARY
 from tests.deploy.test_systemd import PROGRAM, SERVICES, UNITS, directives
 from tests.http import Window
@@ -147,7 +148,7 @@ async def daemon(log: Path, given: dict[str, str]) -> AsyncIterator[Window]:
     """A confined daemon, which ends with 0 on a request."""
     process = begin(log, given)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_SECONDS):
             while not (found := re.search(r'"url": "(http://[^"]+)"', log.read_text())):
                 assert process.poll() is None, log.read_text()
                 await asyncio.sleep(0.02)
@@ -172,7 +173,7 @@ def notifications(manager: socket.socket) -> list[str]:
 
 
 async def rises(window: Window, name: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         while not await window.metric(name):
             await asyncio.sleep(0.02)
 

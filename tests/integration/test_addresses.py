@@ -25,7 +25,7 @@ from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import RetryPolicy, classify
 from tests.addresses import resolve, swallowing
-from tests.clocks import ManualClock
+from tests.clocks import HANG_SECONDS, ManualClock
 from tests.integration.test_connect import SSL_REQUEST
 from tests.proxy import pump
 from tests.recording import Market, running, settings, stored
@@ -242,7 +242,7 @@ async def test_operator_errors(server: TestServer, case: str, monkeypatch: pytes
         async with Simulator(port=0, rate=0) as simulator:
             daemon = Daemon(settings(simulator, url))
             with pytest.raises((DatabaseAccessError, ConfigurationError)) as ended:
-                await asyncio.wait_for(daemon.run(StopRequest()), 30)
+                await asyncio.wait_for(daemon.run(StopRequest()), HANG_SECONDS)
             assert ended.value.exit_code == 78
             assert not daemon.buffer.in_memory
     finally:
@@ -264,7 +264,7 @@ async def test_a_login_that_is_refused_later(writer_url: str, server: TestServer
             await server.run(f"ALTER ROLE {role} NOLOGIN")
             await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
             market.trade()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not any(role in each.detail for each in daemon.telemetry.readiness.problems):
                     await asyncio.sleep(0.02)
             await server.run(f"ALTER ROLE {role} LOGIN")

@@ -20,7 +20,7 @@ from ingestor.model import SECOND, Bar, GapSpan, Instrument
 from ingestor.redaction import register_secret
 from ingestor.simulator.server import TOKEN
 from ingestor.store.gaps import Bounds, GapStore, Outcome
-from tests.clocks import ManualClock
+from tests.clocks import HANG_SECONDS, ManualClock
 from tests.rest import HANG, Request, answer, scripted
 from tests.servers import query
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
@@ -339,7 +339,7 @@ async def test_killed_in_the_middle(writer_url: str, database: str) -> None:
 
     async with scripted(script) as server:
         running = asyncio.create_task(fill(writer_url, server.url))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await query(database, "SELECT count(*) FROM ingest.backfills WHERE status = 'filled'") != [(3,)]:
                 await asyncio.sleep(0.02)
         running.cancel()

@@ -21,6 +21,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import PIECE, copy_rows
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor_in_process
 from tests.processes import DaemonProcess, ServerProcess
 from tests.recording import recording, stored
@@ -95,7 +96,7 @@ async def test_a_session_that_ends_in_copy(
     assert str(raised.value).startswith((SHUT_DOWN, CLOSED))  # a reset may overtake the server's last message
     assert [record for record in caplog.records if record.name == "asyncio"] == []
     assert process.is_running
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         while True:  # if one session is killed, the server ends all others and recovers
             with contextlib.suppress(StoreError):
                 await (await connect(database)).close()
@@ -121,7 +122,7 @@ async def test_a_daemon_whose_server_restarts(writer_url: str, database: str, pr
                 await stored(database, market)
                 failures = daemon.telemetry.counts.write_failures
                 os.kill(process.pid, number)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(HANG_SECONDS):
                     while process.is_running or daemon.telemetry.counts.write_failures < failures + 2:
                         market.trade(1)
                         await asyncio.sleep(0.02)

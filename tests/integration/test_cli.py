@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ingestor.cli import app
 from ingestor.simulator.server import TOKEN, Simulator
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor, ingestor_in_process, start
 from tests.processes import children, is_alive
 from tests.recording import until
@@ -166,7 +167,7 @@ async def test_run(login: str, database: str, server: TestServer, number: signal
         command_line = await asyncio.to_thread(Path(f"/proc/{process.pid}/cmdline").read_text)
         await simulator.stop_market()
         process.send_signal(number)
-        output, errors = await asyncio.wait_for(process.communicate(), 30)
+        output, errors = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert process.returncode == 0, errors
     assert await query(database, "SELECT end_reason, rejected FROM ingest.stream_sessions") == [("stopped", 0)]
     assert await query(database, "SELECT count(*) FROM market.ticks") == [(simulator.ticks_sent,)]
@@ -269,13 +270,13 @@ async def test_demo_is_stopped(tmp_path: Path) -> None:
     """Ctrl-C or a closed terminal ends the demo with its summary, exit status 0 and no process left."""
     process = await start("demo", "--duration", "1h")
     assert process.stdout is not None
-    while b"ticks written" not in await asyncio.wait_for(process.stdout.readline(), 30):
+    while b"ticks written" not in await asyncio.wait_for(process.stdout.readline(), HANG_SECONDS):
         pass
     started = children(process.pid)
     assert started
     # Under nohup the signal stays ignored.
     process.send_signal(signal.SIGTERM if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else signal.SIGHUP)
-    output, errors = await asyncio.wait_for(process.communicate(), 30)
+    output, errors = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert process.returncode == 0, errors
     assert not any(is_alive(pid) for pid in started)
     assert b"every tick once" in output

@@ -20,7 +20,7 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.ticks import TickStore
-from tests.clocks import SkewedClock
+from tests.clocks import HANG_SECONDS, SkewedClock
 from tests.http import Window
 from tests.integration.test_store import batcher, filled, session, tick
 from tests.processes import ROOT, DaemonProcess
@@ -47,7 +47,7 @@ async def skewed(url: str, clock: SkewedClock, **changes: Any) -> AsyncIterator[
             yield Market(simulator), daemon
         finally:
             request()
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, HANG_SECONDS)
 
 
 async def test_a_clock_that_is_behind(writer_url: str, database: str) -> None:
@@ -190,7 +190,7 @@ async def test_the_spool_of_a_dead_process(writer_url: str, database: str, tmp_p
         await simulator.wait_connected()
         market = Market(simulator)
         market.trade()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon.telemetry.counts.messages < market.sent or daemon.buffer.in_memory:
                 await asyncio.sleep(0.01)
         task.cancel()  # as if it were killed: its end is not recorded
@@ -203,7 +203,7 @@ async def test_the_spool_of_a_dead_process(writer_url: str, database: str, tmp_p
         await stored(database, market)
         await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE last_seen_at IS NOT NULL", 1)
         request()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, HANG_SECONDS)
     rows = await query(
         database, "SELECT end_reason, last_seen_at IS NULL FROM ingest.stream_sessions ORDER BY connected_at"
     )

@@ -17,6 +17,7 @@ from ingestor.model import Tick
 from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.gaps import Bounds
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor, start
 from tests.recording import until
 from tests.rest import HANG, Request, answer, scripted
@@ -202,7 +203,7 @@ async def test_backfill_that_watches(writer_url: str, database: str) -> None:
         await execute(database, "UPDATE ingest.stream_sessions SET authenticated_at = $2 WHERE id = $1", later, at(102))
         await until(database, "SELECT count(*) FROM ingest.backfills WHERE status = 'backfilled'", 1)
         process.send_signal(signal.SIGTERM)
-        _, errors = await asyncio.wait_for(process.communicate(), 30)
+        _, errors = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert process.returncode == 0, errors
     assert await query(database, "SELECT symbol, time FROM market.bars") == [("AIR.NZ", at(100))]
 
@@ -226,14 +227,14 @@ async def test_watching_with_a_token_that_is_refused_for_a_while(
         await until(database, filled, 1)
         status, before = 403, len(server.asked)
         await execute(database, "UPDATE ingest.stream_sessions SET authenticated_at = $2 WHERE id = $1", later, at(104))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while len(server.asked) < before + 6:
                 await asyncio.sleep(0.01)
         status = 200
         await until(database, filled, 2)
         assert [asked.path for asked in server.asked].count("/info/ticker") == 1
         signal.raise_signal(signal.SIGTERM)
-        await asyncio.wait_for(watching, 10)
+        await asyncio.wait_for(watching, HANG_SECONDS)
 
 
 async def test_a_stop_during_the_request_for_the_listing(writer_url: str, database: str) -> None:
@@ -241,11 +242,11 @@ async def test_a_stop_during_the_request_for_the_listing(writer_url: str, databa
     await with_a_gap(database)
     async with scripted(lambda _: HANG) as server:
         process = await start("backfill", "--watch", DATABASE_URL=writer_url, REST_URL=server.url, TOKEN=TOKEN)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANG_SECONDS):
             while not server.asked:
                 await asyncio.sleep(0.01)
         process.send_signal(signal.SIGTERM)
-        _, errors = await asyncio.wait_for(process.communicate(), 5)
+        _, errors = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert (process.returncode, errors) == (0, b"")
 
 

@@ -17,6 +17,7 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
+from tests.clocks import HANG_SECONDS
 from tests.disks import fill, small_disk
 from tests.recording import NOW, received, running, settings, until
 from tests.servers import TestServer, query
@@ -167,7 +168,7 @@ async def test_a_refused_token_requires_operator_action(writer_url: str, databas
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, writer_url, token="tk_wrong_token_00001"))
         with pytest.raises(ConfigurationError, match="not authorised") as caught:
-            await asyncio.wait_for(daemon.run(StopRequest()), 10)
+            await asyncio.wait_for(daemon.run(StopRequest()), HANG_SECONDS)
     assert "tk_wrong" not in str(caught.value)
     assert await query(database, "SELECT end_reason, authenticated_at FROM ingest.stream_sessions") == [
         ("not_authorised", None)
@@ -191,7 +192,7 @@ async def test_a_database_that_is_migrated_later(empty_database: str, quick: Non
         async with running(configuration) as daemon:
             await simulator.wait_connected()
             simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)])
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not daemon.telemetry.counts.write_failures:
                     await asyncio.sleep(0.01)
             await migrate(empty_database, configuration, lambda _: None)
@@ -251,7 +252,7 @@ async def test_lost_messages_are_reported(empty_database: str, tmp_path: Path) -
             await simulator.wait_connected(0)
             request()
             with pytest.raises(IngestorError, match=r"[0-9]{4,5} messages could be written neither"):
-                await asyncio.wait_for(task, 10)
+                await asyncio.wait_for(task, HANG_SECONDS)
 
 
 async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str, database: str) -> None:
@@ -270,7 +271,7 @@ async def test_a_second_signal_is_immediate(empty_database: str, writer_url: str
             request()
             await simulator.wait_connected(0)
             request()
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, HANG_SECONDS)
         await blocker.close()
         async with running(configuration):
             await until(database, "SELECT count(*) FROM market.ticks", 7)
@@ -281,7 +282,7 @@ async def test_a_refused_token_outranks_the_database(empty_database: str) -> Non
     async with Simulator(port=0, rate=0) as simulator:
         daemon = Daemon(settings(simulator, empty_database, token="tk_wrong_token_00001", stop_timeout="1s"))
         with pytest.raises(ConfigurationError, match="not authorised"):
-            await asyncio.wait_for(daemon.run(StopRequest()), 10)
+            await asyncio.wait_for(daemon.run(StopRequest()), HANG_SECONDS)
 
 
 @pytest.mark.parametrize("status", ["302 Found", "401 Unauthorized", "403 Forbidden", "404 Not Found"])
@@ -302,7 +303,7 @@ async def test_a_refused_handshake(writer_url: str, status: str) -> None:
             port = server.sockets[0].getsockname()[1]
             daemon = Daemon(settings(elsewhere, writer_url, stream_url=f"ws://127.0.0.1:{port}/ws"))
             with pytest.raises(ConfigurationError, match=status[:3]):
-                await asyncio.wait_for(daemon.run(StopRequest()), 10)
+                await asyncio.wait_for(daemon.run(StopRequest()), HANG_SECONDS)
         assert elsewhere.accounts == []
     assert b"GET /ws" in received
     assert TOKEN.encode() not in received
@@ -324,7 +325,7 @@ async def test_a_busy_server_is_retried(writer_url: str, status: str) -> None:
     async with Simulator(port=0, rate=0) as unused, await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with running(settings(unused, writer_url, stream_url=f"ws://127.0.0.1:{port}/ws")):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while tries < 3:
                     await asyncio.sleep(0.01)
 
@@ -346,7 +347,7 @@ async def test_retry_after_is_honoured(writer_url: str, form: str) -> None:
     async with Simulator(port=0, rate=0) as unused, await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         async with running(settings(unused, writer_url, stream_url=f"ws://127.0.0.1:{port}/ws")) as daemon:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while (stream := daemon.telemetry.stream).retry_at is None:
                     await asyncio.sleep(0.01)
     assert 60 * SECOND <= stream.retry_at - stream.since <= 66 * SECOND
@@ -367,7 +368,7 @@ async def test_a_database_that_is_unavailable_at_the_start(writer_url: str, data
     async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, writer_url)) as daemon:
         await simulator.wait_connected()
         simulator.send([Tick("AIR.NZ", NOW, 0.5, 100)])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while not daemon.telemetry.counts.write_failures:
                 await asyncio.sleep(0.01)
         await server.run(f"ALTER DATABASE {database.rpartition('/')[2]} ALLOW_CONNECTIONS true")
@@ -382,7 +383,7 @@ async def test_an_expiring_calendar(writer_url: str, database: str) -> None:
     await connection.close()
     async with Simulator(port=0, rate=0) as simulator:
         with structlog.testing.capture_logs() as logs:
-            async with running(settings(simulator, writer_url)) as daemon, asyncio.timeout(10):
+            async with running(settings(simulator, writer_url)) as daemon, asyncio.timeout(HANG_SECONDS):
                 while daemon.telemetry.counts.calendar_days_left is None:
                     await asyncio.sleep(0.01)
     assert 10 < daemon.telemetry.counts.calendar_days_left <= 20

@@ -17,6 +17,7 @@ from ingestor.simulator.server import Simulator
 from ingestor.store.connect import connect
 from ingestor.store.inspect import inspect
 from ingestor.store.version import SCHEMA_REVISION
+from tests.clocks import HANG_SECONDS
 from tests.disks import fill, small_disk
 from tests.processes import ServerProcess
 from tests.proxy import Proxy
@@ -51,7 +52,7 @@ async def test_a_server_that_hangs(writer_url: str, database: str, process: Serv
         process.pause()
         market.trade()
         await received(daemon, market.sent)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon.buffer.in_memory or not daemon.telemetry.counts.write_failures:
                 await asyncio.sleep(0.01)
         market.trade()
@@ -77,7 +78,7 @@ async def test_a_second_signal_does_not_wait_for_a_server_that_hangs(
         await received(daemon, market.sent)
         request()
         request()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, HANG_SECONDS)
         assert daemon.buffer.in_memory == ()
         process.resume()
         async with running(settings(simulator, writer_url)):
@@ -103,7 +104,7 @@ async def test_a_database_that_lost_acknowledged_commits(writer_url: str, databa
         await connection.fetchval(RESTORE, proved)
         market.trade()
         await until(database, ENDS, "commits_lost")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon.telemetry.stream.state != "streaming" or daemon.telemetry.counts.sessions < 2:
                 await asyncio.sleep(0.01)
         market.trade()
@@ -127,7 +128,7 @@ async def test_check_of_a_server_that_hangs(writer_url: str, database: str) -> N
     """`check` gives up on a server that hangs."""
     async with locked(database, "ingest.trading_sessions"):
         with pytest.raises(StoreError):
-            await asyncio.wait_for(inspect(writer_url, timeout=0.2), 5)
+            await asyncio.wait_for(inspect(writer_url, timeout=0.2), HANG_SECONDS)
 
 
 async def test_a_stop_during_the_coverage_query(writer_url: str, database: str, process: ServerProcess) -> None:
@@ -144,7 +145,7 @@ async def test_a_stop_during_the_coverage_query(writer_url: str, database: str, 
         process.pause()
         request()
         request()
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, HANG_SECONDS)
         process.resume()
 
 
@@ -254,7 +255,7 @@ async def test_the_daemon_moves_from_a_standby_to_the_primary(
         market.trade()
         await received(daemon, market.sent)
         failures = daemon.telemetry.counts.write_failures
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon.telemetry.counts.write_failures < failures + 2:
                 await asyncio.sleep(0.01)
         assert await query(database, COUNT) == [(100,)]
@@ -274,7 +275,7 @@ async def test_a_server_that_becomes_read_only(writer_url: str, database: str, s
             f"AND datname = '{name}'"
         )
         market.trade()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon.telemetry.counts.write_failures < 2:
                 await asyncio.sleep(0.01)
         await server.run(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
@@ -310,7 +311,7 @@ async def test_errors_that_require_operator_action(
                 "AND datname = current_database() AND pid <> pg_backend_pid()"
             )
             market.trade()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not any(remedy in line.get("detail", "") for line in lines) or daemon.buffer.in_memory:
                     await asyncio.sleep(0.01)
             await admin.execute(repairs.format(role=server.prefix))
@@ -358,7 +359,7 @@ async def test_batches_spooled_during_slow_writes_are_written_once(writer_url: s
             async with blocker.transaction():
                 await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
                 market.trade()
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(HANG_SECONDS):
                     while not daemon.buffer.spooled_batches:
                         await asyncio.sleep(0.01)
             await stored(database, market)

@@ -9,6 +9,7 @@ import pytest
 
 from ingestor.model import Tick
 from ingestor.simulator.server import Simulator
+from tests.clocks import HANG_SECONDS
 from tests.proxy import Proxy
 from tests.recording import COUNT, ENDS, NOW, Market, running, settings, stored, until
 from tests.servers import query
@@ -35,7 +36,7 @@ async def test_cuts_of_the_feed_wire(writer_url: str, database: str, fault: str,
             simulator.send([Tick("LOST.NZ", NOW, 1.0, number) for number in range(100)])
             await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE ended_at IS NOT NULL", 1)
             proxy.release()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while daemon.telemetry.counts.sessions < 2:
                     await asyncio.sleep(0.01)
             await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE authenticated_at IS NOT NULL", 2)

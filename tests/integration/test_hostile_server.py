@@ -24,6 +24,7 @@ from ingestor.stream import connection as wire
 from ingestor.stream.connection import FeedConnection, closed, keep_alive, open_connection, send
 from ingestor.telemetry import rejections
 from ingestor.telemetry.events import Telemetry
+from tests.clocks import HANG_SECONDS
 from tests.hostile import (
     BINARY,
     CLOSE,
@@ -161,7 +162,7 @@ async def test_pings_are_answered_in_order() -> None:
         answers.set_result([payload for _, payload in got])
 
     async def wait(_: FeedConnection) -> None:
-        await asyncio.wait_for(answers, 10)
+        await asyncio.wait_for(answers, HANG_SECONDS)
 
     async with Hostile(script) as server:
         await opened(server.url, ignore, wait)
@@ -192,7 +193,7 @@ async def test_a_server_that_floods_pings_and_never_reads(ping: bytes) -> None:
     async def watch(connection: FeedConnection) -> None:
         keep_little(connection)
         most = 0
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             while not received or received[-1] != b"answered":
                 await asyncio.sleep(0.001)
                 most = max(most, connection.transport.get_write_buffer_size())
@@ -223,7 +224,7 @@ async def test_a_server_that_never_reads_does_not_block_the_daemon() -> None:
             connection, interval=0.1, timeout=0.2, clock=SystemClock(), now=lambda: 0, on_pong=lambda _: None
         )
 
-    async with Hostile(script) as server, asyncio.timeout(20):
+    async with Hostile(script) as server, asyncio.timeout(HANG_SECONDS):
         with pytest.raises(StreamError) as caught:
             await opened(server.url, ignore, wait)
     assert caught.value.reason is EndReason.KEEPALIVE
@@ -250,7 +251,7 @@ async def test_an_endless_message(what: str) -> None:
         await talk.send(*frames)
         await wait_until_cancelled()
 
-    async with Hostile(script) as server, asyncio.timeout(20):
+    async with Hostile(script) as server, asyncio.timeout(HANG_SECONDS):
         tracemalloc.start()
         try:
             with pytest.raises(StreamError) as caught:
@@ -279,7 +280,7 @@ async def test_empty_fragments() -> None:
             await asyncio.sleep(0.001)
             assert len(connection._fragments) < 3
 
-    async with Hostile(script) as server, asyncio.timeout(20):
+    async with Hostile(script) as server, asyncio.timeout(HANG_SECONDS):
         await opened(server.url, lambda payloads, _: received.extend(payloads), wait)
     assert received[1:] == [b"{}"]
 
@@ -294,7 +295,7 @@ async def test_an_endless_answer(monkeypatch: pytest.MonkeyPatch, line: bytes) -
         while True:
             await talk.send(line * 1000)
 
-    async with Hostile(script) as server, asyncio.timeout(20):
+    async with Hostile(script) as server, asyncio.timeout(HANG_SECONDS):
         with pytest.raises((InvalidHandshake, TimeoutError)):
             await opened(server.url, ignore, closed)
 
@@ -310,7 +311,7 @@ async def test_messages_before_the_handler_is_attached() -> None:
             await talk.send(*(frame(TEXT, b"%d" % each) for each in range(number, number + 1000)))
             number += 1000
 
-    async with Hostile(script) as server, asyncio.timeout(20), open_connection(server.url) as connection:
+    async with Hostile(script) as server, asyncio.timeout(HANG_SECONDS), open_connection(server.url) as connection:
         early = sum(len(payloads) for payloads, _ in connection._early)
         assert early < 2**20
         connection.attach(lambda payloads, _: received.extend(payloads))
@@ -330,7 +331,7 @@ async def test_messages_without_end_instead_of_an_answer_to_the_token(monkeypatc
             await asyncio.sleep(0.01)
 
     telemetry = Telemetry()
-    async with Hostile(script) as server, asyncio.timeout(20):
+    async with Hostile(script) as server, asyncio.timeout(HANG_SECONDS):
         configuration = daemon_settings(server.url, "postgresql://none@localhost/nothing")
         buffer = Buffer(memory_max_bytes=2**24, clock=SystemClock(), telemetry=telemetry)
         calendar = load_calendar("always", "Pacific/Auckland")
@@ -367,7 +368,7 @@ async def test_heartbeats_instead_of_prices(writer_url: str, database: str, monk
         Hostile(script) as server,
         running(daemon_settings(server.url, writer_url, stall_timeout="400ms")) as daemon,
     ):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while not any("messages were rejected" in each.detail for each in daemon.telemetry.readiness.problems):
                 await asyncio.sleep(0.01)
         await until(database, "SELECT count(*) >= 1 FROM ingest.stream_sessions WHERE end_reason = 'stall'", True)

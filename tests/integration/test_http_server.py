@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from ingestor.web import app
 from ingestor.web.app import make_app
 from ingestor.web.server import HttpServer, Limits
+from tests.clocks import HANG_SECONDS
 from tests.http import mute
 
 LARGE = "x" * 3_000_000
@@ -53,7 +54,7 @@ async def serving(limits: Limits | None = None, source: FakeDaemon | None = None
     finally:
         closing.set()
         server.stop()
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, HANG_SECONDS)
 
 
 def is_cut(peer: socket.socket) -> bool:
@@ -142,7 +143,7 @@ async def test_a_new_client_replaces_the_longest_idle_one() -> None:
                     async with mute(url, b""):
                         await cut(second)
                         assert not is_cut(third)
-                        async with asyncio.timeout(30):
+                        async with asyncio.timeout(HANG_SECONDS):
                             while not (await anext(events)).startswith("data"):
                                 pass
         pages = [page.stream("GET", "/events") for _ in range(3)]

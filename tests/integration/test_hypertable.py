@@ -19,6 +19,7 @@ from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from ingestor.store.ticks import TickStore
 from tests.bars import assert_bars, insert, maintained, some_ticks
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor, start
 from tests.conftest import EDITIONS
 from tests.integration.test_store import batcher, filled, tick
@@ -216,7 +217,7 @@ async def _kill_while_waiting_for(url: str, statement: str) -> None:
     await holder.execute(statement)
     process = await start("migrate", "--convert-to-hypertable", DATABASE_URL=url)
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         while not await watcher.fetchval(waiting):
             assert process.returncode is None
             await asyncio.sleep(0.02)

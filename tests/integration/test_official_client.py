@@ -17,6 +17,7 @@ from ingestor.clock import from_datetime
 from ingestor.model import SECOND, Tick
 from ingestor.simulator.server import PORT, TOKEN, Simulator
 from ingestor.simulator.wire import price_message, wall_time
+from tests.clocks import HANG_SECONDS
 
 NOW = from_datetime(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC))
 
@@ -62,7 +63,7 @@ class Client:
         found: list[Any] = []
         while len(found) < count:
             try:
-                line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), 30)
+                line = await asyncio.wait_for(asyncio.to_thread(self.process.stdout.readline), HANG_SECONDS)
             except TimeoutError:
                 line = b""
             if not line:
@@ -85,7 +86,7 @@ async def test_receives_every_price(tmp_path: Path) -> None:
     ticks = [Tick("AIR.NZ", NOW + n * SECOND, n / 8, n) for n in range(200)]
     async with Simulator(port=PORT, rate=0) as simulator:
         with Client(TOKEN, tmp_path / "log") as client:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(HANG_SECONDS):
                 await simulator.wait_connected()
             simulator.send(ticks)
             first, *prices = await client.messages(1 + len(ticks))

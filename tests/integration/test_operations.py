@@ -23,6 +23,7 @@ from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry import liveness
 from ingestor.web import app
+from tests.clocks import HANG_SECONDS
 from tests.http import Window, mute
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
@@ -33,7 +34,7 @@ from tests.servers import execute_all, query
 @contextlib.asynccontextmanager
 async def seen(daemon: Daemon) -> AsyncIterator[Window]:
     """Yield an HTTP client of a daemon in this process, once it listens."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_SECONDS):
         while not daemon.http.is_bound:
             await asyncio.sleep(0.01)
     async with Window(daemon.http.url) as window:
@@ -42,7 +43,7 @@ async def seen(daemon: Daemon) -> AsyncIterator[Window]:
 
 async def until_answer(window: Window, path: str, **expected: Any) -> Any:
     """Wait until an answer has these values, and return it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_SECONDS):
         while True:
             _, found = await window.get(path)
             if all(found[key] == value for key, value in expected.items()):
@@ -52,7 +53,7 @@ async def until_answer(window: Window, path: str, **expected: Any) -> Any:
 
 async def until_metric(window: Window, value: float, metric: str, **labels: str) -> None:
     """Wait until a metric has a value."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_SECONDS):
         while await window.metric(metric, **labels) != value:
             await asyncio.sleep(0.02)
 
@@ -77,7 +78,7 @@ async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
         assert len(status["history"]["ticks"]) == 360
         await until_metric(window, 0, "ingestor_open_gaps")  # calendar and gaps are read once the database has answered
         assert await window.metric("ingestor_oldest_open_gap_seconds") == 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while (days := (await window.get("/status"))[1]["calendar_days_left"]) is None:
                 await asyncio.sleep(0.02)
         assert await window.metric("ingestor_calendar_remaining_seconds") == 86_400 * days
@@ -92,7 +93,7 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
         proxy.refuses = True
         proxy.cut()
         market.trade()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             red = await until_answer(window, "/readyz", ready=False)
         assert [problem["check"] for problem in red["problems"]] == ["database"]
         assert (await window.get("/healthz"))[0] == 200
@@ -104,7 +105,7 @@ async def test_an_unavailable_database(writer_url: str, database: str, quick: No
         proxy.refuses = False
         await until_answer(window, "/readyz", ready=True)
         await stored(database, market)
-        async with asyncio.timeout(10):  # the rows are visible before the commit is acknowledged
+        async with asyncio.timeout(HANG_SECONDS):  # the rows are visible before the commit is acknowledged
             while await window.metric("ingestor_ticks_written_total") != market.sent:
                 await asyncio.sleep(0.02)
 
@@ -113,17 +114,17 @@ async def test_a_database_that_fails_only_the_coverage_query(writer_url: str, da
     """If the coverage query fails, old gaps are not shown indefinitely, and the recorder continues."""
     parts = {"new_coverage_monitor": partial(CoverageMonitor, coverage_interval=0.05, max_age=0.1)}
     async with recording(writer_url, parts=parts) as (market, daemon), seen(daemon) as window:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await window.metric("ingestor_open_gaps") is None:
                 await asyncio.sleep(0.02)
         await execute_all(database, "REVOKE SELECT ON market.gaps FROM market_write")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await window.metric("ingestor_open_gaps") is not None:
                 await asyncio.sleep(0.02)
         market.trade()
         await stored(database, market)
         await execute_all(database, "GRANT SELECT ON market.gaps TO market_write")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await window.metric("ingestor_open_gaps") is None:
                 await asyncio.sleep(0.02)
 
@@ -138,12 +139,12 @@ async def test_a_secret_file_that_is_missing_for_a_moment(writer_url: str, tmp_p
         seen(daemon) as window,
     ):
         await until_answer(window, "/readyz", ready=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon._coverage_monitor.coverage is None:
                 await asyncio.sleep(0.01)
         file.unlink()
         before = daemon._coverage_monitor.coverage
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while daemon._coverage_monitor.coverage is before:
                 await asyncio.sleep(0.01)
         assert (await window.get("/readyz"))[0] == 200
@@ -158,12 +159,12 @@ async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
         proxy.cut()
         for _ in range(4):
             market.trade(5000)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while len((red := (await window.get("/readyz"))[1])["problems"]) < 3:
                 await asyncio.sleep(0.02)
         details = {problem["check"]: problem["detail"] for problem in red["problems"]}
         assert details["spool"] == details["stream"] == "The buffer is full."
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await window.metric("ingestor_session_state", state="blocked") != 1:
                 await asyncio.sleep(0.02)
         assert (await window.metric("ingestor_spool_bytes") or 0) > 2**20
@@ -176,7 +177,7 @@ async def test_a_spool_without_room(writer_url: str, quick: None) -> None:
 async def test_a_database_without_a_schema(empty_database: str) -> None:
     """The reason names the remedy."""
     async with recording(empty_database) as (_, daemon), seen(daemon) as window:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while "ingestor migrate" not in str((await window.get("/readyz"))[1]):
                 await asyncio.sleep(0.02)
 
@@ -205,7 +206,7 @@ async def test_an_unavailable_stream(writer_url: str) -> None:
             proxy.cut()
             red = await until_answer(window, "/readyz", ready=False)
             assert [problem["check"] for problem in red["problems"]] == ["stream"]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not (retry := (await window.get("/status"))[1]["stream"])["retry_at"]:
                     await asyncio.sleep(0.02)
             assert retry["state"] == "waiting"
@@ -255,7 +256,7 @@ def received(manager: socket.socket) -> list[str]:
 async def wait_for_message(manager: socket.socket, message: str, *before: str) -> list[str]:
     """Wait for a message to the manager, unless it is in `before`; return all messages until then."""
     found = list(before)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         while not any(line.startswith(message) for line in found):
             found += received(manager)
             await asyncio.sleep(0.01)
@@ -350,17 +351,17 @@ async def test_the_events_end_with_the_daemon(writer_url: str, database: str, mo
         daemon, market = Daemon(settings(simulator, writer_url)), Market(simulator)
         task = asyncio.create_task(daemon.run(request))
         await simulator.wait_connected()
-        async with seen(daemon) as window, window.client.stream("GET", "/events", timeout=5) as response:
+        async with seen(daemon) as window, window.client.stream("GET", "/events") as response:
             events = received_events(response)
             await anext(events)
             market.trade()
             await stored(database, market)
             assert (await window.client.get("/events")).status_code == 503
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANG_SECONDS):
                 while (await anext(events))["counts"]["ticks_written"] != market.sent:
                     pass
             request()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(HANG_SECONDS):
                 await task
                 assert all([event["version"] == 1 async for event in events])
 

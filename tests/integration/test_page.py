@@ -25,6 +25,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.telemetry.events import Telemetry
 from ingestor.web.app import make_app
 from ingestor.web.server import HttpServer
+from tests.clocks import HANG_SECONDS
 from tests.http import Window
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
@@ -87,7 +88,7 @@ class View:
 
     async def card(self, label: str, value: str) -> None:
         """Wait until a card has this value."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while (found := await self.page.evaluate(CARD, label)) != value:
                 assert found is not None, f"there is no card {label}"
                 await asyncio.sleep(0.05)
@@ -116,7 +117,7 @@ async def view(browser: Browser, url: str, width: int = 768, scheme: str = "ligh
 
 async def address(daemon: Daemon) -> str:
     """Return the page's address once the daemon listens."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANG_SECONDS):
         while not daemon.http.is_bound:
             await asyncio.sleep(0.01)
     return daemon.http.url
@@ -181,7 +182,7 @@ async def _keyboard_reads_the_charts(page: Page) -> None:
     await page.keyboard.press("Tab")
     assert await page.evaluate("document.activeElement.className") == "skip"
     for name in ("Ticks a second", "Wire to commit"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANG_SECONDS):
             while await page.evaluate("document.activeElement.getAttribute('aria-label')") != f"{name}, one point":
                 await page.keyboard.press("Tab")
         await expect(page.locator(":focus")).to_have_attribute("aria-valuetext", re.compile(r"^\d\d:\d\d:\d\d: "))
@@ -241,7 +242,7 @@ async def test_the_page_shows_failures_and_recoveries(writer_url: str, database:
 
 async def _read_after(daemon: Daemon, before: datetime | None) -> datetime:
     """Return when coverage was read, if that differs from `before`: sooner than the next minute."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANG_SECONDS):
         while (found := daemon._coverage_monitor.coverage) is None or found.as_of == before:
             await asyncio.sleep(0.02)
     return found.as_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -12,16 +11,17 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import httpx
 import pytest
 
 from ingestor.backfill import client as module
 from ingestor.backfill.bars import Bars
 from ingestor.backfill.client import RestClient, SourceError, UnknownTickerError
-from ingestor.clock import SystemClock, from_datetime
+from ingestor.clock import from_datetime
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Bar, Tick
 from ingestor.simulator.server import TOKEN, Simulator
-from tests.clocks import ManualClock
+from tests.clocks import HANG_SECONDS, ManualClock
 from tests.rest import HANG, Request, answer, scripted
 
 START = datetime(2026, 11, 19, 21, 0, tzinfo=UTC)
@@ -40,7 +40,7 @@ def bars(*minutes: int) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def client(url: str, clock: Any = None, timeout: float = 5.0) -> AsyncIterator[RestClient]:
+async def client(url: str, clock: Any = None, timeout: float = HANG_SECONDS) -> AsyncIterator[RestClient]:
     async with RestClient(
         url, TOKEN, timezone="Pacific/Auckland", clock=clock or ManualClock(), timeout=timeout
     ) as found:
@@ -129,9 +129,17 @@ async def test_transient_failures(failure: bytes) -> None:
 
 async def test_a_server_that_hangs() -> None:
     """A hanging server times out and is retried."""
-    left = [HANG]
-    async with scripted(lambda _: left.pop() if left else bars(1)) as server:
-        assert await minutes(server.url, timeout=0.2) == [1]
+
+    def script(_: Request) -> bytes:
+        if len(server.asked) > 1:
+            return bars(1)
+        found._http.timeout = httpx.Timeout(HANG_SECONDS)  # from the next request on, which is answered
+        return HANG
+
+    async with scripted(script) as server, client(server.url, timeout=1) as found:
+        received = await found.minutes("AIR.NZ", START, START + MINUTE * 5, "start")
+    assert [each.time for each in received.bars] == [START + MINUTE]
+    assert len(server.asked) == 2
 
 
 async def test_no_server() -> None:
@@ -304,9 +312,8 @@ async def test_offsets_and_the_repeated_hour() -> None:
 
 async def test_no_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client uses the URL's host directly, whatever proxies are set."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
-    async with scripted(lambda _: bars(1)) as server:
-        began = time.monotonic()
-        assert await minutes(server.url, clock=SystemClock()) == [1]
-        assert time.monotonic() - began < 5
+    async with scripted(lambda _: bars(2)) as proxy, scripted(lambda _: bars(1)) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("ALL_PROXY", proxy.url)
+        assert await minutes(server.url) == [1]
+        assert (len(server.asked), len(proxy.asked)) == (1, 0)

@@ -17,7 +17,7 @@ from ingestor.simulator.market import Market
 from ingestor.simulator.server import Simulator
 from ingestor.store import clocks
 from ingestor.store.gaps import Bounds
-from tests.clocks import SteppedClock
+from tests.clocks import HANG_SECONDS, SteppedClock
 from tests.integration.test_backfill import job
 from tests.recording import settings
 from tests.servers import TestServer, query
@@ -67,14 +67,14 @@ class Day:
             self.simulator.send(ticks)
         await asyncio.sleep(0.001)
         sent = sum(account.sent for account in self.simulator.accounts) - self._counted
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while not self._task.done() and self._daemon.telemetry.counts.messages < sent:
                 await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
         """Send SIGTERM."""
         self._request()
-        await asyncio.wait_for(self._task, 10)
+        await asyncio.wait_for(self._task, HANG_SECONDS)
 
     async def crash(self) -> None:
         """End the daemon as by SIGKILL: ticks in memory are lost, and no end is recorded."""

@@ -30,6 +30,7 @@ from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import classify
 from ingestor.telemetry.log import configure
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor, ingestor_in_process, start
 from tests.recording import running
 from tests.servers import TestServer, query, with_parts
@@ -60,12 +61,12 @@ async def test_the_password_of_an_azure_url(tmp_path: Path) -> None:
     assert process.stderr is not None
     log = ""
     while not ("http_listening" in log and "database_write_failed" in log):
-        log += (await asyncio.wait_for(process.stderr.readline(), 30)).decode()
+        log += (await asyncio.wait_for(process.stderr.readline(), HANG_SECONDS)).decode()
     (url,) = {event["url"] for event in map(json.loads, log.splitlines()) if event["event"] == "http_listening"}
     pages = "".join([text async for text in all_pages(url)])
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    output, errors = await asyncio.wait_for(process.communicate(), 30)
+    output, errors = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     _, *checked = await ingestor("check", **settings)
     migrated = await asyncio.to_thread(ingestor_in_process, "migrate", INGESTOR_DATABASE_URL=AZURE)
     missing = await asyncio.to_thread(ingestor_in_process, "gaps", INGESTOR_DATABASE_URL=AZURE)
@@ -179,7 +180,7 @@ async def test_a_server_that_repeats_the_token(
 
 async def wait_for_end_or_commit(daemon: Daemon, database: str) -> None:
     """Wait until a session has ended, or a tick was committed."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(HANG_SECONDS):
         while not daemon.http.is_bound or not (
             daemon.telemetry.counts.ends or await query(database, "SELECT 1 FROM market.ticks")
         ):

@@ -25,6 +25,7 @@ from ingestor.simulator import server
 from ingestor.simulator.faults import GARBAGE
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.simulator.wire import price_message
+from tests.clocks import HANG_SECONDS
 
 GOOD = json.dumps({"type": "authenticate", "data": {"token": TOKEN}})
 TICK = Tick("FPH.NZ", 0, 1.5, 1)
@@ -177,7 +178,7 @@ async def test_a_used_port() -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        output, errors = await asyncio.wait_for(process.communicate(), 30)
+        output, errors = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert process.returncode == 78
     assert output == b""
     (line,) = errors.decode().splitlines()
@@ -197,12 +198,12 @@ async def test_drop() -> None:
 async def test_mute(fault: str, answers: bool) -> None:
     """A stalled connection still answers pings, a half-open one does not; neither sends a message."""
     async with Simulator(port=0, rate=0, faults=[fault]) as simulator, authenticated(simulator) as client:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_SECONDS):
             while not simulator.accounts[0].muted:
                 await asyncio.sleep(0.01)
         simulator.send([TICK])
         pong = await client.ping()
-        done, _ = await asyncio.wait({asyncio.ensure_future(pong)}, timeout=5 if answers else 0.2)
+        done, _ = await asyncio.wait({asyncio.ensure_future(pong)}, timeout=HANG_SECONDS if answers else 0.2)
         assert bool(done) is answers
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.recv(), 0.05)  # the pong would have followed it
@@ -213,7 +214,7 @@ async def test_a_half_open_connection_frees_its_place() -> None:
     async with Simulator(port=0, rate=0, faults=["half-open=1ms"], max_streams=1) as simulator:
         for number in (1, 2, 3):
             async with authenticated(simulator):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(HANG_SECONDS):
                     while len(simulator.accounts) < number or not simulator.accounts[-1].muted:
                         await asyncio.sleep(0.01)
             assert simulator.connected == 0

@@ -17,6 +17,7 @@ import pytest
 
 from ingestor.model import Micros, Tick
 from ingestor.simulator.server import TOKEN, Simulator
+from tests.clocks import HANG_SECONDS
 from tests.processes import DaemonProcess
 from tests.recording import COUNT, NOW, Market, received, recording, until
 from tests.servers import TestServer, query
@@ -65,7 +66,7 @@ async def leave(directory: Path) -> Leftovers:
             for _ in range(10):
                 market.trade(50)
                 await asyncio.sleep(0.06)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANG_SECONDS):
                 while not all((directory / name / "spool.db-wal").exists() for name in daemons):
                     await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
@@ -203,7 +204,7 @@ async def test_damage_while_recording(writer_url: str, database: str, server: Te
             spooled = daemon.buffer.spooled_batches
             traded_at.append(datetime.now(UTC))
             market.trade()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANG_SECONDS):
                 while daemon.buffer.spooled_batches == spooled:
                     await asyncio.sleep(0.02)
         # The writer holds the oldest batch already.

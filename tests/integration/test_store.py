@@ -21,6 +21,7 @@ from ingestor.store.connection import GuardedConnection
 from ingestor.store.ticks import TickStore, WriteResult
 from ingestor.store.version import SCHEMA_REVISION
 from ingestor.stream.decoder import Decoder
+from tests.clocks import HANG_SECONDS
 from tests.proxy import Proxy
 from tests.servers import TestServer, query
 
@@ -208,17 +209,18 @@ async def test_a_newer_schema_is_accepted(database: str, writer_url: str) -> Non
 
 async def test_a_server_that_hangs_is_given_up(writer_url: str, database: str) -> None:
     """A write that waits for a lock longer than the timeout fails, and the next one opens a new connection."""
-    store = TickStore(writer_url, write_timeout=0.3)
+    store = TickStore(writer_url, write_timeout=HANG_SECONDS)
     instance = batcher()
     batch = filled(instance, tick())
     await store.write([batch])
+    assert store._guarded is not None
+    store._guarded._seconds = 0.3  # of this connection only
     blocker = await connect(database)
     async with blocker.transaction():
         await blocker.execute("LOCK TABLE ingest.stream_sessions IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(StoreError):
             await store.write([filled(instance, tick("B"))])
     await blocker.close()
-    store._write_timeout = 10
     assert (await store.write([batch, filled(instance, tick("C"))])).ticks == 1
     await store.close()
 
@@ -235,7 +237,7 @@ async def test_a_server_that_stops_reading(writer_url: str, database: str, how: 
         if how == "reset":
             asyncio.get_running_loop().call_later(0.5, proxy.cut)
         with pytest.raises(StoreError):
-            await asyncio.wait_for(store.write(batches), 10)
+            await asyncio.wait_for(store.write(batches), HANG_SECONDS)
         proxy.cut()
         proxy.release()
         store._write_timeout = 60

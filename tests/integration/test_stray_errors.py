@@ -23,6 +23,7 @@ from ingestor.simulator.wire import error_message
 from ingestor.store.connect import connect
 from ingestor.stream import connection as wire
 from ingestor.stream.connection import open_connection
+from tests.clocks import HANG_SECONDS
 from tests.hostile import CLOSE, TEXT, Hostile, Talk, frame
 from tests.processes import DaemonProcess
 
@@ -156,7 +157,7 @@ async def _ended(changes: dict[str, str], stream: Hostile, cause: str | None) ->
     fixed = {"exchange_calendar": "always", "reconnect_max_delay": "10ms", "ping_interval": "20ms"}
     with structlog.testing.capture_logs() as lines:
         daemon = asyncio.create_task(Daemon(load_settings(**{**fixed, **changes})).run(request))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             while not daemon.done() and sum(line["event"] == "reconnecting" for line in lines) < 3:
                 if cause is None and stream.clients:
                     break

@@ -12,6 +12,7 @@ from ingestor.model import Tick
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.simulator.server import Simulator
+from tests.clocks import HANG_SECONDS
 from tests.proxy import Proxy
 from tests.recording import NOW, running, settings, until
 
@@ -54,5 +55,5 @@ async def test_an_invalid_certificate(
     async with Simulator(port=0, rate=0) as simulator, Proxy(simulator.stream_url, context=context) as proxy:
         daemon = Daemon(settings(simulator, writer_url, stream_url=encrypted(proxy)))
         with pytest.raises(ConfigurationError, match="certificate is not valid"):
-            await asyncio.wait_for(daemon.run(StopRequest()), 10)
+            await asyncio.wait_for(daemon.run(StopRequest()), HANG_SECONDS)
         assert simulator.accounts == []

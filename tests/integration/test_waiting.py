@@ -16,6 +16,7 @@ from ingestor.store import waiting
 from ingestor.store.connect import connect
 from ingestor.store.gaps import GapStore
 from ingestor.store.ticks import TickStore
+from tests.clocks import HANG_SECONDS
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler
 from tests.servers import TestServer
@@ -56,7 +57,7 @@ async def said(
 ) -> str:
     """Return the first line that is reported during the work; then let the work end."""
     task = asyncio.ensure_future(doing)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         while not (lines := [each.getMessage() for each in caplog.records if each.name == "ingestor.locks"]):
             assert not task.done(), task
             await asyncio.sleep(0.01)

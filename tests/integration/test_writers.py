@@ -17,7 +17,7 @@ from ingestor.service.writer import Writer
 from ingestor.store.gaps import Difference, GapStore, Outcome
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
-from tests.clocks import ManualClock
+from tests.clocks import HANG_SECONDS, ManualClock
 from tests.integration.test_store import T0, batcher, filled, session, tick
 from tests.servers import TestServer, execute_all, query
 from tests.sessions import at
@@ -132,7 +132,7 @@ async def test_a_deadlock_victim_is_retried(writer_url: str, database: str, sqls
     store = TickStore(writer_url, write_timeout=60, clock=clock)
     buffer.put(filled(batcher(), *(tick(volume=volume) for volume in range(100))))
     writing = asyncio.create_task(Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test").run())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         await buffer.wait_until_empty()
     writing.cancel()
     await asyncio.gather(writing, return_exceptions=True)

@@ -19,6 +19,7 @@ from ingestor.settings import load_settings
 from ingestor.store.connect import connect
 from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.ticks import TickStore, WriteResult
+from tests.clocks import HANG_SECONDS
 from tests.integration.test_store import batcher, filled, tick
 from tests.servers import TestServer, with_parts
 
@@ -70,7 +71,7 @@ async def at_once(statement: str, *urls: str) -> None:
         "WHERE application_name = 'ingestor migrate' AND wait_event_type = 'Lock' AND datname = ANY($1)"
     )
     names = [urlsplit(url).path.lstrip("/") for url in urls]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         while await watcher.fetchval(waiting, names) < len(urls):
             await asyncio.sleep(0.02)
     await transaction.rollback()

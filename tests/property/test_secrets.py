@@ -26,6 +26,7 @@ from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import load_settings
 from ingestor.telemetry.log import configure
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor_in_process
 
 EXAMPLES = int(os.environ.get("INGESTOR_TEST_EXAMPLES", "1"))
@@ -263,7 +264,7 @@ async def _daemon_output(url: str, directory: Path) -> str:
         )
     )
     running = asyncio.create_task(daemon.run(request))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANG_SECONDS):
         while not (
             daemon.http.is_bound and daemon.telemetry.counts.write_failures and daemon.telemetry.counts.reconnects
         ):

@@ -16,6 +16,7 @@ from ingestor.buffer.spool import Spool
 from ingestor.clock import SystemClock
 from ingestor.model import Batch, EndReason, Session, SessionEnd
 from ingestor.telemetry.events import Telemetry
+from tests.clocks import HANG_SECONDS
 from tests.disks import fill, small_disk
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
@@ -47,7 +48,7 @@ async def on_disk(directory: Path, **changes: Any) -> AsyncIterator[Buffer]:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANG_SECONDS):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -197,7 +198,7 @@ async def test_a_failed_write_sends_everything_to_disk(tmp_path: Path) -> None:
         buffer.put(batch(3))
         await eventually(lambda: buffer.spooled_batches == 3)
         assert not buffer.in_memory
-        await asyncio.wait_for(buffer.wait_until_safe(), 5)
+        await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
         assert taken[0].number == 1
         await buffer.acknowledge()
         buffer.put(batch(4))
@@ -341,11 +342,11 @@ async def test_heartbeats_merge_on_disk(tmp_path: Path) -> None:
         buffer.put(batch(1))
         for number in range(2, 8):
             buffer.put(batch(number, 0))
-            await asyncio.wait_for(buffer.wait_until_safe(), 5)
+            await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
         assert buffer.spooled_batches == 2
         buffer.put(batch(8))
         buffer.put(batch(9, 0))
-        await asyncio.wait_for(buffer.wait_until_safe(), 5)
+        await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
         assert await drained(buffer) == [1, 7, 8, 9]
 
 
@@ -357,7 +358,7 @@ async def test_the_bound_of_the_disk(tmp_path: Path) -> None:
         while not blocked(buffer):
             number += 1
             buffer.put(batch(number))
-            await asyncio.wait_for(buffer.wait_until_safe(), 5)
+            await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
         assert blocked(buffer) is EndReason.BUFFER_FULL
         assert 3000 <= buffer.spooled_bytes < 3300
         buffer.put(batch(number + 1, end=SessionEnd(0, EndReason.BUFFER_FULL)))
@@ -380,12 +381,12 @@ async def test_a_full_disk(tmp_path: Path) -> None:
         async with on_disk(disk) as buffer:
             buffer.write_failed()
             buffer.put(batch(1, 60_000))
-            await asyncio.wait_for(buffer.wait_until_safe(), 5)
+            await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
             filler = fill(disk)
             buffer.put(batch(2, 120_000))
             await eventually(lambda: blocked(buffer) is EndReason.DISK_FULL)
             buffer.put(batch(3, end=SessionEnd(0, EndReason.DISK_FULL)))
-            await asyncio.wait_for(buffer.wait_until_safe(), 5)
+            await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
             fill(disk)
             buffer.put(batch(4, 10_000))  # larger than the free space
             await asyncio.sleep(0.1)
@@ -420,15 +421,15 @@ async def test_a_spool_that_breaks_with_all_that_there_was(tmp_path: Path) -> No
     async with on_disk(tmp_path) as buffer:
         buffer.write_failed()
         buffer.put(batch(1, end=SessionEnd(0, EndReason.CLOSED)))
-        await asyncio.wait_for(buffer.wait_until_safe(), 5)
+        await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
         assert buffer._spool is not None
         assert buffer._spool._connection is not None
         buffer._spool._connection.execute("UPDATE batches SET checksum = 0")
         taking = asyncio.create_task(buffer.take())
-        await asyncio.wait_for(buffer.wait_until_empty(), 5)
+        await asyncio.wait_for(buffer.wait_until_empty(), HANG_SECONDS)
         assert blocked(buffer) is None
         buffer.put(batch(1, session=OTHER, covered_until=50))
-        assert [b.covered_until for b in await asyncio.wait_for(taking, 5)] == [50]
+        assert [b.covered_until for b in await asyncio.wait_for(taking, HANG_SECONDS)] == [50]
         await buffer.acknowledge()
         assert await drained(buffer) == []
 
@@ -444,7 +445,7 @@ async def test_a_spool_that_breaks_before_an_append(tmp_path: Path) -> None:
         buffer.put(batch(2, covered_until=20))
         taking = asyncio.create_task(buffer.take())
         assert await asyncio.create_task(buffer.spool_all())
-        assert [b.covered_until for b in await asyncio.wait_for(taking, 5)] == [None]
+        assert [b.covered_until for b in await asyncio.wait_for(taking, HANG_SECONDS)] == [None]
         assert [e.batch.covered_until for e in buffer._spool.read(0, 10, 10**6)] == [None]
 
 
@@ -453,7 +454,7 @@ async def test_a_spool_that_breaks(tmp_path: Path) -> None:
     async with on_disk(tmp_path) as buffer:
         buffer.write_failed()
         buffer.put(batch(1, covered_until=10))
-        await asyncio.wait_for(buffer.wait_until_safe(), 5)
+        await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
         assert buffer._spool is not None
         assert buffer._spool._connection is not None
         buffer._spool._connection.execute("UPDATE batches SET checksum = 0")

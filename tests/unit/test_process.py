@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from ingestor.service.process import MEANINGLESS, STOP, stop_on_signals
+from tests.clocks import HANG_SECONDS
 
 
 async def arrived(*signals: int) -> None:
@@ -27,12 +28,12 @@ async def test_the_second_signal_makes_the_stop_immediate(number: int) -> None:
     before = signal.getsignal(number)
     with stop_on_signals(untouched) as request:
         await arrived(number)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             await request.stop.wait()
         assert request.signal == signal.Signals(number).name
         assert not request.hurry.is_set()
         await arrived(number)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             await request.hurry.wait()
     assert signal.getsignal(number) is before
 
@@ -43,7 +44,7 @@ async def test_other_signals_do_not_end_the_process() -> None:
     taken = {number for number in MEANINGLESS if signal.getsignal(number) is signal.SIG_DFL}
     with stop_on_signals(names.append) as request:
         await arrived(*taken)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             while len(names) < len(taken):
                 await asyncio.sleep(0.01)
         assert not request.stop.is_set()

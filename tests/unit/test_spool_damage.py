@@ -23,6 +23,7 @@ from ingestor.clock import SystemClock
 from ingestor.errors import ConfigurationError
 from ingestor.model import Batch, EndReason
 from ingestor.telemetry.events import Telemetry
+from tests.clocks import HANG_SECONDS
 from tests.disks import pinned, small_disk
 from tests.spools import ALL_FLIPS, SESSION, Image, damage_and_check, flip_and_check, make_image
 
@@ -375,7 +376,7 @@ async def test_a_buffer_over_a_file_that_refuses_writes(stopped: Image, clean: P
     task = asyncio.create_task(buffer.run())
     buffer.write_failed()
     buffer.put(Batch(SESSION, 1, rows=b"x", count=1, covered_until=10))
-    await asyncio.wait_for(buffer.wait_until_safe(), 20)
+    await asyncio.wait_for(buffer.wait_until_safe(), HANG_SECONDS)
     assert buffer.blocked_by is not EndReason.DISK_FULL
     assert [each.covered_until for each in await buffer.take()] == [None]
     assert telemetry.counts.spools_damaged == 1

@@ -9,7 +9,7 @@ from ingestor.model import Batch, Session
 from ingestor.service.writer import Writer
 from ingestor.store.ticks import TickStore
 from ingestor.telemetry.events import Telemetry
-from tests.clocks import ManualClock
+from tests.clocks import HANG_SECONDS, ManualClock
 
 SESSION = Session(UUID(int=1), "test", "ws://localhost/ws", 0)
 
@@ -40,7 +40,7 @@ async def test_an_unavailable_database_is_retried_without_limit() -> None:
         store = TickStore(f"postgresql://none@127.0.0.1:{port}/none", write_timeout=5, clock=clock)
         writer = Writer(store, buffer=buffer, clock=clock, telemetry=telemetry, instance="test")
         task = asyncio.create_task(writer.run())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANG_SECONDS):
             while len(clock.slept) < 40:
                 await asyncio.sleep(0.005)
         task.cancel()
