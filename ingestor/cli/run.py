@@ -23,8 +23,10 @@ def run() -> None:
     SIGHUP stops it too (unless `nohup` started the process): no signal reloads the settings. SIGUSR1 and other
     signals without a meaning are logged and ignored.
 
-    Exit status: 0 orderly stop, 1 ticks could be kept neither in the database nor on disk, 78 an operator must act: a
-    setting is wrong, the token is refused, or another ingestor uses the same directory.
+    Exit status: 0 orderly stop, 1 ticks could be kept neither in the database nor on disk, 2 wrong option, 69 the
+    daemon could not go on for a reason outside of it, 70 a bug, 78 an operator must act: a setting is wrong, the token
+    or the database's login is refused, or another ingestor uses the same directory or port, 134 the watchdog ended a
+    process that hung.
     """
     never_block(report_dropped)
     settings = load_settings()

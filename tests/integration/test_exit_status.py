@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
-from ingestor.errors import ConfigurationError, IngestorError, MessagesLostError, StoreError
+from ingestor.errors import EXIT_SOFTWARE, ConfigurationError, IngestorError, MessagesLostError, StoreError
 from tests.commands import ingestor, ingestor_in_process
 from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
 
@@ -64,6 +66,24 @@ async def test_an_output_that_accepts_nothing(
     assert process.returncode == 69
     (line,) = errors.decode().splitlines()
     assert line.startswith("ingestor: Standard output cannot be written: ")
+
+
+def test_the_daemon_documents_every_status() -> None:
+    """The runbook and `ingestor run --help` list the same statuses, and each that the tree of errors has."""
+    page = (Path(__file__).parents[2] / "docs/how-to/operate.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Exit statuses\n")[2].partition("\n## ")[0]
+    rows = set(re.findall(r"^\| (\d+)", section, re.MULTILINE))
+    status, output, _ = ingestor_in_process("run", "--help", COLUMNS="400", TERM="dumb")
+    assert status == 0
+    assert set(re.findall(r"(?<![\w.])\d+(?= )", output.partition("Exit status:")[2])) == rows
+    kinds = [IngestorError, *subclasses(IngestorError)]
+    assert {str(kind.exit_code) for kind in kinds} | {str(EXIT_SOFTWARE)} <= rows
+
+
+def subclasses(kind: type[IngestorError]) -> Iterator[type[IngestorError]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from subclasses(each)
 
 
 @pytest.mark.parametrize(
