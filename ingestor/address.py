@@ -30,7 +30,7 @@ _PARAMETER = re.compile(r"(?P<name>[A-Za-z0-9_.%-]+)=(?P<value>.*)", re.DOTALL)
 TEMPLATE_USERINFO = "USER:PASSWORD"
 """User and password of the templates in messages of ours."""
 TEMPLATE_HOSTS = ("HOST:PORT", "HOST/DATABASE")
-"""What follows the `@` in them."""
+"""Host and more of these templates."""
 
 FORM = f"postgresql://{TEMPLATE_USERINFO}@{TEMPLATE_HOSTS[0]}/DATABASE"
 ENCODE = "the password must be percent-encoded: / as %2F, ? as %3F, # as %23"
