@@ -17,7 +17,9 @@ import trustme
 
 from ingestor.buffer.lock import DirectoryLock
 from ingestor.errors import ConfigurationError
+from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.refusal import translated
+from tests.clocks import HANG_SECONDS
 from tests.integration.test_addresses import LIVE, named, relay
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
@@ -150,6 +152,86 @@ def test_an_unreadable_home(arguments: list[str], status: int, words: str, tmp_p
     ended, lines = run_as(NAMELESS, *arguments, cwd=tmp_path, DATABASE_URL=url)
     assert (ended, len(lines)) == (status, 1), lines
     assert words in lines[0]
+
+
+READ_ONLY = """
+while read -r _ place _; do
+    case $place in /proc*|/sys*|/dev|/dev/pts) ;; *) mount -o remount,bind,ro "$place" 2>/dev/null ;; esac
+done </proc/self/mounts
+exec "$@"
+"""
+"""Runs a command while every file system is read-only, in a namespace of its own: nothing else sees the change."""
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> list[str]:
+    """Return the beginning of such a command line; skip the test if it has no effect here."""
+    shell = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh"]
+    try:
+        writes = (
+            subprocess.run([*shell, "touch", str(tmp_path / "x")], check=False, capture_output=True).returncode == 0
+        )
+    except OSError:
+        writes = True
+    if writes:
+        pytest.skip("no file system can be made read-only here")
+    return shell
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["run"], 78, "INGESTOR_SPOOL_DIR: {} is not a directory that can be written to: Read-only file system."),
+        (["check"], 78, ""),  # its report has the line
+        (["migrate"], 0, ""),
+        (["gaps", "--until=2026-11-21"], 1, ""),
+        (["gaps", "--format=html", "--output={}"], 69, "{} cannot be written: Read-only file system."),
+        (["chart", "AIR.NZ"], 0, ""),
+        (["chart", "AIR.NZ", "--format=svg", "--output={}"], 69, "{} cannot be written: Read-only file system."),
+        (["demo", "--duration=1s"], 78, "PostgreSQL needs a directory in "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+async def test_a_read_only_file_system(
+    arguments: list[str], status: int, words: str, database: str, tmp_path: Path, read_only: list[str]
+) -> None:
+    """A command that must write there ends with one line; every other works, and none shows a traceback."""
+    await record_session(database, BEGINS - MINUTE, at(180), "closed")
+    await execute(database, BAR, at(190))
+    place = tmp_path / "place"
+    if arguments == ["run"]:  # `check` finds none
+        place.mkdir()
+    async with Simulator(port=0, rate=0) as simulator:
+        variables = {
+            "INGESTOR_DATABASE_URL": database,
+            "INGESTOR_TOKEN": TOKEN,
+            "INGESTOR_STREAM_URL": simulator.stream_url,
+            "INGESTOR_REST_URL": simulator.rest_url,
+            "INGESTOR_SPOOL_DIR": str(place),
+        }
+        command = [sys.executable, "-m", "ingestor", *(each.format(place) for each in arguments)]
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*read_only, *command],
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANG_SECONDS,
+        )
+    assert done.returncode == status, done
+    assert "Traceback" not in done.stdout + done.stderr
+    if arguments[0] == "check":
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith("problem")]
+        assert line.startswith("problem  disk")
+        assert line.endswith("Read-only file system.")
+    if words:
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"ingestor: {words.format(place)}")
+        assert line.endswith("Read-only file system.")
+    else:
+        assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
