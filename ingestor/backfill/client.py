@@ -2,6 +2,9 @@
 
 Compressed answers are refused, since a few kilobytes can expand to gigabytes. Each request has its own connection: if
 a server answered twice, the second answer would be taken for that of the next request. No cookie is kept.
+
+The library connects to the first address of a name that accepts. If that address then stays silent or breaks the
+connection, the next request goes to the next address.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from http import HTTPStatus
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -27,6 +30,7 @@ from ingestor.backfill.bars import EXCHANGE, Bars, Question, parse_bars
 from ingestor.backfill.limit import RateLimit
 from ingestor.backfill.listing import Instruments, parse_instruments
 from ingestor.clock import Clock
+from ingestor.dial import addresses_of
 from ingestor.errors import ConfigurationError, IngestorError
 from ingestor.model import Label
 from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_for, proxy_hint, tls_context
@@ -88,12 +92,13 @@ class RestClient:
         self._clock = clock
         self._timeout = timeout
         self._limit = RateLimit(clock, on_wait)
+        self._failed_addresses = 0
         self.was_accepted = False
         """Whether the server has accepted the token."""
         try:
             if not httpx.URL(base_url).host:
                 raise ValueError("it names no host")
-            proxy = proxy_for(base_url)
+            self._proxy = proxy = proxy_for(base_url)
             self._http = httpx.AsyncClient(
                 base_url=base_url,
                 headers={
@@ -174,7 +179,7 @@ class RestClient:
     async def _ask(self, path: str, parameters: dict[str, str]) -> bytes:
         """Return the body of an answer, within the bounds of size and time."""
         try:
-            async with asyncio.timeout(4 * self._timeout), self._http.stream("GET", path, params=parameters) as answer:
+            async with asyncio.timeout(4 * self._timeout), self._answer(path, parameters) as answer:
                 self._limit.note(answer.status_code, answer.headers)
                 self._check_status(path, answer)
                 body = bytearray()
@@ -185,8 +190,32 @@ class RestClient:
         except TimeoutError:
             raise _TransientError("no complete answer in time") from None
         except httpx.HTTPError as error:
+            self._failed_addresses += isinstance(error, httpx.TransportError)
             raise _translated(error) from error
         return bytes(body)
+
+    @contextlib.asynccontextmanager
+    async def _answer(self, path: str, parameters: dict[str, str]) -> AsyncIterator[httpx.Response]:
+        request = self._http.build_request("GET", path, params=parameters)
+        if (address := await self._next_address()) is not None:
+            request.extensions["sni_hostname"] = request.url.host  # the name of the certificate, too
+            request.url = request.url.copy_with(host=address)  # the header `Host` keeps the name
+        answer = await self._http.send(request, stream=True)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    async def _next_address(self) -> str | None:
+        """Return the address to connect to, another one after each failure; None if the library may choose."""
+        if not self._failed_addresses or self._proxy is not None:
+            return None
+        base = self._http.base_url
+        try:
+            found = await addresses_of(base.host, base.port or 443)
+        except OSError:  # the library will say so
+            return None
+        return found[self._failed_addresses % len(found)] if len(found) > 1 else None
 
     def _check_status(self, path: str, answer: httpx.Response) -> None:
         """Raise the error of a status, or of a compressed answer."""
@@ -204,8 +233,9 @@ class RestClient:
         if status in {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise _TransientError(f"the server answered {status}")
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            host = self._http.base_url.host
             raise ConfigurationError(
-                f"INGESTOR_TOKEN: {answer.url.host} refused it ({status} at {path}). Check the token and its plan."
+                f"INGESTOR_TOKEN: {host} refused it ({status} at {path}). Check the token and its plan."
             )
         if status == HTTPStatus.NOT_FOUND and path.startswith(AUTHENTICATED):
             raise UnknownTickerError("unknown to the provider (404)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -157,6 +158,65 @@ async def test_addresses_that_swallow_packets(database: str, monkeypatch: pytest
         never.set()
         for each in silent:
             each.close()
+
+
+@pytest.mark.parametrize(("dead", "live"), [("::1", "127.0.0.1"), ("127.0.0.1", "::1")])
+async def test_two_families(dead: str, live: str, writer_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the addresses of one family swallow packets, stream and database are reached by the other."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    resolve(monkeypatch, {"localhost": [dead, live], "db.test": [dead, live]})
+    async with (
+        Simulator(port=0, rate=0) as simulator,
+        relay(simulator.stream_url.replace("localhost", "127.0.0.1"), host=live) as feed,
+        relay(writer_url, host=live) as port,
+    ):
+        with swallowing(dead, feed), swallowing(dead, port):
+            await (await connect(named(writer_url, "db.test", port))).close()
+            async with open_connection(f"ws://localhost:{feed}/ws"):
+                pass
+
+
+@pytest.mark.parametrize("fault", ["silent", "closes"])
+async def test_a_rest_address_that_does_not_answer(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an address that accepts and does not answer, the next one is asked, with the name and its certificate."""
+    hosts: list[str] = []
+    faults = 0
+
+    async def fails(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal faults
+        faults += 1
+        with contextlib.closing(writer):
+            while fault == "silent" and await reader.read(1000):
+                pass
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            hosts.extend(line for line in head.split("\r\n") if line.lower().startswith("host:"))
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{"data": []}')
+            await writer.drain()
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("rest.test").configure_cert(context)
+    resolve(monkeypatch, {"rest.test": [OTHER, LIVE]})
+    live = await asyncio.start_server(answers, LIVE, 0, ssl=context)
+    port = live.sockets[0].getsockname()[1]
+    dead = await asyncio.start_server(fails, OTHER, port)
+    url = f"https://rest.test:{port}"
+    async with RestClient(url, TOKEN, timezone="UTC", clock=ManualClock(), timeout=1) as client:
+        for _ in range(3):
+            assert (await client.instruments()).listed == ()
+    assert faults == 1
+    assert hosts == [f"Host: rest.test:{port}"] * 3
+    live.close()
+    dead.close()
 
 
 async def test_a_proxy_with_a_dead_address(monkeypatch: pytest.MonkeyPatch) -> None:
