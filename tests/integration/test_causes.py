@@ -23,8 +23,9 @@ from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import PIECE, copy_rows
 from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor_in_process
+from tests.http import Window
 from tests.processes import DaemonProcess, ServerProcess
-from tests.recording import recording, stored
+from tests.recording import Market, recording, stored
 from tests.servers import TestServer
 from tests.sessions import execute
 
@@ -131,6 +132,57 @@ async def test_a_daemon_whose_server_restarts(writer_url: str, database: str, pr
     details = [str(line["detail"]) for line in lines if line["event"] == "database_write_failed"]
     assert details
     assert [detail for detail in details if PRIVATE.search(detail)] == []
+
+
+async def test_a_daemon_keeps_the_cause_of_an_outage(
+    writer_url: str, database: str, process: ServerProcess, tmp_path: Path
+) -> None:
+    """While its database is gone, a daemon's /readyz keeps the cause and its begin, beside the growing true age."""
+    async with Simulator(port=0, rate=0) as simulator:
+        daemon = DaemonProcess(
+            tmp_path / "log",
+            stream_url=simulator.stream_url,
+            token=TOKEN,
+            database_url=writer_url,
+            exchange_calendar="always",
+            heartbeat="100ms",
+            spool_dir=tmp_path / "spool",
+        )
+        daemon.skew = 3 * 86_400  # an age by another clock than its own would be days
+        daemon.start()
+        try:
+            await simulator.wait_connected()
+            market = Market(simulator)
+            market.trade()
+            await stored(database, market)
+            async with Window(await daemon.page()) as window:
+                ages: list[int] = []
+                process.kill()
+                since = set()
+                async with asyncio.timeout(HANG_SECONDS):
+                    while len(ages) < 3:
+                        market.trade(1)
+                        await asyncio.sleep(0.05)
+                        for problem in (await window.get("/readyz"))[1]["problems"]:
+                            if found := re.fullmatch(r"(.+) Nothing was committed for (\d+) s\.", problem["detail"]):
+                                assert problem["check"] == "database"
+                                assert "Connection refused" in found[1] or found[1].startswith(
+                                    (SHUT_DOWN[:12], CLOSED[:12])
+                                )
+                                assert not PRIVATE.search(found[1])
+                                since.add(problem["since"])
+                                ages = [*ages, int(found[2])] if int(found[2]) not in ages else ages
+                assert ages == sorted(ages)
+                assert len(since) == 1
+                assert ages[-1] < 86_400
+                await process.start()
+                async with asyncio.timeout(HANG_SECONDS):
+                    while not (await window.get("/readyz"))[1]["ready"]:
+                        await asyncio.sleep(0.05)
+            await stored(database, market)
+            assert await asyncio.to_thread(daemon.stop) == 0, daemon.tail()
+        finally:
+            daemon.end()
 
 
 @pytest.mark.parametrize(

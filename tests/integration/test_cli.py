@@ -9,13 +9,14 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from typer.testing import CliRunner
 
 from ingestor.cli import app
 from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.connect import driver_url
 from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor, ingestor_in_process, start
 from tests.processes import children, is_alive
@@ -146,6 +147,59 @@ async def test_a_dead_database_shows_no_password(command: str, expected: int, tm
     assert status == expected
     assert "cannot be reached" in output + errors
     assert "5Qz" not in output + errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("way", ["variables", "service"])
+@pytest.mark.parametrize("command", ["gaps", "check", "migrate"])
+async def test_the_variables_of_psql(
+    command: str, way: str, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Host, port, user, password and database of `PG…` variables, or of a service file, complete an empty URL."""
+    parts = urlsplit(driver_url(database))
+    found = {
+        "host": parts.hostname,
+        "port": parts.port,
+        "user": parts.username,
+        "password": unquote(parts.password or ""),
+        "dbname": parts.path[1:],
+    }
+    if way == "service":
+        file = tmp_path / "services"
+        file.write_text("[market]\n" + "".join(f"{name}={value}\n" for name, value in found.items() if value))
+        monkeypatch.setenv("PGSERVICEFILE", str(file))
+        monkeypatch.setenv("PGSERVICE", "market")
+    else:
+        for name, value in found.items():
+            monkeypatch.setenv({"dbname": "PGDATABASE"}.get(name, f"PG{name.upper()}"), str(value or ""))
+    async with Simulator(port=0, rate=0) as simulator:
+        stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url, "REST_URL": simulator.rest_url}
+        status, output, errors = await ingestor(command, DATABASE_URL="postgresql://", **stream)
+    assert (status, errors) == (0, ""), output
+    assert parts.password is None or parts.password not in output
+
+
+@pytest.mark.parametrize("wrong", ["password", "database", "role"])
+@pytest.mark.parametrize("command", ["gaps", "check", "migrate", "maintain", "chart AIR.NZ", "run"])
+async def test_a_wrong_login_requires_operator_action(
+    command: str, wrong: str, login: str, server: TestServer, database: str
+) -> None:
+    """A wrong password, an unknown database or an unknown role ends every command with 78, the cause and no secret."""
+    if wrong == "password" and server.edition != "plain":
+        pytest.skip("a server named by a URL may not require a password")
+    url = with_parts(
+        server.url,
+        database="no_such_database" if wrong == "database" else urlsplit(database).path[1:],
+        user="no_such_role" if wrong == "role" else login,
+        password=f"{PASSWORD}-wrong" if wrong == "password" else PASSWORD,
+    )
+    async with Simulator(port=0, rate=0) as simulator:
+        stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url, "REST_URL": simulator.rest_url}
+        status, output, errors = await ingestor(*command.split(), DATABASE_URL=url, **stream)
+    assert status == 78, output + errors
+    words = {"password": "password authentication failed", "database": "no_such_database", "role": "no_such_role"}
+    assert words[wrong] in output + errors
+    assert PASSWORD not in output + errors
     assert "Traceback" not in errors
 
 

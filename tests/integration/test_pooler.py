@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,14 +14,19 @@ from ingestor.admin.migrate import migrate
 from ingestor.admin.roles import grant_analyst
 from ingestor.errors import PoolerError
 from ingestor.settings import load_settings
+from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect, is_pooled
 from ingestor.store.gaps import Bounds, GapStore
 from ingestor.store.inspect import inspect
 from ingestor.store.ticks import TickStore
-from tests.commands import ingestor_in_process
+from tests.commands import ingestor, ingestor_in_process
+from tests.integration.test_coverage_cli import LISTED, TICK, UNTIL, ohlcv, with_a_gap
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler
+from tests.recording import COUNT, Market, running, settings, until
+from tests.rest import Request, answer, scripted
 from tests.servers import TestServer, query
+from tests.sessions import at, execute
 
 Started = Callable[[str, int], Pooler]
 MODES = [("transaction", 1), ("transaction", 3), ("session", 3)]
@@ -60,11 +67,11 @@ async def test_every_command_works_through_a_pooler(
     """Schema, daemon's writes, gap store and owner's commands work as on a direct connection."""
     pooler = started(mode, size)
     owner, writer = pooler.url(empty_database), pooler.url(server.writer_url(empty_database))
-    settings = load_settings(database_url=owner, retention="3650d")
+    configuration = load_settings(database_url=owner, retention="3650d")
     said: list[str] = []
     async with asyncio.timeout(60):
         for _ in range(2):  # the second run finds no lock of the first
-            await migrate(owner, settings, said.append)
+            await migrate(owner, configuration, said.append)
         one, other = TickStore(writer, write_timeout=30), TickStore(writer, write_timeout=30)
         ticks = [tick(volume=volume) for volume in range(50)]
         again = batcher()
@@ -78,9 +85,9 @@ async def test_every_command_works_through_a_pooler(
         await other.close()
         async with GapStore(writer) as gap_store:
             report = await gap_store.report(Bounds())
-            assert report.timezone == settings.exchange_timezone
+            assert report.timezone == configuration.exchange_timezone
             assert await gap_store.active_symbols(report.made_at) == []
-        await maintain(settings, said.append)
+        await maintain(configuration, said.append)
         facts = await inspect(writer)
         assert facts.schema is not None
         assert facts.schema == (await inspect(server.writer_url(empty_database))).schema
@@ -147,6 +154,47 @@ async def test_a_pooler_that_allows_no_transactions(started: Started, database: 
         await connect(url)
     status, _, errors = await asyncio.to_thread(ingestor_in_process, "gaps", INGESTOR_DATABASE_URL=url)
     assert (status, "pool_mode=transaction" in errors) == (78, True)
+
+
+async def test_the_daemon_and_all_commands_in_transaction_mode(
+    started: Started, database: str, server: TestServer, tmp_path: Path
+) -> None:
+    """Daemon with rollup, backfill, reconciliation, chart and replay work, and leave nothing in the shared sessions."""
+    url = started("transaction", 3).url(server.writer_url(database))
+    await with_a_gap(database)
+    prices = {minute: 1.5 + minute for minute in (*range(40, 52), 100, 101)}
+    for minute in range(40, 52):
+        await execute(database, TICK, at(minute), prices[minute], 100, "A.NZ")
+    bars = [ohlcv(price, 100, minute) for minute, price in prices.items()]
+    recorded = tmp_path / "recorded.jsonl"
+    data = {"date": "2026-11-20T12:00:00+13:00", "price": 2.5, "volume": 7, "symbol": "R.NZ"}
+    recorded.write_text(json.dumps({"type": "price", "data": data}) + "\n", encoding="utf-8")
+
+    async with Simulator(port=0, rate=0) as simulator, running(settings(simulator, url)) as daemon:
+        await simulator.wait_connected()
+        market = Market(simulator)
+        market.trade()
+        await until(database, f"{COUNT} WHERE symbol = 'AIR.NZ'", market.sent)
+        if not server.is_community:
+            await until(database, "SELECT count(*) FROM ingest.rollup_1m WHERE symbol = 'A.NZ'", 12)
+        assert (daemon.telemetry.counts.write_failures, daemon.telemetry.counts.rollup_failures) == (0, 0)
+
+    def script(asked: Request) -> bytes:
+        return LISTED if asked.path == "/info/ticker" else answer({"data": bars})
+
+    async with scripted(script) as rest:
+        environment = {"DATABASE_URL": url, "REST_URL": rest.url, "TOKEN": TOKEN}
+        for command, words in (
+            (("backfill", *UNTIL), "Symbols of gaps: 3 filled"),
+            (("reconcile", "--date=2026-11-20", "--symbol=A.NZ"), "Bars compared: 12, the same: 12, different: 0."),
+            (("chart", "A.NZ", "--since=2026-11-20", *UNTIL), "with backfilled minutes"),
+            (("replay", str(recorded)), "1 messages: 1 ticks new"),
+        ):
+            status, output, errors = await ingestor(*command, **environment)
+            assert status == 0, output + errors
+            assert words in " ".join(output.split()), output
+    assert await query(database, "SELECT status FROM market.gaps WHERE trading_day = '2026-11-20'") == [("backfilled",)]
+    assert await query(url, LEFT) == [(0, 0, 0)]
 
 
 @pytest.mark.parametrize("command", [("gaps",), ("check",), ("migrate",)])

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import asyncpg
 import pytest
+import structlog
 
 from ingestor.admin.maintenance import maintain
 from ingestor.admin.migrate import migrate
@@ -19,6 +20,7 @@ from ingestor.store.ticks import TickStore
 from tests.clocks import HANG_SECONDS
 from tests.integration.test_store import batcher, filled, tick
 from tests.pooler import Pooler
+from tests.recording import recording, stored
 from tests.servers import TestServer
 
 
@@ -108,6 +110,22 @@ async def test_a_wait_names_the_lock_and_its_holder(
     assert words in line  # "writer" is a password here, so it is redacted
     assert f"process {holder.get_server_pid()} (a hasty admin, user " in line
     assert f"SELECT pg_terminate_backend({holder.get_server_pid()})" in line
+
+
+async def test_the_daemon_logs_a_wait(writer_url: str, database: str, holder: asyncpg.Connection) -> None:
+    """The daemon's event names the lock and its holder, and the ticks are stored once the lock is free."""
+    with structlog.testing.capture_logs() as lines:
+        async with recording(writer_url) as (market, _):
+            await holder.execute("LOCK TABLE market.ticks")
+            market.trade()
+            async with asyncio.timeout(HANG_SECONDS):
+                while not (waits := [line for line in lines if line["event"] == "lock_waited"]):
+                    await asyncio.sleep(0.02)
+            await holder.execute("ROLLBACK")
+            await stored(database, market)
+    assert waits[0]["log_level"] == "warning"
+    assert "the table market.ticks (RowExclusiveLock), which is held by" in waits[0]["detail"]
+    assert f"process {holder.get_server_pid()} (a hasty admin, user " in waits[0]["detail"]
 
 
 def test_a_long_wait_is_logged_at_growing_intervals() -> None:
