@@ -7,6 +7,8 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -150,6 +152,12 @@ async def test_a_dead_database_shows_no_password(command: str, expected: int, tm
     assert "Traceback" not in errors
 
 
+async def in_process(*arguments: str, **environment: str) -> tuple[int, str, str]:
+    """Run a command as `ingestor` does, without a process of its own."""
+    variables = {f"INGESTOR_{name}": value for name, value in environment.items()}
+    return await asyncio.to_thread(partial(ingestor_in_process, *arguments, **variables))
+
+
 @pytest.mark.parametrize("way", ["variables", "service"])
 @pytest.mark.parametrize("command", ["gaps", "check", "migrate"])
 async def test_the_variables_of_psql(
@@ -174,13 +182,19 @@ async def test_the_variables_of_psql(
             monkeypatch.setenv({"dbname": "PGDATABASE"}.get(name, f"PG{name.upper()}"), str(value or ""))
     async with Simulator(port=0, rate=0) as simulator:
         stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url, "REST_URL": simulator.rest_url}
-        status, output, errors = await ingestor(command, DATABASE_URL="postgresql://", **stream)
+        status, output, errors = await in_process(command, DATABASE_URL="postgresql://", **stream)
     assert (status, errors) == (0, ""), output
     assert parts.password is None or parts.password not in output
 
 
-@pytest.mark.parametrize("wrong", ["password", "database", "role"])
-@pytest.mark.parametrize("command", ["gaps", "check", "migrate", "maintain", "chart AIR.NZ", "run"])
+@pytest.mark.usefixtures("bundled_calendar")
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        *product(["gaps", "check", "migrate", "maintain", "chart AIR.NZ"], ["password", "database", "role"]),
+        ("run", "password"),
+    ],
+)
 async def test_a_wrong_login_requires_operator_action(
     command: str, wrong: str, login: str, server: TestServer, database: str
 ) -> None:
@@ -195,7 +209,10 @@ async def test_a_wrong_login_requires_operator_action(
     )
     async with Simulator(port=0, rate=0) as simulator:
         stream = {"TOKEN": TOKEN, "STREAM_URL": simulator.stream_url, "REST_URL": simulator.rest_url}
-        status, output, errors = await ingestor(*command.split(), DATABASE_URL=url, **stream)
+        # The daemon needs a process of its own: it handles signals.
+        status, output, errors = await (ingestor if command == "run" else in_process)(
+            *command.split(), DATABASE_URL=url, **stream
+        )
     assert status == 78, output + errors
     words = {"password": "password authentication failed", "database": "no_such_database", "role": "no_such_role"}
     assert words[wrong] in output + errors
