@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -51,6 +54,42 @@ def sample() -> Series:
         )
     gaps = (gap(0, 10), gap(135, 165, "backfilled"), gap(300, 300.01, "partial"), gap(470, 495, "excluded", "a <halt>"))
     return friday(*bars, gaps=gaps)
+
+
+def pixels(png: bytes) -> Counter[tuple[int, int, int]]:
+    """Return the colours of a picture (PNG, 8 bits a channel, not interlaced), and how many pixels have each."""
+    width, _, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", png[16:29])
+    assert (depth, interlaced) == (8, 0)
+    size = {2: 3, 6: 4}[kind]
+    data, at = b"", 8
+    while at < len(png):
+        length, name = struct.unpack(">I4s", png[at : at + 8])
+        data += png[at + 8 : at + 8 + length] if name == b"IDAT" else b""
+        at += 12 + length
+    lines, stride, above = zlib.decompress(data), width * size, bytes(width * size)
+    found: Counter[tuple[int, int, int]] = Counter()
+    for start in range(0, len(lines), stride + 1):
+        line = bytearray(lines[start + 1 : start + 1 + stride])
+        for place in range(stride) if lines[start] else ():
+            left = line[place - size] if place >= size else 0
+            corner = above[place - size] if place >= size else 0
+            line[place] = (line[place] + _predicted(lines[start], left, above[place], corner)) % 256
+        above = bytes(line)
+        found.update((line[place], line[place + 1], line[place + 2]) for place in range(0, stride, size))
+    return found
+
+
+def _predicted(filtering: int, left: int, up: int, corner: int) -> int:
+    """Return the prediction of a byte by its neighbours: the filters of PNG."""
+    match filtering:
+        case 1:
+            return left
+        case 2:
+            return up
+        case 3:
+            return (left + up) // 2
+    guess = left + up - corner
+    return min((left, up, corner), key=lambda each: abs(guess - each))
 
 
 def many(count: int) -> Series:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,8 @@ from ingestor.chart import svg, terminal
 from ingestor.chart.palette import colours
 from ingestor.chart.series import Series
 from ingestor.coverage.report import STATUSES
-from tests.charts import EDGES, bar, friday, gap, sample
+from tests.charts import EDGES, bar, friday, gap, pixels, sample
+from tests.tools import need
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -137,3 +139,20 @@ def test_extreme_prices(prices: tuple[float, float]) -> None:
     assert labels
     assert max(map(len, labels)) <= 20
     assert terminal.draw(series, 80, 30)
+
+
+def test_a_renderer_without_variables_of_css() -> None:
+    """A renderer that knows no variables of CSS draws everything in its colour, and nothing in black."""
+    command = [need("rsvg-convert", package="librsvg2-bin"), "--format=png"]
+    picture = subprocess.run(command, input=svg.draw(sample()).encode(), check=True, capture_output=True).stdout
+    found, light = pixels(picture), colours()
+    names = ("paper", "ink", "faint", "line", "up", "down", "open", "backfilled", "partial", "excluded")
+    assert {name for name in names if not found[_rgb(light[name])]} == set()
+    assert found[_rgb(light["paper"])] > found.total() / 2
+    assert found[0, 0, 0] == 0
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    red, green, blue = bytes.fromhex(digits)
+    return red, green, blue
