@@ -76,7 +76,7 @@ def test_the_daemon_documents_every_status() -> None:
     status, output, _ = ingestor_in_process("run", "--help", COLUMNS="400", TERM="dumb")
     assert status == 0
     assert set(re.findall(r"(?<![\w.])\d+(?= )", output.partition("Exit status:")[2])) == rows
-    kinds = [IngestorError, *subclasses(IngestorError)]
+    kinds: list[type[IngestorError]] = [IngestorError, *subclasses(IngestorError)]
     assert {str(kind.exit_code) for kind in kinds} | {str(EXIT_SOFTWARE)} <= rows
 
 
