@@ -21,19 +21,28 @@ VIEWS = tuple(f"ingest.aggregate_{name}" for name in ("1m", "5m", "1h", "1d"))
 INSTALLED = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 _DAY = timedelta(days=1)
 
-MIN_SPAN, MAX_SPAN = timedelta(hours=1), timedelta(days=7)
-"""The least and the most time that is computed in one step."""
+MAX_SPAN = timedelta(days=7)
+"""The most time that is computed in one step."""
+
+MAX_REPAIRS = 5_000
+"""The most stale minutes that are repaired in one step."""
+
+MIN_SHARE = timedelta(hours=1) / MAX_SPAN
+"""The least share of both: a shorter span has no complete hour."""
 
 STEP_SECONDS = 5.0
 """Seconds after which the next step is smaller, so that progress is reported in time."""
 
-TOO_LARGE = {"57014", "53100", "53200", "54000"}
-"""SQLSTATEs of a step that exceeds a limit of the server: time, disk, memory, size."""
+TOO_LARGE = {"57014", "53000", "53100", "53200", "53400", "54000"}
+"""SQLSTATEs of a step that exceeds a limit of the server, and leaves the connection: time, disk, memory, size."""
 _ADD_JOB = """
 SELECT add_job('ingest.refresh_bars', interval '5 minutes') WHERE NOT EXISTS (
     SELECT FROM timescaledb_information.jobs WHERE proc_schema = 'ingest' AND proc_name = 'refresh_bars')
 """
-_STEP = "CALL ingest.refresh_bars(0, jsonb_build_object('span', CAST(CAST(:span AS interval) AS text)))"
+_STEP = """
+CALL ingest.refresh_bars(
+    0, jsonb_build_object('span', CAST(CAST(:span AS interval) AS text), 'repairs', CAST(:repairs AS integer)))
+"""
 _STATE = """
 SELECT announced_until AS until, (SELECT count(*) FROM ingest.stale_bars WHERE time < announced_until) AS stale
 FROM ingest.rollup_state
@@ -75,16 +84,16 @@ async def repair_aggregates(
     """Compute the bars that are missing and repair those that are stale; report every `REPORT_INTERVAL` and at the end.
 
     Each step is committed, so an interrupted run goes on where it was. A step that takes longer than `STEP_SECONDS`, or
-    than the server allows, is followed by one of half its span.
+    than the server allows, is followed by one of half its size.
     """
-    last, span = monotonic(), MAX_SPAN
+    last, share = monotonic(), 1.0
     before = first = (await connection.execute(sa.text(_STATE))).one()
     while True:
         began = monotonic()
-        span, is_done = await _step(connection, span)
+        is_done = await _step(connection, share)
+        is_quick = is_done and monotonic() - began <= STEP_SECONDS
+        share = min(share * 2, 1.0) if is_quick else max(share / 2, MIN_SHARE)
         if is_done:
-            took = monotonic() - began
-            span = max(span / 2, MIN_SPAN) if took > STEP_SECONDS else min(span * 2, MAX_SPAN)
             state = (await connection.execute(sa.text(_STATE))).one()
             if state == before:
                 break
@@ -96,15 +105,17 @@ async def repair_aggregates(
         report(f"Bars: computed until {before.until:%Y-%m-%d %H:%M} UTC, {before.stale:,} stale minutes left.")
 
 
-async def _step(connection: AsyncConnection, span: timedelta) -> tuple[timedelta, bool]:
-    """Do one step; return the span for the next one, and whether the server has let this one finish."""
+async def _step(connection: AsyncConnection, share: float) -> bool:
+    """Do one step of a share of the largest size; return whether the server has let it finish."""
     try:
-        await connection.execute(sa.text(_STEP), {"span": span})
+        await connection.execute(
+            sa.text(_STEP), {"span": MAX_SPAN * share, "repairs": max(1, round(MAX_REPAIRS * share))}
+        )
     except sa.exc.DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) not in TOO_LARGE or span <= MIN_SPAN:
+        if getattr(error.orig, "sqlstate", None) not in TOO_LARGE or share <= MIN_SHARE:
             raise
-        return max(span / 2, MIN_SPAN), False
-    return span, True
+        return False
+    return True
 
 
 async def _keep_columnstore(

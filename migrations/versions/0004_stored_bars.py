@@ -417,7 +417,7 @@ BEGIN
             RETURN;
         END IF;
     END LOOP;
-    WHILE ingest.repair_bars(5000, true) > 0 LOOP
+    WHILE ingest.repair_bars(coalesce(CAST(config ->> 'repairs' AS integer), 5000), true) > 0 LOOP
         COMMIT;
         IF job_id = 0 THEN
             RETURN;

@@ -84,6 +84,32 @@ async def test_old_ticks_and_jobs_then_maintenance(community: str) -> None:
     assert await query(community, STALE) == [(0,)]
 
 
+async def test_a_step_that_exceeds_a_limit_shrinks(community: str) -> None:
+    """A step that the server cancels is repeated with half of its time, until bars are complete."""
+    whole = await assert_bars(community)
+    await execute_all(community, "UPDATE ingest.rollup_state SET announced_until = DEFAULT")
+    limit = """
+    CREATE FUNCTION ingest.limit_refresh() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF NEW.announced_until - OLD.announced_until BETWEEN '2 days' AND '7 days' THEN
+            RAISE query_canceled;
+        END IF;
+        RETURN NEW;
+    END
+    $$"""
+    trigger = """
+    CREATE TRIGGER limit_refresh BEFORE UPDATE ON ingest.rollup_state
+    FOR EACH ROW EXECUTE FUNCTION ingest.limit_refresh()
+    """
+    await execute_all(community, limit, trigger)
+    await maintained(community)
+    assert await query(community, "SELECT announced_until > now() - interval '4 hours' FROM ingest.rollup_state") == [
+        (True,)
+    ]
+    assert await assert_bars(community) == whole
+    await execute_all(community, "DROP FUNCTION ingest.limit_refresh CASCADE")
+
+
 async def test_a_bar_without_ticks_goes(community: str) -> None:
     """If all ticks of stored minutes were deleted, their bars go from every width, and come back with new ticks."""
     before = await _counted(community)

@@ -72,7 +72,7 @@ FROM (
 _LATE = """
 WITH late AS (
     INSERT INTO market.ticks (time, received_at, price, volume, occurrence, symbol)
-    SELECT time, now(), price, volume, 1000, symbol FROM market.ticks
+    SELECT time, now(), price, volume, 1000 + row_number() OVER (), symbol FROM market.ticks
     WHERE time > now() - interval '6 months' AND time < now() - interval '8 days' AND random() < $1
     RETURNING symbol, time
 ), noted AS (
