@@ -41,9 +41,10 @@ VALUES ('SUM020.NZ', '2026-11-19 21:30+00', '1 minute', 6.5, 6.6, 6.4, 6.45, 70,
 """
 
 
-async def _failure(url: str, what: str, ends: asyncio.Event) -> str:
+async def _failure(url: str, what: str, begun: asyncio.Semaphore, ends: asyncio.Event) -> str:
     """Return the daemon's error for a connection that is lost in use, or idle."""
     guarded = GuardedConnection(await connect(url), 60)
+    begun.release()
     try:
         async with guarded as connection:
             if what == "query":
@@ -62,9 +63,11 @@ async def test_a_server_that_shuts_down(
     writer_url: str, database: str, process: ServerProcess, number: signal.Signals, words: str
 ) -> None:
     """The interrupted query reports the server's reason; later queries report a closed connection."""
-    ends = asyncio.Event()
+    begun, ends = asyncio.Semaphore(0), asyncio.Event()
     observer = await connect(database)
-    uses = [asyncio.create_task(_failure(writer_url, what, ends)) for what in ("query", "idle")]
+    uses = [asyncio.create_task(_failure(writer_url, what, begun, ends)) for what in ("query", "idle")]
+    for _ in uses:
+        await begun.acquire()
     while await observer.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 0:
         await asyncio.sleep(0.02)
     observer.terminate()

@@ -42,7 +42,7 @@ CALLS = {
 """How to call each public function that returns rows or is an aggregate."""
 
 INSTEAD = {"uuid": '"{}"::text AS "{}"', "interval": 'extract(epoch FROM "{}")::float8 AS "{}"'}
-"""docs/analysts.md recommends these expressions for the columns that some clients cannot read."""
+"""The expressions of docs/analysts.md for the columns that some clients cannot read."""
 
 Column = tuple[str, list[Any]]
 """A column's type in the client's words, and its values as Python's."""
