@@ -203,7 +203,7 @@ async def test_a_full_buffer_closes_the_stream(empty_database: str, quick: None)
     """If the buffer is full, the stream is closed with that reason, and no tick is dropped silently."""
     ticks = [Tick("AIR.NZ", NOW, 0.5, number) for number in range(20_000)]
     async with Simulator(port=0, rate=0) as simulator:
-        configuration = settings(simulator, empty_database, spool_max_bytes="1MiB")
+        configuration = settings(simulator, empty_database, spool_max_bytes="1MiB", ping_timeout="60s")
         async with running(configuration) as daemon:
             await simulator.wait_connected()
             simulator.send(ticks)
