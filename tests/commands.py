@@ -23,8 +23,7 @@ async def ingestor(*arguments: str, **environment: str) -> tuple[int, str, str]:
 
 
 async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_TEST_")}
-    variables.update({f"INGESTOR_{name}": value for name, value in environment.items()})
+    variables = environment_with(**{f"INGESTOR_{name}": value for name, value in environment.items()})
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -34,6 +33,12 @@ async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Proce
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def environment_with(**variables: str) -> dict[str, str]:
+    """Return this process's environment and `variables`, without those of the tests: the daemon warns of them."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_TEST_")}
+    return inherited | variables
 
 
 def ingestor_in_process(*arguments: str, **environment: str) -> tuple[int, str, str]:

@@ -6,6 +6,7 @@ Revision 0005, after 0004. Adds only, so a daemon of before goes on.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import re
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,8 @@ revision = "0005"
 down_revision = "0004"
 branch_labels = None
 depends_on = None
+
+log = logging.getLogger("ingestor.migrations")
 
 WRITER = "market_write"
 ZONE = "(SELECT exchange_timezone FROM ingest.settings)"
@@ -282,8 +285,11 @@ def upgrade() -> None:
     connection.exec_driver_sql(BARS_AS_OF)
     for name, comment in FUNCTION_COMMENTS.items():
         connection.exec_driver_sql(f"COMMENT ON FUNCTION {name} IS {_quoted(comment)}")
+    grant = f"GRANT EXECUTE ON FUNCTION ingest.note_changes TO {WRITER};"
     if connection.scalar(sa.text("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = :name)"), {"name": WRITER}):
-        connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION ingest.note_changes TO {WRITER}")
+        connection.exec_driver_sql(grant)
+    else:
+        log.warning("There is no role %s. When it is made, it needs in addition: %s", WRITER, grant)
 
 
 def downgrade() -> None:

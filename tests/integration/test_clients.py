@@ -36,6 +36,7 @@ SELECT proname FROM pg_proc WHERE pronamespace = 'market'::regnamespace AND (pro
 _BY_SYMBOL = "(SELECT symbol, market.{}(price, time, received_at, occurrence) FROM market.ticks GROUP BY symbol)"
 CALLS = {
     "ticks_as_of": f"market.ticks_as_of('{FRIDAY + 60 * MINUTE}')",
+    "bars_1m_as_of": f"market.bars_1m_as_of('{FRIDAY + 60 * MINUTE}')",
     "open_price": _BY_SYMBOL.format("open_price"),
     "close_price": _BY_SYMBOL.format("close_price"),
 }

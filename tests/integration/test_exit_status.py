@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.errors import EXIT_SOFTWARE, ConfigurationError, IngestorError, MessagesLostError, StoreError
-from tests.commands import ingestor, ingestor_in_process
+from tests.commands import environment_with, ingestor, ingestor_in_process
 from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
 
 UNTIL = ("--until", "2026-11-21")
@@ -58,7 +58,7 @@ async def test_an_output_that_accepts_nothing(
     with output() as stdout:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "ingestor", "gaps", f"--format={form}", *UNTIL),
-            env={**os.environ, "INGESTOR_DATABASE_URL": writer_url},
+            env=environment_with(INGESTOR_DATABASE_URL=writer_url),
             stdout=stdout,
             stderr=subprocess.PIPE,
         )

@@ -7,7 +7,6 @@ import base64
 import contextlib
 import html
 import json
-import os
 import re
 import signal
 import sys
@@ -31,7 +30,7 @@ from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import classify
 from ingestor.telemetry.log import configure
 from tests.clocks import HANG_SECONDS
-from tests.commands import ingestor, ingestor_in_process, start
+from tests.commands import environment_with, ingestor, ingestor_in_process, start
 from tests.recording import running
 from tests.servers import TestServer, query, with_parts
 from tests.sessions import BEGINS, ENDS, MINUTE, at, record_session
@@ -291,7 +290,7 @@ async def test_an_unexpected_error(tmp_path: Path) -> None:
     )
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(script)),
-        env={**os.environ, "INGESTOR_DATABASE_URL": AZURE},
+        env=environment_with(INGESTOR_DATABASE_URL=AZURE),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

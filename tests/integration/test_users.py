@@ -20,6 +20,7 @@ from ingestor.errors import ConfigurationError
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.refusal import translated
 from tests.clocks import HANG_SECONDS
+from tests.commands import environment_with
 from tests.integration.test_addresses import LIVE, named, relay
 from tests.sessions import BEGINS, ENDS, MINUTE, at, execute, record_session
 
@@ -71,7 +72,7 @@ def test_a_deleted_directory(tmp_path: Path) -> None:
     code = "import os; os.rmdir(os.getcwd()); from ingestor.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "gaps"],
-        env={**os.environ, "INGESTOR_DATABASE_URL": "postgresql://u@127.0.0.1:1/d"},
+        env=environment_with(INGESTOR_DATABASE_URL="postgresql://u@127.0.0.1:1/d"),
         cwd=gone,
         capture_output=True,
         text=True,
@@ -214,7 +215,7 @@ async def test_a_read_only_file_system(
         done = await asyncio.to_thread(
             subprocess.run,
             [*read_only, *command],
-            env={**os.environ, **variables},
+            env=environment_with(**variables),
             capture_output=True,
             text=True,
             check=False,
@@ -227,7 +228,8 @@ async def test_a_read_only_file_system(
         assert line.startswith("problem  disk")
         assert line.endswith("Read-only file system.")
     if words:
-        (line,) = done.stderr.splitlines()
+        assert done.stderr.count("\n") == 1, done.stderr
+        line = done.stderr.rstrip()
         assert line.startswith(f"ingestor: {words.format(place)}")
         assert line.endswith("Read-only file system.")
     else:
@@ -270,7 +272,7 @@ async def test_an_ascii_locale(database: str) -> None:
     await record_session(database, BEGINS - MINUTE, at(180), "closed")
     await record_session(database, at(210), ENDS + MINUTE, "stopped")
     await execute(database, BAR, at(190))
-    variables = {**os.environ, "INGESTOR_DATABASE_URL": database, "PYTHONIOENCODING": "ascii"}
+    variables = environment_with(INGESTOR_DATABASE_URL=database, PYTHONIOENCODING="ascii")
 
     async def output(*arguments: str) -> bytes:
         command = [sys.executable, "-m", "ingestor", *arguments]

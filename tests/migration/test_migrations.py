@@ -147,7 +147,7 @@ async def test_everything_is_commented(database: str) -> None:
     tables = (
         "SELECT count(*) FROM pg_tables WHERE schemaname IN ('market', 'ingest') AND tablename !~ '^ticks_|^alembic'"
     )
-    assert await value(database, tables) == 16
+    assert await value(database, tables) == 17
 
 
 async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
