@@ -12,7 +12,7 @@ from typing import Self
 
 from websockets.utils import accept_key
 
-from ingestor.simulator.wire import AUTHENTICATED
+from ingestor.protocol.messages import AUTHENTICATED
 
 TEXT, BINARY, MORE, LAST, CLOSE, PING, PONG = 0x81, 0x82, 0x00, 0x80, 0x88, 0x89, 0x8A
 FIRST, DEFLATED, FIRST_DEFLATED = 0x01, 0xC1, 0x41

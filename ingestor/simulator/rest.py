@@ -13,9 +13,9 @@ from zoneinfo import ZoneInfo
 
 from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import SECOND, Duration, Micros
+from ingestor.protocol.messages import wall_time
 from ingestor.simulator.bars import MINUTE_MICROS, Bar, Bars
 from ingestor.simulator.market import Instrument, listing
-from ingestor.simulator.wire import wall_time
 
 EXCHANGE = "nzx"
 INTERVALS = ("1m", "1h", "1d")

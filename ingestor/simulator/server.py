@@ -8,8 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
-import logging
 import time
 from array import array
 from collections import deque
@@ -17,27 +15,33 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 from zoneinfo import ZoneInfo
 
-from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.asyncio.server import Server, ServerConnection, broadcast
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ingestor.errors import ConfigurationError
 from ingestor.model import Micros, Tick
+from ingestor.protocol.login import AUTHENTICATION_TIMEOUT, receive_login, refuse, token_of
+from ingestor.protocol.messages import (
+    AUTHENTICATED,
+    NO_ACCESS,
+    NO_AUTHENTICATION,
+    NOT_AUTHORISED,
+    price_message,
+    stream_limit,
+)
+from ingestor.protocol.port import PATH, PORT, listen, port_of
 from ingestor.simulator.bars import Bars
 from ingestor.simulator.faults import REPLAYED, Fault, Faults
 from ingestor.simulator.market import CYCLE, Market
 from ingestor.simulator.rest import RestApi, encode
-from ingestor.simulator.wire import AUTHENTICATED, error_message, price_message
 
 TOKEN = "tk_simulator_0123456"  # noqa: S105 - public, so that any client can connect
-PORT = 5005
-PATH = "/ws"
 TICK_INTERVAL = 0.01
-AUTHENTICATION_TIMEOUT = 10.0
 WRITE_LIMIT = 16 * 2**20
 """Bytes that may wait for a client that does not read, before its connection is cut."""
 
@@ -127,23 +131,20 @@ class Simulator:
         return len(self._active)
 
     async def __aenter__(self) -> Self:
-        logger = logging.getLogger("ingestor.simulator")
-        logger.addHandler(logging.NullHandler())
-        logger.propagate = False  # clients that disconnect without a closing handshake are expected
         try:
-            self._server = await serve(
+            self._server = await listen(
                 self._converse,
                 self._host,
                 self._port,
+                name="simulator",
                 process_request=self._process_request,
                 ping_interval=None,
-                logger=logger,
             )
         except OSError as error:
             raise ConfigurationError(
                 f"The simulator cannot listen on {self._host}:{self._port}: {error.strerror}. Use another --port."
             ) from None
-        self._port = next(iter(self._server.sockets)).getsockname()[1]
+        self._port = port_of(self._server)
         self._generator = asyncio.create_task(self._generate(), name="market")
         return self
 
@@ -250,8 +251,7 @@ class Simulator:
         """Authenticate a client, then serve it until it disconnects."""
         refusal = await self._refusal(connection)
         if refusal is not None:
-            with contextlib.suppress(ConnectionClosed):
-                await connection.send(error_message(refusal), text=True)
+            await refuse(connection, refusal)
             return
         account = Account(next(self._numbers), connection, authenticated_at=now(), port=connection.remote_address[1])
         self.accounts.append(account)
@@ -296,30 +296,14 @@ class Simulator:
 
     async def _refusal(self, connection: ServerConnection) -> str | None:
         """Read the first message, and return the text of the error if it is refused."""
-        try:
-            async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
-                message = await connection.recv()
-        except (TimeoutError, ConnectionClosed):
-            return "not authorised: no authentication was received"
-        if not _is_authentication(message, TOKEN):
-            return "You are not authorised to use this stream"
-        injected = self._faults.refusal()
+        message = await receive_login(connection, AUTHENTICATION_TIMEOUT)
+        if message is None:
+            return NO_AUTHENTICATION
+        injected = self._faults.refusal() if token_of(message) == TOKEN else Fault.REJECT
         if injected is Fault.REJECT:
-            return "You are not authorised to use this stream"
+            return NOT_AUTHORISED
         if injected is Fault.NO_ACCESS:
-            return "Your plan has no access to this stream"
+            return NO_ACCESS
         if injected is Fault.LIMIT or len(self._active) >= self._max_streams:
-            return f"You have reached the stream limit of {self._max_streams} of your plan"
+            return stream_limit(self._max_streams)
         return None
-
-
-def _is_authentication(message: str | bytes, token: str) -> bool:
-    """Return whether a message is the documented one, in a text frame, with the right token."""
-    try:
-        content: Any = json.loads(message) if isinstance(message, str) else None
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(content, dict) or content.get("type") != "authenticate":
-        return False
-    data = content.get("data")
-    return isinstance(data, dict) and data.get("token") == token

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias, cast
 from zoneinfo import ZoneInfo
 
 from ingestor.model import RAW_LIMIT, SECOND, Micros, Tick
-from ingestor.simulator.wire import AUTHENTICATED, price_message
+from ingestor.protocol.messages import AUTHENTICATED, price_message
 from ingestor.stream.decoder import Decoder, Refused
 from tests.fuzz import decoder
 from tests.fuzz.frames import FIN, PING, TEXT, Deflater, ending, frame, message

@@ -15,8 +15,9 @@ import pytest
 
 from ingestor.clock import from_datetime
 from ingestor.model import SECOND, Tick
-from ingestor.simulator.server import PORT, TOKEN, Simulator
-from ingestor.simulator.wire import price_message, wall_time
+from ingestor.protocol.messages import price_message, wall_time
+from ingestor.protocol.port import PORT
+from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import HANG_SECONDS
 
 NOW = from_datetime(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC))

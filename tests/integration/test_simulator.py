@@ -21,10 +21,10 @@ from websockets.sync.client import connect as connect_sync
 from ingestor.clock import from_datetime
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Tick
+from ingestor.protocol.messages import price_message
 from ingestor.simulator import server
 from ingestor.simulator.faults import GARBAGE
 from ingestor.simulator.server import TOKEN, Simulator
-from ingestor.simulator.wire import price_message
 from tests.clocks import HANG_SECONDS
 
 GOOD = json.dumps({"type": "authenticate", "data": {"token": TOKEN}})

@@ -15,11 +15,11 @@ import pytest
 import structlog
 
 from ingestor.errors import ConfigurationError, StoreError
+from ingestor.protocol.messages import error_message
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
 from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN
-from ingestor.simulator.wire import error_message
 from ingestor.store.connect import connect
 from ingestor.stream import connection as wire
 from ingestor.stream.connection import open_connection

@@ -12,11 +12,11 @@ import pytest
 from ingestor.clock import from_datetime, to_datetime
 from ingestor.errors import ConfigurationError
 from ingestor.model import SECOND, Micros, Tick
+from ingestor.protocol.messages import price_message, wall_time
 from ingestor.simulator.bars import Bars
 from ingestor.simulator.faults import DEFAULTS, GARBAGE, Fault, Faults
 from ingestor.simulator.market import Market, listing, price_step
 from ingestor.simulator.rest import RestApi
-from ingestor.simulator.wire import price_message, wall_time
 from ingestor.stream.decoder import Decoder, Refused
 
 ZONE = ZoneInfo("Pacific/Auckland")

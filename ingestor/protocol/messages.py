@@ -1,4 +1,4 @@
-"""The documented messages of the stream. Dates are wall time of the exchange, without an offset."""
+"""The documented messages of the stream, as a server sends them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from ingestor.model import Micros, Tick
 
 AUTHENTICATED = b'{"type": "authenticated", "data": {"message": "Authenticated"}}'
 
+NOT_AUTHORISED = "You are not authorised to use this stream"
+NO_AUTHENTICATION = "not authorised: no authentication was received"
+NO_ACCESS = "Your plan has no access to this stream"
+
+
+def stream_limit(streams: int) -> str:
+    """Return the text of the error for one stream more than the limit."""
+    return f"You have reached the stream limit of {streams} of your plan"
+
 
 def price_message(tick: Tick, timezone: ZoneInfo) -> bytes:
-    """Return a price message. A whole price is sent as an integer, as the service sometimes does."""
+    """Return a price message, dated in wall time. A whole price is an integer, as the service sometimes sends it."""
     price = int(tick.price) if tick.price == int(tick.price) else tick.price
     data = {"date": wall_time(tick.time, timezone), "price": price, "volume": tick.volume, "symbol": tick.symbol}
     return msgspec.json.encode({"type": "price", "data": data})
