@@ -9,6 +9,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from typing import TypeAlias
 
 from ingestor.clock import from_datetime, to_datetime
 from ingestor.model import RAW_LIMIT, Batch, Micros, Reason, Rejection, Session, SessionEnd, Tick
@@ -188,6 +189,21 @@ def unpack(rows: bytes) -> Iterator[tuple[bytes, Tick, Micros]]:
         symbol = rows[position + _ROW.size : end].decode()
         yield rows[position:end], Tick(symbol, time + POSTGRES_EPOCH, price, volume), received_at + POSTGRES_EPOCH
         position = end
+
+
+Row: TypeAlias = tuple[Micros, Micros, float, int, int, bytes]
+"""The time, arrival, price, volume, occurrence and symbol of a packed row."""
+
+
+def unpack_rows(rows: bytes) -> Iterator[Row]:
+    """Yield the fields of each packed row, with the symbol in UTF-8."""
+    position, size, read = 0, _ROW.size, _ROW.unpack_from
+    while position < len(rows):
+        _, _, time, _, received_at, _, price, _, volume, _, occurrence, length = read(rows, position)
+        begin = position + size
+        position = begin + length
+        symbol = rows[begin:position]
+        yield time + POSTGRES_EPOCH, received_at + POSTGRES_EPOCH, price, volume, occurrence, symbol
 
 
 def row_ends(rows: bytes) -> Iterator[int]:

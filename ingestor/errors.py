@@ -105,5 +105,9 @@ class PoolerError(DatabaseAccessError):
     """A connection pooler in front of the database makes transactions impossible."""
 
 
+class CursorError(IngestorError):
+    """A relay cannot go on from a client's cursor: the log of commits no longer has what followed it."""
+
+
 class EmbeddedServerError(IngestorError):
     """The embedded PostgreSQL could not be found or started."""

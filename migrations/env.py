@@ -26,7 +26,7 @@ def include_name(name: str | None, kind: Any, parents: Mapping[Any, str | None])
     if kind == "table":
         return f"{parents['schema_name']}.{name}" in TABLES
     if kind == "index":
-        return name != "ticks_time_idx"
+        return name not in {"ticks_time_idx", "ticks_received_at_idx"}
     return True
 
 

@@ -26,10 +26,12 @@ from ingestor.settings import Settings
 
 KEY = "ticks_symbol_time_price_volume_occurrence_key"
 INDEX = "ticks_time_idx"
+ARRIVAL_INDEX = "ticks_received_at_idx"
 
 COPY = "market.ticks_adopted"
 COPY_KEY = "ticks_adopted_symbol_time_price_volume_occurrence_key"
 COPY_INDEX = "ticks_adopted_time_idx"
+COPY_ARRIVAL_INDEX = "ticks_adopted_received_at_idx"
 
 EVER = (datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC))
 ONE_DAY = timedelta(days=1)
@@ -58,7 +60,7 @@ LEFT JOIN pg_constraint k ON d.classid = 'pg_constraint'::regclass AND k.oid = d
 LEFT JOIN pg_class i ON d.classid = 'pg_class'::regclass AND i.oid = d.objid
 WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid IN (SELECT oid FROM ours) AND d.deptype IN ('n', 'a')
   AND coalesce(r.ev_class, i.oid, 0) NOT IN (SELECT oid FROM ours)
-  AND NOT coalesce(i.relname = '{INDEX}' OR k.conname = '{KEY}' OR k.contype IN ('c', 'n'), false)
+  AND NOT coalesce(i.relname IN ('{INDEX}', '{ARRIVAL_INDEX}') OR k.conname = '{KEY}' OR k.contype IN ('c', 'n'), false)
   AND NOT EXISTS (SELECT FROM pg_depend p WHERE (p.classid, p.objid, p.deptype) = (d.classid, d.objid, 'P'))
 ORDER BY name
 """  # noqa: S608 - constants
@@ -73,6 +75,7 @@ _MAKE_COPY = (
     COMMENT ON TABLE {COPY} IS
     'What ingestor migrate --convert-to-hypertable has copied of market.ticks so far. To give that up, drop it.'""",
     f"SELECT create_hypertable('{COPY}', by_range('time', INTERVAL '7 days'), create_default_indexes => false)",
+    f"CREATE INDEX {COPY_ARRIVAL_INDEX} ON {COPY} USING brin (received_at) WITH (autosummarize = on)",
 )
 _PARTITIONS = """
 SELECT CAST(bound[1] AS timestamptz) AS since, CAST(bound[2] AS timestamptz) AS until
@@ -125,6 +128,7 @@ _TAKE_THE_PLACE = (
     f"ALTER TABLE {COPY} RENAME TO ticks",
     f"ALTER TABLE market.ticks RENAME CONSTRAINT {COPY_KEY} TO {KEY}",
     f"ALTER INDEX market.{COPY_INDEX} RENAME TO {INDEX}",
+    f"ALTER INDEX market.{COPY_ARRIVAL_INDEX} RENAME TO {ARRIVAL_INDEX}",
 )
 
 

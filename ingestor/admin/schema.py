@@ -377,3 +377,68 @@ settings = Table(
     schema="ingest",
     comment="The settings that SQL needs. The first migration writes them; later changes are deliberate.",
 )
+
+tick_log = Table(
+    "tick_log",
+    metadata,
+    Column(
+        "id",
+        BIGINT,
+        Identity(always=True),
+        nullable=False,
+        comment="In the order of commits: the writers' lock is held when it is given.",
+    ),
+    column("session_id", UUID, "The session that brought the ticks."),
+    column("batch", BIGINT, "The last batch whose ticks these are."),
+    column("logged_at", TIME, "When it was written, by the database's clock.", default="clock_timestamp()"),
+    column("ticks", INTEGER, "Number of the ticks."),
+    column("rows", BYTEA, "The rows that were inserted into market.ticks, in the binary format of COPY."),
+    PrimaryKeyConstraint("id"),
+    schema="ingest",
+    comment="The ticks of each commit of about the last hour, while a relay is registered.",
+)
+
+tick_log_state = Table(
+    "tick_log_state",
+    metadata,
+    column("singleton", BOOLEAN, "There is one row.", default="true"),
+    column(
+        "identity",
+        UUID,
+        "Changes whenever the log begins again, so that old cursors are refused.",
+        default="gen_random_uuid()",
+    ),
+    column("complete_after", BIGINT, "Each later id is in the log; this and earlier ones may be gone.", default="0"),
+    PrimaryKeyConstraint("singleton"),
+    CheckConstraint("singleton", name="singleton"),
+    schema="ingest",
+    comment="From which commit on the log is complete. One row.",
+)
+
+relays = Table(
+    "relays",
+    metadata,
+    column("id", UUID, "Made by the relay at its start."),
+    column("instance", TEXT, "The name of the relay, by default of its machine."),
+    column("started_at", TIME, "When it registered.", default="clock_timestamp()"),
+    column("seen_at", TIME, "When it last reported, by the database's clock.", default="clock_timestamp()"),
+    column("clients", INTEGER, "Streams that it served then.", default="0"),
+    PrimaryKeyConstraint("id"),
+    schema="ingest",
+    comment="The relays that follow the log. It is written while one of them was seen within an hour.",
+)
+
+relay_tokens = Table(
+    "relay_tokens",
+    metadata,
+    column("name", TEXT, "The client, in the operator's words."),
+    column("hash", BYTEA, "SHA-256 of the token, which is random and stored nowhere."),
+    column("max_streams", INTEGER, "Streams at once at one relay."),
+    column("created_at", TIME, "When it was made.", default="clock_timestamp()"),
+    column("expires_at", TIME, "From then on it is refused; null: never.", null=True),
+    PrimaryKeyConstraint("name"),
+    UniqueConstraint("hash"),
+    CheckConstraint("max_streams > 0", name="max_streams"),
+    schema="ingest",
+    comment="The tokens by which clients use a relay. ingestor relay-token makes them.",
+)

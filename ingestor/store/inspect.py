@@ -42,7 +42,8 @@ _PRIVILEGES = """
 SELECT format('%s ON %s', privilege, relation) AS missing
 FROM (VALUES ('INSERT', 'market.ticks'), ('SELECT', 'market.ticks'), ('INSERT', 'ingest.stream_sessions'),
              ('UPDATE', 'ingest.stream_sessions'), ('INSERT', 'ingest.rejected_messages'),
-             ('SELECT', 'ingest.stale_bars'), ('INSERT', 'ingest.stale_bars'), ('UPDATE', 'ingest.stale_bars'))
+             ('SELECT', 'ingest.stale_bars'), ('INSERT', 'ingest.stale_bars'), ('UPDATE', 'ingest.stale_bars'),
+             ('INSERT', 'ingest.tick_log'), ('SELECT', 'ingest.relays'))
      AS needed (privilege, relation)
 WHERE NOT coalesce(has_table_privilege(to_regclass(relation), privilege), false)
 """

@@ -36,8 +36,10 @@ SELECT pg_advisory_xact_lock(hashtext('market.ticks'))
 
 -- name: lock_session
 -- The holder of this row may write the session's next batch. Batches up to last_batch were committed before,
--- but for the rest of last_batch where last_batch_messages is not null.
-SELECT last_batch, last_batch_messages, ticks, duplicates, rejected, (SELECT noted_before FROM ingest.rolled WHERE noted_before > '0001-01-01 00:00:00+00')
+-- but for the rest of last_batch where last_batch_messages is not null. The last column: whether a relay needs the log.
+SELECT last_batch, last_batch_messages, ticks, duplicates, rejected,
+       (SELECT noted_before FROM ingest.rolled WHERE noted_before > '0001-01-01 00:00:00+00'),
+       EXISTS (SELECT FROM ingest.relays WHERE seen_at > clock_timestamp() - interval '1 hour')
 FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
 
 -- name: begin_session

@@ -26,6 +26,7 @@ from ingestor.store.quarantine import RejectionBudget, insert_without_bad_rows
 from ingestor.store.queries import QUERIES
 from ingestor.store.retry import RetryAction, classify, may_be_too_large
 from ingestor.store.stale import note_delayed, note_stale
+from ingestor.store.tick_log import insert_staged, log_batches
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch, Tell, warn
 
@@ -43,8 +44,8 @@ NO_PARTITION = (
 _Inserted: TypeAlias = tuple[int, Sequence[Rejection]]
 """How many rows are new, and the rows that were refused."""
 
-_Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch], int], Awaitable[_Inserted]]
-"""Inserts the rows of batches, of which the first may be a part: the messages after so many."""
+_Insert: TypeAlias = Callable[[asyncpg.Connection, Sequence[Batch], int, bool], Awaitable[_Inserted]]
+"""Inserts the rows of batches, of which the first may be a part: the messages after so many. The flag: log them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +285,12 @@ class TickStore:
             self._months.add(month)
 
     async def _quarantine(
-        self, guarded: GuardedConnection, connection: asyncpg.Connection, batches: Sequence[Batch], after: int
+        self,
+        guarded: GuardedConnection,
+        connection: asyncpg.Connection,
+        batches: Sequence[Batch],
+        after: int,
+        is_logged: bool,
     ) -> _Inserted:
         """Send one batch's rows through the temporary table, without those that the database refuses."""
         (batch,) = batches
@@ -292,7 +298,8 @@ class TickStore:
         async def insert(rows: Iterable[bytes]) -> int:
             guarded.renew()
             await connection.execute(QUERIES["empty_staging"])
-            return await _stage_rows(connection, rows, guarded.renew)
+            await copy_rows(connection, "pg_temp", "ticks_staged", rows, guarded.renew)
+            return await insert_staged(connection, batch, is_logged=is_logged)
 
         most = self._rejection_budget.of(batch.count)
         return await insert_without_bad_rows(batch, insert, connection.transaction, most=most, after=after)
@@ -318,7 +325,7 @@ async def _write_session(
         )
         known = await connection.fetchrow(QUERIES["lock_session"], session.id)
     assert known is not None  # it is there now, and locked
-    last_batch, last_messages, ticks_before, duplicates_before, rejected_before, noted_before = known
+    last_batch, last_messages, ticks_before, duplicates_before, rejected_before, noted_before, is_logged = known
     complete = last_batch if last_messages is None else last_batch - 1
     batches = [batch for batch in batches if batch.number > complete]
     if not batches:
@@ -330,7 +337,7 @@ async def _write_session(
     covered_until, missing = proof(batches, ticks_before + rejected_before)
 
     ticks = sum(batch.count for batch in batches)
-    inserted, refused = await insert(connection, batches, after) if ticks else (0, ())
+    inserted, refused = await insert(connection, batches, after, is_logged) if ticks else (0, ())
     await note_stale(connection, batches, noted_before)
     rejections = [(batch.number, rejection) for batch in batches for rejection in batch.rejections]
     rejections += [(batches[-1].number, rejection) for rejection in refused]
@@ -357,22 +364,21 @@ async def _write_session(
 
 
 async def _copy(
-    on_piece: Callable[[], None], connection: asyncpg.Connection, batches: Sequence[Batch], _: int
+    on_piece: Callable[[], None], connection: asyncpg.Connection, batches: Sequence[Batch], _: int, is_logged: bool
 ) -> _Inserted:
     """Send the rows as they are. Fails where one of them is there already."""
-    return await copy_rows(connection, "market", "ticks", [batch.rows for batch in batches], on_piece), ()
+    inserted = await copy_rows(connection, "market", "ticks", [batch.rows for batch in batches], on_piece)
+    if is_logged:
+        await log_batches(connection, batches)
+    return inserted, ()
 
 
 async def _stage(
-    on_piece: Callable[[], None], connection: asyncpg.Connection, batches: Sequence[Batch], _: int
+    on_piece: Callable[[], None], connection: asyncpg.Connection, batches: Sequence[Batch], _: int, is_logged: bool
 ) -> _Inserted:
     """Send the rows through the temporary table; those that are there already are left."""
-    return await _stage_rows(connection, [batch.rows for batch in batches], on_piece), ()
-
-
-async def _stage_rows(connection: asyncpg.Connection, rows: Iterable[bytes], on_piece: Callable[[], None]) -> int:
-    await copy_rows(connection, "pg_temp", "ticks_staged", rows, on_piece)
-    return count_of(await connection.execute(QUERIES["insert_staged"]))
+    await copy_rows(connection, "pg_temp", "ticks_staged", [batch.rows for batch in batches], on_piece)
+    return await insert_staged(connection, batches[-1], is_logged=is_logged), ()
 
 
 async def _advance(

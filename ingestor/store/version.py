@@ -9,7 +9,7 @@ from ingestor.errors import SchemaError
 from ingestor.store.queries import QUERIES
 from ingestor.store.retry import MIGRATE
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The newest migration that this code was written for. Revisions are numbers, so they compare as text."""
 
 

@@ -125,8 +125,8 @@ async def test_the_same_ticks_and_bars(partitioned: str, timescale: TestServer) 
     assert await assert_bars(partitioned) == bars
     assert await query(partitioned, about) == comments
     names = "SELECT indexname::text FROM pg_indexes WHERE schemaname = 'market' AND tablename = 'ticks' ORDER BY 1"
-    expected = [("ticks_symbol_time_price_volume_occurrence_key",), ("ticks_time_idx",)]
-    assert await query(partitioned, names) == expected
+    expected = ["ticks_received_at_idx", "ticks_symbol_time_price_volume_occurrence_key", "ticks_time_idx"]
+    assert await query(partitioned, names) == [(name,) for name in expected]
     interval = "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'ticks'"
     assert await query(partitioned, interval) == [(timedelta(days=7),)]
     assert await query(partitioned, "SELECT ingest.ensure_partition('2026-07-01')") == [(False,)]

@@ -147,7 +147,7 @@ async def test_everything_is_commented(database: str) -> None:
     tables = (
         "SELECT count(*) FROM pg_tables WHERE schemaname IN ('market', 'ingest') AND tablename !~ '^ticks_|^alembic'"
     )
-    assert await value(database, tables) == 17
+    assert await value(database, tables) == 21
 
 
 async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,12 +166,16 @@ async def test_settings_and_calendars(database: str, monkeypatch: pytest.MonkeyP
 
 
 async def test_partitions_of_ticks(database: str, server: TestServer) -> None:
-    """Ticks are a hypertable of 7-day chunks, or monthly partitions in UTC, with the key and an index on the time."""
+    """Ticks are a hypertable of 7-day chunks, or monthly partitions in UTC, with the key and indexes on the times."""
     indexes = await value(
         database,
         "SELECT array_agg(indexname::text) FROM pg_indexes WHERE schemaname = 'market' AND tablename = 'ticks'",
     )
-    assert sorted(indexes) == ["ticks_symbol_time_price_volume_occurrence_key", "ticks_time_idx"]
+    assert sorted(indexes) == [
+        "ticks_received_at_idx",
+        "ticks_symbol_time_price_volume_occurrence_key",
+        "ticks_time_idx",
+    ]
     if server.edition == "timescale":
         interval = "SELECT time_interval FROM timescaledb_information.dimensions WHERE hypertable_name = 'ticks'"
         assert await value(database, interval) == timedelta(days=7)
