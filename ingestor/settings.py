@@ -273,6 +273,23 @@ class Settings(BaseSettings):
         "", "further host names or addresses that requests may name, separated by commas; * for all"
     )
 
+    relay_host: Text = _setting(
+        "127.0.0.1", "address of the relay's stream; any other than loopback needs TLS, by files or by a proxy"
+    )
+    relay_port: int = _setting(5005, "port of the relay's stream; 0: any free port", ge=0, le=65535)
+    relay_tls_cert: Path | None = _setting(None, "file with the relay's certificate and its chain (PEM)")
+    relay_tls_key: Path | None = _setting(None, "file with the certificate's private key (PEM)")
+    relay_behind_tls_proxy: bool = _setting(
+        "off", "whether a proxy in front of the relay does TLS, so that the relay may listen without it"
+    )
+    relay_max_clients: int = _setting(200, "streams of the relay at once", ge=1, le=100_000)
+    relay_client_buffer: Bytes = _setting(
+        "256KiB", "bytes that may wait for a client of the relay before it is served from the database", ge=4096
+    )
+    relay_http_port: int = _setting(
+        9465, "port of the relay's health and metrics, on INGESTOR_HTTP_HOST; 0: any free port", ge=0, le=65535
+    )
+
     retention: Annotated[SecondsOrOff, AfterValidator(_check_retention)] = _setting(
         "off", "age at which `ingestor maintain` drops ticks; at least 8d, or off"
     )

@@ -21,6 +21,8 @@ from ingestor.cli.gaps import gaps
 from ingestor.cli.maintain import maintain
 from ingestor.cli.migrate import migrate
 from ingestor.cli.reconcile import reconcile
+from ingestor.cli.relay import relay
+from ingestor.cli.relay_token import relay_token
 from ingestor.cli.replay import replay
 from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
@@ -55,6 +57,8 @@ for command in (
     replay,
     maintain,
     grant_analyst,
+    relay,
+    relay_token,
 ):
     app.command(cls=Command)(reports_output_errors(command))
 

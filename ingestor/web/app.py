@@ -45,16 +45,20 @@ HEADERS = {
 _TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html"}
 
 
-class Source(Protocol):
-    """Provides the data behind the HTTP endpoints."""
+class HealthSource(Protocol):
+    """Provides liveness and readiness."""
 
     def loops(self) -> dict[str, bool]:
         """Return whether each loop advances, by its name."""
         ...
 
     def readiness(self) -> dict[str, Any]:
-        """Return whether the daemon is ready, and its problems."""
+        """Return whether the process is ready, and its problems."""
         ...
+
+
+class Source(HealthSource, Protocol):
+    """Provides the data behind the HTTP endpoints."""
 
     def status(self) -> dict[str, Any]:
         """Return the data of the status page."""
@@ -83,17 +87,24 @@ def make_app(
     )
 
 
-class _Pages:
-    """The endpoints with changing answers."""
+def make_health_app(source: HealthSource, registry: CollectorRegistry, hosts: Hosts) -> Starlette:
+    """Return an application with liveness, readiness and metrics only, for a process without a page."""
+    health = _Health(source, registry, hosts)
+    routes = [
+        Route("/healthz", health.healthz),
+        Route("/readyz", health.readyz),
+        Route("/metrics", health.metrics),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(_Headers), Middleware(HostCheck, hosts=hosts)])
 
-    def __init__(self, source: Source, registry: CollectorRegistry, closing: asyncio.Event, hosts: Hosts) -> None:
+
+class _Health:
+    """The endpoints that every process has."""
+
+    def __init__(self, source: HealthSource, registry: CollectorRegistry, hosts: Hosts) -> None:
         self._source = source
-        self._hosts = hosts
         self._registry = registry
-        self._closing = closing
-        self._watchers = 0
-        self._event = ""
-        self._event_made_at = -EVENT_INTERVAL
+        self._hosts = hosts
 
     async def healthz(self, _: Request) -> Response:
         """Answer whether the loops advance. If not, a restart may help."""
@@ -118,9 +129,21 @@ class _Pages:
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"Content-Type": kind})
 
+
+class _Pages(_Health):
+    """The endpoints with changing answers."""
+
+    def __init__(self, source: Source, registry: CollectorRegistry, closing: asyncio.Event, hosts: Hosts) -> None:
+        super().__init__(source, registry, hosts)
+        self._page = source
+        self._closing = closing
+        self._watchers = 0
+        self._event = ""
+        self._event_made_at = -EVENT_INTERVAL
+
     async def status(self, _: Request) -> Response:
         """Answer with the data of the status page."""
-        return JSONResponse(redact_values(self._source.status()))
+        return JSONResponse(redact_values(self._page.status()))
 
     async def events(self, _: Request) -> Response:
         """Stream the status as server-sent events."""
@@ -144,7 +167,7 @@ class _Pages:
         """Return the current event, which all pages share."""
         now = asyncio.get_running_loop().time()
         if now - self._event_made_at >= EVENT_INTERVAL / 2:
-            status = redact_values(self._source.status())
+            status = redact_values(self._page.status())
             self._event = f"data: {json.dumps(status, separators=(',', ':'))}\n\n"
             self._event_made_at = now
         return self._event

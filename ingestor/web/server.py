@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from ingestor.errors import ConfigurationError
 from ingestor.redaction import system_words
+from ingestor.settings import variable
 from ingestor.web.connection import ClientConnection
 
 WAITING = 1024
@@ -72,8 +73,9 @@ class _Uvicorn(uvicorn.Server):
 class HttpServer:
     """An HTTP server that listens from `bind` on and answers while `serve` runs."""
 
-    def __init__(self, host: str, port: int, limits: Limits | None = None) -> None:
+    def __init__(self, host: str, port: int, limits: Limits | None = None, *, port_setting: str = "http_port") -> None:
         self._host = host
+        self._port_setting = variable(port_setting)
         self._port = port
         self._limits = (limits or Limits()).within(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._socket: socket.socket | None = None
@@ -98,10 +100,10 @@ class HttpServer:
     def _problem(self, error: OSError) -> str:
         if error.errno == errno.EADDRINUSE:
             return (
-                f"INGESTOR_HTTP_PORT: {self._port} on {self._host} is in use by another program, or another ingestor. "
-                "Choose another port."
+                f"{self._port_setting}: {self._port} on {self._host} is in use by another program, or another "
+                "ingestor. Choose another port."
             )
-        setting = "INGESTOR_HTTP_PORT" if error.errno == errno.EACCES else "INGESTOR_HTTP_HOST"
+        setting = self._port_setting if error.errno == errno.EACCES else "INGESTOR_HTTP_HOST"
         return f"{setting}: the server cannot listen on {self._host}:{self._port}: {system_words(error)}."
 
     @property

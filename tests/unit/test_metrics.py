@@ -11,6 +11,8 @@ from ingestor.model import SECOND, Batch, Session
 from ingestor.service.recorder import new_session_id
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.metrics import Facts, new_registry
+from ingestor.telemetry.relay_events import RelayTelemetry
+from ingestor.telemetry.relay_metrics import new_relay_registry
 from tests.clocks import ManualClock
 from tests.http import samples
 
@@ -38,12 +40,20 @@ def scraped(facts: Facts) -> str:
     return generate_latest(new_registry(full_telemetry(), lambda: facts)).decode()
 
 
+def relay_metrics() -> str:
+    """Return the metrics of a relay, without those that every process has."""
+    telemetry = RelayTelemetry(ManualClock())
+    telemetry.published(1)
+    text = generate_latest(new_relay_registry(telemetry, lambda: (2, 1))).decode()
+    return "".join(f"{line}\n" for line in text.splitlines() if "ingestor_relay_" in line)
+
+
 def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
     """The reference lists exactly the exported names, types and labels, since dashboards depend on them."""
     rows = re.findall(r"^\| `(ingestor_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", REFERENCE.read_text(), flags=re.MULTILINE)
     documented = {(name, kind, frozenset(labels.split(",")) - {""}) for name, labels, kind in rows}
     found = set()
-    for family in text_string_to_metric_families(scraped(KNOWN)):
+    for family in text_string_to_metric_families(scraped(KNOWN) + relay_metrics()):
         if family.name.startswith("ingestor_"):
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             suffix = "_total" if family.type == "counter" else ""

@@ -1,0 +1,68 @@
+"""Admits clients: their tokens, their limits, and a delay for an address that sends wrong tokens."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from ingestor.clock import Clock
+
+FREE_FAILURES = 5
+"""Wrong tokens of one address that are answered at once."""
+
+DELAY_SECONDS, MAX_DELAY_SECONDS = 0.5, 8.0
+"""The next wrong token is answered after the first, each further one after twice as long, up to the second."""
+
+FORGET_SECONDS = 60.0
+MAX_ADDRESSES = 10_000
+
+
+class Failures:
+    """Counts wrong tokens by address, for a minute after the last one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._counts: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def note(self, address: str) -> float:
+        """Count a wrong token; return the time in seconds after which it is answered."""
+        now = self._clock.monotonic()
+        count, at = self._counts.pop(address, (0, now))
+        count = 1 if now - at > FORGET_SECONDS else count + 1
+        self._counts[address] = (count, now)
+        if len(self._counts) > MAX_ADDRESSES:
+            self._counts.popitem(last=False)
+        return self._delay(count)
+
+    def _delay(self, count: int) -> float:
+        if count <= FREE_FAILURES:
+            return 0.0
+        return float(min(DELAY_SECONDS * 2 ** min(count - FREE_FAILURES - 1, 10), MAX_DELAY_SECONDS))
+
+
+class Streams:
+    """The authenticated streams, by client."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._counts: dict[bytes, int] = {}
+
+    @property
+    def total(self) -> int:
+        """The number of streams."""
+        return sum(self._counts.values())
+
+    def exceeded(self, token: bytes, most: int) -> int | None:
+        """Return the limit that one more stream of a token would exceed: the relay's, or its own `most`."""
+        if self._counts.get(token, 0) >= most:
+            return most
+        return self._most if self.total >= self._most else None
+
+    def enter(self, token: bytes) -> None:
+        """Count a stream."""
+        self._counts[token] = self._counts.get(token, 0) + 1
+
+    def leave(self, token: bytes) -> None:
+        """Count the end of a stream."""
+        self._counts[token] -= 1
+        if not self._counts[token]:
+            del self._counts[token]

@@ -1,0 +1,112 @@
+"""Hands the commits of the log to the clients that are live, encoded once for all clients of the same filter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from ingestor.batch import Row, unpack_rows
+from ingestor.relay.encoder import Encoder
+from ingestor.relay.options import Filter, cursor_text
+from ingestor.store.record import Entry, LogPosition, LogState, Progress
+
+SLICE = 1000
+"""Ticks that are encoded and handed out at once, before other tasks of the loop continue."""
+
+
+class Subscriber(Protocol):
+    """A client that is live, or may become so."""
+
+    progress: Progress
+
+    @property
+    def filter(self) -> Filter:
+        """Which ticks it gets."""
+        ...
+
+    def accept(self, frames: bytes, ticks: int, after: LogPosition) -> None:
+        """Send frames, after which the client has the log up to `after`. Never waits."""
+        ...
+
+    def restart(self) -> None:
+        """End the stream, because the log has begun again."""
+        ...
+
+
+class Hub:
+    """The live clients. `position` is the place in the log up to which they have everything.
+
+    A client joins only behind that position, without a moment between the check and the join, so no tick is missing;
+    and each accepts only what is behind its own progress, so none comes twice.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._live: set[Subscriber] = set()
+        self.position = LogPosition(0)
+        self.mark = ""
+        self.is_ready = asyncio.Event()
+        """Set once the log is followed."""
+
+    @property
+    def live(self) -> int:
+        """The number of live clients."""
+        return len(self._live)
+
+    def follow(self, state: LogState) -> None:
+        """Go on with the log, or begin at its end if it is another one, which ends the streams of all clients."""
+        if state.mark == self.mark and state.complete_after < self.position.entry <= state.end.entry:
+            return
+        self.restart(state)
+
+    def restart(self, state: LogState) -> None:
+        """Begin at the end of a log."""
+        for subscriber in list(self._live):
+            self.leave(subscriber)
+            subscriber.restart()
+        self.mark, self.position = state.mark, state.end
+        self.is_ready.set()
+
+    def join(self, subscriber: Subscriber) -> bool:
+        """Add a client that has everything up to here; return whether it has."""
+        if subscriber.progress.place is not None or subscriber.progress.position < self.position:
+            return False
+        self._live.add(subscriber)
+        return True
+
+    def leave(self, subscriber: Subscriber) -> None:
+        """Remove a client, if it is live."""
+        self._live.discard(subscriber)
+
+    async def publish(self, entries: Sequence[Entry]) -> None:
+        """Hand out commits, in slices."""
+        for entry in entries:
+            rows = list(unpack_rows(entry.rows))
+            for start in range(entry.skip, len(rows), SLICE):
+                end = min(start + SLICE, len(rows))
+                after = LogPosition(entry.id, end) if end < len(rows) else LogPosition(entry.id + 1)
+                self._publish(entry.id, start, rows[start:end], after)
+                await asyncio.sleep(0)
+            self.position = LogPosition(entry.id + 1)
+
+    def _publish(self, entry: int, start: int, rows: Sequence[Row], after: LogPosition) -> None:
+        arrivals = [row[1] for row in rows]
+        first, last = min(arrivals), max(arrivals)
+        encoded: dict[Filter, tuple[bytes, int]] = {}
+        for subscriber in list(self._live):
+            wanted = subscriber.filter.within(first, last)
+            if wanted not in encoded:
+                encoded[wanted] = self._encode(wanted, entry, start, rows)
+            subscriber.accept(*encoded[wanted], after)
+        self.position = after
+
+    def _encode(self, wanted: Filter, entry: int, start: int, rows: Sequence[Row]) -> tuple[bytes, int]:
+        """Return the frames of those ticks that pass a filter, and their number."""
+        chosen = [index for index, row in enumerate(rows) if wanted.matches(row)]
+
+        def cursor(index: int) -> str:
+            return cursor_text(self.mark, Progress(LogPosition(entry, start + chosen[index] + 1), None))
+
+        frames = self._encoder.frames([rows[index] for index in chosen], cursor if wanted.meta else None)
+        return frames, len(chosen)

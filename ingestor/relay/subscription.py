@@ -1,0 +1,326 @@
+"""One client's stream: what is on record, then the log, then live; and back to the log when the client is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Protocol, TypeVar
+
+from websockets.asyncio.server import ServerConnection
+from websockets.protocol import State
+
+from ingestor.batch import Row, unpack_rows
+from ingestor.clock import Clock
+from ingestor.errors import IngestorError, StoreError
+from ingestor.model import SECOND, Duration, Micros
+from ingestor.relay.encoder import Encoder, message
+from ingestor.relay.gaps import GapMarks
+from ingestor.relay.hub import SLICE, Hub
+from ingestor.relay.options import Filter, Options, cursor_text
+from ingestor.store.record import LogPosition, Place, Progress, Record, Step, Window
+from ingestor.store.record_pool import RecordPool
+
+PAGE = 5000
+"""Ticks of the record that are read at once."""
+
+PACED_PAGE = 500
+"""The same of a client that asked for a speed: they wait in memory."""
+
+FIRST_SPAN: Duration = 60 * SECOND
+LONGEST_SPAN: Duration = 60 * 86_400 * SECOND
+"""Arrivals that are read at once: few at first, then as many as fill a page."""
+
+END_GRACE: Duration = 2 * SECOND
+"""A stream with `to` ends so long after it: ticks that arrived before it are committed by then."""
+
+PACE_SECONDS = 0.01
+"""Ticks that are due within this time are sent together."""
+
+_BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts to read while the database fails; the last is repeated."""
+
+RESTARTED = "The relay's log of commits began again. Connect again, with from."
+
+
+_Answer = TypeVar("_Answer")
+
+
+class StreamEnd(IngestorError):  # noqa: N818 - not always an error
+    """The end of a stream that the relay decides: a close code, and a text if an error message is sent before."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Counters(Protocol):
+    """Counts what clients get."""
+
+    def sent(self, ticks: int) -> None:
+        """Count ticks that were sent."""
+        ...
+
+    def fell_back(self) -> None:
+        """Count a client that became too slow to be live."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts that all streams of a relay share. A client must accept bytes within `stuck_after` seconds."""
+
+    hub: Hub
+    pool: RecordPool
+    encoder: Encoder
+    clock: Clock
+    counters: Counters
+    stuck_after: float = 60.0
+
+
+class Subscription:
+    """The stream of one client. Runs until the client leaves, or StreamEnd or CursorError is raised."""
+
+    def __init__(self, connection: ServerConnection, options: Options, parts: Parts) -> None:
+        self._connection = connection
+        self._options = options
+        self._parts = parts
+        self._hub = parts.hub
+        self._mark = parts.hub.mark
+        self._span = FIRST_SPAN
+        self._left = asyncio.Event()
+        self._is_restarted = False
+        self._is_checked = options.resume is None  # a cursor may be of another log
+        self._has_lagged = False
+        self._paced_from: tuple[float, Micros] | None = None
+        self._gaps = GapMarks([])
+        self.ticks_sent = 0
+        self.progress = self._start()
+
+    @property
+    def filter(self) -> Filter:
+        """Which ticks the client gets."""
+        return self._options.filter
+
+    def _start(self) -> Progress:
+        if self._options.resume is not None:
+            self._mark = self._options.resume.mark
+            return self._options.resume.progress
+        since = self.filter.since
+        return Progress(self._hub.position, None if since is None else Place(since - 1))
+
+    def accept(self, frames: bytes, ticks: int, after: LogPosition) -> None:
+        """Send what the hub hands out. If the client is slow, it leaves the hub."""
+        if after <= self.progress.position:
+            return
+        self.progress = Progress(after, None)
+        if self._connection.state is not State.OPEN:
+            self._leave()
+            return
+        if frames:
+            self._write(frames, ticks)
+            if self._connection.paused:
+                self._parts.counters.fell_back()
+                self._leave()
+
+    def restart(self) -> None:
+        """End the stream, because the log has begun again."""
+        self._is_restarted = True
+        self._left.set()
+
+    async def run(self) -> None:
+        """Send everything that the options name."""
+        if self._options.gaps:
+            await self._find_gaps()
+        try:
+            while True:
+                self._left.clear()
+                if self._is_checked and self._hub.join(self):
+                    await self._stay()
+                    await self._drain()
+                    self._report_lag()
+                else:
+                    await self._catch_up()
+        finally:
+            self._hub.leave(self)
+
+    # Live.
+
+    def _leave(self) -> None:
+        self._hub.leave(self)
+        self._left.set()
+
+    async def _stay(self) -> None:
+        """Wait until the client leaves the hub, or its time is over."""
+        self._write(self._gaps.rest(), 0)
+        try:
+            async with asyncio.timeout(self._time_left()):
+                await self._left.wait()
+        except TimeoutError:
+            self._hub.leave(self)
+            raise StreamEnd(1000) from None
+        if self._is_restarted:
+            raise StreamEnd(1013, RESTARTED)
+
+    def _time_left(self) -> float | None:
+        until = self.filter.until
+        return None if until is None else max(0.0, (until + END_GRACE - self._parts.clock.wall()) / SECOND)
+
+    def _report_lag(self) -> None:
+        if self._options.gaps and not self._has_lagged:
+            self._has_lagged = True
+            text = "The client is slower than the stream; it gets everything, later."
+            self._write(message("lagging", {"message": text}), 0)
+
+    # From the database.
+
+    async def _catch_up(self) -> None:
+        """Send the next step of the record. Raises StreamEnd behind the last one of a stream that ends."""
+        before = self.progress
+        window, step = await self._read(self._step)
+        self._is_checked = True
+        for entry in step.entries:
+            rows = list(unpack_rows(entry.rows))
+            late = [index for index in range(entry.skip, len(rows)) if self._is_late(rows[index], before.place)]
+            await self._send([rows[index] for index in late], partial(_late_progress, entry.id, late, before.place))
+        await self._send_page(step, is_full=len(step.rows) == window.rows)
+        self.progress = step.progress
+        if step.is_complete and before.place is not None:
+            self._adapt(len(step.rows), window)
+            until = self.filter.until
+            if until is not None and step.progress.place == Place(until - 1):
+                if until + END_GRACE <= self._parts.clock.wall():
+                    self._write(self._gaps.rest(), 0)
+                    raise StreamEnd(1000)
+                self.progress = Progress(step.progress.position, None)
+
+    def _is_late(self, row: Row, place: Place | None) -> bool:
+        """Return whether a logged tick is sent now: it passes the filter, and the table was read beyond it."""
+        return self.filter.matches(row) and (place is None or place.covers(row))
+
+    def _window(self) -> Window:
+        """Return the window of the next step: the last one has no end but that of the options."""
+        rows = PAGE if self._options.speed is None else PACED_PAGE
+        if self.progress.place is None:
+            return Window(None, rows)
+        end = self.progress.place.received_at + 1 + self._span
+        until = None if end > self._parts.clock.wall() else end
+        bound = self.filter.until
+        if bound is not None and (until is None or until > bound):
+            until = bound
+        return Window(until, rows)
+
+    def _adapt(self, found: int, window: Window) -> None:
+        """Choose the span of the next window, so that it fills a page."""
+        if found == window.rows:
+            self._span = max(self._span // 2, SECOND // 100)
+        elif found < window.rows // 4:
+            self._span = min(self._span * 4, LONGEST_SPAN)
+
+    async def _read(self, ask: Callable[[Record], Awaitable[_Answer]]) -> _Answer:
+        """Ask the record, again and again while the database fails, each time for less."""
+        for attempt in count():
+            try:
+                async with self._parts.pool.record() as record:
+                    return await ask(record)
+            except StoreError:
+                self._span = max(self._span // 4, SECOND // 100)
+                await self._parts.clock.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
+        raise AssertionError
+
+    async def _step(self, record: Record) -> tuple[Window, Step]:
+        window = self._window()
+        return window, await record.step(self.progress, window, self._options.symbols, self._mark)
+
+    async def _find_gaps(self) -> None:
+        place = self.progress.place
+        if place is not None:
+            since = place.received_at + 1
+            gaps = await self._read(lambda record: record.gaps(since, self.filter.until))
+            dropped = await self._read(lambda record: record.ticks_since())
+            self._gaps = GapMarks.of(gaps, dropped, since)
+
+    # Sending.
+
+    async def _send_page(self, step: Step, *, is_full: bool) -> None:
+        begin = 0
+        while begin < len(step.rows):
+            received_at = step.rows[begin][1]
+            if self._options.speed is not None:
+                await self._wait_for(received_at)
+            self._write(self._gaps.until(received_at), 0)
+            end = self._end_of_piece(step.rows, begin)
+            await self._send(step.rows[begin:end], partial(_page_progress, step, is_full, begin))
+            begin = end
+
+    def _end_of_piece(self, rows: Sequence[Row], begin: int) -> int:
+        """Return the end of the ticks that are sent at once: a gap divides them, and so does the pace."""
+        end = min(begin + SLICE, len(rows))
+        latest = math.inf
+        if self._options.speed is not None:
+            latest = rows[begin][1] + self._options.speed * PACE_SECONDS * SECOND
+        for index in range(begin + 1, end):
+            if rows[index][1] > latest or self._gaps.divides(rows[index][1]):
+                return index
+        return end
+
+    async def _wait_for(self, received_at: Micros) -> None:
+        """Wait until a tick is due at the speed that the client asked for."""
+        assert self._options.speed is not None
+        clock = self._parts.clock
+        if self._paced_from is None:
+            since = self.filter.since
+            self._paced_from = clock.monotonic(), received_at if since is None else since
+        started, first = self._paced_from
+        seconds = started + (received_at - first) / SECOND / self._options.speed - clock.monotonic()
+        if seconds > 0:
+            await clock.sleep(seconds)
+
+    async def _send(self, rows: Sequence[Row], progress: Callable[[int], Progress]) -> None:
+        """Send ticks in slices, each once the client has accepted enough of what was sent before."""
+        for start in range(0, len(rows), SLICE):
+            piece = rows[start : start + SLICE]
+            cursor = None
+            if self.filter.meta:
+
+                def cursor(index: int, start: int = start) -> str:
+                    return cursor_text(self._mark, progress(start + index))
+
+            self._write(self._parts.encoder.frames(piece, cursor), len(piece))
+            await self._drain()
+            await asyncio.sleep(0)
+
+    def _write(self, frames: bytes, ticks: int) -> None:
+        """Write frames past the library, which would encode them again for each client."""
+        if frames and self._connection.state is State.OPEN:
+            self._connection.transport.write(frames)
+            self._parts.counters.sent(ticks)
+            self.ticks_sent += ticks
+
+    async def _drain(self) -> None:
+        """Wait until the client has accepted most of what was sent. Raises StreamEnd if it accepts nothing."""
+        while self._connection.paused and self._connection.state is State.OPEN:
+            before = self._connection.transport.get_write_buffer_size()
+            try:
+                async with asyncio.timeout(self._parts.stuck_after):
+                    await self._connection.drain()
+            except TimeoutError:
+                if self._connection.transport.get_write_buffer_size() >= before:
+                    raise StreamEnd(1013) from None
+
+
+def _late_progress(entry: int, late: Sequence[int], place: Place | None, index: int) -> Progress:
+    """Return what a client has behind a tick of the log. `late` are the places in the entry of those that it gets."""
+    return Progress(LogPosition(entry, late[index] + 1), place)
+
+
+def _page_progress(step: Step, is_full: bool, begin: int, index: int) -> Progress:
+    """Return what a client has behind a tick of the table: all of an instant's ticks, or those up to this one."""
+    at = begin + index
+    row = step.rows[at]
+    is_end = at + 1 == len(step.rows)
+    has_all = not is_full if is_end else step.rows[at + 1][1] != row[1]
+    return Progress(step.progress.position, Place(row[1], None if has_all else row))

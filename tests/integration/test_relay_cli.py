@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from websockets.asyncio.client import connect
+
+from ingestor.errors import ConfigurationError
+from ingestor.service.process import StopRequest
+from ingestor.service.relay import Relay
+from ingestor.settings import load_settings
+from ingestor.store.ticks import TickStore
+from tests.commands import ingestor, start
+from tests.http import Window
+from tests.integration.test_store import batcher, filled, tick
+from tests.relays import Client, new_token, relaying
+from tests.servers import TestServer, execute_all, query, with_parts
+
+PAGE = Path(__file__).parents[2] / "docs/how-to/subscribe.md"
+
+
+async def test_tokens_are_made_listed_and_revoked(database: str) -> None:
+    """A new token is alone on standard output, is stored as a hash, and its name has one token only."""
+    status, output, errors = await ingestor("relay-token", "charts", "--expires", "90d", DATABASE_URL=database)
+    assert (status, errors) == (0, "")
+    assert re.fullmatch(r"rk_[A-Za-z0-9]{17}\n", output)
+    status, again, errors = await ingestor("relay-token", "charts", DATABASE_URL=database)
+    assert (status, again) == (1, "")
+    assert "has a token already" in errors
+    status, listed, _ = await ingestor("relay-token", "--list", DATABASE_URL=database)
+    assert (status, listed.count("\n")) == (0, 1)
+    assert listed.startswith("charts: 2 streams, made ")
+    assert output.strip() not in listed
+    assert (await ingestor("relay-token", "--revoke", "charts", DATABASE_URL=database))[0] == 0
+    assert (await ingestor("relay-token", "--revoke", "charts", DATABASE_URL=database))[0] == 1
+    assert await query(database, "SELECT count(*) FROM ingest.relay_tokens") == [(0,)]
+    for arguments in ((), ("a", "--list"), ("\n",), ("a", "--max-streams", "0")):
+        assert (await ingestor("relay-token", *arguments, DATABASE_URL=database))[0] == 2
+
+
+async def test_a_relay_of_its_own_login(database: str, writer_url: str, server: TestServer) -> None:
+    """A relay runs as a process, as a member of market_relay that owns nothing, and stops in order."""
+    login = server.new_name()
+    await server.run(f"CREATE ROLE {login} LOGIN PASSWORD 'follower' IN ROLE market_relay")
+    try:
+        url = with_parts(server.url, database=database.rsplit("/", 1)[1], user=login, password="follower")
+        token = await new_token(database)
+        process = await start("relay", DATABASE_URL=url, RELAY_PORT="0", RELAY_HTTP_PORT="0", LOG_FORMAT="json")
+        assert process.stderr is not None
+        text = ""
+        async with asyncio.timeout(30):
+            while "relay_following" not in text:
+                text += (await process.stderr.readline()).decode()
+        (address,) = re.findall(r'"(ws://[^"]*)"', text)
+        store = TickStore(writer_url, write_timeout=10)
+        async with Client(address, token, **{"from": "2026-03-02T00:00:00Z"}) as client:
+            await store.write([filled(batcher(), tick())])
+            await client.received(1)
+            process.terminate()
+            assert await client.ended() == 1012
+        await store.close()
+        output, errors = await asyncio.wait_for(process.communicate(), 20)
+        assert (process.returncode, output) == (0, b"")
+        assert "relay_stopped" in errors.decode()
+        assert token not in text + errors.decode()
+    finally:
+        await execute_all(database, f"REVOKE market_relay FROM {login}")
+        await server.run(f"DROP ROLE {login}")
+
+
+async def test_health_and_metrics(database: str) -> None:
+    """Liveness, readiness and metrics are on a port of their own; readiness fails while the log is not followed."""
+    token = await new_token(database)
+    async with relaying(database) as relay, Window(relay.http.url) as window:
+        async with Client(relay.server.url, token) as client:
+            await client.authenticated()
+            assert await window.get("/healthz") == (200, {"alive": True, "loops": {"follower": "ok"}})
+            assert await window.get("/readyz") == (200, {"ready": True, "problems": []})
+            assert await window.metric("ingestor_relay_clients") == 1
+        relay.telemetry.follow_failed("the database is gone")
+        status, answer = await window.get("/readyz")
+        assert (status, answer["problems"][0]["detail"]) == (503, "the database is gone")
+        assert (await window.client.get("/")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"relay_host": "0.0.0.0"}, "INGESTOR_RELAY_HOST: tokens would travel unencrypted"),
+        ({"relay_tls_cert": "cert.pem"}, "belong together"),
+        ({"relay_tls_cert": "cert.pem", "relay_tls_key": "key.pem"}, "cannot be used"),
+    ],
+)
+def test_tokens_travel_encrypted(changes: dict[str, str], words: str) -> None:
+    """A relay listens beyond loopback only with TLS, or behind a proxy that does it."""
+    url = "postgresql://a@localhost/b"
+    with pytest.raises(ConfigurationError, match=words):
+        Relay(load_settings(database_url=url, **changes))
+    Relay(load_settings(database_url=url, relay_host="0.0.0.0", relay_behind_tls_proxy=True))
+
+
+async def test_tls(database: str, tmp_path: Path) -> None:
+    """With a certificate, the stream is encrypted."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    files: dict[str, Any] = {"relay_tls_cert": tmp_path / "cert.pem", "relay_tls_key": tmp_path / "key.pem"}
+    async with relaying(database, **files) as relay:
+        assert relay.server.url.startswith("wss://")
+        async with connect(relay.server.url, ssl=context, proxy=None) as client:
+            await client.send("nonsense")
+            assert "not authorised" in str(await client.recv())
+
+
+async def test_a_port_in_use(database: str) -> None:
+    """A port that another program uses ends the relay with the name of the setting."""
+    async with relaying(database) as relay:
+        port = int(relay.server.url.rsplit(":", 1)[1].split("/")[0])
+        other = Relay(load_settings(database_url=database, relay_port=port, relay_http_port=0))
+        with pytest.raises(ConfigurationError, match="INGESTOR_RELAY_PORT: the relay cannot listen"):
+            await other.run(StopRequest())
+
+
+async def test_the_snippet_of_the_page(database: str, writer_url: str) -> None:
+    """The Python program of the page prints the prices that a relay sends."""
+    snippet = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+    token = await new_token(database)
+    store = TickStore(writer_url, write_timeout=10)
+    await store.write([filled(batcher(), tick("AIR.NZ", price=2.5))])
+    await store.close()
+    async with relaying(database) as relay:
+        url = f"{relay.server.url}?from=2026-03-02T13:00:00%2B13:00"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", snippet,
+            env={"RELAY_URL": url, "RELAY_TOKEN": token, "no_proxy": "*"},
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        line = await asyncio.wait_for(process.stdout.readline(), 20)
+        process.kill()
+        await process.wait()
+    assert line.decode() == "2026-03-02T13:00:00+13:00 AIR.NZ 2.5\n"
