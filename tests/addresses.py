@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+
+def free_port(*hosts: str) -> int:
+    """A port that no socket of these addresses uses, below the range that systems give to connections."""
+    for port in random.sample(range(10_000, 30_000), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for host in hosts:
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                stack.enter_context(socket.socket(family)).bind((host, port))
+            return port
+    raise AssertionError(f"a hundred ports were taken on {', '.join(hosts)}")
 
 
 @contextlib.contextmanager

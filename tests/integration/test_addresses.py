@@ -25,7 +25,7 @@ from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
 from ingestor.stream.connection import open_connection
 from ingestor.stream.retry import RetryPolicy, classify
-from tests.addresses import resolve, swallowing
+from tests.addresses import free_port, resolve, swallowing
 from tests.clocks import HANG_SECONDS, ManualClock
 from tests.integration.test_connect import SSL_REQUEST
 from tests.proxy import pump
@@ -36,7 +36,9 @@ DEAD, LIVE, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
 
 @contextlib.asynccontextmanager
-async def relay(url: str, context: ssl.SSLContext | None = None, host: str = LIVE) -> AsyncIterator[int]:
+async def relay(
+    url: str, context: ssl.SSLContext | None = None, host: str = LIVE, dead: str = DEAD
+) -> AsyncIterator[int]:
     """Forward another address of this machine to a server and yield its port; with `context`, offer TLS."""
     target = urlsplit(url)
     tasks: set[asyncio.Task[None]] = set()
@@ -50,7 +52,7 @@ async def relay(url: str, context: ssl.SSLContext | None = None, host: str = LIV
         far_reader, far_writer = await asyncio.open_connection(target.hostname, target.port)
         tasks.update((asyncio.create_task(pump(far_reader, writer)), asyncio.create_task(pump(reader, far_writer))))
 
-    reader = await asyncio.start_server(serve, host, 0)
+    reader = await asyncio.start_server(serve, host, free_port(host, dead))
     yield reader.sockets[0].getsockname()[1]
     reader.close()
     for task in tasks:
@@ -171,8 +173,8 @@ async def test_two_families(dead: str, live: str, writer_url: str, monkeypatch: 
     resolve(monkeypatch, {"localhost": [dead, live], "db.test": [dead, live]})
     async with (
         Simulator(port=0, rate=0) as simulator,
-        relay(simulator.stream_url.replace("localhost", "127.0.0.1"), host=live) as feed,
-        relay(writer_url, host=live) as port,
+        relay(simulator.stream_url.replace("localhost", "127.0.0.1"), host=live, dead=dead) as feed,
+        relay(writer_url, host=live, dead=dead) as port,
     ):
         with swallowing(dead, feed), swallowing(dead, port):
             await (await connect(named(writer_url, "db.test", port))).close()

@@ -14,7 +14,7 @@ from tests.commands import ingestor_in_process
 from tests.tools import need
 
 LINES = {
-    "re": {"reconcile", "replay"},
+    "re": {"reconcile", "relay", "relay-token", "replay"},
     "--ver": {"--version"},
     "gaps --": {"--since", "--until", "--format", "--output", "--exclude", "--help"},
     "chart --width ": {"1m", "5m", "15m", "1h", "1d"},
