@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM, Signals
-from typing import Any
+from typing import Any, ClassVar
 
 from ingestor.errors import StoreError
 from ingestor.store.connect import connect
@@ -168,6 +168,8 @@ class ServerProcess:
 class DaemonProcess:
     """`ingestor run` in a process of its own, with a file for its log."""
 
+    COMMAND: ClassVar = "run"
+
     def __init__(self, log: Path, **settings: Any) -> None:
         self.log = log
         self.popen: dict[str, Any] = {}
@@ -195,7 +197,7 @@ class DaemonProcess:
             if self.first_address:
                 environment["FIRST_ADDRESS"] = self.first_address
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, "run"],
+                [sys.executable, "-m", module, self.COMMAND],
                 env=environment | {"SKEW_SECONDS": str(self.skew), "PYTHONPATH": str(ROOT)},
                 **{"stdout": log, "stderr": log, **self.popen},
             )
@@ -254,3 +256,9 @@ class DaemonProcess:
 
     def descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+
+class RelayProcess(DaemonProcess):
+    """`ingestor relay`, the same way."""
+
+    COMMAND = "relay"
