@@ -31,6 +31,7 @@ PACED_PAGE = 500
 """The same of a client that asked for a speed: they wait in memory."""
 
 FIRST_SPAN: Duration = 60 * SECOND
+SHORTEST_SPAN: Duration = SECOND // 100
 LONGEST_SPAN: Duration = 60 * 86_400 * SECOND
 """Arrivals that are read at once: few at first, then as many as fill a page."""
 
@@ -189,7 +190,7 @@ class Subscription:
         await self._send_page(step, is_full=len(step.rows) == window.rows)
         self.progress = step.progress
         if step.is_complete and before.place is not None:
-            self._adapt(len(step.rows), window)
+            self._adapt(step.rows, window)
             until = self.filter.until
             if until is not None and step.progress.place == Place(until - 1):
                 if until + END_GRACE <= self._parts.clock.wall():
@@ -213,11 +214,11 @@ class Subscription:
             until = bound
         return Window(until, rows)
 
-    def _adapt(self, found: int, window: Window) -> None:
-        """Choose the span of the next window, so that it fills a page."""
-        if found == window.rows:
-            self._span = max(self._span // 2, SECOND // 100)
-        elif found < window.rows // 4:
+    def _adapt(self, found: Sequence[Row], window: Window) -> None:
+        """Choose the span of the next window, so that it fills a page. The server reads and sorts all of a window."""
+        if len(found) == window.rows:
+            self._span = max(2 * (found[-1][1] - found[0][1]), SHORTEST_SPAN)
+        elif len(found) < window.rows // 4:
             self._span = min(self._span * 4, LONGEST_SPAN)
 
     async def _read(self, ask: Callable[[Record], Awaitable[_Answer]]) -> _Answer:
@@ -227,7 +228,7 @@ class Subscription:
                 async with self._parts.pool.record() as record:
                     return await ask(record)
             except StoreError:
-                self._span = max(self._span // 4, SECOND // 100)
+                self._span = max(self._span // 4, SHORTEST_SPAN)
                 await self._parts.clock.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
         raise AssertionError
 
