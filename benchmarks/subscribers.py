@@ -1,17 +1,19 @@
 """Clients of a stream in one process: `python -m benchmarks.subscribers --help`.
 
-They count messages without decoding them, so that the server is measured and not its clients. The process prints
-`ready` once all are authenticated, and `done` once each has all ticks; then it writes what each saw to the file, as
-JSON.
+They count messages without decoding them, by bare sockets, so that the server is measured and not its clients. The
+process prints `ready` once all are authenticated, and `done` once each has all ticks; then it writes what each saw to
+the file, as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
+import selectors
+import socket
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,62 +25,80 @@ DATE = re.compile(rb'"date":"([^"]+)"')
 READ = 2**20
 
 
-async def log_in(url: str, token: str, limit: int = READ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Return an authenticated connection."""
+@dataclass
+class Client:
+    """An authenticated connection, and the time and the ticks so far of each read; their bytes too if `keeps`."""
+
+    connection: socket.socket
+    keeps: bool
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    kept: list[bytes] = field(default_factory=list)
+    count: int = 0
+    tail: bytes = b""
+
+    def read(self, buffer: bytearray) -> None:
+        """Read what is there. Raises ConnectionError at its end."""
+        length = self.connection.recv_into(buffer)
+        at = time.time()
+        if not length:
+            raise ConnectionError(f"closed after {self.count} ticks")
+        self.count += buffer.count(PRICE, 0, length)
+        self.count += (self.tail + buffer[: min(length, len(PRICE) - 1)]).count(PRICE)  # divided by two reads
+        self.tail = (self.tail + buffer[max(0, length - len(PRICE) + 1) : length])[-len(PRICE) + 1 :]
+        self.arrivals.append((at, self.count))
+        if self.keeps:
+            self.kept.append(bytes(buffer[:length]))
+
+
+def log_in(url: str, token: str, *, keeps: bool = False) -> Client:
+    """Return an authenticated client."""
     address = urlsplit(url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port, limit=limit)
+    assert address.hostname is not None
+    assert address.port is not None
+    connection = socket.create_connection((address.hostname, address.port))
     protocol = ClientProtocol(parse_uri(url))
     protocol.send_request(protocol.connect())
-    writer.write(b"".join(protocol.data_to_send()))
-    protocol.receive_data(await reader.readuntil(b"\r\n\r\n"))
+    connection.sendall(b"".join(protocol.data_to_send()))
+    protocol.receive_data(_read_until(connection, b"\r\n\r\n"))
     protocol.send_text(json.dumps({"type": "authenticate", "data": {"token": token}}).encode())
-    writer.write(b"".join(protocol.data_to_send()))
-    answer = await reader.readuntil(b"}}")
+    connection.sendall(b"".join(protocol.data_to_send()))
+    answer = _read_until(connection, b"}}")
     assert b'"authenticated"' in answer, answer
-    return reader, writer
+    return Client(connection, keeps)
 
 
-async def read(reader: asyncio.StreamReader, ticks: int, *, keep: bool) -> tuple[list[tuple[float, int]], bytes]:
-    """Read until so many ticks came; return the time and the ticks so far of each read, and the bytes if `keep`."""
-    arrivals: list[tuple[float, int]] = []
-    kept: list[bytes] = []
-    count, tail = 0, b""
-    while count < ticks:
-        data = await reader.read(READ)
-        if not data:
-            raise ConnectionError(f"closed after {count} ticks")
-        at = time.time()
-        count += (tail + data).count(PRICE)
-        tail = data[-len(PRICE) + 1 :]
-        arrivals.append((at, count))
-        if keep:
-            kept.append(data)
-    return arrivals, b"".join(kept)
+def _read_until(connection: socket.socket, end: bytes) -> bytes:
+    """Read byte by byte, since ticks may follow at once."""
+    found = b""
+    while not found.endswith(end):
+        found += connection.recv(1)
+    return found
 
 
-async def subscribe(url: str, token: str, ticks: int, clients: int, file: Path) -> None:
+def subscribe(url: str, token: str, ticks: int, clients: int, file: Path) -> None:
     """Run all clients. The first one also keeps the dates of its ticks, which are the same for all."""
-    connections = [await log_in(url, token) for _ in range(clients)]
+    connected = [log_in(url, token, keeps=number == 0) for number in range(clients)]
     print("ready", flush=True)
-    found = await asyncio.gather(
-        *(read(reader, ticks, keep=number == 0) for number, (reader, _) in enumerate(connections))
-    )
+    buffer = bytearray(READ)
+    with selectors.DefaultSelector() as selector:
+        for client in connected:
+            selector.register(client.connection, selectors.EVENT_READ, client)
+        while selector.get_map():
+            for key, _ in selector.select():
+                key.data.read(buffer)
+                if key.data.count >= ticks:
+                    selector.unregister(key.fileobj)
     print("done", flush=True)
-    dates = [date.decode() for date in DATE.findall(found[0][1])]
-    file.write_text(  # noqa: ASYNC240 - nothing else runs any more
-        json.dumps({"dates": dates, "arrivals": [arrivals for arrivals, _ in found]}), encoding="utf-8"
-    )
-    for _, writer in connections:
-        writer.close()
+    dates = [date.decode() for date in DATE.findall(b"".join(connected[0].kept))]
+    file.write_text(json.dumps({"dates": dates, "arrivals": [each.arrivals for each in connected]}), encoding="utf-8")
 
 
-async def stick(url: str, token: str, clients: int) -> None:
+def stick(url: str, token: str, clients: int) -> None:
     """Connect clients that never read again."""
-    connections = [await log_in(url, token, limit=1024) for _ in range(clients)]
-    for _, writer in connections:
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
+    connected = [log_in(url, token) for _ in range(clients)]
     print("ready", flush=True)
-    await asyncio.Event().wait()
+    while connected:
+        time.sleep(3600)
 
 
 def main() -> None:
@@ -91,9 +111,9 @@ def main() -> None:
     parser.add_argument("--file", type=Path, help="file for the report")
     options = parser.parse_args()
     if options.ticks is None:
-        asyncio.run(stick(options.url, options.token, options.clients))
+        stick(options.url, options.token, options.clients)
     else:
-        asyncio.run(subscribe(options.url, options.token, options.ticks, options.clients, options.file))
+        subscribe(options.url, options.token, options.ticks, options.clients, options.file)
 
 
 if __name__ == "__main__":

@@ -103,10 +103,13 @@ class Hub:
 
     def _encode(self, wanted: Filter, entry: int, start: int, rows: Sequence[Row]) -> tuple[bytes, int]:
         """Return the frames of those ticks that pass a filter, and their number."""
-        chosen = [index for index, row in enumerate(rows) if wanted.matches(row)]
+        chosen: Sequence[int] = range(len(rows))
+        passed = rows
+        if not wanted.is_open:
+            chosen = [index for index in chosen if wanted.matches(rows[index])]
+            passed = [rows[index] for index in chosen]
 
         def cursor(index: int) -> str:
             return cursor_text(self.mark, Progress(LogPosition(entry, start + chosen[index] + 1), None))
 
-        frames = self._encoder.frames([rows[index] for index in chosen], cursor if wanted.meta else None)
-        return frames, len(chosen)
+        return self._encoder.frames(passed, cursor if wanted.meta else None), len(passed)

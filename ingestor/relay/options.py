@@ -39,6 +39,11 @@ class Filter:
     until: Micros | None = None
     meta: bool = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether all ticks pass."""
+        return self.symbols is None and self.since is None and self.until is None
+
     def matches(self, row: Row) -> bool:
         """Return whether a client gets a tick."""
         return (
