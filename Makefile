@@ -32,7 +32,7 @@ soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="
 capacity: $(STAMP) ## processor, memory and disk that the daemon takes at several rates (ARGS="--seconds 20")
 	@$(BIN)/python -m tests.chaos.capacity $(ARGS)
 
-bench: $(BENCH_STAMP) ## speed, memory and delay against limits and peers: docs/explanation/performance.md (10 min)
+bench: $(BENCH_STAMP) ## speed, memory and delay against limits and peers: docs/explanation/performance.md (15 min)
 	@$(BENCH)/bin/python -m benchmarks $(ARGS)
 
 bench-full: $(BENCH_STAMP) ## the same with 100 million rows and a spool of ten million (by hand; takes long)

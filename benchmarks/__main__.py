@@ -21,6 +21,7 @@ from benchmarks.frames import Load
 from benchmarks.measure import Measured, Run, end_to_end, from_empty, in_turn, latency, loads, loop, rival
 from benchmarks.page import write
 from benchmarks.profiles import profile
+from benchmarks.relaying import relay_figures
 from benchmarks.stage import ROOT, Database, Generator
 from benchmarks.storing import batches, by_psql, by_spool, by_store
 from ingestor.admin.bars import store_bars
@@ -99,6 +100,8 @@ def measure(rounds: int, *, full: bool) -> dict[str, Any]:
         results["filled"] = filled(database, rounds, FILLED_FULL if full else FILLED)
         announce("Beside the rollup")
         results["rollup"] = rolling(database, rounds)
+        announce("Relay")
+        results["relay"] = relay_figures(database, rounds)
         announce("Profile")
         results["profile"] = profile(database)
     return results

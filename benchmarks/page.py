@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.relay_page import delays, relay_goals
 from benchmarks.stage import ROOT
 
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
@@ -27,6 +28,8 @@ NAMES = {
     "by_psql": "`psql \\copy` of the prepared rows",
     "by_store": "store alone, the same rows",
     "by_spool": "the same rows from a spool",
+    "broadcast": "`websockets.broadcast` of each message",
+    "relay": "`ingestor relay`",
 }
 
 
@@ -44,6 +47,11 @@ def write(results: dict[str, Any]) -> None:
         "loads": _rates(results["loads"], "1 symbol", first="load"),
         "copies": _rates(results["copies"], "none", first="duplicates"),
         "rollup": _rates(results["rollup"], "off", first="rollup"),
+        "delays": _table(
+            ("", "median", "90 %", "99 %", "longest", "recorder, a tick", "memory"), delays(results["relay"])
+        ),
+        "fan_out": _rates(results["relay"]["fan_out"], "broadcast"),
+        "recorder": _rates(results["relay"]["recorder"], "no relay"),
         "profile": _profile(results["profile"]),
         "ceiling": _ceiling(results),
         "daemon": f"{results['end_to_end']['ingestor']['cpu'] * results['end_to_end']['ingestor']['rate'] / 1e6:.0%}",
@@ -99,6 +107,7 @@ def goals(results: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     first = results["filled"]["0"]["rate"]
     for rows, each in list(results["filled"].items())[1:]:
         ratio(f"with {int(rows):,} rows in the table, of none", each["rate"] / first, 0.85)
+    found += relay_goals(results["relay"])
     return [(name, target, measured, "met" if met else "**not met**") for name, target, measured, met in found]
 
 
