@@ -71,10 +71,12 @@ FROM ingest.tick_log_state
 
 -- name: log_entries
 -- The state of the log beside its entries from $1 on: at most $2, and no more after $3 bytes; one row without an entry.
-SELECT state.identity, state.complete_after, next.id, next.rows
+-- The age of an entry is in seconds, by the clock that stamped it.
+SELECT state.identity, state.complete_after, next.id, next.rows,
+       extract(epoch FROM clock_timestamp() - next.logged_at)::float8 AS age
 FROM ingest.tick_log_state AS state LEFT JOIN (
-    SELECT id, rows, sum(octet_length(rows)) OVER (ORDER BY id) - octet_length(rows) AS before
-    FROM (SELECT id, rows FROM ingest.tick_log WHERE id >= $1 ORDER BY id LIMIT $2) AS found
+    SELECT id, rows, logged_at, sum(octet_length(rows)) OVER (ORDER BY id) - octet_length(rows) AS before
+    FROM (SELECT id, rows, logged_at FROM ingest.tick_log WHERE id >= $1 ORDER BY id LIMIT $2) AS found
 ) AS next ON next.before < $3
 ORDER BY next.id
 
