@@ -48,6 +48,15 @@ UPDATE ingest.relays SET seen_at = clock_timestamp(), clients = $2
 WHERE id = $1 AND seen_at > clock_timestamp() - interval '50 minutes'
 RETURNING id
 
+-- name: listed_relays
+-- The relays for which the log is written. A process that was replaced is left out: another of its name is newer.
+SELECT instance, clients, started_at, seen_at, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent
+FROM ingest.relays AS relay
+WHERE seen_at > clock_timestamp() - interval '1 hour' AND NOT EXISTS (
+    SELECT FROM ingest.relays AS newer WHERE newer.instance = relay.instance AND newer.started_at > relay.seen_at
+)
+ORDER BY instance, started_at
+
 -- name: forget_relays
 DELETE FROM ingest.relays WHERE seen_at < clock_timestamp() - interval '1 day'
 

@@ -53,7 +53,11 @@ class _Relay(Collector):
             ("live_clients", "Streams that get each commit at once; the others read the record or the log.", live),
             ("max_clients", "Streams at once that the relay serves at most.", self._max_clients),
             ("ready", "Whether the log of commits is followed.", not self._telemetry.problem),
-            ("lag_seconds", "Age of the newest commit when it was handed out; 0 if none waits.", self._telemetry.lag_seconds),
+            (
+                "lag_seconds",
+                "Age of the newest commit when it was handed out; 0 if none waits.",
+                self._telemetry.lag_seconds,
+            ),
             ("last_commit_timestamp_seconds", "When the last commit was handed out.", last and last / SECOND),
         ):
             if gauge is not None:

@@ -278,6 +278,7 @@ async def test_check(writer_url: str, empty_database: str) -> None:
             "agreement",
             "calendar",
             "bars",
+            "relays",
         ]
         status, output, _ = await ingestor("check", **stream, DATABASE_URL=empty_database)
         assert status == 78

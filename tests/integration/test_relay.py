@@ -234,7 +234,8 @@ async def test_the_lag_is_the_age_of_the_newest_commit(
         await query(
             database,
             "INSERT INTO ingest.tick_log (session_id, batch, ticks, rows, logged_at) "
-            "SELECT session_id, batch, ticks, rows, clock_timestamp() - interval '100 s' FROM ingest.tick_log RETURNING 1",
+            "SELECT session_id, batch, ticks, rows, clock_timestamp() - interval '100 s' FROM ingest.tick_log "
+            "RETURNING 1",
         )
         await client.received(2)
         await store.write([filled(batcher(), tick("LAST"))])
