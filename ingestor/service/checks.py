@@ -198,12 +198,12 @@ def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
 
 
 def _relays(facts: SchemaFacts) -> CheckResult:
-    """List the relays. A silent one is a warning for an hour: so long writers log for it, and then it is forgotten."""
+    """List the relays. One that fell silent while it had clients is a warning, for an hour."""
     if not facts.relays:
-        return CheckResult("relays", Severity.OK, "none is registered, and no log of commits is written")
+        return CheckResult("relays", Severity.OK, "none listens")
     text = "; ".join(_relay(relay) for relay in facts.relays)
     if not all(relay.is_listening for relay in facts.relays):
-        advice = "A relay that was stopped is forgotten after an hour; start any other again."
+        advice = "It did not stop in order: is it still there, and does it reach the database?"
         return CheckResult("relays", Severity.WARNING, f"{text}. {advice}")
     return CheckResult("relays", Severity.OK, text)
 

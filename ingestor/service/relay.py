@@ -123,6 +123,7 @@ class Relay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._follower.leave()
         await self._follower.close()
         await self._pool.close()
         self.http.close()

@@ -160,7 +160,7 @@ class GapStore:
         return OpenGaps(*row)
 
     async def relays(self) -> tuple[RegisteredRelay, ...]:
-        """Return the relays that were seen within an hour."""
+        """Return the relays that listen, or have fallen silent."""
         async with self._connection() as connection:
             return await listed_relays(connection)
 

@@ -40,9 +40,13 @@ class RegisteredRelay:
 
 
 async def listed_relays(connection: asyncpg.Connection) -> tuple[RegisteredRelay, ...]:
-    """Return the relays that were seen within an hour, by name."""
+    """Return the relays that listen, and those that fell silent within an hour while they had clients; by name.
+
+    A relay that stopped in order has none.
+    """
     rows = await connection.fetch(QUERIES["listed_relays"])
-    return tuple(RegisteredRelay(outside_text(instance), *others) for instance, *others in rows)
+    found = [RegisteredRelay(outside_text(instance), *others) for instance, *others in rows]
+    return tuple(relay for relay in found if relay.is_listening or relay.clients)
 
 
 async def register(connection: asyncpg.Connection, relay: UUID, instance: str) -> None:

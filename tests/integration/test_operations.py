@@ -85,13 +85,13 @@ async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
 
 
 async def test_the_relays_of_a_database(writer_url: str, database: str) -> None:
-    """The status lists the relays that the log is written for: those that report, and those that have fallen silent."""
+    """The status lists the relays that report, and those that have fallen silent while they had clients."""
     await query(
         database,
         "INSERT INTO ingest.relays (id, instance, clients, started_at, seen_at) "
-        "SELECT gen_random_uuid(), name, 3, clock_timestamp() - began, clock_timestamp() - ago FROM (VALUES "
+        "SELECT gen_random_uuid(), name, 3 * (name <> 'stopped')::int, clock_timestamp() - began, clock_timestamp() - ago FROM (VALUES "
         "('dealing', interval '1 day', interval '0'), ('research', '1 day', '5 minutes'), "
-        "('gone', '1 day', '2 hours'), ('dealing', '2 days', '25 hours'), "
+        "('stopped', '1 day', '5 minutes'), ('gone', '1 day', '2 hours'), ('dealing', '2 days', '25 hours'), "
         "('replaced', '1 day', '9 minutes'), ('replaced', '8 minutes', '1 s')) "
         "AS found (name, began, ago) RETURNING 1",
     )

@@ -68,6 +68,7 @@ async def test_a_relay_of_its_own_login(database: str, writer_url: str, server: 
         output, errors = await asyncio.wait_for(process.communicate(), 20)
         assert (process.returncode, output) == (0, b"")
         assert "relay_stopped" in errors.decode()
+        assert await query(database, "SELECT clients, seen_at >= started_at FROM ingest.relays") == [(0, True)]
         assert token not in text + errors.decode()
     finally:
         await execute_all(database, f"REVOKE market_relay FROM {login}")

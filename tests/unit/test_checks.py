@@ -93,17 +93,17 @@ def test_bars_that_are_not_stored(until: datetime, aggregates: bool, words: str)
 @pytest.mark.parametrize(
     ("silences", "severity", "words"),
     [
-        ((), Severity.OK, "none is registered"),
+        ((), Severity.OK, "none listens"),
         ((3.0,), Severity.OK, "relay0 listens, with 1 client"),
         (
             (3.0, 300.0),
             Severity.WARNING,
-            "relay0 listens, with 1 client; relay1 has been silent since 2026-11-26 03:00:00 UTC. A relay that was",
+            "relay0 listens, with 1 client; relay1 has been silent since 2026-11-26 03:00:00 UTC. It did not stop in order",
         ),
     ],
 )
 def test_relays(silences: tuple[float, ...], severity: Severity, words: str) -> None:
-    """A relay that has fallen silent is a warning, for the hour in which it is remembered."""
+    """A relay that has fallen silent is a warning, for an hour."""
     seen_at = datetime(2026, 11, 26, 3, tzinfo=UTC)
     relays = [RegisteredRelay(f"relay{number}", 1, seen_at, seen_at, silent) for number, silent in enumerate(silences)]
     finding = _relays(replace(SCHEMA, relays=tuple(relays)))
