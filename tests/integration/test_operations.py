@@ -89,7 +89,8 @@ async def test_the_relays_of_a_database(writer_url: str, database: str) -> None:
     await query(
         database,
         "INSERT INTO ingest.relays (id, instance, clients, started_at, seen_at) "
-        "SELECT gen_random_uuid(), name, 3 * (name <> 'stopped')::int, clock_timestamp() - began, clock_timestamp() - ago FROM (VALUES "
+        "SELECT gen_random_uuid(), name, 3 * (name <> 'stopped')::int, "
+        "clock_timestamp() - began, clock_timestamp() - ago FROM (VALUES "
         "('dealing', interval '1 day', interval '0'), ('research', '1 day', '5 minutes'), "
         "('stopped', '1 day', '5 minutes'), ('gone', '1 day', '2 hours'), ('dealing', '2 days', '25 hours'), "
         "('replaced', '1 day', '9 minutes'), ('replaced', '8 minutes', '1 s')) "

@@ -98,7 +98,7 @@ def test_bars_that_are_not_stored(until: datetime, aggregates: bool, words: str)
         (
             (3.0, 300.0),
             Severity.WARNING,
-            "relay0 listens, with 1 client; relay1 has been silent since 2026-11-26 03:00:00 UTC. It did not stop in order",
+            "relay0 listens, with 1 client; relay1 has been silent since 2026-11-26 03:00:00 UTC. It did not stop",
         ),
     ],
 )
