@@ -110,6 +110,7 @@ async def test_receives_every_price(tmp_path: Path) -> None:
     assert prices[0]["data"]["date"] == wall_time(NOW, zone) == "2026-03-02T14:02:03"
 
 
+@pytest.mark.timeout(120 + RECORDED_SECONDS)
 async def test_records_from_a_relay(writer_url: str, database: str, tmp_path: Path) -> None:
     """The unchanged official client records each tick that a daemon stores from a relay, once and in order."""
     token = await new_token(database)
