@@ -42,7 +42,7 @@ class RegisteredRelay:
 async def listed_relays(connection: asyncpg.Connection) -> tuple[RegisteredRelay, ...]:
     """Return the relays that listen, and those that fell silent within an hour while they had clients; by name.
 
-    A relay that stopped in order has none.
+    A relay that stopped in order has no clients left.
     """
     rows = await connection.fetch(QUERIES["listed_relays"])
     found = [RegisteredRelay(outside_text(instance), *others) for instance, *others in rows]
