@@ -14,7 +14,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP) ## database, simulator and daemon on this machine, live (ARGS="--duration 60 --rate 2000")
+demo: $(STAMP) ## database, simulator, daemon and relay on this machine, live (ARGS="--duration 60 --rate 2000")
 	@$(BIN)/ingestor demo $(ARGS)
 
 test: $(STAMP) ## all tests, against a real PostgreSQL that is started for them (ARGS="-k coverage -x")

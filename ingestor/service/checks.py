@@ -18,6 +18,7 @@ from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
 from ingestor.settings import Settings, unknown_variables
 from ingestor.store.inspect import MINIMUM_SERVER, REFRESHED_WITHIN, DatabaseFacts, SchemaFacts, inspect, settings_drift
+from ingestor.store.registry import RegisteredRelay
 from ingestor.store.retry import MIGRATE, UPDATE
 from ingestor.store.version import check_revision, no_schema
 from ingestor.stream.connection import open_connection
@@ -69,6 +70,7 @@ async def check(settings: Settings) -> AsyncIterator[CheckResult]:
         yield _agreement(settings, facts.schema)
         yield _calendar(facts.schema, facts.now.date())
         yield _bars(facts, facts.schema)
+        yield _relays(facts.schema)
 
 
 def _variables() -> CheckResult:
@@ -193,3 +195,20 @@ def _bars(facts: DatabaseFacts, schema: SchemaFacts) -> CheckResult:
         return CheckResult("bars", Severity.WARNING, f"{text}. {_CATCH_UP[facts.has_aggregates]}")
     by = "continuous aggregates" if facts.has_aggregates else "tables"
     return CheckResult("bars", Severity.OK, f"stored in {by}; queries compute the newest and the stale ones")
+
+
+def _relays(facts: SchemaFacts) -> CheckResult:
+    """List the relays. One that fell silent while it had clients is a warning, for an hour."""
+    if not facts.relays:
+        return CheckResult("relays", Severity.OK, "none listens")
+    text = "; ".join(_relay(relay) for relay in facts.relays)
+    if not all(relay.is_listening for relay in facts.relays):
+        advice = "It did not stop in order: is it still there, and does it reach the database?"
+        return CheckResult("relays", Severity.WARNING, f"{text}. {advice}")
+    return CheckResult("relays", Severity.OK, text)
+
+
+def _relay(relay: RegisteredRelay) -> str:
+    if relay.is_listening:
+        return f"{relay.instance} listens, with {relay.clients} client{'s' if relay.clients != 1 else ''}"
+    return f"{relay.instance} has been silent since {relay.seen_at:%Y-%m-%d %H:%M:%S} UTC"

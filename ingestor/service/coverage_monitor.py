@@ -1,4 +1,4 @@
-"""Queries today's coverage once a minute, and checks the schema's settings and the calendar once a day."""
+"""Queries today's coverage and the relays once a minute, the schema's settings and calendar once a day."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ingestor.redaction import outside_text
 from ingestor.settings import Settings
 from ingestor.store.gaps import Bounds, GapStore, OpenGaps
 from ingestor.store.inspect import SchemaFacts, inspect, settings_drift
+from ingestor.store.registry import RegisteredRelay
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.log import log_suppressed_lines
 
@@ -25,12 +26,13 @@ LONGEST_BREAK = timedelta(days=8)
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """The coverage and gaps of the last trading day that has begun, and the open gaps of all days."""
+    """The coverage and gaps of the last trading day that has begun, the open gaps of all days, and the relays."""
 
     as_of: datetime
     day: Day | None
     gaps: tuple[Gap, ...]
     open: OpenGaps
+    relays: tuple[RegisteredRelay, ...]
 
 
 class CoverageMonitor:
@@ -119,6 +121,7 @@ class CoverageMonitor:
             today = (await gap_store.now()).astimezone(ZoneInfo(self._settings.exchange_timezone)).date()
             report = await gap_store.report(Bounds(since=today - LONGEST_BREAK))
             found = await gap_store.open_gaps()
+            relays = await gap_store.relays()
         day = report.days[-1] if report.days else None  # the report has no future day
         gaps = tuple(gap for gap in report.gaps if day is not None and gap.trading_day == day.trading_day)
-        self.coverage = Coverage(report.made_at, day, gaps, found)
+        self.coverage = Coverage(report.made_at, day, gaps, found, relays)

@@ -123,13 +123,16 @@ class Relay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._follower.leave()
         await self._follower.close()
         await self._pool.close()
         self.http.close()
         self._notifier.close()
 
     async def _serve_health(self) -> None:
-        registry = new_relay_registry(self.telemetry, lambda: (self.server.clients, self.hub.live))
+        registry = new_relay_registry(
+            self.telemetry, lambda: (self.server.clients, self.hub.live), self._settings.relay_max_clients
+        )
         hosts = Hosts([self._settings.http_host, *self._settings.http_hosts])
         await self.http.serve(make_health_app(self, registry, hosts))
 
@@ -170,11 +173,12 @@ class Relay:
             entries = await self._follower.read(self.hub.position, self.hub.mark)
             if entries:
                 await self.hub.publish(entries)
-                self.telemetry.published(len(entries))
+                self.telemetry.published(len(entries), lag=entries[-1].age)
             if self._clock.monotonic() >= self._report_at:
                 await self._follower.report(self.server.clients)
                 self._report_at = self._clock.monotonic() + REPORT_SECONDS
             if not entries:
+                self.telemetry.caught_up()
                 await self._follower.wait()
 
     async def _check_tokens(self) -> None:

@@ -16,6 +16,7 @@ from ingestor.coverage.report import Day, as_record
 from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.coverage_monitor import Coverage, CoverageMonitor
 from ingestor.settings import Settings
+from ingestor.store.registry import RegisteredRelay
 from ingestor.telemetry.events import LATEST_TICKS, Connection, Telemetry
 from ingestor.telemetry.history import HISTORY_STEPS
 from ingestor.telemetry.liveness import LivenessDeadline
@@ -163,6 +164,7 @@ class Status:
             "history": self._history(),
             "connections": [_connection(each) for each in telemetry.connections],
             "coverage": self._coverage(),
+            "relays": self._relays(),
             "ticks": self._ticks(),
             "rejections": {
                 "by_reason": dict(counts.rejected.most_common()),
@@ -180,6 +182,11 @@ class Status:
         if coverage is None or coverage.day is None:
             return None
         return _coverage(coverage, coverage.day, max(0.0, self._age(coverage.as_of)))
+
+    def _relays(self) -> list[dict[str, Any]] | None:
+        """Return the relays as of the last query; None if they are unknown."""
+        coverage = self._coverage_monitor.coverage
+        return None if coverage is None else [_relay(relay) for relay in coverage.relays]
 
     def _market(self) -> dict[str, Any]:
         now = self._clock.wall()
@@ -245,6 +252,16 @@ def _coverage(coverage: Coverage, day: Day, age: float) -> dict[str, Any]:
         "as_of": coverage.as_of.isoformat(),
         "age_seconds": age,
         "gaps": [as_record(gap) for gap in coverage.gaps],
+    }
+
+
+def _relay(relay: RegisteredRelay) -> dict[str, Any]:
+    return {
+        "instance": relay.instance,
+        "clients": relay.clients,
+        "started_at": relay.started_at.isoformat(timespec="milliseconds"),
+        "seen_at": relay.seen_at.isoformat(timespec="milliseconds"),
+        "listening": relay.is_listening,
     }
 
 

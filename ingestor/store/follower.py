@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from uuid import UUID
 
 from ingestor.errors import StoreError
@@ -14,6 +15,8 @@ from ingestor.store.version import check_schema
 
 POLL_SECONDS = 1.0
 """The log is read after this time even without a notice."""
+
+LEAVE_SECONDS = 2.0
 
 POOLED_POLL_SECONDS = 0.05
 """The same behind a pooler, which delivers no notices."""
@@ -73,6 +76,15 @@ class LogFollower:
                 await prune(connection)
             if not is_registered:
                 await register(connection, self._relay, self._instance)
+
+    async def leave(self) -> None:
+        """Report that the relay stops and serves no client, if the server answers within `LEAVE_SECONDS`.
+
+        The registration stays: with it the cursors of clients, which come back to a relay that starts meanwhile.
+        """
+        with contextlib.suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS), self._open() as connection:
+                await renew(connection, self._relay, 0)
 
     async def close(self) -> None:
         """Close the connection, at once if the server does not answer. The registration lasts for an hour."""

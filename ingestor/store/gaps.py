@@ -20,6 +20,7 @@ from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
 from ingestor.store.copy_in import count_of
 from ingestor.store.queries import QUERIES
+from ingestor.store.registry import RegisteredRelay, listed_relays
 from ingestor.store.retry import MIGRATE
 from ingestor.store.version import check_schema
 from ingestor.store.waiting import LockWatch
@@ -157,6 +158,11 @@ class GapStore:
         async with self._connection() as connection:
             (row,) = await connection.fetch(QUERIES["open_gaps"])
         return OpenGaps(*row)
+
+    async def relays(self) -> tuple[RegisteredRelay, ...]:
+        """Return the relays that listen, or have fallen silent."""
+        async with self._connection() as connection:
+            return await listed_relays(connection)
 
     async def exclude(self, since: datetime, until: datetime, reason: str) -> None:
         """Put on record that the exchange itself did not trade."""

@@ -12,6 +12,7 @@ from ingestor.settings import SHARED, Settings, variable
 from ingestor.store.clocks import compare_clocks
 from ingestor.store.connect import connect
 from ingestor.store.connection import GuardedConnection
+from ingestor.store.registry import RegisteredRelay, listed_relays
 
 MINIMUM_SERVER = 15
 
@@ -32,6 +33,7 @@ SELECT count(*) FROM timescaledb_information.continuous_aggregates WHERE view_sc
 _SCHEMA = "SELECT (SELECT version_num FROM ingest.alembic_version) AS revision, s.* FROM ingest.settings s"
 _LAST_DAY = "SELECT max(trading_day) FROM ingest.trading_sessions WHERE calendar = $1"
 _MAY_LOOK = "SELECT coalesce(has_table_privilege(to_regclass('ingest.stale_bars'), 'SELECT'), false)"
+_MAY_SEE_RELAYS = "SELECT coalesce(has_table_privilege(to_regclass('ingest.relays'), 'SELECT'), false)"
 _STALE_SINCE = "SELECT min(noted_at) FROM ingest.stale_bars"
 # Null where no tick has waited that long for its bar.
 _STORED_UNTIL = """
@@ -68,6 +70,7 @@ class SchemaFacts:
     stale_since: datetime | None
     stored_until: datetime | None
     missing_privileges: tuple[str, ...]
+    relays: tuple[RegisteredRelay, ...] = ()
 
     def days_left(self, today: date) -> int:
         """Return how many days ahead the trading calendar is known."""
@@ -148,6 +151,7 @@ async def _schema(connection: asyncpg.Connection) -> SchemaFacts | None:
         stale_since=await connection.fetchval(_STALE_SINCE) if may_look else None,
         stored_until=await connection.fetchval(_STORED_UNTIL, now - REFRESHED_WITHIN) if may_look else None,
         missing_privileges=tuple(record["missing"] for record in missing),
+        relays=await listed_relays(connection) if await connection.fetchval(_MAY_SEE_RELAYS) else (),
     )
 
 

@@ -83,11 +83,15 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A commit, as the log has it. `skip` of its ticks come before the place from which it was read."""
+    """A commit, as the log has it. `skip` of its ticks come before the place from which it was read.
+
+    `age` is the time in seconds from its place in the log to its being read, by the database's clock.
+    """
 
     id: int
     rows: bytes
     skip: int
+    age: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +197,9 @@ async def entries_after(connection: asyncpg.Connection, position: LogPosition, m
     identity, complete_after = found[0][:2]
     if position.entry <= complete_after or mark not in {None, mark_of(identity)}:
         raise CursorError(_LOST)
-    return tuple(Entry(id_, rows, position.skip if id_ == position.entry else 0) for *_, id_, rows in found if id_)
+    return tuple(
+        Entry(id_, rows, position.skip if id_ == position.entry else 0, age) for *_, id_, rows, age in found if id_
+    )
 
 
 def mark_of(identity: UUID) -> str:

@@ -1,17 +1,52 @@
-"""Registers a relay, so that writers write the log of commits, and keeps the log short."""
+"""Registers and lists relays, so that writers write the log of commits, and keeps the log short."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 
+from ingestor.redaction import outside_text
 from ingestor.store.queries import QUERIES
 from ingestor.store.record import LOG_KEPT
 
 CHANNEL = "ingestor_ticks"
 """The channel of the notice that each commit sends."""
+
+
+LISTENING_SECONDS = 60.0
+"""A relay reports every 20 s; one that has been silent for longer than this does not run, or has lost the database."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredRelay:
+    """A relay for which the log is written, with the number of its clients when it last reported (`seen_at`).
+
+    `silent` is the time in seconds since then.
+    """
+
+    instance: str
+    clients: int
+    started_at: datetime
+    seen_at: datetime
+    silent: float
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it has reported lately."""
+        return self.silent <= LISTENING_SECONDS
+
+
+async def listed_relays(connection: asyncpg.Connection) -> tuple[RegisteredRelay, ...]:
+    """Return the relays that listen, and those that fell silent within an hour while they had clients; by name.
+
+    A relay that stopped in order has no clients left.
+    """
+    rows = await connection.fetch(QUERIES["listed_relays"])
+    found = [RegisteredRelay(outside_text(instance), *others) for instance, *others in rows]
+    return tuple(relay for relay in found if relay.is_listening or relay.clients)
 
 
 async def register(connection: asyncpg.Connection, relay: UUID, instance: str) -> None:

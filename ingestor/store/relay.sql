@@ -48,6 +48,15 @@ UPDATE ingest.relays SET seen_at = clock_timestamp(), clients = $2
 WHERE id = $1 AND seen_at > clock_timestamp() - interval '50 minutes'
 RETURNING id
 
+-- name: listed_relays
+-- The relays for which the log is written. A process that was replaced is left out: another of its name is newer.
+SELECT instance, clients, started_at, seen_at, extract(epoch FROM clock_timestamp() - seen_at)::float8 AS silent
+FROM ingest.relays AS relay
+WHERE seen_at > clock_timestamp() - interval '1 hour' AND NOT EXISTS (
+    SELECT FROM ingest.relays AS newer WHERE newer.instance = relay.instance AND newer.started_at > relay.seen_at
+)
+ORDER BY instance, started_at
+
 -- name: forget_relays
 DELETE FROM ingest.relays WHERE seen_at < clock_timestamp() - interval '1 day'
 
@@ -71,10 +80,12 @@ FROM ingest.tick_log_state
 
 -- name: log_entries
 -- The state of the log beside its entries from $1 on: at most $2, and no more after $3 bytes; one row without an entry.
-SELECT state.identity, state.complete_after, next.id, next.rows
+-- The age of an entry is in seconds, by the clock that stamped it.
+SELECT state.identity, state.complete_after, next.id, next.rows,
+       extract(epoch FROM clock_timestamp() - next.logged_at)::float8 AS age
 FROM ingest.tick_log_state AS state LEFT JOIN (
-    SELECT id, rows, sum(octet_length(rows)) OVER (ORDER BY id) - octet_length(rows) AS before
-    FROM (SELECT id, rows FROM ingest.tick_log WHERE id >= $1 ORDER BY id LIMIT $2) AS found
+    SELECT id, rows, logged_at, sum(octet_length(rows)) OVER (ORDER BY id) - octet_length(rows) AS before
+    FROM (SELECT id, rows, logged_at FROM ingest.tick_log WHERE id >= $1 ORDER BY id LIMIT $2) AS found
 ) AS next ON next.before < $3
 ORDER BY next.id
 

@@ -45,6 +45,7 @@ class RelayTelemetry:
         self.problem = "The database has not answered yet."
         self.problem_since = self._clock.wall()
         self.last_commit_at: int | None = None
+        self.lag_seconds = 0.0
 
     def started(self, **facts: Any) -> None:
         """Log the start of the relay."""
@@ -87,10 +88,15 @@ class RelayTelemetry:
             self._logged_at["relay_follow_failed"] = self._clock.monotonic()
             self._log.warning("relay_follow_failed", detail=self.problem)
 
-    def published(self, commits: int) -> None:
-        """Count commits that were handed to the live clients."""
+    def published(self, commits: int, *, lag: float) -> None:
+        """Count commits that were handed to the live clients. `lag` is the age in seconds of the newest of them."""
         self.counts.commits += commits
         self.last_commit_at = self._clock.wall()
+        self.lag_seconds = max(lag, 0.0)
+
+    def caught_up(self) -> None:
+        """Note that no commit waits to be handed out."""
+        self.lag_seconds = 0.0
 
     def log_restarted(self) -> None:
         """Log that the log of commits began again, which ends all streams."""

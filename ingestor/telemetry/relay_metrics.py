@@ -14,18 +14,21 @@ from ingestor.model import SECOND
 from ingestor.telemetry.relay_events import REFUSALS, RelayTelemetry
 
 
-def new_relay_registry(telemetry: RelayTelemetry, clients: Callable[[], tuple[int, int]]) -> CollectorRegistry:
+def new_relay_registry(
+    telemetry: RelayTelemetry, clients: Callable[[], tuple[int, int]], max_clients: int
+) -> CollectorRegistry:
     """Return a registry with the metrics of one relay. `clients` returns the number of streams, and of live ones."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(_Relay(telemetry, clients))
+    registry.register(_Relay(telemetry, clients, max_clients))
     return registry
 
 
 class _Relay(Collector):
-    def __init__(self, telemetry: RelayTelemetry, clients: Callable[[], tuple[int, int]]) -> None:
+    def __init__(self, telemetry: RelayTelemetry, clients: Callable[[], tuple[int, int]], max_clients: int) -> None:
         self._telemetry = telemetry
         self._clients = clients
+        self._max_clients = max_clients
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric."""
@@ -48,7 +51,13 @@ class _Relay(Collector):
         for name, text, gauge in (
             ("clients", "Streams now.", clients),
             ("live_clients", "Streams that get each commit at once; the others read the record or the log.", live),
+            ("max_clients", "Streams at once that the relay serves at most.", self._max_clients),
             ("ready", "Whether the log of commits is followed.", not self._telemetry.problem),
+            (
+                "lag_seconds",
+                "Age of the newest commit when it was handed out; 0 if none waits.",
+                self._telemetry.lag_seconds,
+            ),
             ("last_commit_timestamp_seconds", "When the last commit was handed out.", last and last / SECOND),
         ):
             if gauge is not None:

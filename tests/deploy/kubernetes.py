@@ -26,8 +26,9 @@ DIRECTORY = ROOT / "kubernetes"
 RULES = ROOT / "prometheus" / "ingestor.rules.yaml"
 PROMETHEUS_RULE = DIRECTORY / "components" / "monitoring" / "prometheus-rule.yaml"
 
-OVERLAYS = ("overlays/plain", "overlays/timescale", "overlays/two-instances", "example")
-"""The directories that are there to be applied. The example has every component but the second instance."""
+WITH_RELAY = "overlays/relay"
+OVERLAYS = ("overlays/plain", "overlays/timescale", "overlays/two-instances", WITH_RELAY, "example")
+"""The directories that are there to be applied. The example has the component of monitoring."""
 
 OLDEST_KUSTOMIZE = (5, 0)
 """In kubectl since 1.27. Debian 12's package is older than Kustomize's components."""
@@ -79,12 +80,13 @@ def overlay(name: str) -> tuple[Manifest, ...]:
 
 
 def secrets(directory: Path) -> list[Manifest]:
-    """Return the Secrets, of files that are made in a copy in `directory`, each with its own name as its content."""
+    """Return the Secrets, the relay's too, of files made in a copy in `directory`: their content is their name."""
     copy = directory / "secrets"
-    shutil.copytree(DIRECTORY / "secrets", copy, ignore=shutil.ignore_patterns("token", "*-url"))
-    for line in (copy / ".gitignore").read_text().split():
-        (copy / line.removeprefix("/")).write_text(f"the {line}")
-    return rendered(copy)
+    shutil.copytree(DIRECTORY / "secrets", copy, ignore=shutil.ignore_patterns("token", "*-url", "tls.*"))
+    for folder in (copy, copy / "relay"):
+        for line in (folder / ".gitignore").read_text().split():
+            (folder / line.removeprefix("/")).write_text(f"the {line}")
+    return [*rendered(copy), *rendered(copy / "relay")]
 
 
 def of_kind(manifests: tuple[Manifest, ...] | list[Manifest], kind: str) -> dict[str, Manifest]:
@@ -105,7 +107,7 @@ def templates(manifests: tuple[Manifest, ...]) -> dict[str, Manifest]:
         match manifest["kind"]:
             case "CronJob":
                 template = manifest["spec"]["jobTemplate"]["spec"]["template"]
-            case "StatefulSet" | "Job":
+            case "StatefulSet" | "Deployment" | "Job":
                 template = manifest["spec"]["template"]
             case _:
                 assert "template" not in manifest.get("spec", {}), f"{manifest['kind']} has pods without a check"

@@ -1,4 +1,4 @@
-"""Compares the names in Prometheus expressions with a daemon's metrics."""
+"""Compares the names in Prometheus expressions with the metrics of a daemon and a relay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from tests.http import samples
-from tests.unit.test_metrics import KNOWN, scraped
+from tests.unit.test_metrics import KNOWN, relay_metrics, scraped
 
 TARGET = {"job", "instance", "namespace"}
 """Labels that Prometheus gives, not the daemon."""
@@ -21,9 +21,9 @@ _MATCHER = re.compile(r"""(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)\"""")
 
 @cache
 def exported() -> dict[str, dict[str, set[str]]]:
-    """Return the values of each label of each series that a daemon has, by its name."""
+    """Return the values of each label of each series that a daemon or a relay has, by its name."""
     found: dict[str, dict[str, set[str]]] = {}
-    for name, labels in samples(scraped(KNOWN)):
+    for name, labels in samples(scraped(KNOWN) + relay_metrics()):
         known = found.setdefault(name, {})
         for label, value in labels:
             known.setdefault(label, set()).add(value)
@@ -31,7 +31,7 @@ def exported() -> dict[str, dict[str, set[str]]]:
 
 
 def unknown(expression: str) -> Iterator[str]:
-    """Yield what an expression names and no daemon has: a series, a label, a state or a check."""
+    """Yield what an expression names and neither has: a series, a label, a state or a check."""
     known = exported()
     for name, matchers in _SELECTOR.findall(expression):
         if name not in known:

@@ -27,7 +27,7 @@ from typer.main import get_command
 
 from ingestor import __version__
 from ingestor.cli import app
-from ingestor.settings import Settings, parse_hosts, variable
+from ingestor.settings import Settings, parse_hosts, variable, written_default
 from tests.clocks import HANG_SECONDS
 from tests.recording import COUNT
 from tests.servers import TestServer, query
@@ -144,11 +144,22 @@ def test_the_image_knows_whether_it_is_alive() -> None:
     assert (*found, gone.returncode) == (0, 1, 1)
 
 
-def test_prometheus_asks_by_a_name_that_the_daemon_knows() -> None:
+@pytest.mark.parametrize(("job", "service"), [("ingestor", "ingestor"), ("ingestor-relay", "relay")])
+def test_prometheus_asks_by_a_name_that_the_process_knows(job: str, service: str) -> None:
     """Or it would be answered 421, as a page is that lets its own name lead to the daemon."""
-    (job,) = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"]
-    hosts = parse_hosts(SERVICES["ingestor"]["environment"]["INGESTOR_HTTP_HOSTS"])
-    assert {target.rpartition(":")[0] for each in job["static_configs"] for target in each["targets"]} == {*hosts}
+    found = {
+        each["job_name"]: each for each in yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"]
+    }
+    hosts = parse_hosts(SERVICES[service]["environment"]["INGESTOR_HTTP_HOSTS"])
+    targets = {target for each in found[job]["static_configs"] for target in each["targets"]}
+    assert targets == {f"{host}:9464" for host in hosts}
+
+
+def test_the_relay_answers_where_the_image_asks() -> None:
+    """The image's check of health asks at the daemon's port, so the relay of the composition listens there."""
+    asked = str(SERVICES["relay"]["environment"]["INGESTOR_RELAY_HTTP_PORT"])
+    assert asked == written_default("http_port")
+    assert SERVICES["relay"]["ports"] == [f"127.0.0.1:{port}:{port}" for port in (written_default("relay_port"),)]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -240,7 +251,8 @@ class Composition:
             for key, value in SERVICES[name].get("environment", {}).items()
         }
         state = {variable("spool_dir"): str(self._place / name), variable("http_port"): "0"}
-        return {**os.environ, **state, **given}
+        ports = {variable("relay_port"): "0", variable("relay_http_port"): "0"}
+        return {**os.environ, **state, **given, **ports}
 
     def start(self, name: str, *more: str) -> subprocess.Popen[bytes]:
         """Start a service of ours."""
@@ -290,6 +302,7 @@ def composition(plain: TestServer, tmp_path: Path) -> Iterator[Composition]:
     asyncio.run(plain.drop(name))
     asyncio.run(plain.run("DROP ROLE IF EXISTS ingestor"))
     asyncio.run(plain.run("DROP ROLE IF EXISTS grafana"))
+    asyncio.run(plain.run("DROP ROLE IF EXISTS relay"))
 
 
 @pytest.mark.skipif(not ALL_TOOLS, reason=LONG)
@@ -305,12 +318,21 @@ def test_the_composition_works(composition: Composition) -> None:
     composition.start("ingestor")  # as Docker does
     owner = (composition._secrets / "owner-url").read_text()
     asyncio.run(filled(owner))
+    composition.start("relay")
+    asyncio.run(follows(composition._place / "relay.log"))
     (login,) = asyncio.run(query(owner, LOGINS))
     assert login == ("ingestor",)
     reader = (composition._secrets / "reader-password").read_text()
     grafana = f"postgresql://grafana:{reader}@{composition.host}{urlsplit(owner).path}"
     assert asyncio.run(query(grafana, "SHOW default_transaction_read_only")) == [("on",)]
     assert asyncio.run(query(grafana, COUNT))[0][0] > 0
+
+
+async def follows(log: Path) -> None:
+    """Wait until a relay follows the log of commits."""
+    async with asyncio.timeout(HANG_SECONDS):
+        while "relay_following" not in log.read_text():
+            await asyncio.sleep(0.1)
 
 
 async def filled(url: str) -> None:

@@ -118,9 +118,12 @@ def test_prometheus_understands_each_expression(tmp_path: Path) -> None:
 
 
 def test_only_the_daemons_of_the_variable_are_asked_for() -> None:
-    """Each series of a daemon is chosen by job and instance, so that the variable holds for the whole dashboard."""
+    """Each series of a daemon is chosen by job and instance, so that the variable holds; relays are another job."""
     for each in questions(PROMETHEUS):
-        for selector in re.findall(r"(?:ingestor|process)_\w+(\{[^}]*\}|)", each.text):
+        for name, selector in re.findall(r"((?:ingestor|process)_\w+)(\{[^}]*\}|)", each.text):
+            if name.startswith("ingestor_relay_"):
+                assert 'job="ingestor-relay"' in selector, each.of
+                continue
             assert 'job="ingestor"' in selector, each.of
             assert 'instance=~"$instance"' in selector or each.of == "operations: instance", each.of
 

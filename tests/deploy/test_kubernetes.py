@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime as dt
+import json
 import re
+import ssl
 import zoneinfo
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
+import trustme
 import typer
 import yaml
+from websockets.asyncio.client import connect
 
 import ingestor
 from ingestor.buffer.reserve import BALLAST
@@ -22,11 +26,15 @@ from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
 from ingestor.settings import SECRETS, load_settings, unknown_variables, variable, written_default
 from ingestor.simulator.server import TOKEN
+from ingestor.store.follower import LEAVE_SECONDS
+from ingestor.web.server import CLOSE_TIMEOUT
 from tests.clocks import HANG_SECONDS
+from tests.commands import start
 from tests.deploy import kubernetes
 from tests.deploy.kubernetes import (
     DIRECTORY,
     OVERLAYS,
+    WITH_RELAY,
     Manifest,
     container,
     daemon,
@@ -40,6 +48,8 @@ from tests.deploy.kubernetes import (
 )
 from tests.http import Window
 from tests.processes import DaemonProcess
+from tests.relays import new_token
+from tests.servers import TestServer, execute_all, with_parts
 
 VERSION = "1.32"
 OLDEST = "1.29"
@@ -52,6 +62,7 @@ COMMANDS = {
     "maintain": ["maintain"],
     "backfill": ["backfill"],
     "report": ["gaps"],
+    "relay": ["relay"],
 }
 OWNERS = {"migrate", "maintain"}
 """The commands that need the login which owns the tables."""
@@ -62,13 +73,23 @@ CREDENTIALS = {
     "report": {"ingestor-database"},
     "migrate": {"ingestor-owner"},
     "maintain": {"ingestor-owner"},
+    "relay": {"ingestor-relay", "ingestor-relay-tls"},
 }
+FILES = ("_FILE", "_TLS_CERT", "_TLS_KEY")
+"""The ends of the names of variables that name a file of a secret."""
+
+RELAY = {"app.kubernetes.io/name": "ingestor", "app.kubernetes.io/component": "relay"}
 DAEMON = {"app.kubernetes.io/name": "ingestor", "app.kubernetes.io/component": "daemon"}
 
 AT_REST = 90 * 2**20
 """Bytes of memory that a daemon takes with nothing in its buffer, measured; and again as much for surprises."""
 
 every_overlay = pytest.mark.parametrize("name", OVERLAYS)
+
+
+def commands(name: str) -> dict[str, list[str]]:
+    """Return the command of each component of an overlay."""
+    return {component: words for component, words in COMMANDS.items() if component != "relay" or name == WITH_RELAY}
 
 
 def problem(manifest: Manifest, version: str = VERSION) -> str:
@@ -94,7 +115,7 @@ def test_each_object_fits_the_schema_of_its_kind(name: str) -> None:
         for manifest in overlay(name)
         if not manifest["apiVersion"].startswith(OPERATOR)
     }
-    assert len(found) == 14
+    assert len(found) == (17 if name == WITH_RELAY else 14)
     assert not {what: why for what, why in found.items() if why}
 
 
@@ -102,6 +123,7 @@ def test_the_oldest_cluster_knows_it_all() -> None:
     """Nothing here is newer than what the README promises."""
     assert f"Kubernetes {OLDEST} or newer" in (DIRECTORY / "README.md").read_text(encoding="utf-8")
     assert [problem(manifest, OLDEST) for manifest in overlay("overlays/two-instances")] == [""] * 14
+    assert [problem(manifest, OLDEST) for manifest in overlay(WITH_RELAY)] == [""] * 17
 
 
 @every_overlay
@@ -110,7 +132,7 @@ def test_every_object_says_whose_it_is(name: str) -> None:
     for manifest in overlay(name):
         labels = manifest["metadata"].get("labels", {})
         assert labels.get("app.kubernetes.io/name") == "ingestor", manifest["kind"]
-        if manifest["kind"] in {"StatefulSet", "Job", "CronJob", "Service", "PodDisruptionBudget"}:
+        if manifest["kind"] in {"StatefulSet", "Deployment", "Job", "CronJob", "Service", "PodDisruptionBudget"}:
             assert labels["app.kubernetes.io/component"] in COMMANDS, manifest["metadata"]["name"]
 
 
@@ -132,7 +154,7 @@ def test_the_schema_refuses_a_mistake(change: Callable[[Any], object], words: st
 def test_pods_are_restricted(name: str) -> None:
     """No pod may do more than the restricted profile allows, and the namespace enforces it."""
     found = templates(overlay(name))
-    assert found.keys() == COMMANDS.keys()
+    assert found.keys() == commands(name).keys()
     assert {component: freedom for component, template in found.items() for freedom in unrestricted(template)} == {}
     (namespace,) = of_kind(overlay(name), "Namespace").values()
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -283,7 +305,7 @@ def test_secrets_are_files_of_the_right_login(name: str, tmp_path: Path) -> None
         assert {secret for secret, _ in files.values()} == CREDENTIALS[component]
         assert ("ingestor-owner" in CREDENTIALS[component]) is (component in OWNERS)
         variables = environment(overlay(name), template, pod="ingestor-0")
-        assert {value for variable, value in variables.items() if variable.endswith("_FILE")} == files.keys()
+        assert {value for variable, value in variables.items() if variable.endswith(FILES)} == files.keys()
 
 
 @every_overlay
@@ -299,9 +321,12 @@ def test_no_secret_is_in_a_manifest(name: str) -> None:
 def test_secrets_reach_pods_that_run(tmp_path: Path) -> None:
     """A Secret keeps its name when its content changes, and Git knows none of the files."""
     made = of_kind(kubernetes.secrets(tmp_path), "Secret")
-    assert made.keys() == {"ingestor-stream", "ingestor-database", "ingestor-owner"}
-    assert [problem(secret) for secret in made.values()] == ["", "", ""]
-    assert {path.name for path in (DIRECTORY / "secrets").iterdir()} >= {".gitignore", "kustomization.yaml"}
+    own = {"ingestor-stream", "ingestor-database", "ingestor-owner"}
+    assert made.keys() == own | {"ingestor-relay", "ingestor-relay-tls"}
+    assert [problem(secret) for secret in made.values()] == [""] * 5
+    assert made["ingestor-relay-tls"]["type"] == "kubernetes.io/tls"
+    for folder in (DIRECTORY / "secrets", DIRECTORY / "secrets/relay"):
+        assert {path.name for path in folder.iterdir()} >= {".gitignore", "kustomization.yaml"}
     namespaces = of_kind(overlay("overlays/plain"), "Namespace").keys()
     assert {secret["metadata"]["namespace"] for secret in made.values()} == namespaces
 
@@ -333,7 +358,7 @@ def test_a_node_can_be_drained(name: str) -> None:
 
 def test_two_instances_never_share_a_node() -> None:
     """The second instance needs a node of its own; the other overlays have one instance."""
-    assert [daemon(overlay(name))["spec"]["replicas"] for name in OVERLAYS] == [1, 1, 2, 1]
+    assert [daemon(overlay(name))["spec"]["replicas"] for name in OVERLAYS] == [1, 1, 2, 1, 1]
     affinity = templates(overlay("overlays/two-instances"))["daemon"]["spec"]["affinity"]
     (term,) = affinity["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert term["topologyKey"] == "kubernetes.io/hostname"
@@ -355,19 +380,113 @@ def test_pods_reach_what_they_need_and_no_more(name: str) -> None:
         }
         for policy, manifest in policies.items()
     }
+    relay = name == WITH_RELAY
     assert matched == {
-        "ingestor-database": set(COMMANDS),
+        "ingestor-database": set(commands(name)),
         "ingestor-provider": {component for component, secrets in CREDENTIALS.items() if "ingestor-stream" in secrets},
         "ingestor-metrics": {"daemon"},
+        **({"ingestor-relay": {"relay"}} if relay else {}),
     }
     assert all(selects(denial["podSelector"], each["metadata"]["labels"]) for each in templates(overlay(name)).values())
     ports = {
         policy: [port["port"] for rule in _rules(manifest) for port in rule["ports"]]
         for policy, manifest in policies.items()
     }
-    assert ports == {"ingestor-database": [53, 53, 5432], "ingestor-provider": [443], "ingestor-metrics": ["http"]}
+    assert ports == {
+        "ingestor-database": [53, 53, 5432],
+        "ingestor-provider": [443],
+        "ingestor-metrics": ["http"],
+        **({"ingestor-relay": ["stream", "http"]} if relay else {}),
+    }
     (visitors,) = policies["ingestor-metrics"]["spec"]["ingress"]
     assert visitors["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+
+
+def test_only_clients_reach_the_stream_of_a_relay() -> None:
+    """Pods with the label of clients reach the stream, in any namespace; Prometheus reaches the metrics."""
+    clients, metrics = of_kind(overlay(WITH_RELAY), "NetworkPolicy")["ingestor-relay"]["spec"]["ingress"]
+    (who,) = clients["from"]
+    assert who == {"namespaceSelector": {}, "podSelector": {"matchLabels": {"ingestor-relay-client": "true"}}}
+    assert f"{next(iter(who['podSelector']['matchLabels']))}: " in (DIRECTORY / "README.md").read_text(encoding="utf-8")
+    assert metrics["from"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]
+
+
+def test_a_relay_is_replaced_without_a_pause() -> None:
+    """A new pod is ready before the old one ends; ports, probes, grace period and memory are those of the program."""
+    (deployment,) = of_kind(overlay(WITH_RELAY), "Deployment").values()
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    template = templates(overlay(WITH_RELAY))["relay"]
+    assert deployment["spec"]["selector"]["matchLabels"] == template["metadata"]["labels"] == RELAY
+    each = container(template)
+    ports = {"stream": int(written_default("relay_port")), "http": int(written_default("relay_http_port"))}
+    assert {port["name"]: port["containerPort"] for port in each["ports"]} == ports
+    probes = {kind: each[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    assert probes == {
+        "startup": {"path": "/healthz", "port": "http"},
+        "liveness": {"path": "/healthz", "port": "http"},
+        "readiness": {"path": "/readyz", "port": "http"},
+    }
+    service = of_kind(overlay(WITH_RELAY), "Service")["ingestor-relay"]["spec"]
+    assert {port["targetPort"]: port["port"] for port in service["ports"]} == ports
+    assert selects({"matchLabels": service["selector"]}, RELAY)
+    assert not selects({"matchLabels": service["selector"]}, DAEMON)
+    assert template["spec"]["terminationGracePeriodSeconds"] >= 2 * CLOSE_TIMEOUT + LEAVE_SECONDS + 10
+    clients = int(written_default("relay_max_clients"))
+    assert in_bytes(each["resources"]["limits"]["memory"]) >= 80 * 2**20 + clients * 2**19
+
+
+async def test_the_relays_pod_comes_up_alone(database: str, server: TestServer, tmp_path: Path) -> None:
+    """With a pod's environment, a login in market_relay and a certificate, the relay is ready and serves a client."""
+    template, login = templates(overlay(WITH_RELAY))["relay"], server.new_name()
+    variables = environment(overlay(WITH_RELAY), template, pod="ingestor-relay-0")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    url = with_parts(server.url, database=database.rsplit("/", 1)[1], user=login, password="follower")
+    contents = {
+        "INGESTOR_DATABASE_URL_FILE": url.encode(),
+        "INGESTOR_RELAY_TLS_CERT": b"".join(each.bytes() for each in certificate.cert_chain_pems),
+        "INGESTOR_RELAY_TLS_KEY": certificate.private_key_pem.bytes(),
+    }
+    for key, content in contents.items():
+        file = tmp_path / Path(variables[key]).name
+        file.write_bytes(content)
+        file.chmod(0o440)
+        variables[key] = str(file)
+    given = {key.removeprefix("INGESTOR_"): value for key, value in variables.items()}
+    await server.run(f"CREATE ROLE {login} LOGIN PASSWORD 'follower' IN ROLE market_relay")
+    process = await start(*container(template)["args"], **{**given, "RELAY_PORT": "0", "RELAY_HTTP_PORT": "0"})
+    try:
+        assert process.stderr is not None
+        text = ""
+        async with asyncio.timeout(HANG_SECONDS):
+            while "relay_following" not in text:
+                line = await process.stderr.readline()
+                assert line, text
+                text += line.decode()
+        ((scheme, port),) = re.findall(r'"(wss?)://0\.0\.0\.0:(\d+)/ws"', text)
+        assert scheme == "wss"
+        paths = [
+            container(template)[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")
+        ]
+        (health,) = re.findall(r'"http://0\.0\.0\.0:(\d+)/"', text)
+        async with Window(f"http://127.0.0.1:{health}/") as window:
+            answers = [(await window.client.get(path)).status_code for path in (*paths, "/metrics")]
+        assert answers == [200] * 4
+        async with connect(f"wss://127.0.0.1:{port}/ws", ssl=context, proxy=None) as stream:
+            login_message = {"type": "authenticate", "data": {"token": await new_token(database)}}
+            await stream.send(json.dumps(login_message))
+            assert json.loads(await stream.recv())["type"] == "authenticated"
+        process.terminate()
+        await asyncio.wait_for(process.communicate(), HANG_SECONDS)
+        assert process.returncode == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await execute_all(database, f"REVOKE market_relay FROM {login}")
+        await server.run(f"DROP ROLE {login}")
 
 
 def _rules(policy: Manifest) -> list[Manifest]:
@@ -438,7 +557,7 @@ async def test_the_pod_comes_up_alone(tmp_path: Path) -> None:
                 assert process.is_running, process.tail()
                 await asyncio.sleep(0.02)
         each = container(templates(manifests)["daemon"])
-        (monitor,) = of_kind(manifests, "ServiceMonitor").values()
+        monitor = of_kind(manifests, "ServiceMonitor")["ingestor"]
         paths = [each[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")]
         async with Window(f"http://127.0.0.1:{found[1]}/") as window:
             answers = [await window.client.get(path) for path in (*paths, monitor["spec"]["endpoints"][0]["path"])]
@@ -458,14 +577,14 @@ def test_the_namespace_can_be_another_one(tmp_path: Path) -> None:
             {
                 "namespace": "elsewhere",
                 "resources": [f"../{target}/overlays/two-instances"],
-                "components": [f"../{target}/components/monitoring"],
+                "components": [f"../{target}/components/{each}" for each in ("relay", "monitoring")],
             }
         )
     )
     made = kubernetes.rendered(copied)
     assert of_kind(made, "Namespace").keys() == {"elsewhere"}
     assert {each["metadata"]["namespace"] for each in made if each["kind"] != "Namespace"} == {"elsewhere"}
-    assert {"ServiceMonitor", "PrometheusRule"} <= {each["kind"] for each in made}
+    assert {"ServiceMonitor", "PrometheusRule", "Deployment"} <= {each["kind"] for each in made}
 
 
 def test_the_operator_finds_the_metrics() -> None:
@@ -474,7 +593,7 @@ def test_the_operator_finds_the_metrics() -> None:
         "ServiceMonitor",
         "PrometheusRule",
     }
-    (monitor,) = of_kind(overlay("example"), "ServiceMonitor").values()
+    monitor = of_kind(overlay("example"), "ServiceMonitor")["ingestor"]
     service = of_kind(overlay("example"), "Service")["ingestor"]
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     assert monitor["spec"].keys() == {"jobLabel", "selector", "endpoints"}
@@ -484,6 +603,19 @@ def test_the_operator_finds_the_metrics() -> None:
     assert endpoint.keys() == {"port", "path", "interval", "scrapeTimeout", "relabelings"}
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
     assert endpoint["path"] == "/metrics"
+
+
+def test_the_operator_finds_relays() -> None:
+    """The relays' ServiceMonitor leads to their port, and gives them the job that rules and dashboards go by."""
+    monitor = of_kind(overlay("example"), "ServiceMonitor")["ingestor-relay"]
+    service = of_kind(overlay(WITH_RELAY), "Service")["ingestor-relay"]
+    assert selects(monitor["spec"]["selector"], service["metadata"]["labels"])
+    assert not selects(monitor["spec"]["selector"], DAEMON)
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+    assert endpoint["path"] == "/metrics"
+    jobs = {rule["replacement"] for rule in endpoint["relabelings"] if rule["targetLabel"] == "job"}
+    assert jobs == {"ingestor-relay"}
 
 
 def test_the_operator_has_the_same_rules() -> None:

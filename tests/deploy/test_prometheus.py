@@ -16,7 +16,7 @@ from tests.integration.test_operations import seen
 from tests.recording import recording
 from tests.servers import execute_all
 from tests.tools import need
-from tests.unit.test_metrics import KNOWN, scraped
+from tests.unit.test_metrics import KNOWN, relay_metrics, scraped
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/ingestor.rules.yaml"
@@ -62,6 +62,7 @@ def test_the_rules_are_valid() -> None:
 async def test_the_metrics_follow_the_conventions(writer_url: str) -> None:
     """All that there can be, and what a daemon answers: names, units, types and help as Prometheus wants them."""
     promtool("check", "metrics", text=scraped(KNOWN))
+    promtool("check", "metrics", text=relay_metrics())
     async with recording(writer_url) as (market, daemon), seen(daemon) as window:
         market.trade(1)
         answer = await window.client.get("/metrics")
@@ -100,6 +101,23 @@ def test_only_what_a_daemon_tells_is_asked_for() -> None:
         'ingestor_ready{check="x"}',
         "ingestor_ready{reason}",
     ]
+
+
+def test_relays_are_a_job_of_their_own() -> None:
+    """No alert about daemons counts a relay, nor the other way round; the configurations scrape both by these names."""
+    for group in load(RULES)["groups"]:
+        for rule in group["rules"]:
+            jobs = set(re.findall(r'job="([^"]+)"', rule["expr"]))
+            names = re.findall(r"\bingestor_\w+", rule["expr"])
+            if group["name"] == "ingestor-relay":
+                assert jobs <= {"ingestor-relay"}
+                assert all(name.startswith("ingestor_relay_") for name in names)
+            else:
+                assert jobs <= {"ingestor"}
+                assert not any(name.startswith("ingestor_relay_") for name in names)
+    for path in (RULES.with_name("prometheus.yml"), ROOT / "deploy/docker/prometheus.yaml"):
+        found = {job["job_name"]: job["static_configs"][0]["targets"] for job in load(path)["scrape_configs"]}
+        assert found.keys() == {"ingestor", "ingestor-relay"}
 
 
 def test_what_is_recorded_is_used() -> None:

@@ -20,10 +20,11 @@ from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import HANG_SECONDS
 from tests.deploy.confine import LIBRARY
-from tests.deploy.test_systemd import PROGRAM, SERVICES, UNITS, directives
+from tests.deploy.test_systemd import PROGRAM, RELAY, SERVICES, UNITS, directives
 from tests.http import Window
 from tests.recording import COUNT
-from tests.servers import TestServer, query
+from tests.relays import Client, new_token
+from tests.servers import TestServer, query, with_parts
 from tests.sessions import at, record_session
 from tests.tools import ALL_TOOLS, LONG, need
 
@@ -33,7 +34,7 @@ SANDBOX = UNITS / "ingestor-.service.d/sandbox.conf"
 CONFINED = [sys.executable, "-m", "tests.deploy.confine", str(SANDBOX)]
 ROOT = Path(__file__).parents[2]
 NOWHERE = "postgresql://user:none@127.0.0.1:1/none"
-JOBS = [name for name in SERVICES if name != "ingestor.service"]
+JOBS = [name for name in SERVICES if name not in {"ingestor.service", RELAY}]
 UNATTENDED = ["ingestor-backfill.service", "ingestor-gaps.service"]
 """Their exit status 1 has two meanings."""
 TRICKS = {
@@ -137,19 +138,41 @@ async def test_the_daemon_lives_in_its_sandbox(plain: TestServer, migrated: str,
     assert (await query(migrated, COUNT))[0][0] > 0
 
 
-def begin(log: Path, given: dict[str, str]) -> subprocess.Popen[bytes]:
-    ((_, start),) = lines("ingestor.service", "ExecStart", log.parent)
+async def test_the_relay_lives_in_its_sandbox(plain: TestServer, migrated: str, tmp_path: Path) -> None:
+    """With a login that is a member of market_relay only, it notifies the manager, serves a client, and stops."""
+    login, manager = plain.new_name(), tmp_path / "notify"
+    await plain.run(f"CREATE ROLE {login} LOGIN PASSWORD 'follower' IN ROLE market_relay")
+    url = with_parts(migrated, database=migrated.rsplit("/", 1)[1], user=login, password="follower")
+    token = await new_token(migrated)
+    given = environment(tmp_path, database_url=url, relay_port=0, relay_http_port=0)
+    given["NOTIFY_SOCKET"] = str(manager)
+    log = tmp_path / "relay.log"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            notified.bind(str(manager))
+            async with daemon(log, given, unit=RELAY) as window:
+                (address,) = re.findall(r'"(ws://[^"]+)"', log.read_text())
+                async with Client(address, token) as client:
+                    await client.authenticated()
+                    assert await window.metric("ingestor_relay_clients") == 1
+            assert {"READY=1", "STOPPING=1"} <= set(notifications(notified))
+    finally:
+        await plain.run(f"DROP ROLE {login}")
+
+
+def begin(log: Path, given: dict[str, str], unit: str) -> subprocess.Popen[bytes]:
+    ((_, start),) = lines(unit, "ExecStart", log.parent)
     with log.open("wb") as file:
         return subprocess.Popen([*CONFINED, *start], env=given, cwd=log.parent, stdout=file, stderr=file)
 
 
 @contextlib.asynccontextmanager
-async def daemon(log: Path, given: dict[str, str]) -> AsyncIterator[Window]:
-    """A confined daemon, which ends with 0 on a request."""
-    process = begin(log, given)
+async def daemon(log: Path, given: dict[str, str], unit: str = "ingestor.service") -> AsyncIterator[Window]:
+    """A confined daemon or relay, which ends with 0 on a request."""
+    process = begin(log, given, unit)
     try:
         async with asyncio.timeout(HANG_SECONDS):
-            while not (found := re.search(r'"url": "(http://[^"]+)"', log.read_text())):
+            while not (found := re.search(r'"(?:url|health_url)": "(http://[^"]+)"', log.read_text())):
                 assert process.poll() is None, log.read_text()
                 await asyncio.sleep(0.02)
         async with Window(found[1]) as window:

@@ -14,7 +14,9 @@ from ingestor.cli import app
 from ingestor.errors import EXIT_CONFIGURATION
 from ingestor.service.daemon import WATCH_INTERVAL
 from ingestor.settings import Settings, parse_duration, parse_size, variable, written_default
+from ingestor.store.follower import LEAVE_SECONDS
 from ingestor.telemetry.liveness import LIVENESS_GRACE_SECONDS
+from ingestor.web.server import CLOSE_TIMEOUT
 from tests.tools import need
 
 UNITS = Path(__file__).parents[2] / "deploy/systemd"
@@ -22,6 +24,7 @@ SERVICES = sorted(path.name for path in UNITS.glob("*.service"))
 TIMERS = sorted(path.name for path in UNITS.glob("*.timer"))
 PROGRAM = "/opt/ingestor/bin/ingestor"
 MOST_EXPOSED = 1.5
+RELAY = "ingestor-relay.service"
 
 
 def analyze(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -54,12 +57,10 @@ def value(unit: str, directive: str) -> str:
 
 
 def test_the_units_are_there() -> None:
-    """The daemon, the schema, and three jobs with their timers."""
+    """The daemon, a relay, the schema, and three jobs with their timers."""
     jobs = ["backfill", "gaps", "maintain"]
-    assert (
-        sorted(["ingestor.service", "ingestor-migrate.service", *(f"ingestor-{job}.service" for job in jobs)])
-        == SERVICES
-    )
+    others = ["ingestor-migrate.service", "ingestor-relay.service"]
+    assert sorted(["ingestor.service", *others, *(f"ingestor-{job}.service" for job in jobs)]) == SERVICES
     assert [f"ingestor-{job}.timer" for job in jobs] == TIMERS
 
 
@@ -135,11 +136,12 @@ def test_variables_are_settings_and_secrets_are_files(name: str) -> None:
     assert {text.removeprefix("%d/") for text in files.values()} == credentials
 
 
-def test_a_person_must_act_on_one_status_only() -> None:
+@pytest.mark.parametrize("name", ["ingestor.service", RELAY])
+def test_a_person_must_act_on_one_status_only(name: str) -> None:
     """Every other status is retried indefinitely."""
-    assert value("ingestor.service", "RestartPreventExitStatus") == str(EXIT_CONFIGURATION)
-    assert value("ingestor.service", "Restart") == "always"
-    assert value("ingestor.service", "StartLimitIntervalSec") == "0"
+    assert value(name, "RestartPreventExitStatus") == str(EXIT_CONFIGURATION)
+    assert value(name, "Restart") == "always"
+    assert value(name, "StartLimitIntervalSec") == "0"
 
 
 def test_times_fit_those_of_the_daemon() -> None:
@@ -162,3 +164,29 @@ def test_the_spool_is_where_the_state_is() -> None:
     directory = value("ingestor.service", "StateDirectory")
     given = [text for directive, text in directives("ingestor.service") if directive == "Environment"]
     assert f"{variable('spool_dir')}=%S/{directory}" in given
+
+
+def test_a_relay_has_room_and_time() -> None:
+    """Its memory holds what its page promises for all clients; the watchdog and the stop are slower than its loops."""
+    clients = int(written_default("relay_max_clients"))
+    high, most = (parse_size(value(RELAY, name).replace("M", "MiB")) for name in ("MemoryHigh", "MemoryMax"))
+    assert 80 * 2**20 + clients * 2**19 <= high < most
+    assert parse_duration(value(RELAY, "WatchdogSec")) >= 10 * WATCH_INTERVAL
+    assert parse_duration(value(RELAY, "TimeoutStopSec")) >= 2 * CLOSE_TIMEOUT + LEAVE_SECONDS + 10
+
+
+def test_tls_of_a_relay_is_a_drop_in(units: Path) -> None:
+    """The page's drop-in gives the relay's unit a certificate, and systemd understands it."""
+    page = (UNITS.parents[1] / "docs/how-to/subscribe.md").read_text(encoding="utf-8")
+    (drop_in,) = re.findall(r"^```ini\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    folder = units / f"{RELAY}.d"
+    folder.mkdir()
+    (folder / "override.conf").write_text(drop_in)
+    found = analyze("verify", "--man=no", f"./{RELAY}", path=units)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+    credentials = re.findall(r"^LoadCredential=(\S+):/etc/ingestor/", drop_in, flags=re.MULTILINE)
+    given = dict(text.split("=", 1) for text in re.findall(r"\bINGESTOR_\w+=\S+", drop_in))
+    assert set(given) == {variable("relay_host"), variable("relay_tls_cert"), variable("relay_tls_key")}
+    assert {given[variable("relay_tls_cert")], given[variable("relay_tls_key")]} == {
+        f"%d/{name}" for name in credentials
+    }

@@ -17,6 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ingestor.cli import app
+from ingestor.cli._output import Console
+from ingestor.cli.demo import report_subscriber
+from ingestor.demo import running as running_demo
 from ingestor.simulator.server import TOKEN, Simulator
 from ingestor.store.connect import driver_url
 from tests.clocks import HANG_SECONDS
@@ -55,6 +58,8 @@ COMMANDS = (
     "replay",
     "maintain",
     "grant-analyst",
+    "relay",
+    "relay-token",
 )
 
 
@@ -278,6 +283,7 @@ async def test_check(writer_url: str, empty_database: str) -> None:
             "agreement",
             "calendar",
             "bars",
+            "relays",
         ]
         status, output, _ = await ingestor("check", **stream, DATABASE_URL=empty_database)
         assert status == 78
@@ -329,11 +335,13 @@ async def test_replay_without_a_schema(empty_database: str, tmp_path: Path) -> N
 
 
 async def test_demo() -> None:
-    """The demo writes every tick, proves it by SQL, and leaves no process running."""
+    """The demo writes every tick, relays each to a late subscriber, proves it by SQL, and leaves no process running."""
     status, output, errors = await ingestor("demo", "--duration", "2s", "--rate", "300")
     assert "its status page is at http://127.0.0.1:" in output
     assert status == 0, output + errors
     assert "every tick once" in output
+    assert "each stored tick once" in output
+    assert output.count('  {"type":"price","data":{"date":') == 3
     assert output.rstrip().endswith("Nothing is left running.")
 
 
@@ -351,6 +359,29 @@ async def test_demo_is_stopped(tmp_path: Path) -> None:
     assert process.returncode == 0, errors
     assert not any(is_alive(pid) for pid in started)
     assert b"every tick once" in output
+    assert b"each stored tick once" in output
+
+
+async def test_demo_compares_the_subscriber(capsys: pytest.CaptureFixture[str]) -> None:
+    """If the late subscriber got another number of ticks than are stored, the demo reports a problem."""
+    async with running_demo(rate=500, seed=1, seconds=1.0, faults=[]) as demo:
+        subscriber = demo.subscribe()
+        async with asyncio.timeout(HANG_SECONDS):
+            while not subscriber.ticks:
+                await asyncio.sleep(0.01)
+        await demo.close_market()
+        await demo.stop()
+        (stored,) = await demo.query("SELECT count(*)::int AS rows FROM market.ticks")
+        await subscriber.receive_all(stored["rows"])
+        await demo.query(
+            "DELETE FROM market.ticks WHERE (symbol, time, price, volume, occurrence) IN "
+            "(SELECT symbol, time, price, volume, occurrence FROM market.ticks LIMIT 1)"
+        )
+        problems = await report_subscriber(Console(width=200), demo)
+    assert problems == [
+        f"The subscriber of the relay got {stored['rows']:,} ticks, but {stored['rows'] - 1:,} are stored."
+    ]
+    assert "they differ" in capsys.readouterr().out
 
 
 if "INGESTOR_TEST_RECORDED" in os.environ:

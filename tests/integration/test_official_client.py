@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +20,17 @@ from ingestor.model import SECOND, Tick
 from ingestor.protocol.messages import price_message, wall_time
 from ingestor.protocol.port import PORT
 from ingestor.simulator.server import TOKEN, Simulator
+from ingestor.store.ticks import TickStore
 from tests.clocks import HANG_SECONDS
+from tests.integration.test_store import batcher, filled, tick
+from tests.recording import recording, stored
+from tests.relays import new_token, relaying
+from tests.servers import query
+
+PAGE = Path(__file__).parents[2] / "docs/how-to/subscribe.md"
+
+RECORDED_SECONDS = float(os.environ.get("INGESTOR_TEST_CLIENT_SECONDS", "3"))
+"""The time for which the official client records from a relay."""
 
 NOW = from_datetime(datetime(2026, 3, 2, 1, 2, 3, tzinfo=UTC))
 
@@ -96,6 +108,63 @@ async def test_receives_every_price(tmp_path: Path) -> None:
     zone = ZoneInfo("Pacific/Auckland")
     assert prices == [json.loads(price_message(tick, zone)) for tick in ticks]
     assert prices[0]["data"]["date"] == wall_time(NOW, zone) == "2026-03-02T14:02:03"
+
+
+@pytest.mark.timeout(120 + RECORDED_SECONDS)
+async def test_records_from_a_relay(writer_url: str, database: str, tmp_path: Path) -> None:
+    """The unchanged official client records each tick that a daemon stores from a relay, once and in order."""
+    token = await new_token(database)
+    async with relaying(database, relay_port=PORT), recording(writer_url, heartbeat="5s") as (market, _):
+        with Client(token, tmp_path / "log") as client:
+            (first,) = await client.messages(1)
+            assert first["type"] == "authenticated"
+            prices: list[Any] = []
+            reading = asyncio.create_task(_read(client, prices))
+            with contextlib.suppress(TimeoutError):
+                await market.trade_for(RECORDED_SECONDS)
+            await stored(database, market)
+            async with asyncio.timeout(HANG_SECONDS):
+                while len(prices) < market.sent:
+                    await asyncio.sleep(0.02)
+            reading.cancel()
+    rows = await query(database, "SELECT symbol, time, price, volume FROM market.ticks ORDER BY received_at, volume")
+    zone = ZoneInfo("Pacific/Auckland")
+    assert [price["type"] for price in prices] == ["price"] * len(rows)
+    assert [price["data"] for price in prices] == [
+        {"date": time.astimezone(zone).isoformat(), "price": price, "volume": volume, "symbol": symbol}
+        for symbol, time, price, volume in rows
+    ]
+
+
+async def _read(client: Client, prices: list[Any]) -> None:
+    while True:
+        prices.extend(await client.messages(1))
+
+
+async def test_the_lines_of_the_page(writer_url: str, database: str) -> None:
+    """The page's lines with the official client print the prices that a relay sends."""
+    snippet = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[1]
+    token = await new_token(database)
+    store = TickStore(writer_url, write_timeout=10)
+    async with relaying(database, relay_port=PORT) as relay:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", snippet,
+            env={**os.environ, "RELAY_TOKEN": token, "no_proxy": "localhost"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                while not relay.hub.live:
+                    await asyncio.sleep(0.02)
+            await store.write([filled(batcher(), tick("AIR.NZ", price=2.5))])
+            assert process.stdout is not None
+            line = await asyncio.wait_for(process.stdout.readline(), HANG_SECONDS)
+        finally:
+            process.kill()
+            await process.wait()
+            await store.close()
+    assert line.decode() == "2026-03-02T13:00:00+13:00 AIR.NZ 2.5\n"
 
 
 @pytest.mark.parametrize("token", ["tk_wrong_token_00001", "pk_simulator_0123456"])

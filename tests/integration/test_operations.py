@@ -84,6 +84,30 @@ async def test_a_healthy_daemon(writer_url: str, database: str) -> None:
         assert await window.metric("ingestor_calendar_remaining_seconds") == 86_400 * days
 
 
+async def test_the_relays_of_a_database(writer_url: str, database: str) -> None:
+    """The status lists the relays that report, and those that have fallen silent while they had clients."""
+    await query(
+        database,
+        "INSERT INTO ingest.relays (id, instance, clients, started_at, seen_at) "
+        "SELECT gen_random_uuid(), name, 3 * (name <> 'stopped')::int, "
+        "clock_timestamp() - began, clock_timestamp() - ago FROM (VALUES "
+        "('dealing', interval '1 day', interval '0'), ('research', '1 day', '5 minutes'), "
+        "('stopped', '1 day', '5 minutes'), ('gone', '1 day', '2 hours'), ('dealing', '2 days', '25 hours'), "
+        "('replaced', '1 day', '9 minutes'), ('replaced', '8 minutes', '1 s')) "
+        "AS found (name, began, ago) RETURNING 1",
+    )
+    async with recording(writer_url) as (_, daemon), seen(daemon) as window:
+        async with asyncio.timeout(HANG_SECONDS):
+            while (relays := (await window.get("/status"))[1]["relays"]) is None:
+                await asyncio.sleep(0.02)
+    assert [(each["instance"], each["clients"], each["listening"]) for each in relays] == [
+        ("dealing", 3, True),
+        ("replaced", 3, True),
+        ("research", 3, False),
+    ]
+    assert all(each["started_at"] < each["seen_at"] for each in relays)
+
+
 async def test_an_unavailable_database(writer_url: str, database: str, quick: None) -> None:
     """A failed write makes the daemon unready at once, never unhealthy, and shows in metrics and on the page."""
     async with Proxy(writer_url) as proxy, recording(proxy.url) as (market, daemon), seen(daemon) as window:

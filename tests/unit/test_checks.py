@@ -11,8 +11,9 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
 from ingestor.admin.migrate import configuration
-from ingestor.service.checks import Severity, _bars, _database
+from ingestor.service.checks import Severity, _bars, _database, _relays
 from ingestor.store.inspect import DatabaseFacts, SchemaFacts
+from ingestor.store.registry import RegisteredRelay
 
 HOUR = timedelta(hours=1)
 SCHEMA = SchemaFacts(
@@ -87,6 +88,27 @@ def test_bars_that_are_not_stored(until: datetime, aggregates: bool, words: str)
     finding = _bars(replace(FACTS, has_aggregates=aggregates, edition="x"), replace(SCHEMA, stored_until=until))
     assert finding.severity is Severity.WARNING
     assert words in finding.text
+
+
+@pytest.mark.parametrize(
+    ("silences", "severity", "words"),
+    [
+        ((), Severity.OK, "none listens"),
+        ((3.0,), Severity.OK, "relay0 listens, with 1 client"),
+        (
+            (3.0, 300.0),
+            Severity.WARNING,
+            "relay0 listens, with 1 client; relay1 has been silent since 2026-11-26 03:00:00 UTC. It did not stop",
+        ),
+    ],
+)
+def test_relays(silences: tuple[float, ...], severity: Severity, words: str) -> None:
+    """A relay that has fallen silent is a warning, for an hour."""
+    seen_at = datetime(2026, 11, 26, 3, tzinfo=UTC)
+    relays = [RegisteredRelay(f"relay{number}", 1, seen_at, seen_at, silent) for number, silent in enumerate(silences)]
+    finding = _relays(replace(SCHEMA, relays=tuple(relays)))
+    assert finding.severity is severity
+    assert finding.text.startswith(words)
 
 
 @pytest.mark.parametrize(("version", "is_enough"), [("2.17.2", False), ("2.18.0", True), ("2.23.0-dev", True)])

@@ -43,8 +43,8 @@ def scraped(facts: Facts) -> str:
 def relay_metrics() -> str:
     """Return the metrics of a relay, without those that every process has."""
     telemetry = RelayTelemetry(ManualClock())
-    telemetry.published(1)
-    text = generate_latest(new_relay_registry(telemetry, lambda: (2, 1))).decode()
+    telemetry.published(1, lag=0.5)
+    text = generate_latest(new_relay_registry(telemetry, lambda: (2, 1), 200)).decode()
     return "".join(f"{line}\n" for line in text.splitlines() if "ingestor_relay_" in line)
 
 
@@ -59,6 +59,22 @@ def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
             suffix = "_total" if family.type == "counter" else ""
             found.add((family.name + suffix, family.type, frozenset(labels)))
     assert found == documented
+
+
+def test_the_lag_of_a_relay() -> None:
+    """A relay's lag is the age of the newest commit that it handed out, and 0 once none waits."""
+    telemetry = RelayTelemetry(ManualClock())
+
+    def lag() -> float:
+        text = generate_latest(new_relay_registry(telemetry, lambda: (0, 0), 200)).decode()
+        return samples(text)["ingestor_relay_lag_seconds", frozenset()]
+
+    telemetry.published(2, lag=7.5)
+    assert lag() == 7.5
+    telemetry.caught_up()
+    assert lag() == 0
+    telemetry.published(1, lag=-0.2)  # the database's clock was set back
+    assert lag() == 0
 
 
 def test_unknown_values_are_absent() -> None:

@@ -5,7 +5,7 @@ import { makeCoverage } from "./coverage.js";
 import { byId, keep, make, setAttribute, setText } from "./dom.js";
 import { listen } from "./events.js";
 import { makeHistory } from "./history.js";
-import { showConnections, showRejections, showTicks } from "./tables.js";
+import { showConnections, showRejections, showRelays, showTicks } from "./tables.js";
 import { TONES, summarize, lost } from "./summary.js";
 import { Zone, instant, lasting } from "./format.js";
 
@@ -42,6 +42,7 @@ function show(status, now) {
   showCoverage(status, now, zone);
   showSpool(status);
   showConnections(status, now, zone);
+  showRelays(status.relays, now, zone);
   showRejections(status.rejections, now, zone);
   showTicks(status.ticks, now, zone);
 }

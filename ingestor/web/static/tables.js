@@ -1,4 +1,4 @@
-/** The latest connections, rejections and ticks. */
+/** The latest connections, the relays, rejections and ticks. */
 
 import { byId, fillTable, setText } from "./dom.js";
 import { NONE, bytes, count, counted, instant, lasting, price, spaced } from "./format.js";
@@ -27,6 +27,29 @@ function connectionsNote(connections, { sessions }) {
 
 function stateOf({ authenticated_at }) {
   return authenticated_at === null ? "not authenticated yet" : "streaming";
+}
+
+export function showRelays(relays, now, zone) {
+  const known = relays ?? [];
+  const table = byId("relays");
+  table.parentElement.hidden = !known.length;
+  setText(byId("relays-note"), relaysNote(relays));
+  fillTable(table, known.map((relay) => [
+    relay.instance,
+    relay.listening ? count(relay.clients) : NONE,
+    zone.moment(instant(relay.started_at), now),
+    relay.listening
+      ? { text: "listens", status: "covered" }
+      : { text: `silent since ${zone.moment(instant(relay.seen_at), now)}`, status: "open" },
+  ]));
+}
+
+function relaysNote(relays) {
+  if (relays == null) return "Unknown yet.";
+  const listening = relays.filter((relay) => relay.listening);
+  if (!relays.length) return "None serves this database.";
+  const clients = listening.reduce((sum, relay) => sum + relay.clients, 0);
+  return `${count(listening.length)} ${listening.length === 1 ? "listens" : "listen"}, with ${counted(clients, "client")}.`;
 }
 
 export function showRejections({ by_reason: reasons, latest }, now, zone) {
