@@ -281,8 +281,9 @@ ROLL_UP_WIDER = f"""
     END IF;"""
 
 # The list is read without a lock: a minute that is noted again meanwhile stays on it. Of time that retention has
-# dropped, the late ticks are merged into the stored bar and dropped too. It reads the stored bars by their views, so
-# that on TimescaleDB Community a repaired bar takes the place of the aggregate's.
+# dropped, the late ticks are merged into the stored bar and dropped too, minute by minute, since a DELETE that joins
+# would decompress every chunk of the columnstore. It reads the stored bars by their views, so that on TimescaleDB
+# Community a repaired bar takes the place of the aggregate's.
 REPAIR = f"""
 CREATE FUNCTION ingest.repair_bars(most integer, waits boolean) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_custom_plan
@@ -293,6 +294,7 @@ DECLARE
     symbols text[];
     minutes timestamptz[];
     notes timestamptz[];
+    stale record;
     zone text := (SELECT exchange_timezone FROM ingest.settings);
 BEGIN
 {LOCK_STATE}
@@ -302,25 +304,29 @@ BEGIN
     IF symbols IS NULL THEN
         RETURN 0;
     END IF;
-    WITH dropped AS (
-        DELETE FROM market.ticks AS t USING unnest(symbols, minutes) AS s (symbol, time)
+    FOR stale IN
+        SELECT s.symbol, s.time FROM unnest(symbols, minutes) AS s (symbol, time)
         WHERE s.time < (SELECT ticks_since FROM ingest.settings)
-          AND t.symbol = s.symbol AND t.time >= s.time AND t.time < s.time + interval '1 minute'
-        RETURNING t.symbol, s.time, t.price, t.time AS at, t.received_at, t.occurrence, t.volume
-    ), parts AS (
-        SELECT symbol, time, price AS open, at AS first_at, received_at, occurrence, price AS close, at AS last_at,
-               price AS high, price AS low, volume, {MONEY} AS turnover, 1 AS ticks,
-               received_at AS last_received_at
-        FROM dropped
-        UNION ALL
-        SELECT b.symbol, b.time, open, first_at, '-infinity', 0, close, last_at, high, low, volume, turnover, ticks,
-               last_received_at
-        FROM (SELECT DISTINCT symbol, time FROM dropped) AS s JOIN ingest.stored_1m AS b USING (symbol, time)
-    )
-    INSERT INTO ingest.rollup_1m AS r ({COLUMNS})
-    SELECT symbol, time,{FROM_PARTS}
-    FROM parts GROUP BY symbol, time
-    ON CONFLICT (symbol, time) DO UPDATE SET {{updates}};
+    LOOP
+        WITH dropped AS (
+            DELETE FROM market.ticks AS t
+            WHERE t.symbol = stale.symbol AND t.time >= stale.time AND t.time < stale.time + interval '1 minute'
+            RETURNING t.symbol, stale.time AS time, t.price, t.time AS at, t.received_at, t.occurrence, t.volume
+        ), parts AS (
+            SELECT symbol, time, price AS open, at AS first_at, received_at, occurrence, price AS close, at AS last_at,
+                   price AS high, price AS low, volume, {MONEY} AS turnover, 1 AS ticks,
+                   received_at AS last_received_at
+            FROM dropped
+            UNION ALL
+            SELECT b.symbol, b.time, open, first_at, '-infinity', 0, close, last_at, high, low, volume, turnover, ticks,
+                   last_received_at
+            FROM (SELECT DISTINCT symbol, time FROM dropped) AS s JOIN ingest.stored_1m AS b USING (symbol, time)
+        )
+        INSERT INTO ingest.rollup_1m AS r ({COLUMNS})
+        SELECT symbol, time,{FROM_PARTS}
+        FROM parts GROUP BY symbol, time
+        ON CONFLICT (symbol, time) DO UPDATE SET {{updates}};
+    END LOOP;
     WITH keys AS (
         SELECT s.symbol, s.time FROM unnest(symbols, minutes) AS s (symbol, time)
         WHERE s.time >= coalesce((SELECT ticks_since FROM ingest.settings), '0001-01-01 00:00:00+00')
