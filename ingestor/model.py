@@ -99,6 +99,7 @@ class EndReason(StrEnum):
     NO_ACCESS = "no_access"
     SERVER_ERROR = "server_error"  # an error message with any other text
     INTERNAL_ERROR = "internal_error"  # a bug of the daemon
+    UPSTREAM_GAP = "upstream_gap"  # the relay that was recorded from has a gap itself
     CRASHED = "crashed"  # the process ended without a record; written by its successor
 
 
