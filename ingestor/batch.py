@@ -76,6 +76,7 @@ class Batcher:
         self._covered_until: Micros | None = None
         self._last_tick_at: Micros | None = None
         self._last_rejection_at: Micros | None = None
+        self._cursor: str | None = None
         self._start()
 
     def _start(self) -> None:
@@ -103,10 +104,10 @@ class Batcher:
         """The arrival of the session's last tick or rejection."""
         return max(self._last_tick_at or 0, self._last_rejection_at or 0) or None
 
-    def add(self, tick: Tick, received_at: Micros) -> None:
-        """Pack a tick with its number. `received_at` must not be earlier than that of the previous tick."""
+    def add(self, tick: Tick, received_at: Micros, occurrence: int = 0) -> None:
+        """Pack a tick, with our number if it has none. `received_at` must not be before that of the last tick."""
         symbol = tick.symbol.encode()
-        occurrence = self._numbering.next(tick, symbol)
+        occurrence = occurrence or self._numbering.next(tick, symbol)
         self._rows += _ROW.pack(
             6,
             8, tick.time - POSTGRES_EPOCH,
@@ -125,6 +126,18 @@ class Batcher:
         if not self._month[0] <= tick.time < self._month[1]:
             self._enter_month(tick.time)
         self._last_tick_at = received_at
+
+    def add_recorded(self, tick: Tick, received_at: Micros, occurrence: int, cursor: str) -> None:
+        """Pack a tick of a relay with the arrival and the number that it has in the relay's record, in any order."""
+        newest = max(received_at, self._last_tick_at or received_at)
+        self.add(tick, received_at, occurrence)
+        self._last_tick_at = newest
+        self._cursor = cursor
+
+    def resume(self, cursor: str | None, last_tick_at: Micros | None) -> None:
+        """Begin at the cursor of a relay, and with the last tick of the connection's earlier session."""
+        self._cursor = cursor
+        self._last_tick_at = last_tick_at
 
     def _enter_month(self, time: Micros) -> None:
         first = to_datetime(time).date().replace(day=1)
@@ -174,6 +187,7 @@ class Batcher:
             end=end,
             messages_before=self._messages,
             last_tick_at=self._last_tick_at,
+            cursor=self._cursor,
         )
         self._messages += batch.count + len(batch.rejections)
         self._start()

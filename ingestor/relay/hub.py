@@ -23,7 +23,7 @@ COVERAGE_OVERLAP: Duration = 3600 * SECOND
 class Subscriber(Protocol):
     """A client that is live, or may become so.
 
-    `stated_until` is the end of the coverage that it was told; None if it did not ask for that.
+    `stated_until` is the end of the coverage that was reported to it; None if it did not ask for that.
     """
 
     progress: Progress
@@ -39,7 +39,7 @@ class Subscriber(Protocol):
         ...
 
     def state(self, statement: CoverageStatement) -> None:
-        """Tell the client when the record is complete. Never waits."""
+        """Report to the client when the record is complete. Never waits."""
         ...
 
     def restart(self) -> None:
@@ -70,12 +70,12 @@ class Hub:
 
     @property
     def coverage_since(self) -> Micros | None:
-        """From when on live clients must be told the coverage; None if none asks for it."""
-        told = [each.stated_until for each in self._live if each.stated_until is not None]
-        return min(told) - COVERAGE_OVERLAP if told else None
+        """From when on the coverage of live clients must be read; None if none asks for it."""
+        stated = [each.stated_until for each in self._live if each.stated_until is not None]
+        return min(stated) - COVERAGE_OVERLAP if stated else None
 
     def state(self, statement: CoverageStatement) -> None:
-        """Tell live clients when the record is complete, once they have the log as far as it was read for that."""
+        """Report to live clients when the record is complete, once they have the log as far as it was read for that."""
         if self._statement is None:
             self._statement = statement
             self._state()

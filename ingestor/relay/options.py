@@ -66,7 +66,7 @@ class Resume:
 class Options:
     """The options of one stream. `speed` is None for as fast as possible, else a factor of real time.
 
-    The table is read from the arrival `since` on. `coverage` is the instant from which the client is told when the
+    The table is read from the arrival `since` on. `coverage` is the instant from which on the relay reports when the
     record is complete: such a client gets late ticks of any arrival, so that its own record becomes the same.
     """
 

@@ -14,10 +14,11 @@ from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
 from ingestor.batch import Row, unpack_rows
-from ingestor.clock import Clock, to_datetime
+from ingestor.clock import Clock
 from ingestor.errors import IngestorError, StoreError
 from ingestor.model import SECOND, Duration, Micros
-from ingestor.relay.encoder import Encoder, instant, message
+from ingestor.relay.coverage import coverage_messages
+from ingestor.relay.encoder import Encoder, message
 from ingestor.relay.gaps import GapMarks
 from ingestor.relay.hub import SLICE, Hub
 from ingestor.relay.options import Filter, Options, cursor_text
@@ -333,15 +334,11 @@ class Subscription:
             self._write_coverage(statement)
 
     def _write_coverage(self, statement: CoverageStatement) -> None:
-        since, until = self._options.coverage, self.stated_until
+        since = self._options.coverage
         assert since is not None
-        assert until is not None
-        for begin, end in statement.spans:
-            if end > since:
-                data = {"from": instant(to_datetime(max(begin, since))), "to": instant(to_datetime(end))}
-                self._write(message("coverage", data), 0)
-                until = max(until, end)
-        self.stated_until = until
+        assert self.stated_until is not None
+        self._write(b"".join(coverage_messages(statement.spans, since, self.stated_until)), 0)
+        self.stated_until = max((end for _, end in statement.spans), default=since)
 
     async def _drain(self) -> None:
         """Wait until the client has accepted most of what was sent. Raises StreamEnd if it accepts nothing."""

@@ -57,7 +57,7 @@ def text(*seconds: float) -> tuple[Any, ...]:
 
 
 async def test_spans_and_the_hole_between_them(store: TickStore, relay: Relay, token: str) -> None:
-    """A client that catches up is told each span once it has all ticks, from the instant on that it asked for."""
+    """A client that catches up gets each span once it has all ticks, from the instant on that it asked for."""
     await store.write([covered(-60, 10, reason=EndReason.CLOSED)])
     await store.write([covered(20, 30, reason=EndReason.CLOSED)])
     async with Client(relay.server.url, token, **FROM) as client:
@@ -67,7 +67,7 @@ async def test_spans_and_the_hole_between_them(store: TickStore, relay: Relay, t
 
 
 async def test_live(store: TickStore, relay: Relay, token: str) -> None:
-    """A client that is live is told what a commit has covered, behind the ticks of that commit."""
+    """A client that is live learns what a commit has covered, behind the ticks of that commit."""
     await store.write([covered(0, 10)])
     async with Client(relay.server.url, token, **FROM) as client:
         await client.until(lambda client: text(0, 10) in spans(client))

@@ -16,20 +16,20 @@ ROWS = ONE.close().rows
 
 
 class Live:
-    """A client that notes what it is told."""
+    """A client that notes the statements."""
 
     def __init__(self, position: LogPosition) -> None:
         self.progress = Progress(position, None)
         self.filter = Filter()
         self.stated_until: Micros | None = 5 * 3600 * 1_000_000
-        self.told: list[CoverageStatement] = []
+        self.statements: list[CoverageStatement] = []
 
     def accept(self, _frames: bytes, _ticks: int, after: LogPosition) -> None:
         self.progress = Progress(after, None)
 
     def state(self, statement: CoverageStatement) -> None:
         assert self.progress.position >= statement.end
-        self.told.append(statement)
+        self.statements.append(statement)
 
     def restart(self) -> None:
         pass
@@ -50,11 +50,11 @@ def test_a_statement_waits_for_its_commits() -> None:
         hub, client = hub_with(3)
         statement = CoverageStatement(((0, 1),), LogPosition(5), 0.0)
         hub.state(statement)
-        assert not client.told
+        assert not client.statements
         await hub.publish([Entry(3, ROWS, 0)])
-        assert not client.told
+        assert not client.statements
         await hub.publish([Entry(4, ROWS, 0)])
-        assert client.told == [statement]
+        assert client.statements == [statement]
 
     asyncio.run(run())
 
@@ -65,7 +65,7 @@ def test_a_waiting_statement_is_not_replaced() -> None:
     hub.state(CoverageStatement((), LogPosition(4), 0.0))
     hub.state(CoverageStatement((), LogPosition(9), 1.0))
     asyncio.run(hub.publish([Entry(3, ROWS, 0)]))
-    assert [statement.began for statement in client.told] == [0.0]
+    assert [statement.began for statement in client.statements] == [0.0]
 
 
 def test_a_new_log_forgets_the_statement() -> None:
@@ -76,11 +76,11 @@ def test_a_new_log_forgets_the_statement() -> None:
     client = Live(LogPosition(10))
     hub.join(client)
     asyncio.run(hub.publish([Entry(10, ROWS, 0)]))
-    assert not client.told
+    assert not client.statements
 
 
 def test_coverage_is_read_an_hour_back() -> None:
-    """Coverage is asked for from an hour before the earliest time that a client was told; without one, not at all."""
+    """Coverage is asked for from an hour before the earliest time of which a client knows; without one, not at all."""
     hub, client = hub_with(3)
     assert hub.coverage_since == 4 * 3600 * 1_000_000
     client.stated_until = None
