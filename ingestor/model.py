@@ -182,7 +182,7 @@ class Batch:
 
 
 class ResumePoint(NamedTuple):
-    """The place at which recording a relay continues: behind a cursor (None: unknown), covering from `covered_until`."""
+    """The place at which recording a relay continues: behind a cursor (None: unknown), covered from `covered_until`."""
 
     cursor: str | None
     covered_until: Micros
