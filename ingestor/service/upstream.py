@@ -41,7 +41,7 @@ class UpstreamRecorder(Recorder):
 
     Ticks keep the arrival and the number that they have on the relay's record. Coverage comes only from the relay's
     messages; no arrival and no pong here proves anything, so a frozen process or a clock that was set costs nothing.
-    `point` is where the next connection goes on; `is_cursor_refused` is set if the relay could not.
+    `point` is the place at which the next connection continues; `is_cursor_refused` is set if the relay could not.
     """
 
     arrivals_prove = False
@@ -72,13 +72,13 @@ class UpstreamRecorder(Recorder):
         self._recorded = RecordedDecoder(decoder)
         self._coverage = UpstreamCoverage(start.base)
         self._cursor = start.point.cursor
-        self._heard_at = clock.now()
+        self._progress_at = clock.now()
         self.is_cursor_refused = False
         first.resume(self._cursor, None)
 
     @property
     def point(self) -> ResumePoint:
-        """Where the next connection goes on, once everything in the buffer is committed."""
+        """The point at which the next connection continues, once everything in the buffer is committed."""
         return ResumePoint(self._cursor, self._coverage.until)
 
     def frames(self, payloads: Sequence[bytes], binary: bool = False) -> None:
@@ -89,7 +89,7 @@ class UpstreamRecorder(Recorder):
         for at, payload in enumerate(payloads, self.clock.stamp(len(payloads))):
             message = decode(payload, at, binary=binary)
             if isinstance(message, RecordedTick):
-                self._cursor, self._heard_at = message.cursor, at
+                self._cursor, self._progress_at = message.cursor, at
                 self._batcher.add_recorded(message.tick, message.received_at, message.occurrence, message.cursor)
                 self._added(at)
             elif isinstance(message, Refused):
@@ -108,7 +108,7 @@ class UpstreamRecorder(Recorder):
             self.is_cursor_refused = self.start.cursor is not None and message.text.startswith(_REFUSED_CURSOR)
             super()._control(message, at)
         elif not self.authenticated.done():
-            self._heard_at = at
+            self._progress_at = at
             self._batcher.authenticated(self.start.base)
             self.authenticated.set_result(at)
             self.flush()
@@ -133,7 +133,7 @@ class UpstreamRecorder(Recorder):
                 self._begin(at)
             case CoverageChange.WITHDRAWN:
                 self._next_session(EndReason.STALL, _MUTE)
-        self._heard_at = at
+        self._progress_at = at
         if coverage.since is not None:
             self._batcher.cover(coverage.until)
 
@@ -161,7 +161,7 @@ class UpstreamRecorder(Recorder):
         """End the session if the relay has been silent for too long; call it about every second."""
         if not self.authenticated.done() or self._ended or self._coverage.since is None:
             return
-        if self.clock.now() - self._heard_at > SILENCE:
+        if self.clock.now() - self._progress_at > SILENCE:
             self._coverage.stop()
             self._next_session(EndReason.UPSTREAM_GAP, _SILENT)
 

@@ -42,7 +42,7 @@ class UpstreamStart:
 
     @property
     def point(self) -> ResumePoint:
-        """Where to go on if nothing comes: a cursor from before a gap that was asked for skips the gap."""
+        """The place to continue at if nothing comes. A cursor would skip the gap that was asked for."""
         return ResumePoint(self.cursor if self.since is None else None, self.base)
 
 
@@ -75,7 +75,7 @@ def choose_start(
 
 
 class CoverageChange(Enum):
-    """What a message on coverage changes for the session."""
+    """The change of a session by a message on coverage."""
 
     NOTHING = auto()
     BEGINS = auto()  # it covered nothing, and covers from `since` on
