@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.addresses import free_port
+from tests.clocks import HANG_SECONDS
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
 from tests.relays import new_token
@@ -53,7 +54,8 @@ class Chain:
         if self.random.random() < 0.5:
             process.kill()
         else:
-            process.stop(signal.SIGTERM)
+            process.signal(signal.SIGTERM)
+            await asyncio.to_thread(process.wait, HANG_SECONDS)  # the wires must not stand still meanwhile
         await asyncio.sleep(self.random.random() * 0.5)
         process.start()
         return f"restarted {name}"

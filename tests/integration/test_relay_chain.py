@@ -60,6 +60,8 @@ async def same_coverage(first: str, second: str) -> bool:
     """Return whether the second site covers the same time, from its own beginning to its last word."""
     ours = (await query(second, COVERED))[0][0]
     theirs = (await query(first, COVERED))[0][0]
+    if not ours:
+        return False
     since, until = ours[0].lower, ours[-1].upper
 
     def within(spans: list[object]) -> list[tuple[object, object]]:

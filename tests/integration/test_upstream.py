@@ -20,7 +20,7 @@ from ingestor.store.ticks import TickStore
 from tests.clocks import HANG_SECONDS
 from tests.integration.test_store import batcher
 from tests.proxy import Proxy
-from tests.recording import running
+from tests.recording import received, running
 from tests.relays import new_token, relaying, stored
 from tests.servers import TestServer, execute_all, query
 
@@ -272,3 +272,43 @@ async def test_not_a_relay(second: str, tmp_path: Path, start: Micros) -> None:
 
             await eventually(has_failed)
     assert not await stored(second)
+
+
+async def test_a_stop_while_the_database_hangs(
+    relay: Relay, token: str, second: str, tmp_path: Path, start: Micros
+) -> None:
+    """A daemon that waits for its database to say where to go on stops at once, and connects nowhere before."""
+    async with Proxy(second) as proxy:
+        proxy.hold()
+        async with running(recorder(relay.server.url, token, proxy.url, tmp_path / "b", start)) as daemon:
+
+            async def has_asked() -> bool:
+                return len(proxy.upstream_ports) >= 2
+
+            await eventually(has_asked)
+        assert not daemon.telemetry.counts.sessions
+
+
+async def test_the_database_is_away(
+    store: TickStore, relay: Relay, token: str, database: str, second: str, tmp_path: Path, start: Micros
+) -> None:
+    """While the database is away, a cut connection goes on from the cursor in memory; all ticks are stored later."""
+    one = batcher()
+    one.authenticated(start)
+    async with Proxy(second) as away, Proxy(relay.server.url) as wire:
+        configuration = recorder(wire.url, token, away.url, tmp_path / "b", start, write_timeout="500ms")
+        async with running(configuration) as daemon:
+            for number in range(1, 4):
+                at = start + number * 10 * SECOND
+                one.add(Tick("AIR.NZ", at, 1.5, number), at)
+                await store.write([one.close()])
+                if number == 1:
+                    await eventually(partial(same_ticks, database, second))
+                    away.refuses = True
+                    away.cut()
+                await received(daemon, number)
+                wire.cut()
+            away.refuses = False
+            await eventually(partial(same_ticks, database, second))
+            await eventually(partial(covers, second, (start, start + 30 * SECOND)))
+    assert await query(second, "SELECT sum(duplicates)::int FROM ingest.stream_sessions") == [(0,)]
