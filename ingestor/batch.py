@@ -59,6 +59,16 @@ class Numbering:
         return count
 
 
+class RecordedNumber:
+    """Stands for `Numbering` if ticks come with their numbers: returns the one that was set."""
+
+    number = 1
+
+    def next(self, _tick: Tick, _symbol: bytes) -> int:
+        """Return the number of the tick."""
+        return self.number
+
+
 class Batcher:
     """Collects the messages of one session in numbered batches.
 
@@ -69,7 +79,8 @@ class Batcher:
     def __init__(self, session: Session, *, max_rows: int, occurrence_keys: int) -> None:
         self.session = session
         self._max_rows = max_rows
-        self._numbering = Numbering(occurrence_keys)
+        self._numbering: Numbering | RecordedNumber = Numbering(occurrence_keys)
+        self._recorded = RecordedNumber()
         self._number = 0
         self._messages = 0  # in the batches that were closed
         self._authenticated_at: Micros | None = None
@@ -104,10 +115,10 @@ class Batcher:
         """The arrival of the session's last tick or rejection."""
         return max(self._last_tick_at or 0, self._last_rejection_at or 0) or None
 
-    def add(self, tick: Tick, received_at: Micros, occurrence: int = 0) -> None:
-        """Pack a tick, with our number if it has none. `received_at` must not be before that of the last tick."""
+    def add(self, tick: Tick, received_at: Micros) -> None:
+        """Pack a tick with its number. `received_at` must not be earlier than that of the previous tick."""
         symbol = tick.symbol.encode()
-        occurrence = occurrence or self._numbering.next(tick, symbol)
+        occurrence = self._numbering.next(tick, symbol)
         self._rows += _ROW.pack(
             6,
             8, tick.time - POSTGRES_EPOCH,
@@ -130,12 +141,14 @@ class Batcher:
     def add_recorded(self, tick: Tick, received_at: Micros, occurrence: int, cursor: str) -> None:
         """Pack a tick of a relay with the arrival and the number that it has in the relay's record, in any order."""
         newest = max(received_at, self._last_tick_at or received_at)
-        self.add(tick, received_at, occurrence)
+        self._recorded.number = occurrence
+        self.add(tick, received_at)
         self._last_tick_at = newest
         self._cursor = cursor
 
     def resume(self, cursor: str | None, last_tick_at: Micros | None) -> None:
-        """Begin at the cursor of a relay, and with the last tick of the connection's earlier session."""
+        """Begin a relay's session at a cursor, and with the last tick of the connection's earlier session."""
+        self._numbering = self._recorded
         self._cursor = cursor
         self._last_tick_at = last_tick_at
 

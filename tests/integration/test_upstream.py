@@ -289,10 +289,10 @@ async def test_a_stop_while_the_database_hangs(
         assert not daemon.telemetry.counts.sessions
 
 
-async def test_the_database_is_away(
+async def test_an_unavailable_database(
     store: TickStore, relay: Relay, token: str, database: str, second: str, tmp_path: Path, start: Micros
 ) -> None:
-    """While the database is away, a cut connection goes on from the cursor in memory; all ticks are stored later."""
+    """While the database is unavailable, a cut connection goes on from the cursor in memory, and nothing is lost."""
     one = batcher()
     one.authenticated(start)
     async with Proxy(second) as away, Proxy(relay.server.url) as wire:

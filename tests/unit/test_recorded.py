@@ -5,6 +5,8 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingestor.clock import from_datetime
 from ingestor.model import DAY, SECOND, Micros, Reason, Tick
@@ -136,3 +138,26 @@ def test_statements_of_coverage(spans: list[tuple[int, int]], stated_until: int,
 
 def at(seconds: int) -> Micros:
     return NOW + seconds * SECOND
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "type": st.sampled_from(["price", "coverage", "error", 1]),
+                "data": st.dictionaries(
+                    st.sampled_from([*PRICE, "from", "to", "complete"]),
+                    st.one_of(st.sampled_from(list(PRICE.values())), st.text(max_size=30), st.integers(), st.none()),
+                ),
+            },
+        ).map(lambda content: json.dumps(content).encode()),
+    )
+)
+def test_any_message(frame: bytes) -> None:
+    """Whatever a server sends becomes a message or a reason, never an error; a tick has a valid number and arrival."""
+    message = decode(frame)
+    if isinstance(message, RecordedTick):
+        assert message.occurrence >= 1
+        assert message.received_at <= NOW + DAY

@@ -116,7 +116,7 @@ class Recording:
 
     @property
     def sessions(self) -> list[tuple[Micros | None, Micros | None, str]]:
-        """What each session covers in seconds, as the last batch of each says, and how it ended."""
+        """The seconds that each session covers by its last batch, and the reason of its end."""
         last = {batch.session.id: batch for batch in self.batches}
         found = []
         for batch in last.values():
