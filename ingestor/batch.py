@@ -59,6 +59,16 @@ class Numbering:
         return count
 
 
+class RecordedNumber:
+    """Stands for `Numbering` if ticks come with their numbers: returns the one that was set."""
+
+    number = 1
+
+    def next(self, _tick: Tick, _symbol: bytes) -> int:
+        """Return the number of the tick."""
+        return self.number
+
+
 class Batcher:
     """Collects the messages of one session in numbered batches.
 
@@ -69,13 +79,15 @@ class Batcher:
     def __init__(self, session: Session, *, max_rows: int, occurrence_keys: int) -> None:
         self.session = session
         self._max_rows = max_rows
-        self._numbering = Numbering(occurrence_keys)
+        self._numbering: Numbering | RecordedNumber = Numbering(occurrence_keys)
+        self._recorded = RecordedNumber()
         self._number = 0
         self._messages = 0  # in the batches that were closed
         self._authenticated_at: Micros | None = None
         self._covered_until: Micros | None = None
         self._last_tick_at: Micros | None = None
         self._last_rejection_at: Micros | None = None
+        self._cursor: str | None = None
         self._start()
 
     def _start(self) -> None:
@@ -126,6 +138,20 @@ class Batcher:
             self._enter_month(tick.time)
         self._last_tick_at = received_at
 
+    def add_recorded(self, tick: Tick, received_at: Micros, occurrence: int, cursor: str) -> None:
+        """Pack a tick of a relay with the arrival and the number that it has in the relay's record, in any order."""
+        newest = max(received_at, self._last_tick_at or received_at)
+        self._recorded.number = occurrence
+        self.add(tick, received_at)
+        self._last_tick_at = newest
+        self._cursor = cursor
+
+    def resume(self, cursor: str | None, last_tick_at: Micros | None) -> None:
+        """Begin a relay's session at a cursor, and with the last tick of the connection's earlier session."""
+        self._numbering = self._recorded
+        self._cursor = cursor
+        self._last_tick_at = last_tick_at
+
     def _enter_month(self, time: Micros) -> None:
         first = to_datetime(time).date().replace(day=1)
         following = (first + timedelta(days=31)).replace(day=1)
@@ -174,6 +200,7 @@ class Batcher:
             end=end,
             messages_before=self._messages,
             last_tick_at=self._last_tick_at,
+            cursor=self._cursor,
         )
         self._messages += batch.count + len(batch.rejections)
         self._start()

@@ -99,6 +99,7 @@ class EndReason(StrEnum):
     NO_ACCESS = "no_access"
     SERVER_ERROR = "server_error"  # an error message with any other text
     INTERNAL_ERROR = "internal_error"  # a bug of the daemon
+    UPSTREAM_GAP = "upstream_gap"  # the relay that was recorded from has a gap itself
     CRASHED = "crashed"  # the process ended without a record; written by its successor
 
 
@@ -151,6 +152,7 @@ class Batch:
     `covered_until` is None until the session is authenticated. `last_message_at` is the arrival of the session's last
     tick or rejection, `last_tick_at` that of its last tick: only a tick proves that prices arrive. `messages_before`
     counts the ticks and rejections of the session's earlier batches: a database with fewer has lost some.
+    `cursor` is that of the last tick, if the ticks come from a relay: all before it are in this batch or earlier ones.
     """
 
     session: Session
@@ -166,6 +168,7 @@ class Batch:
     end: SessionEnd | None = None
     messages_before: int = 0
     last_tick_at: Micros | None = None
+    cursor: str | None = None
 
     @property
     def size(self) -> int:
@@ -176,6 +179,13 @@ class Batch:
     def is_heartbeat(self) -> bool:
         """Whether it carries only coverage, so that a newer heartbeat may replace it."""
         return not self.count and not self.rejections and self.end is None and self.number > 1
+
+
+class ResumePoint(NamedTuple):
+    """The place at which recording a relay continues: behind a cursor (None: unknown), covered from `covered_until`."""
+
+    cursor: str | None
+    covered_until: Micros
 
 
 Label: TypeAlias = Literal["start", "end"]

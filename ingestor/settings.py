@@ -110,6 +110,10 @@ def parse_hosts(value: object) -> Any:
         raise ValueError("not a list of host names or addresses; write a.example.org,10.0.0.1 without ports") from None
 
 
+RELAY_QUERY = re.compile(r"meta=1(?:&from=(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ))?", re.ASCII)
+"""The query of the address of a relay that is recorded from, and from when on its record is wanted."""
+
+
 def _check_endpoint(value: str, plain: str, form: str) -> str:
     """Return the URL of a service that receives the token; `plain` only for this machine. Raises ValueError."""
     secure = f"{plain}s"
@@ -130,7 +134,11 @@ def _check_endpoint(value: str, plain: str, form: str) -> str:
 
 
 def _check_stream_url(value: str) -> str:
-    return _check_endpoint(value, "ws", "a WebSocket address; write wss://HOST[:PORT]/PATH")
+    address, mark, query = value.partition("?")
+    if mark and RELAY_QUERY.fullmatch(query) is None:
+        address = value  # refused as any other query
+    _check_endpoint(address, "ws", "a WebSocket address; write wss://HOST[:PORT]/PATH")
+    return value
 
 
 def _check_rest_url(value: str) -> str:
@@ -210,7 +218,8 @@ class Settings(BaseSettings):
     token: Token | None = _setting(None, "Financefeast token; only commands that talk to Financefeast need it")
     token_file: SecretFile | None = _setting(None, "file with the token, read again at each connection")
     stream_url: Annotated[str, AfterValidator(_check_stream_url)] = _setting(
-        "wss://stream.financefeast.io/ws", "Stream API endpoint; wss:// only, except on this machine"
+        "wss://stream.financefeast.io/ws",
+        "Stream API endpoint, or a relay's with ?meta=1; wss:// only, except on this machine",
     )
     rest_url: Annotated[str, AfterValidator(_check_rest_url)] = _setting(
         "https://api.financefeast.io", "REST API for backfill; https:// only, except on this machine"

@@ -136,6 +136,7 @@ stream_sessions = Table(
     column("ticks", BIGINT, "Ticks committed, duplicates included.", default="0"),
     column("rejected", BIGINT, "Messages kept in ingest.rejected_messages.", default="0"),
     column("duplicates", BIGINT, "Ticks that were in the table already.", default="0"),
+    column("cursor", TEXT, "Of the last tick, if a relay was recorded from: the place to resume at.", null=True),
     PrimaryKeyConstraint("id"),
     CheckConstraint("kind IN ('stream', 'replay')", name="kind"),
     Index(None, "connected_at"),

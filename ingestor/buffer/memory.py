@@ -16,8 +16,8 @@ def merges(older: Batch, newer: Batch) -> bool:
 
 
 def without_coverage(batch: Batch) -> Batch:
-    """Return the same batch without its claim of coverage."""
-    return replace(batch, covered_until=None)
+    """Return the same batch without its claims: of coverage, and of all ticks before its cursor."""
+    return replace(batch, covered_until=None, cursor=None)
 
 
 class Memory:

@@ -7,18 +7,27 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ingestor.batch import Row, unpack_rows
+from ingestor.model import SECOND, Duration, Micros
 from ingestor.relay.encoder import Encoder
 from ingestor.relay.options import Filter, cursor_text
-from ingestor.store.record import Entry, LogPosition, LogState, Progress
+from ingestor.store.record import CoverageStatement, Entry, LogPosition, LogState, Progress
 
 SLICE = 1000
 """Ticks that are encoded and handed out at once, before other tasks of the loop continue."""
 
 
+COVERAGE_OVERLAP: Duration = 3600 * SECOND
+"""Coverage is stated again from so long before its last end on: an earlier time may have been completed since."""
+
+
 class Subscriber(Protocol):
-    """A client that is live, or may become so."""
+    """A client that is live, or may become so.
+
+    `stated_until` is the end of the coverage that was reported to it; None if it did not ask for that.
+    """
 
     progress: Progress
+    stated_until: Micros | None
 
     @property
     def filter(self) -> Filter:
@@ -27,6 +36,10 @@ class Subscriber(Protocol):
 
     def accept(self, frames: bytes, ticks: int, after: LogPosition) -> None:
         """Send frames, after which the client has the log up to `after`. Never waits."""
+        ...
+
+    def state(self, statement: CoverageStatement) -> None:
+        """Report to the client when the record is complete. Never waits."""
         ...
 
     def restart(self) -> None:
@@ -46,6 +59,7 @@ class Hub:
         self._live: set[Subscriber] = set()
         self.position = LogPosition(0)
         self.mark = ""
+        self._statement: CoverageStatement | None = None  # until all live clients have the log up to its end
         self.is_ready = asyncio.Event()
         """Set once the log is followed."""
 
@@ -53,6 +67,24 @@ class Hub:
     def live(self) -> int:
         """The number of live clients."""
         return len(self._live)
+
+    @property
+    def coverage_since(self) -> Micros | None:
+        """From when on the coverage of live clients must be read; None if none asks for it."""
+        stated = [each.stated_until for each in self._live if each.stated_until is not None]
+        return min(stated) - COVERAGE_OVERLAP if stated else None
+
+    def state(self, statement: CoverageStatement) -> None:
+        """Report to live clients when the record is complete, once they have the log as far as it was read for that."""
+        if self._statement is None:
+            self._statement = statement
+            self._state()
+
+    def _state(self) -> None:
+        if self._statement is not None and self.position >= self._statement.end:
+            statement, self._statement = self._statement, None
+            for subscriber in list(self._live):
+                subscriber.state(statement)
 
     def follow(self, state: LogState) -> None:
         """Go on with the log, or begin at its end if it is another one, which ends the streams of all clients."""
@@ -65,7 +97,7 @@ class Hub:
         for subscriber in list(self._live):
             self.leave(subscriber)
             subscriber.restart()
-        self.mark, self.position = state.mark, state.end
+        self.mark, self.position, self._statement = state.mark, state.end, None
         self.is_ready.set()
 
     def join(self, subscriber: Subscriber) -> bool:
@@ -89,6 +121,7 @@ class Hub:
                 self._publish(entry.id, start, rows[start:end], after)
                 await asyncio.sleep(0)
             self.position = LogPosition(entry.id + 1)
+            self._state()
 
     def _publish(self, entry: int, start: int, rows: Sequence[Row], after: LogPosition) -> None:
         arrivals = [row[1] for row in rows]

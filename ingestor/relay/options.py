@@ -69,12 +69,18 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of one stream. `speed` is None for as fast as possible, else a factor of real time."""
+    """The options of one stream. `speed` is None for as fast as possible, else a factor of real time.
+
+    The table is read from the arrival `since` on. `coverage` is the instant from which on the relay reports when the
+    record is complete: such a client gets late ticks of any arrival, so that its own record becomes the same.
+    """
 
     filter: Filter = Filter()
     resume: Resume | None = None
     speed: float | None = None
     gaps: bool = False
+    since: Micros | None = None
+    coverage: Micros | None = None
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -101,15 +107,26 @@ def parse_options(query: str, now: Micros) -> Options:
     if until is not None and until <= (-math.inf if since is None else since):
         raise OptionError("to: must be later than from")
     symbols = _symbols(given["symbols"]) if "symbols" in given else None
+    coverage = _coverage(given)
     return Options(
-        Filter(symbols, since, until, meta=_flag("meta", given)),
+        Filter(symbols, since if coverage is None else None, until, meta=_flag("meta", given)),
         parse_cursor(given["resume"]) if "resume" in given else None,
         _speed(given.get("speed", "max")),
         _flag("gaps", given),
+        since,
+        coverage,
     )
 
 
-_KNOWN = {"from", "to", "resume", "symbols", "speed", "gaps", "meta"}
+_KNOWN = {"from", "to", "resume", "symbols", "speed", "gaps", "meta", "coverage"}
+
+
+def _coverage(given: dict[str, str]) -> Micros | None:
+    if "coverage" not in given:
+        return None
+    if not _flag("meta", given) or not given.keys() & {"from", "resume"} or given.keys() & {"to", "symbols", "speed"}:
+        raise OptionError("coverage: goes with meta=1 and from or resume, and without to, symbols and speed")
+    return _instant("coverage", given["coverage"])
 
 
 def _instant(name: str, text: str) -> Micros:

@@ -17,11 +17,12 @@ from ingestor.batch import Row, unpack_rows
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError, StoreError
 from ingestor.model import SECOND, Duration, Micros
+from ingestor.relay.coverage import coverage_messages
 from ingestor.relay.encoder import Encoder, message
 from ingestor.relay.gaps import GapMarks
 from ingestor.relay.hub import SLICE, Hub
 from ingestor.relay.options import Filter, Options, cursor_text
-from ingestor.store.record import LogPosition, Place, Progress, Record, Step, Window
+from ingestor.store.record import CoverageStatement, LogPosition, Place, Progress, Record, Step, Window
 from ingestor.store.record_pool import RecordPool
 
 PAGE = 5000
@@ -98,6 +99,9 @@ class Subscription:
         self._has_lagged = False
         self._paced_from: tuple[float, Micros] | None = None
         self._gaps = GapMarks([])
+        self._statement: CoverageStatement | None = None  # until the client has the log up to its end
+        self._stated_at = math.inf  # when the client's own statement was complete; older ones are out of date
+        self.stated_until = options.coverage
         self.ticks_sent = 0
         self.progress = self._start()
 
@@ -107,11 +111,16 @@ class Subscription:
         return self._options.filter
 
     def _start(self) -> Progress:
-        if self._options.resume is not None:
-            self._mark = self._options.resume.mark
-            return self._options.resume.progress
-        since = self.filter.since
-        return Progress(self._hub.position, None if since is None else Place(since - 1))
+        since = self._options.since
+        start = None if since is None else Place(since - 1)
+        if self._options.resume is None:
+            return Progress(self._hub.position, start)
+        self._mark, progress = self._options.resume.mark, self._options.resume.progress
+        if self._options.coverage is None or start is None:
+            return progress
+        if progress.place is not None and progress.place.received_at <= start.received_at:
+            return progress
+        return Progress(progress.position, start)  # what is behind the cursor, and the table again from there on
 
     def accept(self, frames: bytes, ticks: int, after: LogPosition) -> None:
         """Send what the hub hands out. If the client is slow, it leaves the hub."""
@@ -126,6 +135,12 @@ class Subscription:
             if self._connection.paused:
                 self._parts.counters.fell_back()
                 self._leave()
+        self._settle_statement()
+
+    def state(self, statement: CoverageStatement) -> None:
+        """Tell the client when the record is complete, unless it has a newer statement, or waits for it."""
+        if self._options.coverage is not None and statement.began >= self._stated_at:
+            self._write_coverage(statement)
 
     def restart(self) -> None:
         """End the stream, because the log has begun again."""
@@ -139,8 +154,12 @@ class Subscription:
         try:
             while True:
                 self._left.clear()
+                if self._options.coverage is not None and self._is_checked and self.progress.place is None:
+                    await self._read_coverage()
                 if self._is_checked and self._hub.join(self):
+                    self._settle_statement()
                     await self._stay()
+                    self._stated_at = math.inf
                     await self._drain()
                     self._report_lag()
                 else:
@@ -232,6 +251,14 @@ class Subscription:
                 await self._parts.clock.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
         raise AssertionError
 
+    async def _read_coverage(self) -> None:
+        """Find out once, before the client is live, when the record is complete."""
+        if self._statement is None and self._stated_at == math.inf:
+            since, clock = self._options.coverage, self._parts.clock
+            assert since is not None
+            self._statement = await self._read(lambda record: record.coverage(since, clock.monotonic()))
+            self._stated_at = clock.monotonic()
+
     async def _step(self, record: Record) -> tuple[Window, Step]:
         window = self._window()
         return window, await record.step(self.progress, window, self._options.symbols, self._mark)
@@ -300,6 +327,19 @@ class Subscription:
             self._connection.transport.write(frames)
             self._parts.counters.sent(ticks)
             self.ticks_sent += ticks
+
+    def _settle_statement(self) -> None:
+        statement, progress = self._statement, self.progress
+        if statement is not None and progress.place is None and progress.position >= statement.end:
+            self._statement = None
+            self._write_coverage(statement)
+
+    def _write_coverage(self, statement: CoverageStatement) -> None:
+        since = self._options.coverage
+        assert since is not None
+        assert self.stated_until is not None
+        self._write(b"".join(coverage_messages(statement.spans, since, self.stated_until)), 0)
+        self.stated_until = max((end for _, end in statement.spans), default=since)
 
     async def _drain(self) -> None:
         """Wait until the client has accepted most of what was sent. Raises StreamEnd if it accepts nothing."""

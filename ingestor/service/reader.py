@@ -16,15 +16,20 @@ from ingestor.errors import ConfigurationError, StreamError
 from ingestor.model import SECOND, Duration, EndReason, Micros
 from ingestor.redaction import outside_text
 from ingestor.service.recorder import Recorder, new_recorder, watch_interval
+from ingestor.service.upstream import UpstreamRecorder, new_upstream
 from ingestor.settings import Settings
 from ingestor.stream.accepted_token import AcceptedToken
 from ingestor.stream.connection import LONGEST_OPEN, FeedConnection, closed, keep_alive, open_connection, send
 from ingestor.stream.decoder import Decoder, authenticate
 from ingestor.stream.retry import Backoff, RetryDecision, RetryPolicy, cause_of, check_token, classify
+from ingestor.stream.upstream import UpstreamStart
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LivenessDeadline
 
 AUTHENTICATION_TIMEOUT = 10.0
+
+START_TIMEOUTS = 5
+"""Write timeouts after which the query for the start of a relay's recording has failed: connect, two queries, close."""
 
 
 class StreamReader:
@@ -49,6 +54,7 @@ class StreamReader:
         self._decoder = Decoder(settings.exchange_timezone)
         self._accepted_token = AcceptedToken(settings.state_path("accepted"))
         self._backoff = Backoff(self._classify, max_delay=settings.reconnect_max_delay)
+        self._upstream = new_upstream(settings, clock=clock, buffer=buffer, telemetry=telemetry)
         self._token = ""
         self._decided: tuple[BaseException, RetryDecision] | None = None
 
@@ -93,22 +99,36 @@ class StreamReader:
     async def _session(self) -> None:
         """Run one session. It always ends with an error."""
         await self._wait_for_room()
-        self._liveness.expect_within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
         self._telemetry.connecting()
+        start = await self._find_start()
+        self._liveness.expect_within(LONGEST_OPEN + AUTHENTICATION_TIMEOUT)
         url = self._settings.stream_url
         self._token = self._settings.read_token()
         check_token(urlsplit(url).hostname or "", self._token)
         recorder: Recorder | None = None
         try:
-            async with open_connection(url) as connection:
-                recorder = self._record(url)
+            async with open_connection(url if start is None else start.url(url)) as connection:
+                recorder = self._record(url, start)
                 self._telemetry.connected(recorder.session)
                 await self._read_session(connection, recorder)
         except BaseException as error:
             # The connection is closed now, so messages of the closing handshake are recorded too.
             if recorder is not None:
-                recorder.end(*_ending(error))
+                self._end(recorder, *_ending(error))
             raise
+
+    async def _find_start(self) -> UpstreamStart | None:
+        """Return where the recording of a relay goes on; None if the stream is no relay's. Raises StoreError."""
+        if self._upstream is None:
+            return None
+        self._liveness.expect_within(START_TIMEOUTS * self._settings.write_timeout)
+        return await self._upstream.start()
+
+    def _end(self, recorder: Recorder, reason: EndReason, close_code: int | None, message: str) -> None:
+        recorder.end(reason, close_code, message)
+        if self._upstream is not None:
+            assert isinstance(recorder, UpstreamRecorder)
+            self._upstream.ended(recorder, reason)
 
     async def _wait_for_room(self) -> None:
         """Wait while the buffer is blocked."""
@@ -117,7 +137,9 @@ class StreamReader:
         self._liveness.clear()
         await self._buffer.wait_for_room()
 
-    def _record(self, url: str) -> Recorder:
+    def _record(self, url: str, start: UpstreamStart | None) -> Recorder:
+        if self._upstream is not None and start is not None:
+            return self._upstream.recorder(start, self._decoder)
         return new_recorder(
             self._settings,
             endpoint=url,
@@ -188,6 +210,9 @@ class StreamReader:
             self._liveness.expect_within(watch_interval(self._settings))
             await self._clock.sleep(watch_interval(self._settings))
             recorder.check_time()
+            if isinstance(recorder, UpstreamRecorder):
+                recorder.check_silence()
+                continue
             if not recorder.authenticated.done() or recorder.failed.done():
                 continue
             last = max(recorder.authenticated.result(), recorder.last_tick_at or 0)

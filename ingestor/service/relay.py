@@ -27,6 +27,9 @@ from ingestor.web.app import make_health_app
 from ingestor.web.hosts import Hosts
 from ingestor.web.server import CLOSE_TIMEOUT, HttpServer
 
+COVERAGE_SECONDS = 1.0
+"""Seconds between two statements of coverage to the clients that ask for them."""
+
 REPORT_SECONDS = 20.0
 """Seconds between two reports to the registry, which also prune the log."""
 
@@ -92,6 +95,7 @@ class Relay:
         tasks = {
             asyncio.create_task(self._follow(), name="follower"),
             asyncio.create_task(self._check_tokens(), name="tokens"),
+            asyncio.create_task(self._state_coverage(), name="coverage"),
             asyncio.create_task(self._watch(), name="watch"),
             asyncio.create_task(self._serve_health(), name="http"),
         }
@@ -188,6 +192,19 @@ class Relay:
             try:
                 async with self._pool.record() as record:
                     self.server.end_all_but(await record.valid_hashes())
+            except StoreError:
+                continue
+
+    async def _state_coverage(self) -> None:
+        """Tell the clients that ask for it when the record is complete. While the database fails, they hear nothing."""
+        while True:
+            await self._clock.sleep(COVERAGE_SECONDS)
+            since = self.hub.coverage_since
+            if since is None:
+                continue
+            try:
+                async with self._pool.record() as record:
+                    self.hub.state(await record.coverage(since, self._clock.monotonic()))
             except StoreError:
                 continue
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 from websockets.asyncio.server import Server, ServerConnection, broadcast
@@ -231,7 +232,7 @@ class Simulator:
 
     async def _process_request(self, _: ServerConnection, request: Request) -> Response | None:
         """Accept a WebSocket at its path; answer all other requests as the REST API."""
-        if request.path == PATH:
+        if urlsplit(request.path).path == PATH:
             if time.monotonic() >= self._outage_until:
                 return None
             return Response(HTTPStatus.SERVICE_UNAVAILABLE, "Service Unavailable", Headers({"Connection": "close"}))

@@ -133,7 +133,15 @@ def part_of(batch: Batch, after: int, max_bytes: int) -> tuple[Batch, int | None
     if until >= total:
         return part, None
     return (
-        replace(part, authenticated_at=None, covered_until=None, last_message_at=None, last_tick_at=None, end=None),
+        replace(
+            part,
+            authenticated_at=None,
+            covered_until=None,
+            last_message_at=None,
+            last_tick_at=None,
+            cursor=None,
+            end=None,
+        ),
         until,
     )
 

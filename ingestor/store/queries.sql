@@ -65,7 +65,8 @@ UPDATE ingest.stream_sessions SET
     close_code = $9,
     ticks = ticks + $10,
     duplicates = duplicates + $11,
-    rejected = rejected + $12
+    rejected = rejected + $12,
+    cursor = coalesce($15, cursor)
 WHERE id = $1
 
 -- name: reject
@@ -79,6 +80,16 @@ ON CONFLICT (session_id, batch, position) DO NOTHING
 UPDATE ingest.stream_sessions
 SET ended_at = greatest(connected_at, authenticated_at, covered_until, last_message_at), end_reason = 'crashed'
 WHERE instance = $1 AND kind = 'stream' AND ended_at IS NULL AND id <> ALL ($2::uuid[])
+
+-- name: resume_point
+-- Of the newest session of a relay's address $1, whatever else is in the query of the address.
+SELECT cursor, covered_until FROM ingest.stream_sessions
+WHERE split_part(endpoint, '?', 1) = $1 AND endpoint LIKE '%?meta=1%' AND kind = 'stream' AND covered_until IS NOT NULL
+ORDER BY connected_at DESC, id DESC LIMIT 1
+
+-- name: gaps_to_close
+-- The starts of recent gaps. A relay may have their ticks.
+SELECT started_at FROM market.gaps WHERE started_at > now() - interval '7 days' AND status <> 'excluded' ORDER BY 1
 
 -- name: ensure_partition
 -- Makes the month's partition where there is none; does nothing on a hypertable.

@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from ingestor.batch import COPY_HEADER, COPY_TRAILER, Row, unpack_rows
-from ingestor.clock import to_datetime
+from ingestor.clock import from_datetime, to_datetime
 from ingestor.errors import CursorError
 from ingestor.model import Micros
 from ingestor.store.connection import GuardedConnection
@@ -107,6 +107,19 @@ class Step:
     is_complete: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CoverageStatement:
+    """The spans in which the record is complete, for a client that has the log up to `end`.
+
+    The sessions' coverage and the end of the log are of one snapshot, and coverage is committed with or after its
+    ticks. `began` is when it was asked for, in monotonic seconds.
+    """
+
+    spans: tuple[tuple[Micros, Micros], ...]
+    end: LogPosition
+    began: float
+
+
 class LogState(NamedTuple):
     """The log's identity, the last id that may be gone, and the position behind its newest entry."""
 
@@ -148,6 +161,13 @@ class Record:
                 return Step(entries, (), Progress(end, None), is_complete=True)
             rows = await _ticks(connection, progress.place, window, symbols)
             return Step(entries, rows, Progress(end, _place(progress.place, rows, window)), is_complete=True)
+
+    async def coverage(self, since: Micros, began: float) -> CoverageStatement:
+        """Return when the record is complete, from an instant on. `began` is when the caller asked."""
+        async with self._snapshot() as connection:
+            end = (await log_state(connection)).end
+            rows = await connection.fetch(QUERIES["stated_coverage"], to_datetime(since))
+        return CoverageStatement(tuple((from_datetime(row[0]), from_datetime(row[1])) for row in rows), end, began)
 
     async def gaps(self, since: Micros, until: Micros | None) -> list[dict[str, Any]]:
         """Return the gaps that overlap a span, the oldest first."""

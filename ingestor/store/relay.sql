@@ -99,6 +99,14 @@ ORDER BY received_at, symbol COLLATE "C", time, price, volume, occurrence LIMIT 
 SELECT started_at, ended_at, cause, status FROM market.gaps
 WHERE ended_at > $1 AND started_at < $2 ORDER BY started_at
 
+-- name: stated_coverage
+-- The time that sessions cover, from $1 on: what they all cover together, but not where ticks were dropped by their age.
+SELECT lower(span), upper(span) FROM (
+    SELECT unnest(range_agg(span) * tstzmultirange(
+               tstzrange(greatest($1::timestamptz, (SELECT ticks_since FROM ingest.settings)), NULL))) AS span
+    FROM ingest.covered
+) AS spans ORDER BY 1
+
 -- name: ticks_since
 SELECT ticks_since FROM ingest.settings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from functools import partial
 from itertools import groupby
@@ -359,7 +359,8 @@ async def _write_session(
     written = WriteResult(
         complete_batches, ticks, duplicates, len(rejections), reasons, {session.id: tally}, is_partial
     )
-    await _advance(connection, batches[-1], until, written, covered_until, terms)
+    last = replace(batches[-1], cursor=None) if missing else batches[-1]
+    await _advance(connection, last, until, written, covered_until, terms)
     return written
 
 
@@ -411,6 +412,7 @@ async def _advance(
         written.rejected,
         terms.is_own,
         messages,
+        last.cursor,
     )
 
 

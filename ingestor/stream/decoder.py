@@ -60,7 +60,9 @@ class Refused(msgspec.Struct, frozen=True):
 Message: TypeAlias = Tick | Authenticated | ServerError | Refused
 
 
-class _PriceData(msgspec.Struct):
+class PriceData(msgspec.Struct):
+    """The fields of a price, as they were sent."""
+
     date: str
     price: int | float | str
     volume: int | float | str
@@ -68,7 +70,7 @@ class _PriceData(msgspec.Struct):
 
 
 class _Price(msgspec.Struct, tag_field="type", tag="price"):
-    data: _PriceData
+    data: PriceData
 
 
 class _Text(msgspec.Struct):
@@ -137,7 +139,21 @@ class Decoder:
         except (msgspec.MsgspecError, RecursionError):
             return self._decode_slowly(frame, received_at)
 
-    def _tick(self, data: _PriceData, received_at: Micros) -> Tick:
+    def instant(self, text: str) -> Micros | None:
+        """Return the instant of an RFC 3339 date; None if it is none."""
+        try:
+            return self._seconds.get(text) or self._time(text)
+        except _RefusedError:
+            return None
+
+    def tick(self, data: PriceData, received_at: Micros) -> Tick | None:
+        """Return the tick of a price's fields; None if only `decode` can read them, or refuses them."""
+        try:
+            return self._tick(data, received_at)
+        except (_RefusedError, msgspec.MsgspecError):
+            return None
+
+    def _tick(self, data: PriceData, received_at: Micros) -> Tick:
         price, volume = data.price, data.volume
         if type(price) is not float:
             price = _price(price)
@@ -223,7 +239,7 @@ class Decoder:
         return from_datetime(moment)
 
 
-def _price_data(data: object) -> _PriceData:
+def _price_data(data: object) -> PriceData:
     """Return the fields of a price, each checked on its own to find the reason for a refusal."""
     if data is None:
         raise _RefusedError(Reason.MISSING_FIELD)
@@ -240,7 +256,7 @@ def _price_data(data: object) -> _PriceData:
         raise _RefusedError(Reason.VOLUME_INVALID)
     if not isinstance(price, str) or not isinstance(volume, str):
         raise _RefusedError(Reason.WRONG_TYPE)
-    return _PriceData(date, str(price), str(volume), symbol)
+    return PriceData(date, str(price), str(volume), symbol)
 
 
 def _price(value: float | str) -> float:

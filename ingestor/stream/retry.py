@@ -24,7 +24,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from ingestor.errors import ConfigurationError, StreamError, UnreachableError
+from ingestor.errors import ConfigurationError, StoreError, StreamError, UnreachableError
 from ingestor.model import EndReason, Micros
 from ingestor.network import CERTIFICATE_NOT_YET_VALID, proxy_hint
 from ingestor.redaction import outside_text, system_words
@@ -89,6 +89,8 @@ def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, P
             return RetryPolicy.BACKOFF, str(error)
         case ConfigurationError():
             return RetryPolicy.FATAL, str(error)
+        case StoreError():
+            return RetryPolicy.BACKOFF, f"The database, which knows where to go on, does not answer: {error}"
         case InvalidURI() | InvalidProxy():
             return RetryPolicy.FATAL, "INGESTOR_STREAM_URL, or the proxy of the environment, is not a valid URL."
         case InvalidStatus():
@@ -113,13 +115,15 @@ def _classify(error: BaseException) -> tuple[RetryPolicy, str]:  # noqa: C901, P
             return RetryPolicy.BACKOFF, f"The session failed: {type(error).__name__}: {outside_text(error)}"
 
 
-def cause_of(error: BaseException) -> str:  # noqa: PLR0911 - a table, a line for each error
+def cause_of(error: BaseException) -> str:  # noqa: C901, PLR0911 - a table, a line for each error
     """Return the cause of an error as a label for metrics: the session's end reason, or why no session began."""
     match error:
         case StreamError():
             return str(error.reason)
         case ConfigurationError() | InvalidURI() | InvalidProxy():
             return "configuration"
+        case StoreError():
+            return "database"
         case InvalidStatus():
             return f"http_{error.response.status_code // 100}xx"
         case ssl.SSLCertVerificationError():

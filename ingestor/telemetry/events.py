@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 from prometheus_client import Histogram
 
-from ingestor.clock import Clock, ClockDifference, SystemClock
+from ingestor.clock import Clock, ClockDifference, SystemClock, to_datetime
 from ingestor.model import SECOND, Batch, EndReason, Micros, Session, SessionEnd, Tally
 from ingestor.redaction import outside_text
 from ingestor.telemetry.history import HISTORY_STEP_SECONDS, History
@@ -226,6 +226,16 @@ class Telemetry:
     def connecting(self) -> None:
         """Record that a connection is being opened."""
         self._stream_is("connecting", self.stream.detail)
+
+    def upstream_asked(self, *, covered_from: Micros, since: Micros | None, resumes: bool) -> None:
+        """Log what a relay is asked for: its record from an arrival on, all behind the last cursor, or both."""
+        record_from = None if since is None else to_datetime(since).isoformat()
+        self._log.info(
+            "upstream_asked",
+            covered_from=to_datetime(covered_from).isoformat(),
+            record_from=record_from,
+            resumes=resumes,
+        )
 
     def connected(self, session: Session) -> None:
         """Log an open connection."""

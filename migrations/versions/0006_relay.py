@@ -60,6 +60,9 @@ CREATE TABLE ingest.relay_tokens (
 )
 """
 
+CURSOR = "ALTER TABLE ingest.stream_sessions ADD COLUMN cursor TEXT"
+CAUSE = "WHEN 'upstream_gap' THEN 'the relay that was recorded from had a gap'"
+
 # Ticks are inserted nearly in the order of their arrival, so it takes kilobytes.
 INDEX = "CREATE INDEX ticks_received_at_idx ON market.ticks USING brin (received_at) WITH (autosummarize = on)"
 
@@ -76,6 +79,7 @@ COMMENTS = {
     "COLUMN ingest.tick_log_state.identity": "Changes whenever the log begins again, so that old cursors are refused.",
     "COLUMN ingest.tick_log_state.complete_after": "Each later id is in the log; this and earlier ones may be gone.",
     "TABLE ingest.relays": "The relays that follow the log. It is written while one of them was seen within an hour.",
+    "COLUMN ingest.stream_sessions.cursor": "Of the last tick, if a relay was recorded from: the place to resume at.",
     "COLUMN ingest.relays.id": "Made by the relay at its start.",
     "COLUMN ingest.relays.instance": "The name of the relay, by default of its machine.",
     "COLUMN ingest.relays.started_at": "When it registered.",
@@ -95,7 +99,8 @@ GRANT SELECT ON ingest.relays TO {WRITER};
 """
 RELAY_GRANTS = f"""
 GRANT USAGE ON SCHEMA market, ingest TO {RELAY};
-GRANT SELECT ON market.ticks, market.gaps, ingest.settings, ingest.alembic_version, ingest.relay_tokens TO {RELAY};
+GRANT SELECT ON market.ticks, market.gaps, ingest.settings, ingest.alembic_version, ingest.relay_tokens,
+    ingest.covered TO {RELAY};
 GRANT SELECT, DELETE ON ingest.tick_log TO {RELAY};
 GRANT SELECT, UPDATE ON ingest.tick_log_state TO {RELAY};
 GRANT SELECT, INSERT, UPDATE, DELETE ON ingest.relays TO {RELAY};
@@ -107,6 +112,8 @@ def upgrade() -> None:
     connection = op.get_bind()
     _run(connection, TABLES)
     connection.exec_driver_sql(INDEX)
+    connection.exec_driver_sql(CURSOR)
+    _change_cause(connection, "ELSE end_reason", f"{CAUSE}\n        ELSE end_reason")
     for what, comment in COMMENTS.items():
         escaped = comment.replace("'", "''")
         connection.exec_driver_sql(f"COMMENT ON {what} IS '{escaped}'")
@@ -124,8 +131,18 @@ def downgrade() -> None:
         connection.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA market, ingest FROM {RELAY}")
         connection.exec_driver_sql(f"REVOKE ALL ON SCHEMA market, ingest FROM {RELAY}")
     op.execute("DROP INDEX market.ticks_received_at_idx")
+    op.execute("ALTER TABLE ingest.stream_sessions DROP COLUMN cursor")
+    _change_cause(connection, f"{CAUSE}\n        ELSE end_reason", "ELSE end_reason")
     for table in ("relay_tokens", "relays", "tick_log_state", "tick_log"):
         op.execute(f"DROP TABLE ingest.{table}")
+
+
+def _change_cause(connection: sa.Connection, old: str, new: str) -> None:
+    """Replace a line of the function that puts end reasons into words."""
+    definition = connection.scalar(sa.text("SELECT pg_get_functiondef('ingest.cause(text)'::regprocedure)"))
+    assert isinstance(definition, str)
+    assert definition.count(old) == 1
+    connection.exec_driver_sql(definition.replace(old, new))
 
 
 def _grant_relay(connection: sa.Connection) -> None:
