@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from ingestor.relay.server import PortOptions
 from ingestor.service.process import StopRequest
 from ingestor.service.relay import Relay
 from ingestor.settings import load_settings
@@ -34,10 +35,12 @@ async def stored(url: str, condition: str = "true") -> Counter[Seen]:
 
 
 @contextlib.asynccontextmanager
-async def relaying(url: str, *, stuck_after: float = 60.0, **changes: Any) -> AsyncIterator[Relay]:
+async def relaying(
+    url: str, *, stuck_after: float = 60.0, port: PortOptions | None = None, **changes: Any
+) -> AsyncIterator[Relay]:
     """Run a relay on a database, and stop it in order at the end."""
     defaults = {"database_url": url, "relay_port": 0, "relay_http_port": 0, "write_timeout": "5s"}
-    relay = Relay(load_settings(**{**defaults, **changes}), stuck_after=stuck_after)
+    relay = Relay(load_settings(**{**defaults, **changes}), stuck_after=stuck_after, port=port)
     request = StopRequest()
     task = asyncio.create_task(relay.run(request))
     ready = asyncio.create_task(relay.hub.is_ready.wait())
@@ -75,6 +78,7 @@ class Client:
         self.connection = await connect(self._url, proxy=None, ping_interval=None, close_timeout=0.5)
         await self.connection.send(json.dumps({"type": "authenticate", "data": {"token": self._token}}))
         self._task = asyncio.create_task(self._receive())
+        self._task.add_done_callback(lambda _: self._changed.set())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -88,7 +92,6 @@ class Client:
             async for message in self.connection:
                 self.messages.append(json.loads(message))
                 self._changed.set()
-        self._changed.set()
 
     @property
     def is_closed(self) -> bool:

@@ -64,9 +64,10 @@ UPDATE ingest.tick_log_state SET complete_after = greatest(complete_after, (SELE
 WHERE EXISTS (SELECT FROM old)
 
 -- name: log_state
--- The identity of the log, the last id that may be gone, and the id that follows the newest entry.
+-- The identity of the log, the last id that may be gone, the id that follows the newest entry, and the age of ticks.
 SELECT identity, complete_after,
-       greatest(complete_after, coalesce((SELECT max(id) FROM ingest.tick_log), 0)) + 1 AS following
+       greatest(complete_after, coalesce((SELECT max(id) FROM ingest.tick_log), 0)) + 1 AS following,
+       (SELECT ticks_since FROM ingest.settings)
 FROM ingest.tick_log_state
 
 -- name: log_entries
@@ -87,9 +88,6 @@ ORDER BY received_at, symbol COLLATE "C", time, price, volume, occurrence LIMIT 
 -- name: recorded_gaps
 SELECT started_at, ended_at, cause, status FROM market.gaps
 WHERE ended_at > $1 AND started_at < $2 ORDER BY started_at
-
--- name: ticks_since
-SELECT ticks_since FROM ingest.settings
 
 -- name: relay_token
 -- The client of a token by the token's hash, unless it is expired.

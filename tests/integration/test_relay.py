@@ -164,7 +164,7 @@ async def test_a_slow_client_loses_nothing(store: TickStore, database: str, toke
             await quick.authenticated()
             assert slow.connection is not None
             slow.connection.transport.pause_reading()
-            total = await _flood(store, lambda: relay.telemetry.counts.fallen_back > 0)
+            total = await flood(store, lambda: relay.telemetry.counts.fallen_back > 0)
             await quick.received(total)
             assert relay.hub.live == 1
             slow.connection.transport.resume_reading()
@@ -184,11 +184,11 @@ async def test_a_client_that_accepts_nothing(store: TickStore, database: str, to
             await other.authenticated()
             assert client.connection is not None
             client.connection.transport.pause_reading()
-            total = await _flood(store, lambda: relay.telemetry.counts.stuck > 0)
+            total = await flood(store, lambda: relay.telemetry.counts.stuck > 0)
             await other.received(total)
 
 
-async def _flood(store: TickStore, is_enough: Callable[[], bool]) -> int:
+async def flood(store: TickStore, is_enough: Callable[[], bool]) -> int:
     """Write distinct ticks until a condition holds; return their number."""
     one, total = batcher(), 0
     async with asyncio.timeout(60):
