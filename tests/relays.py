@@ -12,6 +12,7 @@ from urllib.parse import quote, urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame
 
 from ingestor.relay.server import PortOptions
 from ingestor.service.process import StopRequest
@@ -73,9 +74,12 @@ class Client:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.connection: ClientConnection | None = None
+        self.compressed = 0
+        """Prices that came in compressed frames."""
 
     async def __aenter__(self) -> Self:
         self.connection = await connect(self._url, proxy=None, ping_interval=None, close_timeout=0.5)
+        self._count_compressed(self.connection)
         await self.connection.send(json.dumps({"type": "authenticate", "data": {"token": self._token}}))
         self._task = asyncio.create_task(self._receive())
         self._task.add_done_callback(lambda _: self._changed.set())
@@ -85,6 +89,17 @@ class Client:
         assert self.connection is not None
         self.connection.transport.abort()
         await self.ended()
+
+    def _count_compressed(self, connection: ClientConnection) -> None:
+        for extension in connection.protocol.extensions:
+            decode = extension.decode
+
+            def counting(frame: Frame, *, max_size: int | None = None, decode: Any = decode) -> Frame:
+                found: Frame = decode(frame, max_size=max_size)
+                self.compressed += frame.rsv1 and b'"price"' in found.data
+                return found
+
+            extension.decode = counting  # type: ignore[method-assign]
 
     async def _receive(self) -> None:
         assert self.connection is not None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ingestor.batch import Row, unpack_rows
+from ingestor.relay.deflate import deflated
 from ingestor.relay.encoder import Encoder
 from ingestor.relay.options import Filter, cursor_text
 from ingestor.store.record import Entry, LogPosition, LogState, Progress
@@ -112,4 +113,5 @@ class Hub:
         def cursor(index: int) -> str:
             return cursor_text(self.mark, Progress(LogPosition(entry, start + chosen[index] + 1), None))
 
-        return self._encoder.frames(passed, cursor if wanted.meta else None), len(passed)
+        frames = self._encoder.frames(passed, cursor if wanted.meta else None)
+        return deflated(frames) if wanted.compress else frames, len(passed)

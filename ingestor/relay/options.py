@@ -38,6 +38,7 @@ class Filter:
     since: Micros | None = None
     until: Micros | None = None
     meta: bool = False
+    compress: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -102,14 +103,14 @@ def parse_options(query: str, now: Micros) -> Options:
         raise OptionError("to: must be later than from")
     symbols = _symbols(given["symbols"]) if "symbols" in given else None
     return Options(
-        Filter(symbols, since, until, meta=_flag("meta", given)),
+        Filter(symbols, since, until, meta=_flag("meta", given), compress=_flag("compress", given)),
         parse_cursor(given["resume"]) if "resume" in given else None,
         _speed(given.get("speed", "max")),
         _flag("gaps", given),
     )
 
 
-_KNOWN = {"from", "to", "resume", "symbols", "speed", "gaps", "meta"}
+_KNOWN = {"from", "to", "resume", "symbols", "speed", "gaps", "meta", "compress"}
 
 
 def _instant(name: str, text: str) -> Micros:

@@ -23,6 +23,7 @@ from ingestor.protocol.messages import AUTHENTICATED, NO_AUTHENTICATION, NOT_AUT
 from ingestor.protocol.port import PATH, listen, port_of
 from ingestor.relay.admission import Failures, Lobby, Streams
 from ingestor.relay.connection import RelayConnection, relay_connection
+from ingestor.relay.deflate import WINDOW_BITS, SharedDeflateFactory, accepts_runs
 from ingestor.relay.options import OptionError, parse_options
 from ingestor.relay.subscription import Parts, StreamEnd, Subscription
 from ingestor.store.record_pool import RecordPool
@@ -47,6 +48,7 @@ MESSAGE_INTERVAL = 0.05
 UNAVAILABLE = "The relay cannot reach its database now; try again later."
 NOT_A_LOGIN = "not authorised: the first message must be the authentication, as JSON text"
 NOT_A_MESSAGE = f"Messages are JSON objects as text, of at most {MAX_MESSAGE} bytes"
+NO_COMPRESSION = f"compress: offer permessage-deflate, with context takeover and a window of {WINDOW_BITS} bits or more"
 NO_PONG = 1011
 """The close code for a client that does not answer pings."""
 
@@ -124,7 +126,8 @@ class RelayServer:
             create_connection=partial(RelayConnection, self._lobby),
             process_request=self._process_request,
             ssl=self._options.tls,
-            compression=None,  # the frames are made once for all clients
+            compression=None,  # the library would compress each message for each client
+            extensions=[SharedDeflateFactory(client_no_context_takeover=True)],
             max_size=MAX_FRAME,
             write_limit=self._options.client_buffer,
             open_timeout=self._options.authentication_timeout,
@@ -214,6 +217,8 @@ class RelayServer:
         assert connection.request is not None
         try:
             options = parse_options(urlsplit(connection.request.path).query, self._parts.clock.wall())
+            if options.filter.compress and not accepts_runs(connection.protocol.extensions):
+                raise OptionError(NO_COMPRESSION)
             async with asyncio.timeout(self._options.authentication_timeout):
                 await self._parts.hub.is_ready.wait()
             await connection.send(AUTHENTICATED, text=True)

@@ -18,6 +18,7 @@ from ingestor.batch import Row, unpack_rows
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError, StoreError
 from ingestor.model import SECOND, Duration, Micros
+from ingestor.relay.deflate import deflated
 from ingestor.relay.encoder import Encoder, message
 from ingestor.relay.gaps import GapMarks
 from ingestor.relay.hub import SLICE, Hub
@@ -309,7 +310,8 @@ class Subscription:
                 def cursor(index: int, start: int = start) -> str:
                     return cursor_text(self._mark, progress(start + index))
 
-            self._write(self._parts.encoder.frames(piece, cursor), len(piece))
+            frames = self._parts.encoder.frames(piece, cursor)
+            self._write(deflated(frames) if self.filter.compress else frames, len(piece))
             await self._drain()
             await asyncio.sleep(0)
 

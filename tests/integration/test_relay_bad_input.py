@@ -273,7 +273,7 @@ async def test_retention_while_a_client_reads(
     database: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What retention drops while a client is on its way there is marked as a gap."""
+    """Ticks that retention drops while a client is on its way to them are marked as a gap."""
     monkeypatch.setattr(subscription, "PACED_PAGE", 1)
     monkeypatch.setattr(subscription, "LONGEST_WAIT", 0.05)
     one = batcher()

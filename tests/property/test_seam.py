@@ -135,6 +135,8 @@ class World:
             options["symbols"] = ",".join(symbols)
         if self.random.random() < 0.2:
             options["gaps"] = "1"
+        if self.random.random() < 0.3:
+            options["compress"] = "1"
         return Reader(options, symbols, since, random.Random(self.random.random()))
 
 
