@@ -29,6 +29,12 @@ SELECT symbol, to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.
 FROM market.ticks
 """
 
+PRUNE = """
+WITH gone AS (DELETE FROM ingest.tick_log RETURNING id)
+UPDATE ingest.tick_log_state SET complete_after = greatest(complete_after, (SELECT max(id) FROM gone)) RETURNING 1
+"""
+"""Prunes the log as if an hour had passed."""
+
 
 async def stored(url: str, condition: str = "true") -> Counter[Seen]:
     """Return the ticks of the table, as `Seen`."""

@@ -257,7 +257,9 @@ class Subscription:
             return
         if step.ticks_since != self._ticks_since:
             self._ticks_since = step.ticks_since
-            self._gaps.add_dropped(place.received_at + 1, step.ticks_since)
+            since = place.received_at + 1
+            self._gaps.add_dropped(since, step.ticks_since)
+            self._write(self._gaps.until(since), 0)
 
     # Sending.
 

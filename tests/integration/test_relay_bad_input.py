@@ -26,17 +26,11 @@ from tests.commands import start
 from tests.http import Window
 from tests.integration.test_relay import START, flood
 from tests.integration.test_store import T0, batcher, filled, tick
-from tests.relays import Client, new_token, relaying, stored
+from tests.relays import PRUNE, Client, new_token, relaying, stored
 from tests.servers import query
 
 PORT = PortOptions("127.0.0.1", 0, max_clients=10, client_buffer=4096)
 LOGIN = '{"type": "authenticate", "data": {"token": "%s"}}'
-
-PRUNE = """
-WITH gone AS (DELETE FROM ingest.tick_log RETURNING id)
-UPDATE ingest.tick_log_state SET complete_after = (SELECT max(id) FROM gone) RETURNING 1
-"""
-"""Prunes the log as if an hour had passed."""
 
 
 @pytest.fixture
@@ -274,7 +268,6 @@ async def test_retention_while_a_client_reads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Ticks that retention drops while a client is on its way to them are marked as a gap."""
-    monkeypatch.setattr(subscription, "PACED_PAGE", 1)
     monkeypatch.setattr(subscription, "LONGEST_WAIT", 0.05)
     one = batcher()
     for number, symbol in enumerate("ABC"):
@@ -282,15 +275,16 @@ async def test_retention_while_a_client_reads(
     await store.write([one.close()])
     async with Client(relay.server.url, token, **{"from": START, "gaps": "1", "speed": "1"}) as client:
         await client.received(1)
-        await query(database, "DELETE FROM market.ticks WHERE symbol = 'B' RETURNING 1")
-        await query(database, "UPDATE ingest.settings SET ticks_since = '2026-03-02T01:30:00Z' RETURNING 1")
-        late = batcher()
-        late.add(tick("LATE"), T0)
-        await store.write([late.close()])
-        await client.received(2)
-    async with Client(relay.server.url, token, **{"from": START, "gaps": "1"}) as client:
-        await client.received(1)
-        assert client.kinds[:2] == ["authenticated", "gap"]
+        await query(
+            database,
+            "WITH dropped AS (DELETE FROM market.ticks WHERE symbol = 'B') "
+            "UPDATE ingest.settings SET ticks_since = '2026-03-02T01:30:00Z' RETURNING 1",
+        )
+        await client.until(lambda client: "gap" in client.kinds)
+    assert client.kinds == ["authenticated", "price", "gap"]
+    gap = client.messages[-1]["data"]
+    assert (gap["to"], gap["cause"]) == ("2026-03-02T01:30:00Z", "retention")
+    assert "2026-03-02T00:00:00" < gap["from"] < "2026-03-02T01:00:00"
 
 
 async def test_a_replay_at_a_speed_keeps_its_place_in_the_log(
