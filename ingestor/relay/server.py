@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
@@ -154,7 +153,7 @@ class RelayServer:
 
     async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Accept a WebSocket at its path, while not too many wait for their authentication."""
-        if urlsplit(request.path).path != PATH:
+        if request.path.partition("?")[0] != PATH:
             return _answer(HTTPStatus.NOT_FOUND, f"The stream is at {PATH}.\n")
         if not relay_connection(connection).is_welcome:
             return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections wait for their authentication.\n")
@@ -168,6 +167,9 @@ class RelayServer:
             await self._serve_client(connection, _Client(grant))
         except _RefusedError as refused:
             await self._refuse(connection, refused)
+        except Exception as error:  # noqa: BLE001 - a defect; the library would hide it
+            self._telemetry.stream_failed(error)
+            await _close(connection, 1011)
         finally:
             await _close(connection, 1000)
 
@@ -216,7 +218,7 @@ class RelayServer:
     async def _serve(self, connection: ServerConnection, client: _Client) -> None:
         assert connection.request is not None
         try:
-            options = parse_options(urlsplit(connection.request.path).query, self._parts.clock.wall())
+            options = parse_options(connection.request.path.partition("?")[2], self._parts.clock.wall())
             if options.filter.compress and not accepts_runs(connection.protocol.extensions):
                 raise OptionError(NO_COMPRESSION)
             async with asyncio.timeout(self._options.authentication_timeout):
@@ -243,8 +245,11 @@ class RelayServer:
                 task.cancel()
             ends = await asyncio.gather(*tasks, return_exceptions=True)
         errors = [end for end in ends if isinstance(end, Exception)]
-        reason = await self._end(connection, client, errors[0] if errors else None)
-        self._telemetry.client_left(client.grant.name, ticks=stream.ticks_sent, reason=reason)
+        reason = "a defect of the relay"
+        try:
+            reason = await self._end(connection, client, errors[0] if errors else None)
+        finally:
+            self._telemetry.client_left(client.grant.name, ticks=stream.ticks_sent, reason=reason)
 
     async def _keep_alive(self, connection: ServerConnection) -> None:
         """Send pings. Raises StreamEnd if one is not answered, although everything before it was accepted."""
@@ -278,9 +283,7 @@ class RelayServer:
                 await _close(connection, error.code)
                 return error.message or f"closed with {error.code}"
             case _:
-                self._telemetry.stream_failed(client.grant.name, error)
-                await _close(connection, 1011)
-                return "an internal error"
+                raise error
 
 
 async def _close(connection: ServerConnection, code: int) -> None:
