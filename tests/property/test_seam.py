@@ -159,10 +159,10 @@ class World:
     async def disturb(self) -> None:
         """End connections of relays or daemons, prune the log, or lose the registration of all relays."""
         draw = self.random.random()
-        if draw < 0.6:
+        if draw < 0.85:
             name = self.random.choice(("ingestor relay%", "ingestor relay", "ingestor relay reader", "ingestor"))
             await asyncio.gather(query(self._url, KILL.format(name)), self.write())
-        elif draw < 0.85:
+        elif draw < 0.95:
             await query(self._url, PRUNE)
         else:
             await query(self._url, UNREGISTER)
