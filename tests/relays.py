@@ -12,7 +12,9 @@ from urllib.parse import quote, urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Frame
 
+from ingestor.relay.server import PortOptions
 from ingestor.service.process import StopRequest
 from ingestor.service.relay import Relay
 from ingestor.settings import load_settings
@@ -27,6 +29,12 @@ SELECT symbol, to_char(received_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.
 FROM market.ticks
 """
 
+PRUNE = """
+WITH gone AS (DELETE FROM ingest.tick_log RETURNING id)
+UPDATE ingest.tick_log_state SET complete_after = greatest(complete_after, (SELECT max(id) FROM gone)) RETURNING 1
+"""
+"""Prunes the log as if an hour had passed."""
+
 
 async def stored(url: str, condition: str = "true") -> Counter[Seen]:
     """Return the ticks of the table, as `Seen`."""
@@ -34,10 +42,12 @@ async def stored(url: str, condition: str = "true") -> Counter[Seen]:
 
 
 @contextlib.asynccontextmanager
-async def relaying(url: str, *, stuck_after: float = 60.0, **changes: Any) -> AsyncIterator[Relay]:
+async def relaying(
+    url: str, *, stuck_after: float = 60.0, port: PortOptions | None = None, **changes: Any
+) -> AsyncIterator[Relay]:
     """Run a relay on a database, and stop it in order at the end."""
     defaults = {"database_url": url, "relay_port": 0, "relay_http_port": 0, "write_timeout": "5s"}
-    relay = Relay(load_settings(**{**defaults, **changes}), stuck_after=stuck_after)
+    relay = Relay(load_settings(**{**defaults, **changes}), stuck_after=stuck_after, port=port)
     request = StopRequest()
     task = asyncio.create_task(relay.run(request))
     ready = asyncio.create_task(relay.hub.is_ready.wait())
@@ -70,11 +80,15 @@ class Client:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.connection: ClientConnection | None = None
+        self.compressed = 0
+        """Prices that came in compressed frames."""
 
     async def __aenter__(self) -> Self:
         self.connection = await connect(self._url, proxy=None, ping_interval=None, close_timeout=0.5)
+        self._count_compressed(self.connection)
         await self.connection.send(json.dumps({"type": "authenticate", "data": {"token": self._token}}))
         self._task = asyncio.create_task(self._receive())
+        self._task.add_done_callback(lambda _: self._changed.set())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -82,13 +96,23 @@ class Client:
         self.connection.transport.abort()
         await self.ended()
 
+    def _count_compressed(self, connection: ClientConnection) -> None:
+        for extension in connection.protocol.extensions:
+            decode = extension.decode
+
+            def counting(frame: Frame, *, max_size: int | None = None, decode: Any = decode) -> Frame:
+                found: Frame = decode(frame, max_size=max_size)
+                self.compressed += frame.rsv1 and b'"price"' in found.data
+                return found
+
+            extension.decode = counting  # type: ignore[method-assign]
+
     async def _receive(self) -> None:
         assert self.connection is not None
         with contextlib.suppress(ConnectionClosed):
             async for message in self.connection:
                 self.messages.append(json.loads(message))
                 self._changed.set()
-        self._changed.set()
 
     @property
     def is_closed(self) -> bool:

@@ -15,6 +15,9 @@ from ingestor.protocol.messages import error_message
 AUTHENTICATION_TIMEOUT = 10.0
 """Seconds for a client to authenticate."""
 
+SEND_TIMEOUT = 5.0
+"""Seconds for a client to accept its last message."""
+
 
 async def receive_login(connection: ServerConnection, timeout: float) -> str | bytes | None:
     """Return a client's first message; None if none arrives within `timeout` seconds, or the client disconnects."""
@@ -39,6 +42,7 @@ def token_of(message: str | bytes) -> str | None:
 
 
 async def refuse(connection: ServerConnection, text: str) -> None:
-    """Send an error to a client that may be gone. The connection closes when its handler returns."""
-    with contextlib.suppress(ConnectionClosed):
-        await connection.send(error_message(text), text=True)
+    """Send an error to a client that may be gone, or not read. The connection closes when its handler returns."""
+    with contextlib.suppress(ConnectionClosed, TimeoutError):
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await connection.send(error_message(text), text=True)

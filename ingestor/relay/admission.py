@@ -1,10 +1,12 @@
-"""Admits clients: their tokens, their limits, and a delay for an address that sends wrong tokens."""
+"""Admits clients: limits of connections and streams, and a delay for an address that sends wrong tokens."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from enum import Enum
 
 from ingestor.clock import Clock
+from ingestor.settings import is_loopback
 
 FREE_FAILURES = 5
 """Wrong tokens of one address that are answered at once."""
@@ -14,6 +16,42 @@ DELAY_SECONDS, MAX_DELAY_SECONDS = 0.5, 8.0
 
 FORGET_SECONDS = 60.0
 MAX_ADDRESSES = 10_000
+
+
+class Welcome(Enum):
+    """The answer to a new connection."""
+
+    ADMITTED = "admitted"
+    REFUSED = "refused"
+    """It gets an answer in order, and is closed."""
+    DROPPED = "dropped"
+    """It is closed at once: so many are being refused already."""
+
+
+class Lobby:
+    """The connections that are not authenticated yet: at most `most`, of which one address may have `most_of_one`.
+
+    Twice as many may be open, those that are being refused included.
+    """
+
+    def __init__(self, most: int, most_of_one: int) -> None:
+        self._most, self._most_of_one = most, most_of_one
+        self._counts: Counter[str] = Counter()
+
+    def enter(self, address: str) -> Welcome:
+        """Count a connection, also a refused one, until it leaves."""
+        self._counts[address] += 1
+        most_of_one = self._most if is_loopback(address) else self._most_of_one
+        share = max(self._counts.total() / self._most, self._counts[address] / most_of_one)
+        if share > 2:
+            return Welcome.DROPPED
+        return Welcome.REFUSED if share > 1 else Welcome.ADMITTED
+
+    def leave(self, address: str) -> None:
+        """Count the end of a connection, or its authentication."""
+        self._counts[address] -= 1
+        if not self._counts[address]:
+            del self._counts[address]
 
 
 class Failures:

@@ -18,13 +18,13 @@ from ingestor.model import SECOND, Micros
 _CACHE_SIZE = 8192
 
 
-def frame_head(length: int) -> bytes:
+def frame_head(length: int, first: int = 0x81) -> bytes:
     """Return the head of a complete, unmasked text frame: https://www.rfc-editor.org/rfc/rfc6455#section-5.2."""
     if length < 126:
-        return bytes((0x81, length))
+        return bytes((first, length))
     if length < 2**16:
-        return b"\x81\x7e" + length.to_bytes(2, "big")
-    return b"\x81\x7f" + length.to_bytes(8, "big")
+        return bytes((first, 126)) + length.to_bytes(2, "big")
+    return bytes((first, 127)) + length.to_bytes(8, "big")
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -19,12 +19,15 @@ class GapMarks:
         self._marks = deque(sorted(marks))
 
     @classmethod
-    def of(cls, gaps: Iterable[Mapping[str, Any]], ticks_since: datetime | None, since: Micros) -> Self:
-        """Return the marks of recorded gaps; ticks before `ticks_since` were dropped, which is a gap too."""
-        marks = [(from_datetime(gap["started_at"]), gap_message(**gap)) for gap in gaps]
+    def of(cls, gaps: Iterable[Mapping[str, Any]]) -> Self:
+        """Return the marks of recorded gaps."""
+        return cls((from_datetime(gap["started_at"]), gap_message(**gap)) for gap in gaps)
+
+    def add_dropped(self, since: Micros, ticks_since: datetime | None) -> None:
+        """Mark ticks before `ticks_since` as dropped, if a client reads from before that."""
         if ticks_since is not None and since < from_datetime(ticks_since):
-            marks.append((since, gap_message(to_datetime(since), ticks_since, "retention", "unfillable")))
-        return cls(marks)
+            mark = since, gap_message(to_datetime(since), ticks_since, "retention", "unfillable")
+            self._marks = deque(sorted([mark, *self._marks]))
 
     def divides(self, received_at: Micros) -> bool:
         """Return whether the next gap comes before a tick that arrived then."""

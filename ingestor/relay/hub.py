@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ingestor.batch import Row, unpack_rows
 from ingestor.model import SECOND, Duration, Micros
+from ingestor.relay.deflate import deflated
 from ingestor.relay.encoder import Encoder
 from ingestor.relay.options import Filter, cursor_text
 from ingestor.store.record import CoverageStatement, Entry, LogPosition, LogState, Progress
@@ -145,4 +146,5 @@ class Hub:
         def cursor(index: int) -> str:
             return cursor_text(self.mark, Progress(LogPosition(entry, start + chosen[index] + 1), None))
 
-        return self._encoder.frames(passed, cursor if wanted.meta else None), len(passed)
+        frames = self._encoder.frames(passed, cursor if wanted.meta else None)
+        return deflated(frames) if wanted.compress else frames, len(passed)

@@ -38,6 +38,7 @@ class Filter:
     since: Micros | None = None
     until: Micros | None = None
     meta: bool = False
+    compress: bool = False
 
     @property
     def is_open(self) -> bool:
@@ -109,7 +110,13 @@ def parse_options(query: str, now: Micros) -> Options:
     symbols = _symbols(given["symbols"]) if "symbols" in given else None
     coverage = _coverage(given)
     return Options(
-        Filter(symbols, since if coverage is None else None, until, meta=_flag("meta", given)),
+        Filter(
+            symbols,
+            since if coverage is None else None,
+            until,
+            meta=_flag("meta", given),
+            compress=_flag("compress", given),
+        ),
         parse_cursor(given["resume"]) if "resume" in given else None,
         _speed(given.get("speed", "max")),
         _flag("gaps", given),
@@ -118,7 +125,7 @@ def parse_options(query: str, now: Micros) -> Options:
     )
 
 
-_KNOWN = {"from", "to", "resume", "symbols", "speed", "gaps", "meta", "coverage"}
+_KNOWN = {"from", "to", "resume", "symbols", "speed", "gaps", "meta", "coverage", "compress"}
 
 
 def _coverage(given: dict[str, str]) -> Micros | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import json
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from typing import Any, cast
 
 from websockets.asyncio.server import Server, ServerConnection
 from websockets.datastructures import Headers
@@ -16,41 +17,57 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from ingestor.errors import CursorError, StoreError
-from ingestor.protocol.login import AUTHENTICATION_TIMEOUT, receive_login, refuse, token_of
+from ingestor.protocol.login import AUTHENTICATION_TIMEOUT, SEND_TIMEOUT, receive_login, refuse, token_of
 from ingestor.protocol.messages import AUTHENTICATED, NO_AUTHENTICATION, NOT_AUTHORISED, stream_limit
 from ingestor.protocol.port import PATH, listen, port_of
-from ingestor.relay.admission import Failures, Streams
+from ingestor.relay.admission import Failures, Lobby, Streams
+from ingestor.relay.connection import RelayConnection, relay_connection
+from ingestor.relay.deflate import WINDOW_BITS, SharedDeflateFactory, accepts_runs
 from ingestor.relay.options import OptionError, parse_options
 from ingestor.relay.subscription import Parts, StreamEnd, Subscription
-from ingestor.store.relay_tokens import TokenGrant
+from ingestor.store.record_pool import RecordPool
+from ingestor.store.relay_tokens import TokenGrant, is_well_formed
 from ingestor.telemetry.relay_events import RelayTelemetry
 
 MAX_MESSAGE = 4096
 """Bytes of a message of a client; none is longer than its authentication."""
 
-MAX_UNAUTHENTICATED = 100
-"""Connections that may wait for their authentication; any further one gets HTTP 503."""
+MAX_FRAME = 32_768
+"""A longer message gets no error, but the close code 1009."""
 
-PING_INTERVAL = 20.0
-TCP_USER_TIMEOUT_MS = 90_000
-"""The kernel ends a connection whose client acknowledges nothing for so long. Pings see to it that it has to."""
+MAX_UNAUTHENTICATED, MAX_UNAUTHENTICATED_OF_ONE = 200, 50
+"""Connections that may wait for their authentication, and those of one address; any further one gets HTTP 503."""
+
+PING_INTERVAL, PONG_TIMEOUT = 20.0, 60.0
+"""Seconds between pings, and for an answer to one."""
 
 MESSAGE_INTERVAL = 0.05
 """Seconds between two messages of a client that are read: none is needed after the authentication."""
 
 UNAVAILABLE = "The relay cannot reach its database now; try again later."
+NOT_A_LOGIN = "not authorised: the first message must be the authentication, as JSON text"
+NOT_A_MESSAGE = f"Messages are JSON objects as text, of at most {MAX_MESSAGE} bytes"
+NO_COMPRESSION = f"compress: offer permessage-deflate, with context takeover and a window of {WINDOW_BITS} bits or more"
+NO_PONG = 1011
+"""The close code for a client that does not answer pings."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortOptions:
-    """The relay's address and limits. `client_buffer` is the bytes that may wait for a client that is live."""
+    """The relay's address and limits. `client_buffer` is the bytes that may wait for a client that is live.
+
+    Behind a proxy, all clients have its address. Times are in seconds.
+    """
 
     host: str
     port: int
     max_clients: int
     client_buffer: int
     tls: ssl.SSLContext | None = None
+    is_behind_proxy: bool = False
     authentication_timeout: float = AUTHENTICATION_TIMEOUT
+    ping_interval: float = PING_INTERVAL
+    pong_timeout: float = PONG_TIMEOUT
 
 
 @dataclass(eq=False, slots=True)
@@ -72,16 +89,18 @@ class _RefusedError(Exception):
 
 
 class RelayServer:
-    """Serves clients between `start` and `stop`."""
+    """Serves clients between `start` and `stop`. Tokens are looked up by `logins`, which no replay can block."""
 
-    def __init__(self, options: PortOptions, parts: Parts, telemetry: RelayTelemetry) -> None:
+    def __init__(self, options: PortOptions, parts: Parts, logins: RecordPool, telemetry: RelayTelemetry) -> None:
         self._options = options
         self._parts = parts
+        self._logins = logins
         self._telemetry = telemetry
         self._failures = Failures(parts.clock)
         self._streams = Streams(options.max_clients)
         self._clients: set[_Client] = set()
-        self._unauthenticated = 0
+        most_of_one = MAX_UNAUTHENTICATED if options.is_behind_proxy else MAX_UNAUTHENTICATED_OF_ONE
+        self._lobby = Lobby(MAX_UNAUTHENTICATED, most_of_one)
         self._server: Server | None = None
 
     @property
@@ -103,15 +122,18 @@ class RelayServer:
             self._options.host,
             self._options.port,
             name="relay",
+            create_connection=partial(RelayConnection, self._lobby),
             process_request=self._process_request,
             ssl=self._options.tls,
-            compression=None,  # the frames are made once for all clients
-            max_size=MAX_MESSAGE,
+            compression=None,  # the library would compress each message for each client
+            extensions=[SharedDeflateFactory(client_no_context_takeover=True)],
+            max_size=MAX_FRAME,
             write_limit=self._options.client_buffer,
-            ping_interval=PING_INTERVAL,
-            ping_timeout=None,  # a slow client reads a ping late; the kernel finds the dead ones
-            close_timeout=5,
+            open_timeout=self._options.authentication_timeout,
+            ping_interval=None,  # _keep_alive is gentler with slow clients
+            close_timeout=SEND_TIMEOUT,
             server_header=None,
+            **({} if self._options.tls is None else {"ssl_handshake_timeout": self._options.authentication_timeout}),
         )
 
     async def stop(self) -> None:
@@ -131,44 +153,47 @@ class RelayServer:
 
     async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         """Accept a WebSocket at its path, while not too many wait for their authentication."""
-        if urlsplit(request.path).path != PATH:
+        if request.path.partition("?")[0] != PATH:
             return _answer(HTTPStatus.NOT_FOUND, f"The stream is at {PATH}.\n")
-        if self._unauthenticated >= MAX_UNAUTHENTICATED:
+        if not relay_connection(connection).is_welcome:
             return _answer(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections wait for their authentication.\n")
-        raw = connection.transport.get_extra_info("socket")
-        if raw is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            with contextlib.suppress(OSError):
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT_MS)
         return None
 
     async def _converse(self, connection: ServerConnection) -> None:
         """Serve one connection until it ends."""
-        self._unauthenticated += 1
         try:
             grant = await self._log_in(connection)
+            relay_connection(connection).admit()
+            await self._serve_client(connection, _Client(grant))
         except _RefusedError as refused:
             await self._refuse(connection, refused)
-            return
+        except Exception as error:  # noqa: BLE001 - a defect; the library would hide it
+            self._telemetry.stream_failed(error)
+            await _close(connection, 1011)
         finally:
-            self._unauthenticated -= 1
-        client = _Client(grant)
-        self._streams.enter(grant.hash)
+            await _close(connection, 1000)
+
+    async def _serve_client(self, connection: ServerConnection, client: _Client) -> None:
+        token = client.grant.hash
+        self._streams.enter(token)
         self._clients.add(client)
         try:
             await self._serve(connection, client)
         finally:
             self._clients.discard(client)
-            self._streams.leave(grant.hash)
+            self._streams.leave(token)
 
     async def _log_in(self, connection: ServerConnection) -> TokenGrant:
         """Return the client of a connection. Raises _RefusedError."""
         message = await receive_login(connection, self._options.authentication_timeout)
         if message is None:
             raise _RefusedError("no_authentication", NO_AUTHENTICATION)
-        token = token_of(message)
-        grant = None if token is None else await self._grant_of(token)
+        token = token_of(message) if len(message) <= MAX_MESSAGE else None
+        if token is None:
+            raise _RefusedError("no_authentication", NOT_A_LOGIN)
+        grant = await self._grant_of(token) if is_well_formed(token) else None
         if grant is None:
-            await self._parts.clock.sleep(self._failures.note(_address(connection)))
+            await self._parts.clock.sleep(self._failures.note(relay_connection(connection).address))
             raise _RefusedError("token", NOT_AUTHORISED)
         limit = self._streams.exceeded(grant.hash, grant.max_streams)
         if limit is not None:
@@ -179,7 +204,7 @@ class RelayServer:
         """Look up a token, twice if the first connection to the database turns out to be dead."""
         for is_last in (False, True):
             try:
-                async with self._parts.pool.record() as record:
+                async with self._logins.record() as record:
                     return await record.token_grant(token)
             except StoreError:
                 if is_last:
@@ -187,69 +212,109 @@ class RelayServer:
         raise AssertionError
 
     async def _refuse(self, connection: ServerConnection, refused: _RefusedError) -> None:
-        self._telemetry.client_refused(refused.reason, _address(connection))
+        self._telemetry.client_refused(refused.reason, relay_connection(connection).address)
         await refuse(connection, refused.text)
 
     async def _serve(self, connection: ServerConnection, client: _Client) -> None:
         assert connection.request is not None
         try:
-            options = parse_options(urlsplit(connection.request.path).query, self._parts.clock.wall())
+            options = parse_options(connection.request.path.partition("?")[2], self._parts.clock.wall())
+            if options.filter.compress and not accepts_runs(connection.protocol.extensions):
+                raise OptionError(NO_COMPRESSION)
             async with asyncio.timeout(self._options.authentication_timeout):
                 await self._parts.hub.is_ready.wait()
             await connection.send(AUTHENTICATED, text=True)
         except OptionError as error:
-            await self._refuse(connection, _RefusedError("option", error.message))
-            return
+            raise _RefusedError("option", error.message) from None
         except TimeoutError:
-            await self._refuse(connection, _RefusedError("database", UNAVAILABLE))
-            return
+            raise _RefusedError("database", UNAVAILABLE) from None
         except ConnectionClosed:
             return
         self._telemetry.client_connected(client.grant.name)
         stream = Subscription(connection, options, self._parts)
         client.running = asyncio.create_task(stream.run(), name=f"stream of {client.grant.name}")
-        reading = asyncio.create_task(_read(connection), name="reader")
+        tasks = (
+            client.running,
+            asyncio.create_task(_read(connection), name="reader"),
+            asyncio.create_task(self._keep_alive(connection), name="keepalive"),
+        )
         try:
-            await asyncio.wait({client.running, reading}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (client.running, reading):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(client.running, reading, return_exceptions=True)
-        reason = await self._end(connection, client, client.running)
-        self._telemetry.client_left(client.grant.name, ticks=stream.ticks_sent, reason=reason)
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+        errors = [end for end in ends if isinstance(end, Exception)]
+        reason = "a defect of the relay"
+        try:
+            reason = await self._end(connection, client, errors[0] if errors else None)
+        finally:
+            self._telemetry.client_left(client.grant.name, ticks=stream.ticks_sent, reason=reason)
 
-    async def _end(self, connection: ServerConnection, client: _Client, running: asyncio.Task[None]) -> str:
+    async def _keep_alive(self, connection: ServerConnection) -> None:
+        """Send pings. Raises StreamEnd if one is not answered, although everything before it was accepted."""
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await self._parts.clock.sleep(self._options.ping_interval)
+                pong = cast("asyncio.Future[float]", await connection.ping())
+                try:
+                    while not (await asyncio.wait([pong], timeout=self._options.pong_timeout))[0]:
+                        if not connection.transport.get_write_buffer_size():
+                            raise StreamEnd(NO_PONG)
+                    await pong
+                finally:
+                    pong.cancel()
+
+    async def _end(self, connection: ServerConnection, client: _Client, error: Exception | None) -> str:
         """Send the last message of a stream that the relay ends, close it, and return the reason."""
-        error = None if running.cancelled() else running.exception()
         match error:
             case None:
                 if client.ended_by:
                     await refuse(connection, client.ended_by)
                 return client.ended_by or "the client left"
             case CursorError():
-                await self._refuse(connection, _RefusedError("cursor", f"resume: {error.message}"))
+                await self._refuse(connection, _RefusedError("cursor", error.message))
                 return error.message
             case StreamEnd():
                 if error.message:
                     await refuse(connection, error.message)
                 if error.code == 1013 and not error.message:
                     self._telemetry.client_stuck(client.grant.name)
-                await connection.close(error.code)
+                await _close(connection, error.code)
                 return error.message or f"closed with {error.code}"
             case _:
                 raise error
 
 
-def _address(connection: ServerConnection) -> str:
-    return str((connection.remote_address or ("unknown",))[0])
+async def _close(connection: ServerConnection, code: int) -> None:
+    """Close a connection; if its client accepts nothing, at once."""
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await connection.close(code)
+    except TimeoutError:
+        connection.transport.abort()
 
 
 async def _read(connection: ServerConnection) -> None:
-    """Read and drop what a client sends, such as `{"type": "ping"}`, until it leaves."""
+    """Read and drop what a client sends, such as `{"type": "ping"}`, until it leaves.
+
+    Raises StreamEnd for anything but short JSON objects.
+    """
     with contextlib.suppress(ConnectionClosed):
         while True:
-            await connection.recv()
+            if not _is_message(await connection.recv()):
+                raise StreamEnd(1008, NOT_A_MESSAGE)
             await asyncio.sleep(MESSAGE_INTERVAL)
+
+
+def _is_message(data: str | bytes) -> bool:
+    if isinstance(data, bytes) or len(data) > MAX_MESSAGE:
+        return False
+    try:
+        content: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict)
 
 
 def _answer(status: HTTPStatus, text: str) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Protocol, TypeVar
@@ -18,6 +19,7 @@ from ingestor.clock import Clock
 from ingestor.errors import IngestorError, StoreError
 from ingestor.model import SECOND, Duration, Micros
 from ingestor.relay.coverage import coverage_messages
+from ingestor.relay.deflate import deflated
 from ingestor.relay.encoder import Encoder, message
 from ingestor.relay.gaps import GapMarks
 from ingestor.relay.hub import SLICE, Hub
@@ -41,6 +43,9 @@ END_GRACE: Duration = 2 * SECOND
 
 PACE_SECONDS = 0.01
 """Ticks that are due within this time are sent together."""
+
+LONGEST_WAIT = 60.0
+"""Seconds to wait for a tick to be due. Then the log is read again, which holds about an hour."""
 
 _BACKOFF = (0.1, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to read while the database fails; the last is repeated."""
@@ -102,6 +107,7 @@ class Subscription:
         self._statement: CoverageStatement | None = None  # until the client has the log up to its end
         self._stated_at = math.inf  # when the client's own statement was complete; older ones are out of date
         self.stated_until = options.coverage
+        self._ticks_since: datetime | None = None
         self.ticks_sent = 0
         self.progress = self._start()
 
@@ -206,8 +212,10 @@ class Subscription:
             rows = list(unpack_rows(entry.rows))
             late = [index for index in range(entry.skip, len(rows)) if self._is_late(rows[index], before.place)]
             await self._send([rows[index] for index in late], partial(_late_progress, entry.id, late, before.place))
-        await self._send_page(step, is_full=len(step.rows) == window.rows)
-        self.progress = step.progress
+        self._note_retention(step, before.place)
+        self.progress = await self._send_page(step, before.place, is_full=len(step.rows) == window.rows)
+        if self.progress is not step.progress:
+            return
         if step.is_complete and before.place is not None:
             self._adapt(step.rows, window)
             until = self.filter.until
@@ -268,21 +276,33 @@ class Subscription:
         if place is not None:
             since = place.received_at + 1
             gaps = await self._read(lambda record: record.gaps(since, self.filter.until))
-            dropped = await self._read(lambda record: record.ticks_since())
-            self._gaps = GapMarks.of(gaps, dropped, since)
+            self._gaps = GapMarks.of(gaps)
+
+    def _note_retention(self, step: Step, place: Place | None) -> None:
+        """Mark what retention has dropped, perhaps while the client was reading, as a gap."""
+        if not self._options.gaps or not step.is_complete or place is None:
+            return
+        if step.ticks_since != self._ticks_since:
+            self._ticks_since = step.ticks_since
+            since = place.received_at + 1
+            self._gaps.add_dropped(since, step.ticks_since)
+            self._write(self._gaps.until(since), 0)
 
     # Sending.
 
-    async def _send_page(self, step: Step, *, is_full: bool) -> None:
+    async def _send_page(self, step: Step, place: Place | None, *, is_full: bool) -> Progress:
+        """Send the ticks of the table that are due; return the progress behind them. `place` is that before them."""
         begin = 0
         while begin < len(step.rows):
             received_at = step.rows[begin][1]
-            if self._options.speed is not None:
-                await self._wait_for(received_at)
+            if not await self._is_due(received_at):
+                behind = _page_progress(step, is_full, 0, begin - 1) if begin else step.progress
+                return Progress(behind.position, behind.place if begin else place)
             self._write(self._gaps.until(received_at), 0)
             end = self._end_of_piece(step.rows, begin)
             await self._send(step.rows[begin:end], partial(_page_progress, step, is_full, begin))
             begin = end
+        return step.progress
 
     def _end_of_piece(self, rows: Sequence[Row], begin: int) -> int:
         """Return the end of the ticks that are sent at once: a gap divides them, and so does the pace."""
@@ -295,9 +315,10 @@ class Subscription:
                 return index
         return end
 
-    async def _wait_for(self, received_at: Micros) -> None:
-        """Wait until a tick is due at the speed that the client asked for."""
-        assert self._options.speed is not None
+    async def _is_due(self, received_at: Micros) -> bool:
+        """Wait for a tick to be due at the speed that the client asked for; return whether it is, after a while."""
+        if self._options.speed is None:
+            return True
         clock = self._parts.clock
         if self._paced_from is None:
             since = self.filter.since
@@ -305,7 +326,8 @@ class Subscription:
         started, first = self._paced_from
         seconds = started + (received_at - first) / SECOND / self._options.speed - clock.monotonic()
         if seconds > 0:
-            await clock.sleep(seconds)
+            await clock.sleep(min(seconds, LONGEST_WAIT))
+        return seconds <= LONGEST_WAIT
 
     async def _send(self, rows: Sequence[Row], progress: Callable[[int], Progress]) -> None:
         """Send ticks in slices, each once the client has accepted enough of what was sent before."""
@@ -317,7 +339,8 @@ class Subscription:
                 def cursor(index: int, start: int = start) -> str:
                     return cursor_text(self._mark, progress(start + index))
 
-            self._write(self._parts.encoder.frames(piece, cursor), len(piece))
+            frames = self._parts.encoder.frames(piece, cursor)
+            self._write(deflated(frames) if self.filter.compress else frames, len(piece))
             await self._drain()
             await asyncio.sleep(0)
 

@@ -36,12 +36,18 @@ REPORT_SECONDS = 20.0
 TOKEN_SECONDS = 5.0
 """Seconds between two checks of the tokens: a revoked one ends its streams within this time."""
 
+LOGIN_SECONDS = 5.0
+"""Seconds for the database to look up a token; it is asked twice."""
+
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to follow the log; the last is repeated."""
 
 
 class Relay:
-    """Serves the record of one database. `server` and `http` are its ports, `telemetry` reports on it."""
+    """Serves the record of one database. `server` and `http` are its ports, `telemetry` reports on it.
+
+    `port` replaces the options of the stream's port that follow from the settings.
+    """
 
     def __init__(
         self,
@@ -50,6 +56,7 @@ class Relay:
         clock: Clock | None = None,
         telemetry: RelayTelemetry | None = None,
         stuck_after: float = 60.0,
+        port: PortOptions | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock or SystemClock()
@@ -57,10 +64,11 @@ class Relay:
         url = settings.read_database_url()
         timezone = settings.exchange_timezone
         self._pool = RecordPool(url)
+        self._logins = RecordPool(url, size=2, timeout=LOGIN_SECONDS)
         self._follower = LogFollower(url, relay=uuid4(), instance=settings.instance, timeout=settings.write_timeout)
         self.hub = Hub(Encoder(timezone))
         parts = Parts(self.hub, self._pool, Encoder(timezone), self._clock, self.telemetry, stuck_after)
-        self.server = RelayServer(_port_options(settings), parts, self.telemetry)
+        self.server = RelayServer(port or _port_options(settings), parts, self._logins, self.telemetry)
         self.http = HttpServer(settings.http_host, settings.relay_http_port, port_setting="relay_http_port")
         self._following = LivenessDeadline(self._clock, 60.0 + 2 * settings.write_timeout)
         self._has_followed = False
@@ -130,6 +138,7 @@ class Relay:
         await self._follower.leave()
         await self._follower.close()
         await self._pool.close()
+        await self._logins.close()
         self.http.close()
         self._notifier.close()
 
@@ -190,7 +199,7 @@ class Relay:
         while True:
             await self._clock.sleep(TOKEN_SECONDS)
             try:
-                async with self._pool.record() as record:
+                async with self._logins.record() as record:
                     self.server.end_all_but(await record.valid_hashes())
             except StoreError:
                 continue
@@ -227,6 +236,7 @@ def _port_options(settings: Settings) -> PortOptions:
         settings.relay_max_clients,
         settings.relay_client_buffer,
         _tls(settings),
+        is_behind_proxy=settings.relay_behind_tls_proxy,
     )
 
 

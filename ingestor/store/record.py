@@ -32,7 +32,7 @@ LOG_KEPT = timedelta(hours=1)
 
 END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
 
-_LOST = "the log of commits, which holds about an hour, no longer has what follows; use from"
+_LOST = "The cursor is too old, or the client too slow: the log of commits no longer has what follows; use from"
 
 _BEHIND = (
     'AND (received_at > $1::timestamptz OR (symbol COLLATE "C", time, price, volume, occurrence) '
@@ -99,12 +99,14 @@ class Step:
     """The part of the record behind a `Progress` that one snapshot shows.
 
     `progress` is the client's after it; if `is_complete`, the log was read to its end, and with it the table's `rows`.
+    Ticks before `ticks_since` were dropped by their age.
     """
 
     entries: tuple[Entry, ...]
     rows: tuple[Row, ...]
     progress: Progress
     is_complete: bool
+    ticks_since: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +123,15 @@ class CoverageStatement:
 
 
 class LogState(NamedTuple):
-    """The log's identity, the last id that may be gone, and the position behind its newest entry."""
+    """The log's identity, the last id that may be gone, and the position behind its newest entry.
+
+    Ticks of the table before `ticks_since` were dropped by their age; None if none were.
+    """
 
     identity: UUID
     complete_after: int
     end: LogPosition
+    ticks_since: datetime | None
 
     @property
     def mark(self) -> str:
@@ -160,7 +166,8 @@ class Record:
             if progress.place is None:
                 return Step(entries, (), Progress(end, None), is_complete=True)
             rows = await _ticks(connection, progress.place, window, symbols)
-            return Step(entries, rows, Progress(end, _place(progress.place, rows, window)), is_complete=True)
+            after = Progress(end, _place(progress.place, rows, window))
+            return Step(entries, rows, after, is_complete=True, ticks_since=state.ticks_since)
 
     async def coverage(self, since: Micros, began: float) -> CoverageStatement:
         """Return when the record is complete, from an instant on. `began` is when the caller asked."""
@@ -185,12 +192,6 @@ class Record:
         async with self._snapshot() as connection:
             return await valid_hashes(connection)
 
-    async def ticks_since(self) -> datetime | None:
-        """Return the time before which ticks were dropped by their age; None if none were."""
-        async with self._snapshot() as connection:
-            found: datetime | None = await connection.fetchval(QUERIES["ticks_since"])
-            return found
-
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[asyncpg.Connection]:
         async with (
@@ -204,8 +205,8 @@ async def log_state(connection: asyncpg.Connection) -> LogState:
     """Return the state of the log in the connection's snapshot."""
     row = await connection.fetchrow(QUERIES["log_state"])
     assert row is not None  # the migration has written it
-    identity, complete_after, following = row
-    return LogState(identity, complete_after, LogPosition(following))
+    identity, complete_after, following, ticks_since = row
+    return LogState(identity, complete_after, LogPosition(following), ticks_since)
 
 
 async def entries_after(connection: asyncpg.Connection, position: LogPosition, mark: str | None) -> tuple[Entry, ...]:

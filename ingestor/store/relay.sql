@@ -73,9 +73,10 @@ UPDATE ingest.tick_log_state SET complete_after = greatest(complete_after, (SELE
 WHERE EXISTS (SELECT FROM old)
 
 -- name: log_state
--- The identity of the log, the last id that may be gone, and the id that follows the newest entry.
+-- The identity of the log, the last id that may be gone, the id that follows the newest entry, and the age of ticks.
 SELECT identity, complete_after,
-       greatest(complete_after, coalesce((SELECT max(id) FROM ingest.tick_log), 0)) + 1 AS following
+       greatest(complete_after, coalesce((SELECT max(id) FROM ingest.tick_log), 0)) + 1 AS following,
+       (SELECT ticks_since FROM ingest.settings)
 FROM ingest.tick_log_state
 
 -- name: log_entries
@@ -106,9 +107,6 @@ SELECT lower(span), upper(span) FROM (
                tstzrange(greatest($1::timestamptz, (SELECT ticks_since FROM ingest.settings)), NULL))) AS span
     FROM ingest.covered
 ) AS spans ORDER BY 1
-
--- name: ticks_since
-SELECT ticks_since FROM ingest.settings
 
 -- name: relay_token
 -- The client of a token by the token's hash, unless it is expired.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ class RelayCounts:
     """Streams that were authenticated."""
     fallen_back: int = 0
     stuck: int = 0
+    failed: int = 0
     follow_failures: int = 0
     commits: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -121,6 +123,12 @@ class RelayTelemetry:
         """Log a client that accepted nothing for too long."""
         self.counts.stuck += 1
         self._log.warning("relay_client_stuck", client=client)
+
+    def stream_failed(self, error: Exception) -> None:
+        """Log a defect of the relay that ended a stream, without the error's text: it may hold the client's data."""
+        self.counts.failed += 1
+        at = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)[-3:]]
+        self._log.error("relay_stream_failed", error=type(error).__name__, at=at)
 
     def fell_back(self) -> None:
         """Count a client that became too slow to be live."""

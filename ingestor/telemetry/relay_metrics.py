@@ -39,6 +39,7 @@ class _Relay(Collector):
             ("streams", "Streams that were authenticated.", counts.streams),
             ("fallbacks", "Times that a live client became too slow and was served from the log.", counts.fallen_back),
             ("stuck_clients", "Clients that were closed because they accepted nothing.", counts.stuck),
+            ("failed_streams", "Streams that a defect of the relay ended.", counts.failed),
             ("follow_failures", "Failed attempts to follow the log of commits.", counts.follow_failures),
         ):
             yield CounterMetricFamily(f"ingestor_relay_{name}", text, value)

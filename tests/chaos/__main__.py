@@ -38,6 +38,7 @@ async def inject_faults(here: World, faults: list[Fault], *, seed: int) -> Count
     """Run the schedule against a busy market; return the number of faults by kind."""
     done: Counter[str] = Counter()
     trading = asyncio.create_task(here.trade(random.Random(seed)))
+    joining = asyncio.create_task(here.readers.join())
     running: set[asyncio.Task[None]] = set()
     began = time.monotonic()
     await asyncio.sleep(3)
@@ -51,12 +52,14 @@ async def inject_faults(here: World, faults: list[Fault], *, seed: int) -> Count
         for task in [task for task in running if task.done()]:
             running.remove(task)
             task.result()
-        if trading.done():
-            trading.result()
+        for task in (trading, joining):
+            if task.done():
+                task.result()
     await asyncio.gather(*running)
     await asyncio.sleep(3)
-    trading.cancel()
-    await asyncio.gather(trading, return_exceptions=True)
+    for task in (trading, joining):
+        task.cancel()
+    await asyncio.gather(trading, joining, return_exceptions=True)
     return done
 
 
@@ -82,6 +85,8 @@ async def run(
         skews = [skew for each in here.instances for skew in each.skews]
         verdict = await audit(here.url, here.accounts(), here.simulator.made_at, margin=margin, skews=skews)
         seen = sorted(each for instance in here.instances for each in instance.broken)
+        seen += await here.readers.audit()
+        print(here.readers.summary(), flush=True)
         verdict = replace(verdict, claims=(*verdict.claims, *seen))
     print(f"{name}: {line(verdict, done)}", flush=True)
     for claim in verdict.claims:

@@ -17,11 +17,14 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE application_name = 'ingestor' AND datname = current_database() AND pid <> pg_backend_pid()
 """
 _LOCK = f"{QUERIES['lock_ticks']}; LOCK TABLE ingest.stream_sessions IN EXCLUSIVE MODE"
+# The last statement is the step for relays of docs/how-to/operate.md.
 _RESTORE = """
 DELETE FROM market.ticks WHERE xmin::text::bigint > {transaction};
 DELETE FROM ingest.rejected_messages WHERE xmin::text::bigint > {transaction};
 DELETE FROM ingest.stream_sessions;
-INSERT INTO ingest.stream_sessions SELECT * FROM pg_temp.sessions_then
+INSERT INTO ingest.stream_sessions SELECT * FROM pg_temp.sessions_then;
+DELETE FROM ingest.tick_log WHERE xmin::text::bigint > {transaction};
+UPDATE ingest.tick_log_state SET identity = gen_random_uuid()
 """
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ingestor.dial import STAGGER
 from ingestor.store.connect import connect
 from tests.addresses import swallowing
-from tests.chaos import process_faults
+from tests.chaos import process_faults, readers
 from tests.chaos.backup import Backup
 from tests.chaos.world import FIRST_ADDRESS, WRITER, Instance, World
 from tests.disks import fill
@@ -196,6 +197,18 @@ async def kill_pooler(world: World, fault: Fault) -> None:
     await asyncio.to_thread(world.pooler.start)
 
 
+async def kill_relay(world: World, fault: Fault) -> None:
+    await readers.kill_relay(world.readers.relays[fault.seed % 2], fault.seconds)
+
+
+async def pause_relay(world: World, fault: Fault) -> None:
+    relay = world.readers.relays[fault.seed % 2]
+    if relay.is_running:
+        relay.signal(signal.SIGSTOP)
+        await asyncio.sleep(fault.seconds)
+        relay.signal(signal.SIGCONT)
+
+
 DISK_FULL = "server's disk full"
 POOLER_KILLED = "pooler killed"
 ON_SERVER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
@@ -237,6 +250,10 @@ ON_PROCESS: dict[str, Callable[[Instance, float, random.Random], Awaitable[None]
     "page requested and not read": process_faults.ask_and_never_read,
 }
 ON_POOLER: dict[str, Callable[[World, Fault], Awaitable[None]]] = {POOLER_KILLED: kill_pooler}
+ON_RELAY: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
+    "relay killed": kill_relay,
+    "relay paused": pause_relay,
+}
 ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
     "database restored": restore,
     "database restored around a stall": restore_around_a_stall,
@@ -244,7 +261,7 @@ ON_WORLD: dict[str, Callable[[World, Fault], Awaitable[None]]] = {
 }
 """Faults that take their locks themselves."""
 
-KINDS = [*ON_SERVER, *ON_POOLER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, *ON_WORLD]
+KINDS = [*ON_SERVER, *ON_POOLER, *ON_DATABASE_WIRE, *ON_FEED_WIRE, *ON_PROCESS, *ON_RELAY, *ON_WORLD]
 
 
 def schedule(seed: int, seconds: float, *, without: set[str]) -> list[Fault]:
@@ -273,6 +290,9 @@ async def run_fault(world: World, fault: Fault) -> None:
     elif fault.kind in ON_POOLER:
         async with world.pooler_lock:
             await ON_POOLER[fault.kind](world, fault)
+    elif fault.kind in ON_RELAY:
+        async with world.relay_lock:
+            await ON_RELAY[fault.kind](world, fault)
     elif fault.kind in ON_DATABASE_WIRE:
         async with instance.database_lock:
             await ON_DATABASE_WIRE[fault.kind](instance.database, fault)

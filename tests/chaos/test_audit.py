@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from ingestor.batch import Batcher
+from ingestor.clock import to_datetime
 from ingestor.model import SECOND, Micros, Session, Tick
 from ingestor.simulator.server import Account
 from ingestor.store.connect import connect
@@ -18,6 +20,8 @@ from tests.chaos.__main__ import shortcomings
 from tests.chaos.audit import Skew, Verdict, audit
 from tests.chaos.backup import Backup
 from tests.chaos.faults import KINDS, schedule
+from tests.chaos.readers import Reader, Readers
+from tests.relays import Seen
 from tests.servers import query
 
 T0: Micros = 1_790_000_000 * SECOND
@@ -179,3 +183,19 @@ def test_an_eight_minute_run_has_enough_faults() -> None:
         assert sum(fault.pause for fault in half) == pytest.approx(240, rel=0.15)
         done = Counter(fault.kind for fault in half)
         assert not shortcomings([done, done])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(0, ""), (1, "lacks 0 ticks, and has 1 too many"), (-1, "lacks 1 ticks")]
+)
+def test_a_client_of_a_relay(tmp_path: Path, change: int, words: str) -> None:
+    """The audit reports a tick that a client of a relay lacks or has twice, in its range and of its symbols only."""
+    readers = Readers("postgresql://a@localhost/b", [], tmp_path, 1, {})
+    reader = Reader("client 1", {}, T0, frozenset({"AIR.NZ"}), random.Random(1))
+    readers.readers.append(reader)
+    at = to_datetime(T0).isoformat(timespec="microseconds")[:26] + "Z"
+    mine: Seen = ("AIR.NZ", at, 1.5, 100, 1)
+    rows = Counter([mine, ("FPH.NZ", at, 1.5, 100, 1), ("AIR.NZ", "2020" + at[4:], 1.5, 100, 1)])
+    reader.seen = Counter({mine: 1 + change})
+    assert words in "".join(readers._wrong(rows))
+    assert bool(readers._wrong(rows)) == bool(change)

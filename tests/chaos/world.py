@@ -19,6 +19,7 @@ from ingestor.simulator.market import Market
 from ingestor.simulator.server import TOKEN, Account, Simulator, now
 from ingestor.store.connect import connect
 from tests.chaos.audit import Skew
+from tests.chaos.readers import Readers
 from tests.disks import small_disk
 from tests.pooler import Pooler
 from tests.processes import DaemonProcess, ServerProcess
@@ -76,11 +77,13 @@ class World:
     market: Market
     server: ServerProcess
     instances: list[Instance]
+    readers: Readers
     disk: Path | None
     """The small disk under the database, if this machine can mount one."""
     pooler: Pooler | None = None
     """The pooler between the daemons and the database, if any."""
     pooler_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    relay_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     server_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     backup_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held from a backup to its restore: a second backup in between would mix two times."""
@@ -151,6 +154,7 @@ class World:
             if not left:
                 return
             instance.daemon.start()
+            await instance.daemon.page()  # it handles SIGTERM by then
             await asyncio.sleep(8)
         raise AssertionError(f"{instance.name} does not finish its spool: {instance.daemon.tail()}")
 
@@ -200,7 +204,11 @@ async def world(url: str, directory: Path, *, seed: int, pooled: bool = False) -
             instances.append(Instance(name, daemon, feed, wire, directory / name, owner))
         market = Market(seed, RATE, now(), cycle=60)
         stack.push_async_callback(server.ensure_running)
-        yield World(owner, simulator, market, server, instances, disk, pooler)
+        relay_urls = [owner, pooler.url(owner) if pooler else owner]
+        readers = Readers(owner, relay_urls, directory, seed, SETTINGS)
+        stack.push_async_callback(readers.close)
+        await readers.start()
+        yield World(owner, simulator, market, server, instances, readers, disk, pooler)
 
 
 @contextlib.asynccontextmanager

@@ -21,16 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingestor.telemetry.log import configure
-from tests.fuzz import daemon, decoder, page, rest, spool, wire
+from tests.fuzz import daemon, decoder, page, relay, rest, spool, wire
 from tests.fuzz.target import Counts, Target, dice
 
 TARGETS: dict[str, tuple[Target, float]] = {
-    "wire": (wire.target, 0.2),
-    "daemon": (daemon.target, 0.25),
+    "wire": (wire.target, 0.15),
+    "daemon": (daemon.target, 0.2),
     "decoder": (decoder.target, 0.15),
-    "rest": (rest.target, 0.15),
+    "rest": (rest.target, 0.1),
     "spool": (spool.target, 0.15),
     "page": (page.target, 0.1),
+    "relay": (relay.target, 0.15),
 }
 """The targets, each with its share of the time."""
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from ingestor.clock import to_datetime
 from ingestor.service.relay import Relay
@@ -164,7 +167,7 @@ async def test_a_slow_client_loses_nothing(store: TickStore, database: str, toke
             await quick.authenticated()
             assert slow.connection is not None
             slow.connection.transport.pause_reading()
-            total = await _flood(store, lambda: relay.telemetry.counts.fallen_back > 0)
+            total = await flood(store, lambda: relay.telemetry.counts.fallen_back > 0)
             await quick.received(total)
             assert relay.hub.live == 1
             slow.connection.transport.resume_reading()
@@ -184,11 +187,11 @@ async def test_a_client_that_accepts_nothing(store: TickStore, database: str, to
             await other.authenticated()
             assert client.connection is not None
             client.connection.transport.pause_reading()
-            total = await _flood(store, lambda: relay.telemetry.counts.stuck > 0)
+            total = await flood(store, lambda: relay.telemetry.counts.stuck > 0)
             await other.received(total)
 
 
-async def _flood(store: TickStore, is_enough: Callable[[], bool]) -> int:
+async def flood(store: TickStore, is_enough: Callable[[], bool]) -> int:
     """Write distinct ticks until a condition holds; return their number."""
     one, total = batcher(), 0
     async with asyncio.timeout(60):
@@ -254,3 +257,59 @@ async def test_gaps_are_marked(store: TickStore, relay: Relay, token: str, datab
     expected: dict[str, Any] = {"from": "2026-02-01T00:00:00Z", "to": "2026-03-01T00:00:00Z"}
     assert gap["data"] == expected | {"cause": "retention", "status": "unfillable"}
     assert client.kinds == ["authenticated", "gap", "price"]
+
+
+@pytest.mark.parametrize("compression", ["deflate", None])
+async def test_an_offered_compression(store: TickStore, relay: Relay, token: str, compression: str | None) -> None:
+    """The extension is agreed on if the client offers it; the frames are compressed only on request."""
+    await store.write([filled(batcher(), *(tick(f"S{number}") for number in range(100)))])
+    async with connect(
+        f"{relay.server.url}?from={START.replace('+', '%2B')}", proxy=None, compression=compression
+    ) as client:
+        await client.send(json.dumps({"type": "authenticate", "data": {"token": token}}))
+        assert [json.loads(await client.recv())["type"] for _ in range(101)] == ["authenticated"] + ["price"] * 100
+        agreed = client.response.headers.get("Sec-WebSocket-Extensions", "") if client.response else ""
+        assert agreed.startswith("permessage-deflate") == (compression == "deflate")
+
+
+async def test_compressed_frames(store: TickStore, relay: Relay, token: str, database: str) -> None:
+    """With compress=1, a client gets the same ticks, from the record and live, in fewer bytes."""
+    one = batcher()
+    await store.write([filled(one, *(tick(f"S{number}") for number in range(500)))])
+    options = {"from": START, "meta": "1"}
+    async with (
+        Client(relay.server.url, token, **options) as plain,
+        Client(relay.server.url, token, **options, compress="1") as compressed,
+    ):
+        await plain.received(500)
+        await compressed.received(500)
+        async with asyncio.timeout(10):
+            while relay.hub.live < 2:
+                await asyncio.sleep(0.01)
+        await store.write([filled(one, *(tick(f"T{number}") for number in range(500)))])
+        await plain.received(1000)
+        await compressed.received(1000)
+        assert compressed.messages[1:] == plain.messages[1:]
+        assert compressed.seen == await stored(database)
+    assert compressed.compressed == 1000
+    assert plain.compressed == 0
+
+
+@pytest.mark.parametrize(
+    "offer", [None, {"server_no_context_takeover": True}, {"server_max_window_bits": 9}, {"server_max_window_bits": 8}]
+)
+async def test_compression_that_is_not_offered(
+    store: TickStore, relay: Relay, token: str, offer: dict[str, Any] | None
+) -> None:
+    """A client that asks for compressed frames, but cannot read them, gets an error; without it, all is well."""
+    extensions = None if offer is None else [ClientPerMessageDeflateFactory(**offer)]
+    login = json.dumps({"type": "authenticate", "data": {"token": token}})
+    url = f"{relay.server.url}?compress=1"
+    async with connect(url, proxy=None, compression=None, extensions=extensions) as client:
+        await client.send(login)
+        assert "compress: offer" in str(await client.recv())
+    async with connect(relay.server.url, proxy=None, compression=None, extensions=extensions) as client:
+        await client.send(login)
+        assert "authenticated" in str(await client.recv())
+        await store.write([filled(batcher(), *(tick(f"S{number}") for number in range(10)))])
+        assert [json.loads(await client.recv())["data"]["symbol"] for _ in range(10)] == [f"S{n}" for n in range(10)]

@@ -37,7 +37,7 @@ class Live:
 
 def hub_with(client_position: int) -> tuple[Hub, Live]:
     hub = Hub(Encoder("UTC"))
-    hub.restart(LogState(uuid4(), 0, LogPosition(client_position)))
+    hub.restart(LogState(uuid4(), 0, LogPosition(client_position), None))
     client = Live(LogPosition(client_position))
     assert hub.join(client)
     return hub, client
@@ -51,9 +51,9 @@ def test_a_statement_waits_for_its_commits() -> None:
         statement = CoverageStatement(((0, 1),), LogPosition(5), 0.0)
         hub.state(statement)
         assert not client.statements
-        await hub.publish([Entry(3, ROWS, 0)])
+        await hub.publish([Entry(3, ROWS, 0, 0.0)])
         assert not client.statements
-        await hub.publish([Entry(4, ROWS, 0)])
+        await hub.publish([Entry(4, ROWS, 0, 0.0)])
         assert client.statements == [statement]
 
     asyncio.run(run())
@@ -64,7 +64,7 @@ def test_a_waiting_statement_is_not_replaced() -> None:
     hub, client = hub_with(3)
     hub.state(CoverageStatement((), LogPosition(4), 0.0))
     hub.state(CoverageStatement((), LogPosition(9), 1.0))
-    asyncio.run(hub.publish([Entry(3, ROWS, 0)]))
+    asyncio.run(hub.publish([Entry(3, ROWS, 0, 0.0)]))
     assert [statement.began for statement in client.statements] == [0.0]
 
 
@@ -72,10 +72,10 @@ def test_a_new_log_forgets_the_statement() -> None:
     """A statement about a log that has begun again is never handed out."""
     hub, _ = hub_with(3)
     hub.state(CoverageStatement((), LogPosition(4), 0.0))
-    hub.restart(LogState(uuid4(), 9, LogPosition(10)))
+    hub.restart(LogState(uuid4(), 9, LogPosition(10), None))
     client = Live(LogPosition(10))
     hub.join(client)
-    asyncio.run(hub.publish([Entry(10, ROWS, 0)]))
+    asyncio.run(hub.publish([Entry(10, ROWS, 0, 0.0)]))
     assert not client.statements
 
 
