@@ -156,7 +156,7 @@ def at(seconds: int) -> Micros:
     )
 )
 def test_any_message(frame: bytes) -> None:
-    """Anything that a server sends becomes a message or a reason, never an error; a tick has a valid number and arrival."""
+    """Anything that a server sends becomes a message or a reason, never an error; a tick has valid numbers."""
     message = decode(frame)
     if isinstance(message, RecordedTick):
         assert message.occurrence >= 1
