@@ -69,7 +69,8 @@ async def assert_bars(url: str) -> dict[str, int]:
         groups: dict[tuple[str, datetime], list[Any]] = defaultdict(list)
         for tick in ticks:
             groups[tick["symbol"], bucket(tick["time"])].append(tick)
-        assert [(row["symbol"], row["time"]) for row in found] == sorted(groups), name
+        keys = [(row["symbol"], row["time"]) for row in found]
+        assert keys == sorted(groups), (name, sorted(set(keys) ^ set(groups)))
         for row in found:
             _assert_bar(dict(row), groups[row["symbol"], row["time"]], name)
         counts[name] = len(found)
