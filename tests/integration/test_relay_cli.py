@@ -159,7 +159,15 @@ async def test_the_rights_of_a_relay(database: str) -> None:
         "WHERE grantee = 'market_relay' AND table_schema IN ('market', 'ingest') GROUP BY 1",
     )
     read = dict.fromkeys(
-        ("market.ticks", "market.gaps", "ingest.settings", "ingest.alembic_version", "ingest.relay_tokens"), "SELECT"
+        (
+            "market.ticks",
+            "market.gaps",
+            "ingest.covered",
+            "ingest.settings",
+            "ingest.alembic_version",
+            "ingest.relay_tokens",
+        ),
+        "SELECT",
     )
     assert dict(rows) == {
         **read,
