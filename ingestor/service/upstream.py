@@ -31,7 +31,7 @@ _GAP = "The relay's record has a gap."
 _SILENT = f"The relay has reported neither ticks nor coverage for {SILENCE // SECOND} s."
 _MUTE = "The relay has withdrawn coverage that it had reported: its own stream was mute."
 _NOT_A_RELAY = "The server sends prices without received_at, occurrence and cursor: with ?meta=1, it must be a relay."
-_REFUSED_CURSOR = "resume:"  # how the relay's error begins
+_REFUSED_CURSOR = "The cursor is too old"  # how the relay's error begins
 
 _LOST = {EndReason.SPOOL_DAMAGED, EndReason.COMMITS_LOST}
 
