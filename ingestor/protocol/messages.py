@@ -16,6 +16,9 @@ NOT_AUTHORISED = "You are not authorised to use this stream"
 NO_AUTHENTICATION = "not authorised: no authentication was received"
 NO_ACCESS = "Your plan has no access to this stream"
 
+CURSOR_TOO_OLD = "The cursor is too old"
+"""The error of a relay that can't go on from a cursor begins so: a recorder knows it by these words."""
+
 
 def stream_limit(streams: int) -> str:
     """Return the text of the error for one stream more than the limit."""

@@ -9,6 +9,7 @@ from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock, SessionClock
 from ingestor.errors import StoreError, StreamError
 from ingestor.model import SECOND, Duration, EndReason, Micros, ResumePoint, Session, SessionEnd
+from ingestor.protocol.messages import CURSOR_TOO_OLD
 from ingestor.service.recorder import Recorder, new_session_id
 from ingestor.settings import Settings
 from ingestor.store.resume import resume_state
@@ -31,7 +32,6 @@ _GAP = "The relay's record has a gap."
 _SILENT = f"The relay has reported neither ticks nor coverage for {SILENCE // SECOND} s."
 _MUTE = "The relay has withdrawn coverage that it had reported: its own stream was mute."
 _NOT_A_RELAY = "The server sends prices without received_at, occurrence and cursor: with ?meta=1, it must be a relay."
-_REFUSED_CURSOR = "The cursor is too old"  # how the relay's error begins
 
 _LOST = {EndReason.SPOOL_DAMAGED, EndReason.COMMITS_LOST}
 
@@ -105,7 +105,7 @@ class UpstreamRecorder(Recorder):
 
     def _control(self, message: Authenticated | ServerError, at: Micros) -> None:
         if isinstance(message, ServerError):
-            self.is_cursor_refused = self.start.cursor is not None and message.text.startswith(_REFUSED_CURSOR)
+            self.is_cursor_refused = self.start.cursor is not None and message.text.startswith(CURSOR_TOO_OLD)
             super()._control(message, at)
         elif not self.authenticated.done():
             self._progress_at = at

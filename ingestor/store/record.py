@@ -19,6 +19,7 @@ from ingestor.batch import COPY_HEADER, COPY_TRAILER, Row, unpack_rows
 from ingestor.clock import from_datetime, to_datetime
 from ingestor.errors import CursorError
 from ingestor.model import Micros
+from ingestor.protocol.messages import CURSOR_TOO_OLD
 from ingestor.store.connection import GuardedConnection
 from ingestor.store.queries import QUERIES
 from ingestor.store.relay_tokens import TokenGrant, find, valid_hashes
@@ -32,7 +33,7 @@ LOG_KEPT = timedelta(hours=1)
 
 END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC)
 
-_LOST = "The cursor is too old, or the client too slow: the log of commits no longer has what follows; use from"
+_LOST = f"{CURSOR_TOO_OLD}, or the client too slow: the log of commits no longer has what follows; use from"
 
 _BEHIND = (
     'AND (received_at > $1::timestamptz OR (symbol COLLATE "C", time, price, volume, occurrence) '

@@ -389,6 +389,7 @@ FROM ingest.rollup_state
 # New time in spans, then stale minutes, then old bars to the columnstore. Every refresh commits, so the progress is put
 # on record at the end. A job of TimescaleDB does all of it; `ingestor maintain` calls it step by step, as job 0.
 # The wider bars are forced: TimescaleDB loses track of a bar that was computed before all of its parts were there.
+# Time without chunks is skipped, but only after the day that the last span ended in: its bar is not computed yet.
 REFRESH = f"""
 CREATE PROCEDURE ingest.refresh_bars(job_id integer, config jsonb)
 LANGUAGE plpgsql AS $$
@@ -406,7 +407,7 @@ BEGIN
         latest := (SELECT s.announced_until FROM ingest.rollup_state s);
         EXIT WHEN latest >= target;
         SELECT min(greatest(c.range_start, latest)) INTO since FROM timescaledb_information.chunks c
-        WHERE c.hypertable_schema = 'market' AND c.hypertable_name = 'ticks' AND c.range_end > latest;
+        WHERE c.hypertable_schema = 'market' AND c.hypertable_name = 'ticks' AND c.range_end > {{day}};
         since := least(coalesce(since, target), target);
         until := least(date_bin('1 hour', since + span, {ORIGIN}), target);
         latest := until;
@@ -702,7 +703,9 @@ def _make_aggregates(connection: sa.Connection) -> None:
         )
     connection.exec_driver_sql(ROLLED_BY_AGGREGATES.format(midnight=_bucket("1d", "announced_until")))
     refresh = REFRESH.format(
-        since=_bucket("1d", "since", "zone"), until=_bucket("1d", "least(until + interval '25 hours', latest)", "zone")
+        day=_bucket("1d", "latest", "zone"),
+        since=_bucket("1d", "since", "zone"),
+        until=_bucket("1d", "latest", "zone"),
     )
     connection.exec_driver_sql(refresh)
     connection.exec_driver_sql("REVOKE ALL ON PROCEDURE ingest.refresh_bars FROM PUBLIC")

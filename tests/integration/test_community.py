@@ -168,6 +168,27 @@ async def test_jobs_that_did_not_run_for_weeks(community: str) -> None:
     assert await assert_bars(community) == whole
 
 
+@pytest.mark.parametrize("span", ["7 days", "6 hours"])
+async def test_a_day_that_outlasts_its_chunk(community: str, span: str) -> None:
+    """The bar of a day is computed if a span ends with the day's only chunk and no chunk follows for weeks."""
+    lonely = OLD - timedelta(days=40)
+    await _store(community, [(lonely, NOW, 1.5, 10, 1, "LONELY.NZ")])
+    of_tick = f"""
+    SELECT range_end FROM timescaledb_information.chunks
+    WHERE hypertable_name = 'ticks' AND range_start <= '{lonely}' AND range_end > '{lonely}'"""
+    ((end,),) = await query(community, of_tick)
+    await _store(community, [(end - timedelta(minutes=1), NOW, 2.5, 10, 1, "LONELY.NZ")])
+    whole = await assert_bars(community)
+    until = end - timedelta(days=1)
+    await execute_all(community, f"UPDATE ingest.rollup_state SET announced_until = '{until}'")
+    while until <= end + timedelta(days=2):
+        await execute_all(community, f"""CALL ingest.refresh_bars(0, '{{"span": "{span}"}}')""")
+        ((until,),) = await query(community, "SELECT announced_until FROM ingest.rollup_state")
+    assert await assert_bars(community) == whole
+    await maintained(community)
+    assert await assert_bars(community) == whole
+
+
 async def test_the_columnstore(community: str) -> None:
     """Chunks are compressed after two weeks; copies and late ticks meet the same ticks there as before.
 
