@@ -221,7 +221,11 @@ class Daemon:
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until the buffer is empty or on disk, the stop timeout is over, or an immediate stop is requested."""
-        ends: list[Callable[[], Awaitable[Any]]] = [self.buffer.wait_until_empty, self.buffer.wait_until_safe, request.hurry.wait]
+        ends: list[Callable[[], Awaitable[Any]]] = [
+            self.buffer.wait_until_empty,
+            self.buffer.wait_until_safe,
+            request.hurry.wait,
+        ]
         if self._publisher is not None:
             ends.append(self._publisher.wait_until_published)
         waiting = [asyncio.ensure_future(until()) for until in ends]

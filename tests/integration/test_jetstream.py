@@ -1,4 +1,4 @@
-"""Publishing and reading with real NATS servers: the place of each message, and what happens when the stream loses some."""
+"""Publishing and reading with real NATS servers: the order of messages, and a stream that loses some."""
 
 from __future__ import annotations
 

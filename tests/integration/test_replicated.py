@@ -1,4 +1,4 @@
-"""Recorder, NATS and writer as real processes: what fails between the stream and the database, and what is stored then."""
+"""Recorder, NATS and writer as real processes: faults between the stream and the database, and the rows after them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, TypeVar
 
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import HANG_SECONDS
-from tests.nats_servers import Cluster, api, connected, running_cluster
+from tests.nats_servers import Cluster, running_cluster
 from tests.processes import DaemonProcess, WriteProcess
-from tests.recording import COUNT, Market, stored, until
-from tests.servers import query
+from tests.recording import Market, stored, until
+
+_P = TypeVar("_P", bound=DaemonProcess)
 
 
 @dataclass
@@ -55,7 +54,7 @@ class Site:
         """Return a writer, started."""
         return self._start(WriteProcess(self.directory / f"{name}.log", **self._settings(name) | changes))
 
-    def _start(self, process: Any) -> Any:
+    def _start(self, process: _P) -> _P:
         process.start()
         self.processes.append(process)
         return process
