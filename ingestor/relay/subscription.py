@@ -76,6 +76,10 @@ class Counters(Protocol):
         """Count a client that became too slow to be live."""
         ...
 
+    def read_failed(self, detail: str) -> None:
+        """Report a read of the database that failed, and is tried again."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -258,7 +262,8 @@ class Subscription:
             try:
                 async with self._parts.pool.record() as record:
                     return await ask(record)
-            except StoreError:
+            except StoreError as error:
+                self._parts.counters.read_failed(error.message)
                 self._span = max(self._span // 4, SHORTEST_SPAN)
                 await self._parts.clock.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
         raise AssertionError
