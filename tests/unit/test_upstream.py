@@ -10,6 +10,7 @@ from ingestor.batch import Batcher, unpack_rows
 from ingestor.buffer.fifo import Buffer
 from ingestor.clock import SessionClock, to_datetime
 from ingestor.model import SECOND, Batch, EndReason, Micros, ResumePoint, Session
+from ingestor.protocol.messages import CURSOR_TOO_OLD
 from ingestor.relay.options import parse_options
 from ingestor.service.recorder import new_session_id
 from ingestor.service.upstream import SILENCE, UpstreamRecorder
@@ -235,7 +236,7 @@ async def test_the_point_before_the_first_tick(since: Micros | None, carried: st
 
 async def test_a_refused_cursor() -> None:
     """The relay's answer to an old cursor is recognized; another error is not."""
-    for words, refused in (("resume: the log is over", True), ("from: lies in the future", False)):
+    for words, refused in ((f"{CURSOR_TOO_OLD}; use from", True), ("from: lies in the future", False)):
         recording = Recording().log_in()
         recording.say("error", {"message": words})
         assert recording.recorder.is_cursor_refused == refused
