@@ -36,6 +36,9 @@ MISSED_REPLIES = 2
 
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
 
+Message = Msg
+"""A message as the library gives it."""
+
 Handler: TypeAlias = Callable[[Msg], Awaitable[None]]
 
 

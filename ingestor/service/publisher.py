@@ -20,8 +20,6 @@ from collections import OrderedDict, deque
 from typing import NamedTuple
 from uuid import UUID
 
-from nats.aio.msg import Msg
-
 from ingestor.buffer.fifo import Buffer
 from ingestor.buffer.spool import Entry
 from ingestor.clock import Clock
@@ -40,7 +38,7 @@ from ingestor.jetstream.feedback import (
     missing_subject,
     state_subject,
 )
-from ingestor.jetstream.link import Link
+from ingestor.jetstream.link import Link, Message
 from ingestor.jetstream.message import MessageDamagedError, session_of
 from ingestor.jetstream.outlet import Outlet, SequenceError
 from ingestor.jetstream.reader import stream_state
@@ -321,7 +319,7 @@ class Publisher:
 
     # The database's commits.
 
-    async def _on_committed(self, message: Msg) -> None:
+    async def _on_committed(self, message: Message) -> None:
         committed = decode(message.data, Committed)
         if committed is not None and (session := _session(message)) in self._numbers and session is not None:
             self._note_committed(session, committed)
@@ -358,7 +356,7 @@ class Publisher:
 
     # Batches that the stream lost.
 
-    async def _on_missing(self, message: Msg) -> None:
+    async def _on_missing(self, message: Message) -> None:
         missing = decode(message.data, Missing)
         if missing is not None and (session := _session(message)) in self._numbers and session is not None:
             self._requests[session] = missing
@@ -440,7 +438,7 @@ class Publisher:
         self.events.state = BufferState(self._clock.wall(), state.messages, state.size, state.replicas, state.lagging)
 
 
-def _session(message: Msg) -> UUID | None:
+def _session(message: Message) -> UUID | None:
     try:
         return session_of(message.subject)
     except MessageDamagedError:

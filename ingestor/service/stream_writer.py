@@ -14,7 +14,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from nats.aio.msg import Msg
 from tenacity import RetryCallState, wait_random_exponential
 
 from ingestor.clock import Clock
@@ -39,7 +38,7 @@ from ingestor.jetstream.feedback import (
     missing_subject,
     state_subject,
 )
-from ingestor.jetstream.link import Link
+from ingestor.jetstream.link import Link, Message
 from ingestor.jetstream.message import MessageDamagedError, session_of
 from ingestor.jetstream.reader import Received, StreamReader
 from ingestor.jetstream.setup import prepare_stream
@@ -486,7 +485,7 @@ class StreamWriter:
         self._done = min(self._done, hole.sequence - 1)
         self._reader.restart(self._done)
 
-    async def _on_gone(self, message: Msg) -> None:
+    async def _on_gone(self, message: Message) -> None:
         gone = decode(message.data, Gone)
         if gone is not None and self._is_active:
             with contextlib.suppress(MessageDamagedError):
@@ -494,7 +493,7 @@ class StreamWriter:
 
     # Recorders that ask, the state of the stream, and what it need not keep.
 
-    async def _on_state(self, message: Msg) -> None:
+    async def _on_state(self, message: Message) -> None:
         request = decode(message.data, StateRequest)
         if request is not None and self._is_active and message.reply:
             self._questions.append((message.reply, request.sessions))

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "clock", "redaction", "retry_after"},
     {"settings", "telemetry", "chart", "network"},
     {"batch", "buffer", "stream", "protocol", "coverage"},
-    {"store", "simulator", "embedded"},
+    {"store", "simulator", "embedded", "jetstream"},
     {"backfill", "web", "admin", "relay"},
     {"service"},
     {"demo"},
@@ -32,7 +32,8 @@ OWNERS = {
     "exchange_calendars": {"coverage"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "msgspec": {"stream", "protocol", "model", "buffer", "backfill"},
+    "msgspec": {"stream", "protocol", "model", "buffer", "backfill", "jetstream"},
+    "nats": {"jetstream"},
     "sqlite3": {"buffer"},
     "httpx": {"backfill"},
     "prometheus_client": {"telemetry", "web"},
@@ -73,7 +74,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_the_daemon_imports_only_its_libraries() -> None:
     """The daemon imports no library that only some commands need: it runs for months on a small machine."""
-    heavy = {"sqlalchemy", "alembic", "httpx", "pandas"}
+    heavy = {"sqlalchemy", "alembic", "httpx", "pandas", "nats"}
     code = f"import sys, ingestor.cli; print(*sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
