@@ -19,6 +19,8 @@ from typing import Any
 import nats
 from nats.aio.client import Client
 
+from ingestor.jetstream.link import Link
+from ingestor.jetstream.setup import prepare_stream
 from ingestor.settings import Settings, load_settings
 from tests.clocks import HANG_SECONDS
 
@@ -202,6 +204,20 @@ async def connected(cluster: Cluster, **options: Any) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+@contextlib.asynccontextmanager
+async def linked(settings: Settings) -> AsyncIterator[Link]:
+    """Yield a link of ours, with a prepared stream."""
+    link = Link(settings, name="test", on_change=lambda _: None)
+    running = asyncio.create_task(link.run())
+    try:
+        assert await link.wait(HANG_SECONDS)
+        await prepare_stream(link, settings)
+        yield link
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def api(client: Client, call: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

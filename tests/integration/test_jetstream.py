@@ -11,14 +11,11 @@ from uuid import uuid4
 import pytest
 
 from ingestor.clock import SystemClock
-from ingestor.jetstream.link import Link
 from ingestor.jetstream.outlet import Outlet, SequenceError
 from ingestor.jetstream.reader import Received, StreamReader
-from ingestor.jetstream.setup import prepare_stream
 from ingestor.model import Batch, Session
-from ingestor.settings import Settings
 from tests.clocks import HANG_SECONDS
-from tests.nats_servers import Cluster, api, buffer_settings, connected, running_cluster
+from tests.nats_servers import Cluster, api, buffer_settings, connected, linked, running_cluster
 
 
 @pytest.fixture
@@ -26,20 +23,6 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     """Yield one server."""
     async with running_cluster(tmp_path / "nats") as cluster:
         yield cluster
-
-
-@contextlib.asynccontextmanager
-async def linked(settings: Settings) -> AsyncIterator[Link]:
-    """Yield a link with a prepared stream."""
-    link = Link(settings, name="test", on_change=lambda _: None)
-    running = asyncio.create_task(link.run())
-    try:
-        assert await link.wait(HANG_SECONDS)
-        await prepare_stream(link, settings)
-        yield link
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 def new_session() -> Session:
