@@ -16,7 +16,7 @@ from ingestor.buffer.spool import prepare_state_directory
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
-from ingestor.settings import Settings, unknown_variables
+from ingestor.settings import Settings, require_nats, unknown_variables
 from ingestor.store.inspect import MINIMUM_SERVER, REFRESHED_WITHIN, DatabaseFacts, SchemaFacts, inspect, settings_drift
 from ingestor.store.registry import RegisteredRelay
 from ingestor.store.retry import MIGRATE, UPDATE
@@ -58,6 +58,9 @@ async def check(settings: Settings) -> AsyncIterator[CheckResult]:
     yield await _endpoint(settings)
     yield await _rest(settings)
     yield _disk(settings)
+    if settings.buffer_url is not None:
+        async for finding in _buffer(settings):
+            yield finding
     try:
         facts = await inspect(settings.read_database_url())
     except IngestorError as error:
@@ -126,6 +129,19 @@ def _disk(settings: Settings) -> CheckResult:
     needed = settings.spool_max_bytes + BALLAST
     text = f"{directory} has {free / 2**30:.1f} GiB free for a spool of {settings.spool_max_bytes / 2**30:.1f} GiB"
     return CheckResult("disk", Severity.OK if free >= needed else Severity.WARNING, text)
+
+
+async def _buffer(settings: Settings) -> AsyncIterator[CheckResult]:
+    """Check the replicated buffer, whose library is imported only if it is used."""
+    try:
+        require_nats()
+    except ConfigurationError as error:
+        yield CheckResult("buffer", Severity.PROBLEM, str(error))
+        return
+    from ingestor.service.buffer_check import check_buffer  # noqa: PLC0415
+
+    async for finding in check_buffer(settings):
+        yield finding
 
 
 def _database(facts: DatabaseFacts) -> CheckResult:

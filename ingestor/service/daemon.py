@@ -22,6 +22,7 @@ from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, require_nats
 from ingestor.store.ticks import TickStore
+from ingestor.telemetry.buffer_metrics import PublisherMetrics
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LIVENESS_STEP_SECONDS, LivenessDeadline
 from ingestor.telemetry.log import log_suppressed_lines
@@ -183,6 +184,8 @@ class Daemon:
 
     async def _serve(self) -> None:
         registry = new_registry(self.telemetry, self.status.facts)
+        if self._publisher is not None:
+            registry.register(PublisherMetrics(self._publisher.events))
         hosts = Hosts([self._settings.http_host, *self._settings.http_hosts])
         await self.http.serve(make_app(self.status, registry, self._closing, hosts))
 

@@ -38,7 +38,7 @@ from ingestor.jetstream.feedback import (
     missing_subject,
     state_subject,
 )
-from ingestor.jetstream.link import Link, Message
+from ingestor.jetstream.link import CONNECT_SECONDS, Link, Message
 from ingestor.jetstream.message import MessageDamagedError, session_of
 from ingestor.jetstream.outlet import Outlet, SequenceError
 from ingestor.jetstream.reader import stream_state
@@ -152,6 +152,7 @@ class Publisher:
 
     async def _publish_all(self) -> None:
         self._next = self._buffer.committed
+        await self._link.wait(CONNECT_SECONDS)
         while True:
             self._liveness.extend()
             await self._answer_requests()
