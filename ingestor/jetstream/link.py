@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import AuthorizationError, NoRespondersError
@@ -183,10 +182,10 @@ class Link:
         options: dict[str, Any] = login_options(self._settings, parts.scheme, parts.hostname or "")
         if parts.scheme == "tls":
             options["tls"] = tls_context()
-        client = None
+        client = Client()
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                client = await nats.connect(
+                await client.connect(
                     [url],
                     name=self._name,
                     allow_reconnect=False,
@@ -203,8 +202,7 @@ class Link:
                 for subject, handler in self._handlers.items():
                     await client.subscribe(subject, cb=handler)
         except (NatsError, OSError, TimeoutError, ValueError) as error:
-            if client is not None:
-                await _close(client)
+            await _close(client)
             self._refuse(error)
             return False
         self.client, self.has_connected, self._missed = client, True, 0

@@ -57,9 +57,9 @@ def value(unit: str, directive: str) -> str:
 
 
 def test_the_units_are_there() -> None:
-    """The daemon, a relay, the schema, and three jobs with their timers."""
+    """The daemon, a relay, a writer, the schema, and three jobs with their timers."""
     jobs = ["backfill", "gaps", "maintain"]
-    others = ["ingestor-migrate.service", "ingestor-relay.service"]
+    others = ["ingestor-migrate.service", "ingestor-relay.service", "ingestor-write.service"]
     assert sorted(["ingestor.service", *others, *(f"ingestor-{job}.service" for job in jobs)]) == SERVICES
     assert [f"ingestor-{job}.timer" for job in jobs] == TIMERS
 
