@@ -304,7 +304,10 @@ class Settings(BaseSettings):
     )
     buffer_replicas: int = _setting(3, "NATS servers that keep a copy of each batch: 3, or 5", ge=1, le=5)
     write_http_port: int = _setting(
-        9466, "port of the health and metrics of `ingestor write`, on INGESTOR_HTTP_HOST; 0: any free port", ge=0, le=65535
+        9466,
+        "port of the health and metrics of `ingestor write`, on INGESTOR_HTTP_HOST; 0: any free port",
+        ge=0,
+        le=65535,
     )
 
     ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)

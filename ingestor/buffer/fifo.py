@@ -214,13 +214,14 @@ class Buffer:
             return self._memory.oldest(max_rows, max_bytes, after)
         try:
             entries = await self._on_disk(partial(self._spool.read, after, max_rows, max_bytes))
-            self._report_working_disk()
-            return entries
         except SpoolDamagedError:
             self._start_new_spool()
         except SpoolUnavailableError as error:
             self._telemetry.spool_write_failed(str(error))
             await self._clock.sleep(DISK_RETRY_SECONDS)
+        else:
+            self._report_working_disk()
+            return entries
         return []
 
     def is_inherited(self, position: int) -> bool:

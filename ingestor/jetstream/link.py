@@ -44,7 +44,9 @@ class ApiError(BufferUnavailableError):
 
     def __init__(self, error: dict[str, Any]) -> None:
         self.code = int(error.get("err_code") or 0)
-        super().__init__(f"JetStream refuses: {outside_text(error.get('description', 'no reason given'))} ({self.code}).")
+        super().__init__(
+            f"JetStream refuses: {outside_text(error.get('description', 'no reason given'))} ({self.code})."
+        )
 
 
 class Link:
@@ -234,7 +236,7 @@ class Link:
 
 
 def checked(answer: bytes) -> dict[str, Any]:
-    """Return an answer of JetStream. Raises ApiError if it is an error, and BufferUnavailableError if it is unreadable."""
+    """Return an answer of JetStream. Raises ApiError for a refusal, BufferUnavailableError for an unreadable answer."""
     try:
         found = json.loads(answer)
     except ValueError:

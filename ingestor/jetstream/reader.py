@@ -3,7 +3,7 @@
 The reader keeps its place itself. JetStream's own record of what was delivered and acknowledged is not used: messages
 that it delivers again come behind newer ones, and it may lose that record. So each reader has a consumer in one
 server's memory (what NATS calls an ordered consumer), and a new one from the last message on whenever messages are
-missing, a server stops, or nothing is heard. See docs/decisions/0029.
+missing, a server stops, or nothing arrives. See docs/decisions/0029.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """What the stream's leader says: `lagging` of its `replicas` are not in step (0 of 1 without a cluster)."""
+    """The state of the stream by its leader: `lagging` of its `replicas` are not in step (0 of 1 without a cluster)."""
 
     created: str
     first: int
@@ -89,7 +89,7 @@ class StreamReader:
         self._consumed = 0  # the consumer's own count, without a gap
         self._raw_position = 0  # of the last message, complete or not
         self._credit = 0  # bytes that were asked for and have not come
-        self._asked_at = self._heard_at = 0.0
+        self._asked_at = self._received_at = 0.0
         self._assembler = Assembler()
         self._arrived: deque[Msg] = deque()
         self._news = asyncio.Event()
@@ -164,7 +164,7 @@ class StreamReader:
             async with asyncio.timeout(seconds):
                 await self._news.wait()
                 return
-        if self._client is not self._link.client or self._clock.monotonic() - self._heard_at > SILENCE_SECONDS:
+        if self._client is not self._link.client or self._clock.monotonic() - self._received_at > SILENCE_SECONDS:
             self._forget()
             raise BufferUnavailableError("The server that sends the stream's messages is silent.")
 
@@ -200,7 +200,7 @@ class StreamReader:
 
         async def arrive(message: Msg) -> None:
             arrived.append(message)
-            self._heard_at = self._clock.monotonic()
+            self._received_at = self._clock.monotonic()
             self._news.set()
 
         try:
@@ -209,7 +209,7 @@ class StreamReader:
             raise BufferUnavailableError(f"Reading the stream failed: {outside_text(error)}.") from error
         self._client = client
         self._consumed = self._credit = 0
-        self._heard_at = self._asked_at = self._clock.monotonic()
+        self._received_at = self._asked_at = self._clock.monotonic()
         self.opened += 1
 
     async def _ask(self) -> None:

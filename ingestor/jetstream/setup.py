@@ -106,5 +106,7 @@ def _explained(error: ApiError, settings: Settings) -> Exception:
             f"Start {settings.buffer_replicas} servers as a cluster, or lower the setting."
         )
     if error.code in _NO_JETSTREAM:
-        return ConfigurationError(f"{variable('buffer_url')}: {error} Start the servers with JetStream (`jetstream {{}}`).")
+        return ConfigurationError(
+            f"{variable('buffer_url')}: {error} Start the servers with JetStream (`jetstream {{}}`)."
+        )
     return error

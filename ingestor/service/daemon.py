@@ -22,6 +22,7 @@ from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
 from ingestor.settings import Settings, require_nats
 from ingestor.store.ticks import TickStore
+from ingestor.telemetry.buffer_metrics import PublisherMetrics
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LIVENESS_STEP_SECONDS, LivenessDeadline
 from ingestor.telemetry.log import log_suppressed_lines
@@ -183,6 +184,8 @@ class Daemon:
 
     async def _serve(self) -> None:
         registry = new_registry(self.telemetry, self.status.facts)
+        if self._publisher is not None:
+            registry.register(PublisherMetrics(self._publisher.events))
         hosts = Hosts([self._settings.http_host, *self._settings.http_hosts])
         await self.http.serve(make_app(self.status, registry, self._closing, hosts))
 
@@ -221,7 +224,11 @@ class Daemon:
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until the buffer is empty or on disk, the stop timeout is over, or an immediate stop is requested."""
-        ends: list[Callable[[], Awaitable[Any]]] = [self.buffer.wait_until_empty, self.buffer.wait_until_safe, request.hurry.wait]
+        ends: list[Callable[[], Awaitable[Any]]] = [
+            self.buffer.wait_until_empty,
+            self.buffer.wait_until_safe,
+            request.hurry.wait,
+        ]
         if self._publisher is not None:
             ends.append(self._publisher.wait_until_published)
         waiting = [asyncio.ensure_future(until()) for until in ends]

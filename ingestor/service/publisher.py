@@ -6,8 +6,8 @@
 | the stream acknowledged it      | in the buffer (a second later on disk), and in `_sent`  |
 | the database committed it       | no longer in the buffer                                 |
 
-The stream may lose what it acknowledged. Then the writer misses it, or `_watch` finds that the database does not get it,
-and everything that is not committed is published again, from the oldest batch on.
+The stream may lose what it acknowledged. Then the writer misses it, or `_watch` finds that the database does not get
+it, and everything that is not committed is published again, from the oldest batch on.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ AGAIN_SECONDS = 10.0
 
 STATE_REPORT_SECONDS = 5.0
 SETUP_SECONDS = 2.0
-"""Time between two looks for a stream that nobody serves."""
+"""Time between two looks for a stream that no server serves."""
 
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -356,7 +356,7 @@ class Publisher:
             self._drop.clear()
             await self._buffer.acknowledge_to(self._drop_to)
 
-    # What the stream lost.
+    # Losses of the stream.
 
     async def _on_missing(self, message: Msg) -> None:
         missing = decode(message.data, Missing)
@@ -437,9 +437,7 @@ class Publisher:
 
     async def _report_state(self) -> None:
         state = await stream_state(self._link, self._stream)
-        self.events.state = BufferState(
-            self._clock.wall(), state.messages, state.size, state.replicas, state.lagging
-        )
+        self.events.state = BufferState(self._clock.wall(), state.messages, state.size, state.replicas, state.lagging)
 
 
 def _session(message: Msg) -> UUID | None:

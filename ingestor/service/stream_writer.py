@@ -1,8 +1,8 @@
 """The writer's side of the replicated buffer: reads the stream in order, commits, and then says so.
 
-A message may be in the stream and not be written: if the database has its batches (they are skipped), and if the database
-lacks earlier messages of the session. Such a session is set aside: its recorder is asked to publish again what is missing,
-and only if that is not possible, the hole is declared, so that its time is a gap.
+A message of the stream is skipped if the database has its batches. If the database lacks earlier messages of the
+session, the session is set aside: its recorder is asked to publish again what is missing, and only if that is not
+possible, the hole is declared, so that its time is a gap.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from nats.aio.msg import Msg
 from tenacity import RetryCallState, wait_random_exponential
 
 from ingestor.clock import Clock
-from ingestor.errors import BufferUnavailableError, ConfigurationError, DatabaseAccessError, HoleError, StandbyError, StoreError
+from ingestor.errors import (
+    BufferUnavailableError,
+    ConfigurationError,
+    DatabaseAccessError,
+    HoleError,
+    StandbyError,
+    StoreError,
+)
 from ingestor.jetstream.feedback import (
     Committed,
     Gone,
@@ -62,8 +69,8 @@ PURGE_SECONDS = 5.0
 
 KEEP_SECONDS = 300.0
 KEEP_BYTES = 64 * 2**20
-"""What is committed stays in the stream for so long, and up to so many bytes, in case the database loses it: a standby
-that takes over may lag behind."""
+"""Committed messages stay in the stream for so long, and up to so many bytes, in case the database loses them: a
+standby that takes over may lag behind."""
 
 MAX_SESSIONS = 1024
 """Sessions that are remembered."""
@@ -214,7 +221,7 @@ class StreamWriter:
             portion = await self._reader.read(WAIT_SECONDS)
         except BufferUnavailableError as error:
             self._events.unavailable(str(error))
-            await self._read_failed(error)
+            await self._read_failed()
             return
         if self._reader.is_behind_reset:
             self._begin_again()
@@ -238,7 +245,7 @@ class StreamWriter:
         if self.store.connections != self._connections:
             await self._compare_database()
 
-    async def _read_failed(self, error: BufferUnavailableError) -> None:
+    async def _read_failed(self) -> None:
         """Wait a moment; let another writer take over if this one cannot reach NATS."""
         self._is_prepared = False  # the stream itself may be gone
         since, now = self._unlinked_since, self._clock.monotonic()
@@ -265,9 +272,7 @@ class StreamWriter:
             raise
         self._is_prepared = True
         if setup.created:
-            self._events.stream_created(
-                self._stream, self._settings.buffer_replicas, is_first=not self._has_prepared
-            )
+            self._events.stream_created(self._stream, self._settings.buffer_replicas, is_first=not self._has_prepared)
         if not self._has_prepared:
             self._events.stream_differs(self._stream, setup.differences)
         self._has_prepared = True
@@ -428,7 +433,7 @@ class StreamWriter:
         state.attempt_number = attempt
         return self._wait_with_backoff(state)
 
-    # What the database or the stream lost.
+    # Losses of the database and of the stream.
 
     async def _compare_database(self) -> bool:
         """After a new connection: return whether the database lacks batches that it had acknowledged."""
@@ -459,7 +464,7 @@ class StreamWriter:
         self._reader.restart(0)
 
     async def _settle_holes(self) -> None:
-        """Ask for what is missing; declare what nobody has any more."""
+        """Ask for what is missing; declare what no recorder has any more."""
         now = self._clock.monotonic()
         for session, hole in list(self._holes.items()):
             if self._gone.get(session, -1) >= hole.position.last_batch:
@@ -501,7 +506,9 @@ class StreamWriter:
             answer = StateReply(
                 self._done,
                 {
-                    session: Committed(each.last_batch, each.messages, each.ticks, each.duplicates, is_ended=each.is_ended)
+                    session: Committed(
+                        each.last_batch, each.messages, each.ticks, each.duplicates, is_ended=each.is_ended
+                    )
                     for session, each in found.items()
                 },
             )

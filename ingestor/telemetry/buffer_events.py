@@ -1,4 +1,4 @@
-"""Events of the replicated buffer, in the recorder and in the writer: log lines, counts, and the state of the stream."""
+"""Events of the replicated buffer, in recorder and writer: log lines, counts, and the state of the stream."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class _Writer(Collector):
             ("redeliveries", "Batches read again that the database had.", counts.redelivered),
             ("reads_restarted", "Times that the stream was read again from its beginning.", counts.reads_restarted),
             ("holes", "Holes in sessions: messages that the stream had lost.", counts.holes),
-            ("holes_declared", "Holes that nobody could fill, and are gaps.", counts.holes_declared),
+            ("holes_declared", "Holes that no recorder could fill, and are gaps.", counts.holes_declared),
             ("messages_damaged", "Messages of the stream that could not be read.", counts.damaged),
             ("turns", "Times that this writer became the active one.", counts.turns),
             ("bars_stored", "One-minute bars stored by this process.", written.bars_stored),
@@ -101,7 +101,11 @@ def _state(events: BufferEvents) -> Iterator[Metric]:
     if state is None:
         return
     for name, text, value in (
-        ("stream_messages", "Messages in the stream, those included that are committed and kept a while.", state.messages),
+        (
+            "stream_messages",
+            "Messages in the stream, those included that are committed and kept a while.",
+            state.messages,
+        ),
         ("stream_bytes", "Bytes of the stream.", state.size),
         ("stream_lag_messages", "Messages of the stream that are not committed.", state.lag),
         ("replicas", "Servers that keep a copy of the stream.", state.replicas),

@@ -1,4 +1,4 @@
-"""Publishing and reading with real NATS servers: the place of each message, and what happens when the stream loses some."""
+"""Publishing and reading with real NATS servers: each message has its place, and is read once."""
 
 from __future__ import annotations
 

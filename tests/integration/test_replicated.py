@@ -1,4 +1,4 @@
-"""Recorder, NATS and writer as real processes: what fails between the stream and the database, and what is stored then."""
+"""Recorder, NATS and writer as real processes, which fail between the stream and the database."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import HANG_SECONDS
-from tests.nats_servers import Cluster, api, connected, running_cluster
+from tests.nats_servers import Cluster, running_cluster
 from tests.processes import DaemonProcess, WriteProcess
-from tests.recording import COUNT, Market, stored, until
-from tests.servers import query
+from tests.recording import Market, stored, until
 
 
 @dataclass
@@ -33,32 +30,29 @@ class Site:
 
     def recorder(self, name: str = "recorder", **changes: Any) -> DaemonProcess:
         """Return a recorder, started."""
-        return self._start(
-            DaemonProcess(
-                self.directory / f"{name}.log",
-                **self._settings(name)
-                | {
-                    "stream_url": self.simulator.stream_url,
-                    "token": TOKEN,
-                    "spool_dir": self.directory / name,
-                    "exchange_calendar": "always",
-                    "reconnect_max_delay": "100ms",
-                    "heartbeat": "200ms",
-                    "ping_interval": "200ms",
-                    "ping_timeout": "2s",
-                }
-                | changes,
-            )
-        )
+        settings = self._settings(name) | {
+            "stream_url": self.simulator.stream_url,
+            "token": TOKEN,
+            "spool_dir": self.directory / name,
+            "exchange_calendar": "always",
+            "reconnect_max_delay": "100ms",
+            "heartbeat": "200ms",
+            "ping_interval": "200ms",
+            "ping_timeout": "2s",
+        }
+        process = DaemonProcess(self.directory / f"{name}.log", **settings | changes)
+        self._start(process)
+        return process
 
     def writer(self, name: str = "writer", **changes: Any) -> WriteProcess:
         """Return a writer, started."""
-        return self._start(WriteProcess(self.directory / f"{name}.log", **self._settings(name) | changes))
+        process = WriteProcess(self.directory / f"{name}.log", **self._settings(name) | changes)
+        self._start(process)
+        return process
 
-    def _start(self, process: Any) -> Any:
+    def _start(self, process: DaemonProcess) -> None:
         process.start()
         self.processes.append(process)
-        return process
 
     def _settings(self, name: str) -> dict[str, Any]:
         return {
