@@ -257,7 +257,7 @@ async def test_a_writer_takes_over(writer_url: str, database: str, tmp_path: Pat
 
 
 async def test_a_recorder_is_killed(writer_url: str, database: str, tmp_path: Path) -> None:
-    """What a killed recorder had published is stored once, and its session is ended as crashed."""
+    """Batches that a killed recorder had published are stored once, and its session is ended as crashed."""
     async with site(tmp_path, database, writer_url) as here:
         here.writer()
         recorder = here.recorder()
@@ -278,18 +278,18 @@ async def test_a_recorder_is_killed(writer_url: str, database: str, tmp_path: Pa
 async def test_nothing_is_said_before_the_commit(
     writer_url: str, database: str, server: TestServer, tmp_path: Path
 ) -> None:
-    """While the database refuses, the recorder hears of no commit and keeps everything; then all is stored once."""
+    """While the database refuses, no commit is reported to the recorder and keeps everything; then all is stored once."""
     name = database.rpartition("/")[2]
     async with site(tmp_path, database, writer_url) as here:
         writer, recorder = here.writer(), here.recorder()
         await here.simulator.wait_connected()
         await trade(here, 3)
         await stored(database, here.market)
-        heard: list[str] = []
+        notes: list[str] = []
         async with connected(here.cluster) as client:
 
             async def note(message: Any) -> None:
-                heard.append(message.subject)
+                notes.append(message.subject)
 
             await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
             await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
@@ -297,7 +297,7 @@ async def test_nothing_is_said_before_the_commit(
             await client.subscribe("ingestor.committed.*", cb=note)
             await trade(here, 10)
             await logged(recorder, "spooling")
-            assert not heard
+            assert not notes
             await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
             await stored(database, here.market)
         await no_gap_in_any_session(database)
