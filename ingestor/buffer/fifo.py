@@ -220,9 +220,10 @@ class Buffer:
         except SpoolUnavailableError as error:
             self._telemetry.spool_write_failed(str(error))
             await self._clock.sleep(DISK_RETRY_SECONDS)
-            return []
-        self._report_working_disk()
-        return entries
+        else:
+            self._report_working_disk()
+            return entries
+        return []
 
     def is_inherited(self, position: int) -> bool:
         """Return whether an earlier process left the batch at a position."""

@@ -15,7 +15,7 @@ def write() -> None:
     """Commit what `ingestor run` publishes to NATS, until SIGTERM, SIGHUP, SIGQUIT or Ctrl-C.
 
     With **INGESTOR_BUFFER_URL**, `ingestor run` does not write to the database: it publishes each batch into a
-    JetStream stream, of which several servers keep a copy, and this command commits it. Without the setting, this
+    JetStream stream, of which several servers keep a copy, and this command commits it. Without the setting this
     command is not needed.
 
     Start two or more, on different machines: one is active and the others take over within ten seconds. They need

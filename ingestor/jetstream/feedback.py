@@ -1,4 +1,4 @@
-"""The messages of recorder and writer beside the stream. They may get lost, and are repeated.
+"""Messages between recorder and writer beside the stream. They may get lost and are repeated.
 
 | subject                        | from     | meaning                                                               |
 |--------------------------------|----------|-----------------------------------------------------------------------|
@@ -22,7 +22,7 @@ STATE_SECONDS = 2.0
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """The part of a session that the database has after a commit.
+    """The database's record of a session after a commit.
 
     `messages` counts ticks and rejections. `batches` were written by the commit, with `added` ticks, in `seconds`.
     `missing`: messages that the database lacks.
@@ -41,7 +41,7 @@ class Committed(msgspec.Struct, frozen=True):
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """A request of the writer for the part of a session after `last_batch`. The database has `messages` messages of it.
+    """The writer needs all of a session after `last_batch`. The database has `messages` messages of it.
 
     `read_to` is the sequence up to which the writer has read the stream.
     """

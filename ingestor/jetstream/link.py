@@ -237,7 +237,7 @@ class Link:
 
 
 def checked(answer: bytes) -> dict[str, Any]:
-    """Return an answer of JetStream. Raises ApiError if it is an error; BufferUnavailableError if it is unreadable."""
+    """Return an answer of JetStream. Raises ApiError for a refusal, BufferUnavailableError for an unreadable answer."""
     try:
         found = json.loads(answer)
     except ValueError:
@@ -253,6 +253,9 @@ async def _close(client: Client) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.close()
+    transport = getattr(client, "_transport", None)
+    if transport is not None:  # the library leaves it open after a refused login
+        transport.close()
 
 
 def _unavailable(error: Exception) -> BufferUnavailableError:

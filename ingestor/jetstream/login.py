@@ -45,7 +45,8 @@ def _password_options(text: str, scheme: str, host: str) -> dict[str, Any]:
     register_secret(password or secret)
     if not secret or len(secret.splitlines()) > 1:
         raise ConfigurationError(
-            f"{_SETTING}: the file is no .creds file and no single line with an NKey seed, USER:PASSWORD or a token."
+            f"{_SETTING}: the file holds neither credentials of NATS nor one line with an NKey seed, "
+            "USER:PASSWORD or a token."
         )
     if scheme == "nats" and not is_loopback(host):
         raise ConfigurationError(

@@ -38,7 +38,7 @@ class MessageDamagedError(IngestorError):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The headers of a message: its first and last batch, its part of how many, and the checksum of the whole.
+    """The headers of a message: the numbers of its first and last batch, its part of how many, and a checksum of all.
 
     `is_inherited`: an earlier process recorded the batches.
     """

@@ -40,8 +40,8 @@ class LastMessage:
 class Outlet:
     """Publishes batches. The stream refuses a message unless it follows the session's last one.
 
-    So a message whose acknowledgement is lost can be published again: the stream has it (and says `duplicate`), or
-    takes it, or `last_message` tells what came of it.
+    So a message whose acknowledgement is lost can be published again: the stream takes it, or says `duplicate`, or
+    refuses it, and then `last_message` tells whether it is there.
     """
 
     def __init__(self, link: Link, stream: str) -> None:

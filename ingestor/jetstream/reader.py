@@ -64,7 +64,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """The state of the stream at its leader: `lagging` of its `replicas` are not in step (0 of 1 without a cluster)."""
+    """The state of the stream by its leader: `lagging` of its `replicas` are not in step (0 of 1 without a cluster)."""
 
     created: str
     first: int

@@ -68,7 +68,7 @@ AGAIN_SECONDS = 10.0
 
 STATE_REPORT_SECONDS = 5.0
 SETUP_SECONDS = 2.0
-"""Time between two looks for a stream without a leader."""
+"""Time between two looks for a stream that no server serves."""
 
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -355,7 +355,7 @@ class Publisher:
             self._drop.clear()
             await self._buffer.acknowledge_to(self._drop_to)
 
-    # Batches that the stream lost.
+    # Losses of the stream.
 
     async def _on_missing(self, message: Message) -> None:
         missing = decode(message.data, Missing)

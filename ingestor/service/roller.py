@@ -16,7 +16,7 @@ STEP_SECONDS = 10.0
 
 
 class Backlog(Protocol):
-    """The batches that wait for the database."""
+    """A place in which batches wait for the database."""
 
     @property
     def spooled_batches(self) -> int:

@@ -1,8 +1,8 @@
 """The writer's side of the replicated buffer: reads the stream in order, commits, and then says so.
 
-A message of the stream is not written if the database has its batches (they are skipped), or lacks earlier messages of
-the session. Such a session is set aside: its recorder is asked to publish again what is missing, and only if that is
-not possible, the hole is declared, so that its time is a gap.
+A message of the stream is skipped if the database has its batches. If the database lacks earlier messages of the
+session, the session is set aside: its recorder is asked to publish again what is missing, and only if that is not
+possible, the hole is declared, so that its time is a gap.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LivenessDeadline
 
 TURN_SECONDS = 1.0
-"""Time between two attempts of a standby to become active, and between two signs of life of the active writer."""
+"""Time between two attempts of a standby to become the active writer, and between two signs of life of that one."""
 
 WAIT_SECONDS = 0.5
 """Time for which the writer waits for messages, before it looks after everything else."""
@@ -68,8 +68,8 @@ PURGE_SECONDS = 5.0
 
 KEEP_SECONDS = 300.0
 KEEP_BYTES = 64 * 2**20
-"""Committed batches stay in the stream for so long, and up to so many bytes, in case the database loses it: a standby
-that takes over may lag behind."""
+"""Committed messages stay in the stream for so long, and up to so many bytes, in case the database loses them: a
+standby that takes over may lag behind."""
 
 MAX_SESSIONS = 1024
 """Sessions that are remembered."""
@@ -432,7 +432,7 @@ class StreamWriter:
         state.attempt_number = attempt
         return self._wait_with_backoff(state)
 
-    # Batches that the database or the stream lost.
+    # Losses of the database and of the stream.
 
     async def _compare_database(self) -> bool:
         """After a new connection: return whether the database lacks batches that it had acknowledged."""

@@ -79,7 +79,7 @@ class WriteResult:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """The part of a session that the database has: its last complete batch, all messages, and the counts of ticks."""
+    """The database's record of a session: its last complete batch, all its messages, and the counts of ticks."""
 
     last_batch: int = 0
     messages: int = 0

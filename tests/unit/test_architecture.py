@@ -16,8 +16,8 @@ LAYERS = [
     {"model", "address", "files"},
     {"errors", "clock", "redaction", "retry_after"},
     {"settings", "telemetry", "chart", "network"},
-    {"batch", "buffer", "stream", "protocol", "coverage"},
-    {"store", "simulator", "embedded", "jetstream"},
+    {"batch", "buffer", "stream", "protocol", "coverage", "jetstream"},
+    {"store", "simulator", "embedded"},
     {"backfill", "web", "admin", "relay"},
     {"service"},
     {"demo"},
@@ -25,6 +25,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OWNERS = {
+    "nats": {"jetstream", "service"},
     "websockets": {"stream", "protocol", "simulator", "relay", "demo"},
     "asyncpg": {"store", "admin", "demo"},
     "sqlalchemy": {"admin"},
@@ -33,7 +34,6 @@ OWNERS = {
     "typer": {"cli"},
     "rich": {"cli"},
     "msgspec": {"stream", "protocol", "model", "buffer", "backfill", "jetstream"},
-    "nats": {"jetstream"},
     "sqlite3": {"buffer"},
     "httpx": {"backfill"},
     "prometheus_client": {"telemetry", "web"},
