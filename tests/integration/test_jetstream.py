@@ -14,18 +14,17 @@ import trustme
 
 from ingestor.clock import SystemClock
 from ingestor.errors import BufferUnavailableError, ConfigurationError
-from ingestor.jetstream.link import Link
 from ingestor.jetstream.login import login_options
 from ingestor.jetstream.outlet import Outlet, SequenceError
 from ingestor.jetstream.reader import Received, StreamReader
-from ingestor.jetstream.setup import prepare_stream, wanted
+from ingestor.jetstream.setup import wanted
 from ingestor.jetstream.survey import prepare, survey
 from ingestor.model import Batch, Session
 from ingestor.redaction import redact
 from ingestor.service.checks import Severity, check_buffer
-from ingestor.settings import Settings, load_settings
+from ingestor.settings import load_settings
 from tests.clocks import HANG_SECONDS
-from tests.nats_servers import Cluster, api, buffer_settings, connected, free_ports, running_cluster
+from tests.nats_servers import Cluster, api, buffer_settings, connected, free_ports, linked, running_cluster
 
 SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
 """A key of NATS's documentation."""

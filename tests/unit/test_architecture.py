@@ -25,7 +25,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OWNERS = {
-    "nats": {"jetstream", "service"},
+    "nats": {"jetstream"},
     "websockets": {"stream", "protocol", "simulator", "relay", "demo"},
     "asyncpg": {"store", "admin", "demo"},
     "sqlalchemy": {"admin"},
