@@ -24,13 +24,13 @@ from ingestor.settings import Settings, variable
 CONNECT_SECONDS = 2.0
 """Time limit of a connection to one server."""
 
-REPLY_SECONDS = 2.0
+REPLY_SECONDS = 1.0
 """Time limit of an answer. A server that is killed never answers, and one that is frozen does not either."""
 
 PING_SECONDS = 1
 """Interval of pings. A server that leaves two unanswered is frozen or unreachable, and another one is tried."""
 
-MISSED_REPLIES = 2
+MISSED_REPLIES = 3
 """Requests without an answer, one after the other, after which another server is tried."""
 
 _BACKOFF = (0.05, 0.1, 0.25, 0.5, 1.0)

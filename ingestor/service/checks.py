@@ -172,7 +172,7 @@ async def check_buffer(settings: Settings, **options: Any) -> AsyncIterator[Chec
 
 
 def _sync(sync_always: Mapping[str, bool | None]) -> CheckResult:
-    """Return whether the servers write to their disks before they acknowledge."""
+    """Decide whether the servers write to their disks before they acknowledge."""
     risk = (
         "a power failure of all servers loses the last acknowledged batches, unless the recorder has them in its spool"
     )

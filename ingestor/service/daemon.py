@@ -104,6 +104,7 @@ class Daemon:
             self._publisher = new_publisher(
                 settings, buffer=self.buffer, clock=self._clock, telemetry=self.telemetry, liveness=writer
             )
+            self.status.buffer_events = self._publisher.events
         self._roller = Roller(settings, buffer=self.buffer, clock=self._clock, telemetry=self.telemetry)
         self.http = HttpServer(settings.http_host, settings.http_port)
         self._notifier = SystemdNotifier()
