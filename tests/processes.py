@@ -189,7 +189,7 @@ class DaemonProcess:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
-        environment["INGESTOR_HTTP_PORT"] = "0"
+        environment |= {"INGESTOR_HTTP_PORT": "0", "INGESTOR_WRITE_HTTP_PORT": "0"}
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
             self._log_begin = log.tell()
@@ -262,3 +262,9 @@ class RelayProcess(DaemonProcess):
     """`ingestor relay`, the same way."""
 
     COMMAND = "relay"
+
+
+class WriteProcess(DaemonProcess):
+    """`ingestor write`, the same way."""
+
+    COMMAND = "write"
