@@ -1,0 +1,122 @@
+"""`make cluster`: faults of a database cluster and of the replicated buffer under load, then the audit.
+
+Prints each fault with the pause of commits that it caused; ends with 1 if the promise was broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from ingestor.simulator.server import now
+from tests.chaos.audit import Verdict
+from tests.cluster.faults import KINDS, ON_BUFFER, ON_DATABASE, ON_RECORDER, Entry, schedule
+from tests.cluster.patroni import PatroniCluster, patroni_cluster
+from tests.cluster.results import Episode, longest_pause, table
+from tests.cluster.world import SETTLE_SECONDS, World, world
+
+FAULTS_OF_A_WORLD = 12
+"""Faults before the market stops, everything is audited, and a new world begins: it bounds the memory of the audit."""
+
+DIRECT, REPLICATED = "recorder to database", "through NATS"
+
+
+async def disturb(here: World, entries: list[Entry]) -> list[tuple[str, int, int]]:
+    """Run faults in turn; return each kind with the moments of its begin and end."""
+    spans: list[tuple[str, int, int]] = []
+    began = time.monotonic()
+    for number, entry in enumerate(entries, 1):
+        await asyncio.sleep(SETTLE_SECONDS)
+        begin = now()
+        await KINDS[entry.kind](here, random.Random(entry.seed))
+        await here.whole()
+        spans.append((entry.kind, begin, now()))
+        seconds = (spans[-1][2] - begin) / 1e6
+        print(
+            f"{time.monotonic() - began:6.1f} s  {number:>3}/{len(entries)}  {entry.kind}: {seconds:.1f} s", flush=True
+        )
+    await asyncio.sleep(SETTLE_SECONDS)
+    return spans
+
+
+async def run(
+    cluster: PatroniCluster, entries: list[Entry], directory: Path, *, seed: int, replicated: bool
+) -> tuple[Verdict, list[Episode]]:
+    """Run one world, and audit it."""
+    directory.mkdir()
+    async with world(cluster, directory, seed=seed, replicated=replicated) as here:
+        spans = await disturb(here, entries)
+        await here.finish()
+        await cluster.whole()
+        verdict, commits = await here.audit(), await here.commits()
+    print(f"{line(verdict)}", flush=True)
+    for claim in verdict.claims:
+        print(f"  {claim}")
+    path = REPLICATED if replicated else DIRECT
+    return verdict, [Episode(path, kind, longest_pause(commits, begin, end)) for kind, begin, end in spans]
+
+
+def line(verdict: Verdict) -> str:
+    """Return a verdict in one line."""
+    return (
+        f"{verdict.sent:,} ticks sent, {verdict.stored:,} stored, {verdict.lost_in_gaps:,} lost inside declared gaps, "
+        f"{verdict.lost_outside:,} lost outside them, {verdict.twice:,} stored twice, "
+        f"{len(verdict.claims)} false claims, {verdict.covered:.0%} of the market covered"
+    )
+
+
+async def main(faults: int, seed: int, directory: Path, only: Collection[str], paths: Collection[str]) -> bool:
+    """Run the faults on each path, in worlds of `FAULTS_OF_A_WORLD`."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _interrupt)
+    total: Verdict | None = None
+    episodes: list[Episode] = []
+    async with patroni_cluster(directory) as cluster:
+        for path in paths:
+            replicated = path == REPLICATED
+            kinds = ON_DATABASE | ON_RECORDER | (ON_BUFFER if replicated else {})
+            chosen = [kind for kind in kinds if not only or kind in only]
+            entries = schedule(seed, -(-faults // len(paths)), chosen) if chosen else []
+            for begin in range(0, len(entries), FAULTS_OF_A_WORLD):
+                part = entries[begin : begin + FAULTS_OF_A_WORLD]
+                print(f"\n{path}: {len(part)} faults, seed {seed}", flush=True)
+                place = directory / f"{'replicated' if replicated else 'direct'}-{begin}"
+                verdict, more = await run(cluster, part, place, seed=seed + begin, replicated=replicated)
+                total = verdict if total is None else total + verdict
+                episodes += more
+    print(f"\n{table(episodes)}")
+    if total is None:
+        return False
+    print(f"\n{len(episodes)} faults: {line(total)}")
+    return total.holds
+
+
+def _interrupt() -> None:
+    for task in asyncio.all_tasks():
+        if task.get_coro().__name__ == "main":  # type: ignore[union-attr]
+            task.cancel()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make cluster", description=__doc__)
+    parser.add_argument("--faults", type=int, default=int(os.environ.get("CLUSTER_FAULTS") or 30))
+    parser.add_argument("--seed", type=int, default=int(os.environ.get("CLUSTER_SEED") or 1))
+    parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
+    parser.add_argument("--path", action="append", default=[], choices=[DIRECT, REPLICATED])
+    options = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="ingestor-cluster-", dir="/tmp"))
+    place.chmod(0o755)
+    kept = asyncio.run(main(options.faults, options.seed, place, options.only, options.path or [DIRECT, REPLICATED]))
+    if kept:
+        shutil.rmtree(place)
+    else:
+        print(f"The promise was broken. Logs and spools are in {place}; CLUSTER_SEED={options.seed} repeats the run.")
+    sys.exit(0 if kept else 1)
