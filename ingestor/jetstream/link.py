@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import AuthorizationError, NoRespondersError
@@ -180,10 +179,10 @@ class Link:
         options: dict[str, Any] = login_options(self._settings, parts.scheme, parts.hostname or "")
         if parts.scheme == "tls":
             options["tls"] = tls_context()
-        client = None
+        client = Client()
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                client = await nats.connect(
+                await client.connect(
                     [url],
                     name=self._name,
                     allow_reconnect=False,
@@ -200,8 +199,7 @@ class Link:
                 for subject, handler in self._handlers.items():
                     await client.subscribe(subject, cb=handler)
         except (NatsError, OSError, TimeoutError, ValueError) as error:
-            if client is not None:
-                await _close(client)
+            await _close(client)
             self._refuse(error)
             return False
         self.client, self.has_connected, self._missed = client, True, 0
@@ -252,6 +250,9 @@ async def _close(client: Client) -> None:
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CONNECT_SECONDS):
             await client.close()
+    transport = getattr(client, "_transport", None)
+    if transport is not None:  # the library leaves it open after a refused login
+        transport.close()
 
 
 def _unavailable(error: Exception) -> BufferUnavailableError:

@@ -52,7 +52,7 @@ from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LivenessDeadline
 
 TURN_SECONDS = 1.0
-"""Time between two attempts of a standby to become the active writer, and between two signs of life of the active one."""
+"""Time between two attempts of a standby to become the active writer, and between two signs of life of that one."""
 
 WAIT_SECONDS = 0.5
 """Time for which the writer waits for messages, before it looks after everything else."""

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ingestor.service.process import StopRequest
+from ingestor.service.write import WriteService
+from ingestor.settings import load_settings
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import HANG_SECONDS
-from tests.nats_servers import Cluster, running_cluster
+from tests.nats_servers import Cluster, api, connected, running_cluster
 from tests.processes import DaemonProcess, WriteProcess
-from tests.recording import Market, stored, until
+from tests.proxy import Proxy
+from tests.recording import COUNT, Market, stored, until
+from tests.servers import TestServer, query
 
 
 @dataclass
@@ -30,7 +38,7 @@ class Site:
 
     def recorder(self, name: str = "recorder", **changes: Any) -> DaemonProcess:
         """Return a recorder, started."""
-        settings = self._settings(name) | {
+        settings = self.settings(name) | {
             "stream_url": self.simulator.stream_url,
             "token": TOKEN,
             "spool_dir": self.directory / name,
@@ -46,7 +54,7 @@ class Site:
 
     def writer(self, name: str = "writer", **changes: Any) -> WriteProcess:
         """Return a writer, started."""
-        process = WriteProcess(self.directory / f"{name}.log", **self._settings(name) | changes)
+        process = WriteProcess(self.directory / f"{name}.log", **self.settings(name) | changes)
         self._start(process)
         return process
 
@@ -54,7 +62,7 @@ class Site:
         process.start()
         self.processes.append(process)
 
-    def _settings(self, name: str) -> dict[str, Any]:
+    def settings(self, name: str) -> dict[str, Any]:
         return {
             "instance": name,
             "database_url": self.writer_url,
@@ -74,6 +82,35 @@ async def site(directory: Path, database: str, writer_url: str, servers: int = 1
         finally:
             for each in processes:
                 each.end()
+
+
+async def in_stream(here: Site, batches: int = 1) -> int:
+    """Wait until the stream has so many messages, and return how many there are."""
+    async with asyncio.timeout(HANG_SECONDS):
+        while True:
+            with contextlib.suppress(Exception):
+                async with connected(here.cluster) as client:
+                    found = int((await api(client, "STREAM.INFO.ingestor"))["state"]["messages"])
+                    if found >= batches:
+                        return found
+            await asyncio.sleep(0.05)
+
+
+async def trade(here: Site, batches: int = 20) -> None:
+    """Send batches of ticks that are published one by one."""
+    for _ in range(batches):
+        here.market.trade()
+        await asyncio.sleep(0.06)
+
+
+async def no_gap_in_any_session(database: str) -> None:
+    """Check that each session covers the time until its last message: the database lacks nothing of it."""
+    rows = await query(
+        database,
+        "SELECT covered_until >= last_message_at FROM ingest.stream_sessions WHERE last_message_at IS NOT NULL",
+    )
+    assert rows
+    assert all(row[0] for row in rows)
 
 
 async def logged(process: DaemonProcess, text: str) -> None:
@@ -96,3 +133,222 @@ async def test_ticks_go_through_the_stream(writer_url: str, database: str, tmp_p
         await until(database, "SELECT end_reason FROM ingest.stream_sessions", "stopped")
         assert await asyncio.to_thread(writer.stop) == 0, writer.tail()
         assert "spool_not_empty" not in recorder.log.read_text(encoding="utf-8")
+
+
+async def test_the_spool_keeps_what_is_not_committed(writer_url: str, database: str, tmp_path: Path) -> None:
+    """Without a writer, the recorder keeps everything on its disk although the stream has it; the writer ends that."""
+    async with site(tmp_path, database, writer_url) as here:
+        recorder = here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here, 5)
+        await in_stream(here, 5)
+        assert await asyncio.to_thread(recorder.stop) == 0, recorder.tail()
+        assert "spool_not_empty" in recorder.log.read_text(encoding="utf-8")
+        assert await query(database, COUNT) == [(0,)]
+        here.writer()
+        await stored(database, here.market)
+        recorder.start()  # finds its batches in the stream and in the database
+        await logged(recorder, "spool_drained")
+
+
+async def test_lost_messages_are_published_again(writer_url: str, database: str, tmp_path: Path) -> None:
+    """Messages that the stream loses after it acknowledged them are published again: from the middle, and all."""
+    async with site(tmp_path, database, writer_url) as here:
+        recorder = here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here)
+        await in_stream(here, 15)
+        async with connected(here.cluster) as client:
+            for sequence in (1, 7, 8, 12):
+                await api(client, "STREAM.MSG.DELETE.ingestor", {"seq": sequence})
+        here.writer()
+        await stored(database, here.market)
+        await logged(recorder, "buffer_republishing")
+        await no_gap_in_any_session(database)
+
+
+async def test_a_lost_stream_is_made_again(writer_url: str, database: str, tmp_path: Path) -> None:
+    """A stream that is deleted before the writer read it is created and filled again; a purged one is filled again."""
+    async with site(tmp_path, database, writer_url) as here:
+        recorder = here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here, 10)
+        await in_stream(here, 8)
+        async with connected(here.cluster) as client:
+            await api(client, "STREAM.DELETE.ingestor")
+        await trade(here, 10)
+        await in_stream(here, 8)
+        async with connected(here.cluster) as client:
+            await api(client, "STREAM.PURGE.ingestor")
+        here.writer()
+        await trade(here, 5)
+        await stored(database, here.market)
+        await no_gap_in_any_session(database)
+        assert await asyncio.to_thread(recorder.stop) == 0
+
+
+async def test_the_end_of_a_session_is_published_again(writer_url: str, database: str, tmp_path: Path) -> None:
+    """The last messages of a recorder that has stopped, lost by the stream, are published by its next start."""
+    async with site(tmp_path, database, writer_url) as here:
+        recorder = here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here, 5)
+        await in_stream(here, 5)
+        assert await asyncio.to_thread(recorder.stop) == 0
+        async with connected(here.cluster) as client:
+            last = (await api(client, "STREAM.INFO.ingestor"))["state"]["last_seq"]
+            for sequence in range(last - 2, last + 1):
+                await api(client, "STREAM.MSG.DELETE.ingestor", {"seq": sequence})
+        here.writer()
+        recorder.start()
+        await stored(database, here.market)
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'stopped'", 1)
+        await no_gap_in_any_session(database)
+
+
+async def test_a_hole_that_stays_is_a_gap(writer_url: str, database: str, tmp_path: Path) -> None:
+    """If no recorder has what the stream lost, the rest is stored, and the session covers nothing from there on."""
+    async with site(tmp_path, database, writer_url) as here:
+        recorder = here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here, 10)
+        await in_stream(here, 10)
+        recorder.kill()
+        async with connected(here.cluster) as client:
+            await api(client, "STREAM.MSG.DELETE.ingestor", {"seq": 5})
+        request = StopRequest()
+        configured = load_settings(**here.settings("writer") | {"write_http_port": 0, "http_port": 0})
+        service = WriteService(configured, hole_seconds=0.5)
+        running = asyncio.create_task(service.run(request))
+        await until(database, "SELECT count(*) > 0 FROM market.ticks WHERE volume > 700", True)
+        request()
+        await running
+        assert service.events.counts.holes_declared == 1
+        ((covered, last, ticks),) = await query(
+            database, "SELECT covered_until, last_message_at, ticks FROM ingest.stream_sessions"
+        )
+        assert covered < last
+        assert 0 < ticks < here.market.sent
+
+
+async def test_a_writer_takes_over(writer_url: str, database: str, tmp_path: Path) -> None:
+    """When the active writer is killed, or frozen, the other one takes over; nothing is lost or stored twice."""
+    async with site(tmp_path, database, writer_url) as here:
+        first = here.writer("first")
+        await logged(first, "_active")
+        second = here.writer("second")
+        await logged(second, "_standby")
+        here.recorder()
+        await here.simulator.wait_connected()
+        trading = asyncio.create_task(trade(here, 150))
+        await until(database, f"SELECT count(*) > 1000 FROM ({COUNT.replace('count(*)', '1')}) t", True)
+        first.kill()
+        await logged(second, "_active")
+        await trading
+        await stored(database, here.market)
+        first.start()
+        second.signal(signal.SIGSTOP)
+        await trade(here, 10)
+        await stored(database, here.market)
+        second.signal(signal.SIGCONT)
+        await trade(here, 5)
+        await stored(database, here.market)
+        await no_gap_in_any_session(database)
+
+
+async def test_a_recorder_is_killed(writer_url: str, database: str, tmp_path: Path) -> None:
+    """Batches that a killed recorder had published are stored once, and its session is ended as crashed."""
+    async with site(tmp_path, database, writer_url) as here:
+        here.writer()
+        recorder = here.recorder()
+        await here.simulator.wait_connected()
+        for _ in range(3):
+            await trade(here, 10)
+            await stored(database, here.market)
+            recorder.kill()
+            await here.simulator.wait_connected(0)
+            recorder.start()
+            await here.simulator.wait_connected()
+        await trade(here, 5)
+        await stored(database, here.market)
+        await until(database, "SELECT count(*) FROM ingest.stream_sessions WHERE end_reason = 'crashed'", 3)
+        await no_gap_in_any_session(database)
+
+
+async def test_nothing_is_said_before_the_commit(
+    writer_url: str, database: str, server: TestServer, tmp_path: Path
+) -> None:
+    """While the database refuses, no commit is reported to the recorder and keeps everything; then all is stored once."""
+    name = database.rpartition("/")[2]
+    async with site(tmp_path, database, writer_url) as here:
+        writer, recorder = here.writer(), here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here, 3)
+        await stored(database, here.market)
+        notes: list[str] = []
+        async with connected(here.cluster) as client:
+
+            async def note(message: Any) -> None:
+                notes.append(message.subject)
+
+            await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+            await server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
+            await logged(writer, "database_write_failed")
+            await client.subscribe("ingestor.committed.*", cb=note)
+            await trade(here, 10)
+            await logged(recorder, "spooling")
+            assert not notes
+            await server.run(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+            await stored(database, here.market)
+        await no_gap_in_any_session(database)
+
+
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+async def test_a_leader_fails(fault: str, writer_url: str, database: str, tmp_path: Path) -> None:
+    """When the server that leads the stream is killed or frozen, the other two go on; nothing is lost or twice."""
+    async with site(tmp_path, database, writer_url, servers=3) as here:
+        here.writer()
+        here.recorder()
+        await here.simulator.wait_connected()
+        await trade(here, 10)
+        await stored(database, here.market)
+        leader = await here.cluster.leader()
+        trading = asyncio.create_task(trade(here, 100))
+        if fault == "kill":
+            leader.kill()
+        else:
+            leader.freeze()
+        await trading
+        await stored(database, here.market)
+        if fault == "kill":
+            leader.start()
+        else:
+            leader.thaw()
+        await leader.wait_ready()
+        await trade(here, 20)
+        await stored(database, here.market)
+        await no_gap_in_any_session(database)
+
+
+async def test_partitions(writer_url: str, database: str, tmp_path: Path) -> None:
+    """While recorder or writer cannot reach NATS, batches wait; then all are stored once."""
+    async with (
+        site(tmp_path, database, writer_url) as here,
+        Proxy(here.cluster.url) as near,
+        Proxy(here.cluster.url) as far,
+    ):
+        writer = here.writer(buffer_url=near.url)
+        recorder = here.recorder(buffer_url=far.url)
+        await here.simulator.wait_connected()
+        await trade(here, 5)
+        await stored(database, here.market)
+        for proxy, process in ((near, writer), (far, recorder)):
+            proxy.hold()
+            proxy.refuses = True
+            await trade(here, 10)
+            await logged(process, "buffer_unavailable")
+            proxy.refuses = False
+            proxy.release()
+            proxy.cut()
+            await stored(database, here.market)
+        await no_gap_in_any_session(database)
