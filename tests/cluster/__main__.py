@@ -55,6 +55,7 @@ async def run(
     directory.mkdir()
     async with world(cluster, directory, seed=seed, replicated=replicated) as here:
         spans = await disturb(here, entries)
+        print("Memory at most, MB: " + ", ".join(f"{name} {peak:.0f}" for name, peak in here.memory().items()))
         await here.finish()
         await cluster.whole()
         verdict, commits = await here.audit(), await here.commits()

@@ -125,6 +125,17 @@ class World:
         finally:
             spool.close()
 
+    def memory(self) -> dict[str, float]:
+        """Return the most memory (RSS, MB) that each process has had since its last start."""
+        pids = {"recorder": self.recorder.pid, **{f"writer {n}": w.pid for n, w in enumerate(self.writers)}}
+        for server in self.nats.servers if self.nats is not None else ():
+            assert server.process is not None
+            pids[f"NATS {server.name}"] = server.process.pid
+        for node in self.cluster.nodes:
+            pids[f"Patroni {node.name}"] = node.part.pid
+        pids["etcd"] = self.cluster.etcd.pid
+        return {name: _peak(pid) for name, pid in pids.items()}
+
     async def audit(self) -> Verdict:
         """Compare the database with everything that the market sent."""
         accounts = {RECORDER: self.simulator.accounts}
@@ -133,6 +144,13 @@ class World:
     async def commits(self) -> list[Micros]:
         """Return the moments at which ticks were committed, in order, on the database's clock, which is ours."""
         return [at for (at,) in await query(self.url, _COMMITS)]
+
+
+def _peak(pid: int) -> float:
+    """Return the most memory (RSS, MB) that a process has had."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1000
 
 
 async def _database(cluster: PatroniCluster, settings: dict[str, Any]) -> tuple[str, str]:
