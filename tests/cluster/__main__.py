@@ -14,19 +14,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ingestor.simulator.server import now
 from tests.chaos.audit import Verdict
-from tests.cluster.faults import KINDS, ON_BUFFER, ON_DATABASE, ON_RECORDER, Entry, schedule
+from tests.cluster.faults import (
+    KINDS,
+    LOSES_COMMITS,
+    LOSES_MEMORY,
+    ON_BUFFER,
+    ON_DATABASE,
+    ON_RECORDER,
+    Entry,
+    schedule,
+)
 from tests.cluster.patroni import PatroniCluster, patroni_cluster
-from tests.cluster.results import Episode, longest_pause, table
+from tests.cluster.results import Episode, longest_pause, table, write_page
 from tests.cluster.world import SETTLE_SECONDS, World, world
 
 FAULTS_OF_A_WORLD = 12
 """Faults before the market stops, everything is audited, and a new world begins: it bounds the memory of the audit."""
 
+PAGE = Path(__file__).parents[2] / "docs/how-to/high-availability.md"
 DIRECT, REPLICATED = "recorder to database", "through NATS"
 
 
@@ -55,15 +67,33 @@ async def run(
     directory.mkdir()
     async with world(cluster, directory, seed=seed, replicated=replicated) as here:
         spans = await disturb(here, entries)
-        print("Memory at most, MB: " + ", ".join(f"{name} {peak:.0f}" for name, peak in here.memory().items()))
+        memory = ", ".join(f"{name} {peak:.0f}" for name, peak in here.memory().items())
         await here.finish()
         await cluster.whole()
         verdict, commits = await here.audit(), await here.commits()
-    print(f"{line(verdict)}", flush=True)
+    if verdict.lost_in_gaps and not may_lose(entries, replicated=replicated):
+        verdict = replace(
+            verdict, claims=(*verdict.claims, f"{verdict.lost_in_gaps} ticks lost by faults that lose nothing")
+        )
+    print(f"{line(verdict)}\nMemory at most, MB: {memory}", flush=True)
     for claim in verdict.claims:
         print(f"  {claim}")
     path = REPLICATED if replicated else DIRECT
     return verdict, [Episode(path, kind, longest_pause(commits, begin, end)) for kind, begin, end in spans]
+
+
+def may_lose(entries: Iterable[Entry], *, replicated: bool) -> bool:
+    """Return whether one of the faults may lose ticks inside declared gaps."""
+    losing = {LOSES_MEMORY} if replicated else {LOSES_MEMORY, LOSES_COMMITS}
+    return any(entry.kind in losing for entry in entries)
+
+
+def worlds(entries: list[Entry], *, replicated: bool) -> Iterator[list[Entry]]:
+    """Yield the faults of each world: apart those that may lose ticks, so that a loss by the others is found."""
+    for loses in (False, True):
+        part = [entry for entry in entries if may_lose([entry], replicated=replicated) is loses]
+        for begin in range(0, len(part), FAULTS_OF_A_WORLD):
+            yield part[begin : begin + FAULTS_OF_A_WORLD]
 
 
 def line(verdict: Verdict) -> str:
@@ -75,7 +105,9 @@ def line(verdict: Verdict) -> str:
     )
 
 
-async def main(faults: int, seed: int, directory: Path, only: Collection[str], paths: Collection[str]) -> bool:
+async def main(
+    faults: int, seed: int, directory: Path, only: Collection[str], paths: Collection[str], *, page: bool
+) -> bool:
     """Run the faults on each path, in worlds of `FAULTS_OF_A_WORLD`."""
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, _interrupt)
     total: Verdict | None = None
@@ -86,17 +118,19 @@ async def main(faults: int, seed: int, directory: Path, only: Collection[str], p
             kinds = ON_DATABASE | ON_RECORDER | (ON_BUFFER if replicated else {})
             chosen = [kind for kind in kinds if not only or kind in only]
             entries = schedule(seed, -(-faults // len(paths)), chosen) if chosen else []
-            for begin in range(0, len(entries), FAULTS_OF_A_WORLD):
-                part = entries[begin : begin + FAULTS_OF_A_WORLD]
+            for number, part in enumerate(worlds(entries, replicated=replicated)):
                 print(f"\n{path}: {len(part)} faults, seed {seed}", flush=True)
-                place = directory / f"{'replicated' if replicated else 'direct'}-{begin}"
-                verdict, more = await run(cluster, part, place, seed=seed + begin, replicated=replicated)
+                place = directory / f"{'replicated' if replicated else 'direct'}-{number}"
+                verdict, more = await run(cluster, part, place, seed=seed + number, replicated=replicated)
                 total = verdict if total is None else total + verdict
                 episodes += more
-    print(f"\n{table(episodes)}")
     if total is None:
         return False
-    print(f"\n{len(episodes)} faults: {line(total)}")
+    result = f"{len(episodes)} faults: {line(total)}"
+    print(f"\n{table(episodes)}\n\n{result}")
+    if page:
+        day = f"{datetime.now(UTC):%Y-%m-%d}"
+        write_page(PAGE, f"On {day}, seed {seed}, {result}.\n\n{table(episodes)}")
     return total.holds
 
 
@@ -112,10 +146,13 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=int(os.environ.get("CLUSTER_SEED") or 1))
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
     parser.add_argument("--path", action="append", default=[], choices=[DIRECT, REPLICATED])
+    parser.add_argument("--page", action="store_true", help=f"write the results into {PAGE.name}")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="ingestor-cluster-", dir="/tmp"))
     place.chmod(0o755)
-    kept = asyncio.run(main(options.faults, options.seed, place, options.only, options.path or [DIRECT, REPLICATED]))
+    kept = asyncio.run(
+        main(options.faults, options.seed, place, options.only, options.path or [DIRECT, REPLICATED], page=options.page)
+    )
     if kept:
         shutil.rmtree(place)
     else:

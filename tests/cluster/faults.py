@@ -16,8 +16,15 @@ from tests.proxy import Proxy
 LAG_SECONDS = 3.0
 """Time for which a standby receives nothing before it is promoted."""
 
+NOTICE_SECONDS = 3.0
+"""Time after which Patroni has noticed that its server is dead."""
+
 PARTITION_SECONDS = 5.0, 12.0
 STREAM = "ingestor"
+
+LOSES_COMMITS = "lagging standby promoted"
+LOSES_MEMORY = "recorder killed"
+"""Faults that may lose ticks inside declared gaps: the first one only without the replicated buffer."""
 
 Fault = Callable[[World, random.Random], Awaitable[None]]
 
@@ -28,7 +35,7 @@ async def switch_over(world: World, chance: random.Random) -> None:
 
 async def kill_postgres(world: World, chance: random.Random) -> None:
     await (await world.cluster.primary()).kill_postgres()
-    await asyncio.sleep(world_loop())
+    await asyncio.sleep(NOTICE_SECONDS)
 
 
 async def kill_machine(world: World, chance: random.Random) -> None:
@@ -166,21 +173,16 @@ async def cut_writer_off(world: World, chance: random.Random) -> None:
     await _partition(wires, chance)
 
 
-def world_loop() -> float:
-    """Return the seconds after which Patroni has noticed a death on its own machine."""
-    return 3.0
-
-
 ON_DATABASE: dict[str, Fault] = {
     "switchover": switch_over,
     "postgres killed": kill_postgres,
     "primary's machine dead": kill_machine,
     "primary's machine frozen": freeze_machine,
     "standby's machine dead": kill_standby,
-    "lagging standby promoted": promote_with_lag,
+    LOSES_COMMITS: promote_with_lag,
     "etcd restarted": restart_etcd,
 }
-ON_RECORDER: dict[str, Fault] = {"recorder killed": kill_recorder}
+ON_RECORDER: dict[str, Fault] = {LOSES_MEMORY: kill_recorder}
 ON_BUFFER: dict[str, Fault] = {
     "NATS leader killed": kill_leader,
     "NATS follower killed": kill_follower,

@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 
 from ingestor.model import SECOND, Micros
+
+BEGIN, END = "<!-- cluster:begin -->", "<!-- cluster:end -->"
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,11 @@ def table(episodes: Sequence[Episode]) -> str:
         for (path, kind), found in pauses.items()
     ]
     return "\n".join(rows)
+
+
+def write_page(page: Path, text: str) -> None:
+    """Replace what stands between the page's marks."""
+    old = page.read_text(encoding="utf-8")
+    before, _, rest = old.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
