@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ingestor.simulator.server import now
 from tests.chaos.audit import Verdict
+from tests.cluster.defective import DEFECTS, VARIABLE
 from tests.cluster.faults import (
     KINDS,
     LOSES_COMMITS,
@@ -37,6 +38,9 @@ from tests.cluster.world import SETTLE_SECONDS, World, world
 
 FAULTS_OF_A_WORLD = 12
 """Faults before the market stops, everything is audited, and a new world begins: it bounds the memory of the audit."""
+
+FAULTS_THAT_REVEAL = 4
+"""Faults within which the audit must find a defect that was built in."""
 
 PAGE = Path(__file__).parents[2] / "docs/how-to/high-availability.md"
 DIRECT, REPLICATED = "recorder to database", "through NATS"
@@ -61,11 +65,12 @@ async def disturb(here: World, entries: list[Entry]) -> list[tuple[str, int, int
 
 
 async def run(
-    cluster: PatroniCluster, entries: list[Entry], directory: Path, *, seed: int, replicated: bool
+    cluster: PatroniCluster, entries: list[Entry], directory: Path, *, seed: int, replicated: bool, defect: str = ""
 ) -> tuple[Verdict, list[Episode]]:
     """Run one world, and audit it."""
     directory.mkdir()
-    async with world(cluster, directory, seed=seed, replicated=replicated) as here:
+    module = "tests.cluster.defective" if defect else "ingestor"
+    async with world(cluster, directory, seed=seed, replicated=replicated, module=module) as here:
         spans = await disturb(here, entries)
         memory = ", ".join(f"{name} {peak:.0f}" for name, peak in here.memory().items())
         await here.finish()
@@ -134,9 +139,19 @@ async def main(
     return total.holds
 
 
+async def find(defect: str, seed: int, directory: Path) -> bool:
+    """Run a program with a defect built in; return whether the audit finds it."""
+    os.environ[VARIABLE] = defect
+    entries = schedule(seed, FAULTS_THAT_REVEAL, list(DEFECTS[defect][1]))
+    async with patroni_cluster(directory) as cluster:
+        verdict, _ = await run(cluster, entries, directory / "defective", seed=seed, replicated=True, defect=defect)
+    print(f"{defect}: {'missed' if verdict.holds else 'found'}")
+    return not verdict.holds
+
+
 def _interrupt() -> None:
     for task in asyncio.all_tasks():
-        if task.get_coro().__name__ == "main":  # type: ignore[union-attr]
+        if task.get_coro().__name__ in {"main", "find"}:  # type: ignore[union-attr]
             task.cancel()
 
 
@@ -147,11 +162,15 @@ if __name__ == "__main__":
     parser.add_argument("--only", action="append", default=[], choices=KINDS, metavar="KIND", help="%(choices)s")
     parser.add_argument("--path", action="append", default=[], choices=[DIRECT, REPLICATED])
     parser.add_argument("--page", action="store_true", help=f"write the results into {PAGE.name}")
+    parser.add_argument("--defect", choices=DEFECTS, help="build a defect in; 0 if the audit finds it")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="ingestor-cluster-", dir="/tmp"))
     place.chmod(0o755)
+    paths = options.path or [DIRECT, REPLICATED]
     kept = asyncio.run(
-        main(options.faults, options.seed, place, options.only, options.path or [DIRECT, REPLICATED], page=options.page)
+        find(options.defect, options.seed, place)
+        if options.defect
+        else main(options.faults, options.seed, place, options.only, paths, page=options.page)
     )
     if kept:
         shutil.rmtree(place)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -129,21 +128,19 @@ async def wipe_node(world: World, chance: random.Random) -> None:
 
 
 async def delete_messages(world: World, chance: random.Random) -> None:
-    """Delete acknowledged messages that no writer has read: both writers are frozen meanwhile."""
+    """Delete acknowledged messages that no writer has read: both writers are killed, since a frozen one reads ahead."""
     assert world.nats is not None
     for writer in world.writers:
-        writer.signal(signal.SIGSTOP)
-    try:
-        await asyncio.sleep(1)
-        async with connected(world.nats) as client:
-            state = (await api(client, f"STREAM.INFO.{STREAM}"))["state"]
-            newest = state["last_seq"]
-            for sequence in chance.sample(range(max(state["first_seq"], newest - 9), newest + 1), 3):
-                with contextlib.suppress(AssertionError):  # it may be gone already
-                    await api(client, f"STREAM.MSG.DELETE.{STREAM}", {"seq": sequence, "no_erase": True})
-    finally:
-        for writer in world.writers:
-            writer.signal(signal.SIGCONT)
+        await asyncio.to_thread(writer.kill)
+    await asyncio.sleep(1)
+    async with connected(world.nats) as client:
+        newest = (await api(client, f"STREAM.INFO.{STREAM}"))["state"]["last_seq"]
+        for sequence in chance.sample(range(max(1, newest - 9), newest + 1), 3):
+            with contextlib.suppress(AssertionError):  # it may be gone already
+                await api(client, f"STREAM.MSG.DELETE.{STREAM}", {"seq": sequence, "no_erase": True})
+    for writer in world.writers:
+        writer.start()
+        await writer.page()
 
 
 async def _partition(wires: list[Proxy], chance: random.Random) -> None:

@@ -178,7 +178,7 @@ def _buffer_url(wires: list[Proxy]) -> str:
 
 @contextlib.asynccontextmanager
 async def world(
-    cluster: PatroniCluster, directory: Path, *, seed: int, replicated: bool, recorder_module: str | None = None
+    cluster: PatroniCluster, directory: Path, *, seed: int, replicated: bool, module: str = "ingestor"
 ) -> AsyncIterator[World]:
     """Build the world on a cluster. With `replicated` batches pass through three NATS servers and two writers."""
     async with contextlib.AsyncExitStack() as stack:
@@ -197,6 +197,10 @@ async def world(
         here = World(cluster, owner, simulator, DaemonProcess(directory / "recorder.log", **settings), spool)
         if replicated:
             await _replicate(stack, here, directory, settings)
+        for process in (here.recorder, *here.writers):
+            process.module = module
+        for writer in here.writers:
+            writer.start()
         stack.callback(here.recorder.end)
         here.recorder.start()
         await simulator.wait_connected()
@@ -219,6 +223,5 @@ async def _replicate(stack: contextlib.AsyncExitStack, here: World, directory: P
         own = {"instance": name, "database_url": settings["database_url"], "buffer_url": _buffer_url(wires)}
         writer = WriteProcess(directory / f"{name}.log", **SETTINGS | {"buffer_replicas": 3} | own)
         stack.callback(writer.end)
-        writer.start()
         here.writers.append(writer)
         here.writer_wires.append(wires)
