@@ -174,6 +174,8 @@ class DaemonProcess:
         self.log = log
         self.popen: dict[str, Any] = {}
         """More options of `subprocess.Popen`."""
+        self.module = "ingestor"
+        """The module that is run; another one may change the program first."""
         self.skew = 0.0
         """Seconds by which its clock is ahead of this machine's from its next start on; negative: behind."""
         self.first_address: str | None = None
@@ -193,7 +195,7 @@ class DaemonProcess:
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
             self._log_begin = log.tell()
-            module = "tests.skewed" if self.skew or self.first_address else "ingestor"
+            module = "tests.skewed" if self.skew or self.first_address else self.module
             if self.first_address:
                 environment["FIRST_ADDRESS"] = self.first_address
             self._process = subprocess.Popen(
