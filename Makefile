@@ -9,9 +9,11 @@ BENCH_STAMP := $(BENCH)/.installed
 DEMO := .venv-demo
 # Newcomers wait only for the packages that the demo needs; contributors have them already.
 DEMO_STAMP := $(or $(wildcard $(STAMP)),$(DEMO)/.installed)
+TOOLS := .venv-tools
+TOOLS_STAMP := $(TOOLS)/.installed
 ARGS ?=
 
-.PHONY: help demo test chaos fuzz soak capacity bench bench-full bench-quick storage-report lint format lock clean
+.PHONY: help demo test test-all chaos fuzz soak capacity bench bench-full bench-quick storage-report lint format lock audit release clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +24,9 @@ demo: $(DEMO_STAMP) ## database, simulator, daemon and relay on this machine, li
 
 test: $(STAMP) ## all tests, against a real PostgreSQL that is started for them (ARGS="-k coverage -x")
 	@$(BIN)/pytest $(ARGS)
+
+test-all: $(STAMP) $(TOOLS_STAMP) ## the promised versions of Python, PostgreSQL and packages, as far as they are installed (ARGS="-s lowest")
+	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" nox $(ARGS)
 
 chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by the editions; CHAOS_SEED=1; ARGS="--only 'feed mute'")
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -70,14 +75,28 @@ lock: ## choose the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet pyproject.toml --all-extras --group dev --group bench \
 		--constraint requirements-dev.lock --output-file benchmarks/requirements.lock
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet --group tools --output-file requirements-tools.lock
 	echo hatchling | uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet - --output-file deploy/docker/build.lock
 
+audit: $(TOOLS_STAMP) ## look the locked packages up in PyPI's list of known vulnerabilities; fails without it
+	@for lock in requirements.lock requirements-dev.lock; do \
+		$(TOOLS)/bin/pip-audit --requirement $$lock --require-hashes --disable-pip --strict --progress-spinner off $(ARGS) || exit; \
+	done
+
+release: $(STAMP) $(TOOLS_STAMP) ## check everything that a release needs and build it into dist/; uploads nothing
+	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/python -m scripts.release
+
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(BENCH) $(DEMO) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DEMO) $(TOOLS) .nox dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(DEMO)/.installed: requirements-demo.lock
 	@scripts/make-venv $(DEMO) requirements-demo.lock packages-only
+	@touch $@
+
+$(TOOLS_STAMP): requirements-tools.lock
+	@scripts/make-venv $(TOOLS) requirements-tools.lock packages-only
 	@touch $@
 
 $(BENCH_STAMP): benchmarks/requirements.lock pyproject.toml
