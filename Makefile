@@ -13,7 +13,7 @@ TOOLS := .venv-tools
 TOOLS_STAMP := $(TOOLS)/.installed
 ARGS ?=
 
-.PHONY: help demo test test-all chaos fuzz soak capacity bench bench-full bench-quick storage-report lint format lock audit release clean
+.PHONY: help demo test test-all chaos fuzz soak capacity bench bench-full bench-quick storage-report lint lint-workflows format lock audit release package hooks clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,10 @@ lint: $(STAMP) ## ruff (rules and format), mypy in strict mode, spelling and lan
 	@$(BIN)/codespell
 	@$(BIN)/python -m tests.language
 
+lint-workflows: $(TOOLS_STAMP) ## actionlint and pre-commit over the files that others' CI and hooks read
+	@$(TOOLS)/bin/actionlint
+	@$(TOOLS)/bin/pre-commit validate-config .pre-commit-config.yaml
+
 format: $(STAMP) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
@@ -87,6 +91,12 @@ audit: $(TOOLS_STAMP) ## look the locked packages up in PyPI's list of known vul
 
 release: $(STAMP) $(TOOLS_STAMP) ## check everything that a release needs and build it into dist/; uploads nothing
 	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/python -m scripts.release
+
+package: $(STAMP) $(TOOLS_STAMP) ## the part of it that holds for any commit: packages, built and tried
+	@PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/python -m scripts.release --unreleased
+
+hooks: $(TOOLS_STAMP) ## run `make lint` before each commit (pre-commit)
+	@$(TOOLS)/bin/pre-commit install
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) $(BENCH) $(DEMO) $(TOOLS) .nox dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

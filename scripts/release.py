@@ -1,7 +1,8 @@
 """Checks that a version can be released, builds it into `dist/`, and lists the steps of a person: `make release`.
 
-Each check prints a line. Nothing is tagged, uploaded or changed outside of `dist/`. The version is the package's; the
-date of its heading in CHANGELOG.md is the time of all files in the archives, so that equal sources give equal bytes.
+With `--unreleased` (`make package`) it only builds and tries the packages, of any commit. Each check prints a line.
+Nothing is tagged, uploaded or changed outside of `dist/`. The version is the package's; the date of its heading in
+CHANGELOG.md is the time of all files in the archives, so that equal sources give equal bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ LEFT_OUT = ".ci/"
 STEPS = """
 {archives} are ready in dist/. The steps that are left for a person:
   1. Read the entries of {version} in CHANGELOG.md once more; set their date to today, and commit.
-  2. Run `make release` again: it ends here without a complaint.
+  2. Run `make audit`, and `make release` again: it ends here without a complaint.
   3. git tag --sign v{version} --message 'ingestor {version}', and push the branch and the tag.
   4. {twine} upload dist/ingestor-{version}*{{.whl,.tar.gz}}
   5. Attach both, dist/SHA256SUMS and dist/ingestor-{version}.cdx.json to the release, with its part of CHANGELOG.md.
@@ -87,15 +88,14 @@ def changelog_date(text: str, version: str) -> date:
         raise ReleaseError(f"CHANGELOG.md: {found[2]} is no date.") from None
 
 
-def check_tree(version: str) -> list[str]:
-    """Return the tracked files of a clean work tree, whose tag, if it exists, is this commit. Raises ReleaseError."""
+def check_tree(version: str) -> None:
+    """Raise ReleaseError unless the work tree is clean, and the version's tag, if it exists, is this commit."""
     if changed := run("git", "status", "--porcelain"):
         raise ReleaseError(f"The work tree is not clean:\n{changed}")
     if run("git", "tag", "--list", f"v{version}"):
         tagged, head = (run("git", "rev-list", "-n", "1", name) for name in (f"v{version}", "HEAD"))
         if tagged != head:
             raise ReleaseError(f"The tag v{version} is another commit: raise the version.")
-    return run("git", "ls-files").splitlines()
 
 
 def check_classifiers(project: dict[str, object]) -> None:
@@ -180,29 +180,34 @@ def check_demo(python: Path, work: Path, version: str) -> None:
         raise ReleaseError(f"The demo did not end well:\n{said}")
 
 
-def release(work: Path) -> None:
-    """Check and build, step by step. Raises ReleaseError at the first failure."""
-    version = released_version()
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def check_release(version: str) -> date:
+    """Check what the version's author must have done; return its date. Raises ReleaseError."""
     with check(f"CHANGELOG.md has ingestor {version} with a date"):
         day = changelog_date((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version)
-    epoch = str(int(datetime.combine(day, time(), UTC).timestamp()))
     with check(f"the work tree is clean, and no other commit is v{version}"):
-        tracked = check_tree(version)
-    with check("each promised version of Python is tested"):
-        check_classifiers(project)
+        check_tree(version)
+    return day
+
+
+def build_packages(work: Path, epoch: str) -> tuple[Path, Path, Path]:
+    """Build sdist and wheel into `dist/`, and check both; return them and the unpacked sdist. Raises ReleaseError."""
     with check("sdist and wheel are built"):
         for old in DIST.glob("*"):
             old.unlink()
         sdist, wheel = (build(target, ROOT, DIST, epoch) for target in ("sdist", "wheel"))
     with check("the sdist has every file that git tracks"):
         folder = unpack(sdist, work / "sdist")
-        check_contents(folder, tracked)
+        check_contents(folder, run("git", "ls-files").splitlines())
     with check("the wheel has the same bytes when it is built again, and from the sdist"):
         check_reproducible(wheel, folder, work, epoch)
     with check("twine accepts the metadata"):
         run(str(TOOLS / "twine"), "check", "--strict", str(sdist), str(wheel))
-    with check("the wheel runs in an empty environment; its SBOM is written"):
+    return sdist, wheel, folder
+
+
+def try_packages(work: Path, wheel: Path, folder: Path, version: str) -> None:
+    """Run the wheel and the tests of the sdist; write the SBOM and the checksums. Raises ReleaseError."""
+    with check("the wheel is installed in an empty environment; its SBOM is written"):
         python = install(work, wheel, "requirements.lock")
         write_bill_of_materials(python, DIST / f"ingestor-{version}.cdx.json")
     with check("the demo runs from the wheel"):
@@ -211,6 +216,19 @@ def release(work: Path) -> None:
         run("make", "test", "ARGS=tests/unit -q -n 2", cwd=folder)
     sums = "".join(f"{digest(path)}  {path.name}\n" for path in sorted(DIST.iterdir()))
     (DIST / "SHA256SUMS").write_text(sums, encoding="ascii")
+
+
+def release(work: Path, *, unreleased: bool) -> None:
+    """Check and build, step by step. Raises ReleaseError at the first failure."""
+    version = released_version()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    day = datetime.now(UTC).date() if unreleased else check_release(version)
+    with check("each promised version of Python is tested"):
+        check_classifiers(project)
+    sdist, wheel, folder = build_packages(work, str(int(datetime.combine(day, time(), UTC).timestamp())))
+    try_packages(work, wheel, folder, version)
+    if unreleased:
+        return
     print(STEPS.format(archives=f"{sdist.name} and {wheel.name}", version=version, twine=TOOLS / "twine"))
     if "urls" not in project:
         print("pyproject.toml has no [project.urls]: add the public addresses of source, documentation and issues.")
@@ -218,11 +236,11 @@ def release(work: Path) -> None:
         print(f"CHANGELOG.md dates {version} in the future.")
 
 
-def main() -> int:
-    """Return the exit status: 1 if a check failed."""
+def main(options: list[str]) -> int:
+    """Check, build, and return the exit status: 1 if a check failed."""
     with tempfile.TemporaryDirectory(prefix="ingestor-release-") as work:
         try:
-            release(Path(work))
+            release(Path(work), unreleased="--unreleased" in options)
         except ReleaseError as error:
             print(error, file=sys.stderr)
             return 1
@@ -230,4 +248,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
