@@ -11,9 +11,11 @@ DEMO := .venv-demo
 DEMO_STAMP := $(or $(wildcard $(STAMP)),$(DEMO)/.installed)
 TOOLS := .venv-tools
 TOOLS_STAMP := $(TOOLS)/.installed
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.installed
 ARGS ?=
 
-.PHONY: help demo test test-all chaos fuzz soak capacity bench bench-full bench-quick storage-report lint lint-workflows format lock audit release package hooks clean
+.PHONY: help demo test test-all chaos fuzz soak capacity bench bench-full bench-quick storage-report lint lint-workflows format lock docs audit release package hooks clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -81,8 +83,15 @@ lock: ## choose the newest versions that pyproject.toml allows (needs uv)
 		--constraint requirements-dev.lock --output-file benchmarks/requirements.lock
 	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet --group tools --output-file requirements-tools.lock
+	uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --quiet --group docs --output-file requirements-docs.lock
 	echo hatchling | uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --quiet - --output-file deploy/docker/build.lock
+
+docs: $(STAMP) $(DOCS_STAMP) ## the pages as a site in build/site/index.html, with search; fails on broken links and anchors
+	@$(BIN)/python -m scripts.site.pages build/pages
+	@$(DOCS)/bin/sphinx-build -q --fail-on-warning --keep-going -c scripts/site -d build/doctrees build/pages build/site
+	@echo "The site is in build/site/index.html."
 
 audit: $(TOOLS_STAMP) ## look the locked packages up in PyPI's list of known vulnerabilities; fails without it
 	@for lock in requirements.lock requirements-dev.lock; do \
@@ -99,10 +108,14 @@ hooks: $(TOOLS_STAMP) ## run `make lint` before each commit (pre-commit)
 	@$(TOOLS)/bin/pre-commit install
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) $(BENCH) $(DEMO) $(TOOLS) .nox dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DEMO) $(TOOLS) $(DOCS) .nox build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(DEMO)/.installed: requirements-demo.lock
 	@scripts/make-venv $(DEMO) requirements-demo.lock packages-only
+	@touch $@
+
+$(DOCS_STAMP): requirements-docs.lock
+	@scripts/make-venv $(DOCS) requirements-docs.lock packages-only
 	@touch $@
 
 $(TOOLS_STAMP): requirements-tools.lock

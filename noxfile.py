@@ -43,7 +43,13 @@ TOUR = (
     "tests/integration/test_cli.py::test_run",
     "tests/integration/test_wheel.py",
 )
-NOT_OF_PYTHON = ("--deselect", "tests/unit/test_report.py::test_a_browser_shows_the_page")
+# Slow tests whose outcome depends on a browser or on the disk, not on Python.
+NOT_OF_PYTHON = (
+    *("--deselect", "tests/unit/test_report.py::test_a_browser_shows_the_page"),
+    *("--deselect", "tests/unit/test_spool_damage.py::test_a_flipped_bit_in_the_first_page"),
+    *("--deselect", "tests/unit/test_spool_damage.py::test_a_flipped_bit_in_the_batches"),
+    *("--deselect", "tests/unit/test_spool_damage.py::test_a_flipped_bit_while_it_is_open"),
+)
 
 # The parts that speak SQL.
 SQL = (
