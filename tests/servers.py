@@ -57,7 +57,9 @@ async def query(url: str, sql: str) -> list[tuple[Any, ...]]:
 
 
 def local_binaries() -> Path | None:
-    """Return the directory of the newest suitable PostgreSQL, from the PATH or Debian's place; None without one."""
+    """Return the directory of the named PostgreSQL, else of the newest on the PATH or in Debian's place, else None."""
+    if named := os.environ.get("INGESTOR_TEST_POSTGRESQL"):
+        return Path(named)
     places = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "postgres").exists()]
     if found := shutil.which("postgres"):
         places.append(Path(found).resolve().parent)

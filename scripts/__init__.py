@@ -1,0 +1,1 @@
+"""Programs for people and CI that are no part of the package."""
