@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from tests.http import samples
-from tests.unit.test_metrics import KNOWN, relay_metrics, scraped
+from tests.unit.test_metrics import KNOWN, buffer_metrics, relay_metrics, scraped
 
 TARGET = {"job", "instance", "namespace"}
 """Labels that Prometheus gives, not the daemon."""
@@ -21,9 +21,11 @@ _MATCHER = re.compile(r"""(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)\"""")
 
 @cache
 def exported() -> dict[str, dict[str, set[str]]]:
-    """Return the values of each label of each series that a daemon or a relay has, by its name."""
+    """Return the values of each label of each series that a daemon, a relay or a writer has, by its name."""
     found: dict[str, dict[str, set[str]]] = {}
-    for name, labels in samples(scraped(KNOWN) + relay_metrics()):
+    for name, labels in [
+        each for text in (scraped(KNOWN), relay_metrics(), buffer_metrics()) for each in samples(text)
+    ]:
         known = found.setdefault(name, {})
         for label, value in labels:
             known.setdefault(label, set()).add(value)

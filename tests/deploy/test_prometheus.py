@@ -109,12 +109,15 @@ def test_relays_are_a_job_of_their_own() -> None:
         for rule in group["rules"]:
             jobs = set(re.findall(r'job="([^"]+)"', rule["expr"]))
             names = re.findall(r"\bingestor_\w+", rule["expr"])
-            if group["name"] == "ingestor-relay":
+            if group["name"] == "ingestor-buffer":  # a recorder and a writer both report on the stream
+                assert jobs <= {"ingestor-write"}
+                assert all(name.startswith(("ingestor_buffer_", "ingestor_writer_")) for name in names)
+            elif group["name"] == "ingestor-relay":
                 assert jobs <= {"ingestor-relay"}
                 assert all(name.startswith("ingestor_relay_") for name in names)
             else:
                 assert jobs <= {"ingestor"}
-                assert not any(name.startswith("ingestor_relay_") for name in names)
+                assert not any(name.startswith(("ingestor_relay_", "ingestor_writer_")) for name in names)
     for path in (RULES.with_name("prometheus.yml"), ROOT / "deploy/docker/prometheus.yaml"):
         found = {job["job_name"]: job["static_configs"][0]["targets"] for job in load(path)["scrape_configs"]}
         assert found.keys() == {"ingestor", "ingestor-relay"}
