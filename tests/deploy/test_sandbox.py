@@ -20,8 +20,9 @@ from ingestor.settings import variable
 from ingestor.simulator.server import TOKEN, Simulator
 from tests.clocks import HANG_SECONDS
 from tests.deploy.confine import LIBRARY
-from tests.deploy.test_systemd import PROGRAM, RELAY, SERVICES, UNITS, directives
+from tests.deploy.test_systemd import PROGRAM, RELAY, SERVICES, UNITS, WRITER, directives
 from tests.http import Window
+from tests.nats_servers import running_cluster
 from tests.recording import COUNT
 from tests.relays import Client, new_token
 from tests.servers import TestServer, query, with_parts
@@ -34,7 +35,7 @@ SANDBOX = UNITS / "ingestor-.service.d/sandbox.conf"
 CONFINED = [sys.executable, "-m", "tests.deploy.confine", str(SANDBOX)]
 ROOT = Path(__file__).parents[2]
 NOWHERE = "postgresql://user:none@127.0.0.1:1/none"
-JOBS = [name for name in SERVICES if name not in {"ingestor.service", RELAY}]
+JOBS = [name for name in SERVICES if name not in {"ingestor.service", RELAY, WRITER}]
 UNATTENDED = ["ingestor-backfill.service", "ingestor-gaps.service"]
 """Their exit status 1 has two meanings."""
 TRICKS = {
@@ -160,6 +161,22 @@ async def test_the_relay_lives_in_its_sandbox(plain: TestServer, migrated: str, 
         await plain.run(f"DROP ROLE {login}")
 
 
+async def test_the_writer_lives_in_its_sandbox(plain: TestServer, migrated: str, tmp_path: Path) -> None:
+    """It notifies the manager, becomes active, and stops in order."""
+    manager = tmp_path / "notify"
+    async with running_cluster(tmp_path / "nats") as cluster:
+        database = plain.writer_url(migrated)
+        given = environment(
+            tmp_path, database_url=database, buffer_url=cluster.url, buffer_replicas=1, write_http_port=0
+        )
+        given["NOTIFY_SOCKET"] = str(manager)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+            notified.bind(str(manager))
+            async with daemon(tmp_path / "writer.log", given, unit=WRITER) as window:
+                await rises(window, "ingestor_writer_active")
+            assert {"READY=1", "STOPPING=1"} <= set(notifications(notified))
+
+
 def begin(log: Path, given: dict[str, str], unit: str) -> subprocess.Popen[bytes]:
     ((_, start),) = lines(unit, "ExecStart", log.parent)
     with log.open("wb") as file:
@@ -168,7 +185,7 @@ def begin(log: Path, given: dict[str, str], unit: str) -> subprocess.Popen[bytes
 
 @contextlib.asynccontextmanager
 async def daemon(log: Path, given: dict[str, str], unit: str = "ingestor.service") -> AsyncIterator[Window]:
-    """A confined daemon or relay, which ends with 0 on a request."""
+    """A confined daemon, relay or writer, which ends with 0 on a request."""
     process = begin(log, given, unit)
     try:
         async with asyncio.timeout(HANG_SECONDS):
