@@ -15,7 +15,7 @@ DOCS := .venv-docs
 DOCS_STAMP := $(DOCS)/.installed
 ARGS ?=
 
-.PHONY: help demo test test-all chaos fuzz soak capacity bench bench-full bench-quick storage-report lint lint-workflows format lock docs audit release package hooks clean
+.PHONY: help demo test test-all chaos cluster fuzz soak capacity bench bench-full bench-quick storage-report lint lint-workflows format lock docs audit release package hooks clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,9 @@ chaos: $(STAMP) ## faults at random, then an audit (CHAOS_MINUTES=8, shared by t
 
 fuzz: $(STAMP) ## hostile input to all that reads from outside (FUZZ_MINUTES=5; FUZZ_SEED=1; FUZZ_CASE=wire:7 repeats one)
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+cluster: $(STAMP) ## faults of Patroni and NATS under load, then the audit (CLUSTER_FAULTS=30; CLUSTER_SEED=1; ARGS="--only switchover")
+	@$(BIN)/python -m tests.cluster $(ARGS)
 
 soak: $(STAMP) ## ten minutes without a database at 5,000 ticks a second (ARGS="--steady --minutes 30 --rate 2000")
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)

@@ -6,6 +6,8 @@ modules decide which are retried: `ingestor.stream.retry` and `ingestor.store.re
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from ingestor.model import EndReason
 
 EXIT_UNAVAILABLE = 69
@@ -103,6 +105,33 @@ class SchemaError(StoreError):
 
 class PoolerError(DatabaseAccessError):
     """A connection pooler in front of the database makes transactions impossible."""
+
+
+class BufferUnavailableError(IngestorError):
+    """The replicated buffer does not answer, or refuses, and may accept later.
+
+    `is_unserved`: no server leads the stream now, or there is no such stream.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", is_unserved: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.is_unserved = is_unserved
+
+
+class HoleError(IngestorError):
+    """Earlier messages of a session are neither in the database nor in what is being written.
+
+    `session` is its id, `last_batch` the number of its last complete batch in the database.
+    """
+
+    def __init__(self, session: UUID, last_batch: int) -> None:
+        super().__init__(f"Session {session}: messages after batch {last_batch} are missing.")
+        self.session = session
+        self.last_batch = last_batch
+
+
+class StandbyError(IngestorError):
+    """Another `ingestor write` is the active one."""
 
 
 class CursorError(IngestorError):

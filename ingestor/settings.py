@@ -6,6 +6,7 @@ too; the environment takes precedence. Each secret can be in a file instead (`IN
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import re
@@ -145,6 +146,34 @@ def _check_rest_url(value: str) -> str:
     return _check_endpoint(value, "http", "an HTTP address; write https://HOST[:PORT]").rstrip("/")
 
 
+def _check_buffer_url(value: str | None) -> str | None:
+    if value is None:
+        return None
+    if "@" in value:
+        raise ValueError("must not contain a user or a password; write them to INGESTOR_BUFFER_CREDENTIALS_FILE")
+    schemes = set()
+    for each in value.split(","):
+        try:
+            parts = urlsplit(each.strip())
+            valid = (parts.port is None or parts.port > 0) and parts.netloc.isprintable() and " " not in parts.netloc
+        except ValueError:
+            parts, valid = urlsplit(""), False
+        if not valid or parts.scheme not in {"nats", "tls"} or not parts.hostname:
+            raise ValueError("not a list of NATS servers; write nats://HOST[:PORT],… or tls://HOST[:PORT],…")
+        if parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError("a NATS server has no path and no query; write nats://HOST[:PORT],…")
+        schemes.add(parts.scheme)
+    if len(schemes) > 1:
+        raise ValueError("mixes nats:// and tls://: one of the servers would get everything unencrypted")
+    return ",".join(each.strip().rstrip("/") for each in value.split(","))
+
+
+def _check_stream_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", value, re.ASCII):
+        raise ValueError("must be 1 to 32 letters, digits, - or _: it is part of every subject")
+    return value
+
+
 def _check_database_url(value: SecretStr) -> SecretStr:
     parse_database_address(value.get_secret_value())
     return value
@@ -262,6 +291,25 @@ class Settings(BaseSettings):
         "10s", "time without progress after which a transaction is aborted and retried in smaller ones", ge=0.1, le=600
     )
 
+    buffer_url: Annotated[str | None, AfterValidator(_check_buffer_url)] = _setting(
+        None,
+        "NATS servers of the replicated buffer between `ingestor run` and `ingestor write`, as "
+        "nats://HOST:PORT,nats://… or tls://…; unset: the daemon writes to the database itself",
+    )
+    buffer_credentials_file: SecretFile | None = _setting(
+        None, "file for the login at NATS: a .creds file, an NKey seed, USER:PASSWORD, or a token"
+    )
+    buffer_stream: Annotated[str, AfterValidator(_check_stream_name)] = _setting(
+        "ingestor", "name of the JetStream stream, and first part of its subjects"
+    )
+    buffer_replicas: int = _setting(3, "NATS servers that keep a copy of each batch: 3, or 5", ge=1, le=5)
+    write_http_port: int = _setting(
+        9466,
+        "port of the health and metrics of `ingestor write`, on INGESTOR_HTTP_HOST; 0: any free port",
+        ge=0,
+        le=65535,
+    )
+
     ping_interval: Seconds = _setting("10s", "time between keepalive pings", ge=0.01, le=300)
     ping_timeout: Seconds = _setting("8s", "time limit for a pong", ge=0.01, le=300)
     stall_timeout: Seconds = _setting(
@@ -344,8 +392,17 @@ class Settings(BaseSettings):
             "database_url", register_url, _check_database_url, "postgresql://USER:PASSWORD@HOST/DATABASE"
         )
 
+    def read_buffer_url(self) -> str:
+        """Return the servers of the replicated buffer. Raises ConfigurationError if there are none."""
+        if self.buffer_url is None:
+            raise ConfigurationError(
+                f"{variable('buffer_url')} is not set. Set it to nats://HOST[:PORT],… for the replicated buffer; "
+                "without one, `ingestor run` writes to the database itself."
+            )
+        return self.buffer_url
+
     def require(self, *secrets: str) -> None:
-        """Raise ConfigurationError with one line for each of these secrets that is missing or malformed."""
+        """Raise ConfigurationError with one line for each of these settings that is missing or malformed."""
         problems: list[str] = []
         for name in secrets:
             try:
@@ -471,6 +528,14 @@ def _register_environment() -> None:
     home = Path(os.environ.get("HOME", "/nonexistent"))
     register_password_file(Path(os.environ.get("PGPASSFILE") or home / ".pgpass"))
     register_password_file(Path(os.environ.get("PGSERVICEFILE") or home / ".pg_service.conf"))
+
+
+def require_nats() -> None:
+    """Raise ConfigurationError if the library for INGESTOR_BUFFER_URL is not installed."""
+    if importlib.util.find_spec("nats") is None:
+        raise ConfigurationError(
+            f"{variable('buffer_url')} needs a package that is not installed. Run: pip install 'ingestor[nats]'"
+        )
 
 
 def unknown_variables() -> list[str]:

@@ -174,6 +174,8 @@ class DaemonProcess:
         self.log = log
         self.popen: dict[str, Any] = {}
         """More options of `subprocess.Popen`."""
+        self.module = "ingestor"
+        """The module that is run; another one may change the program first."""
         self.skew = 0.0
         """Seconds by which its clock is ahead of this machine's from its next start on; negative: behind."""
         self.first_address: str | None = None
@@ -189,11 +191,11 @@ class DaemonProcess:
 
     def start(self) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("INGESTOR_")}
-        environment["INGESTOR_HTTP_PORT"] = "0"
+        environment |= {"INGESTOR_HTTP_PORT": "0", "INGESTOR_WRITE_HTTP_PORT": "0"}
         environment |= {f"INGESTOR_{name.upper()}": str(value) for name, value in self._settings.items()}
         with self.log.open("ab") as log:
             self._log_begin = log.tell()
-            module = "tests.skewed" if self.skew or self.first_address else "ingestor"
+            module = "tests.skewed" if self.skew or self.first_address else self.module
             if self.first_address:
                 environment["FIRST_ADDRESS"] = self.first_address
             self._process = subprocess.Popen(
@@ -262,3 +264,9 @@ class RelayProcess(DaemonProcess):
     """`ingestor relay`, the same way."""
 
     COMMAND = "relay"
+
+
+class WriteProcess(DaemonProcess):
+    """`ingestor write`, the same way."""
+
+    COMMAND = "write"

@@ -98,6 +98,8 @@ class Buffer:
 
         self.blocked_by: EndReason | None = None
         """The reason to stop the stream; None while it may go on."""
+        self.added = asyncio.Event()
+        """Set when a batch was put; for one reader that goes ahead of the commits, and clears it."""
         self._room, self._filled, self._emptied = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._wake, self._safe, self._opened = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._update_state()
@@ -168,6 +170,11 @@ class Buffer:
         return tuple(entry.batch for entry in self._memory)
 
     @property
+    def committed(self) -> int:
+        """The position up to which batches are committed."""
+        return self._committed
+
+    @property
     def has_inherited(self) -> bool:
         """Whether an earlier process left a batch that is not committed yet."""
         return self._committed < self._inherited
@@ -182,6 +189,7 @@ class Buffer:
         self._open_session = None if batch.end is not None else session
         self._newest += 1
         self._memory.add(Entry(self._newest, batch), self._clock.monotonic())
+        self.added.set()
         self._update_state()
 
     async def take(self, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> tuple[Batch, ...]:
@@ -193,25 +201,41 @@ class Buffer:
         entries: list[Entry] = []
         while not entries:
             await self._filled.wait()
-            if self._spool is None or self._spooled <= self._committed:
-                entries = self._memory.oldest(max_rows, max_bytes)
-                continue
-            try:
-                entries = await self._on_disk(partial(self._spool.read, self._committed, max_rows, max_bytes))
-                self._report_working_disk()
-            except SpoolDamagedError:
-                self._start_new_spool()
-            except SpoolUnavailableError as error:
-                self._telemetry.spool_write_failed(str(error))
-                await self._clock.sleep(DISK_RETRY_SECONDS)
+            entries = await self.read(self._committed, max_rows, max_bytes)
         if self.has_inherited:
             entries = [entry for entry in entries if entry.position <= self._inherited] or entries
         self._taken = entries[-1].position
         return tuple(entry.batch for entry in entries)
 
+    async def read(self, after: int, max_rows: int = MAX_ROWS, max_bytes: int = MAX_BYTES) -> list[Entry]:
+        """Return the oldest batches behind position `after`, up to the limits; none if there are none now."""
+        after = max(after, self._committed)
+        if self._spool is None or self._spooled <= after:
+            return self._memory.oldest(max_rows, max_bytes, after)
+        try:
+            entries = await self._on_disk(partial(self._spool.read, after, max_rows, max_bytes))
+        except SpoolDamagedError:
+            self._start_new_spool()
+            return []
+        except SpoolUnavailableError as error:
+            self._telemetry.spool_write_failed(str(error))
+            await self._clock.sleep(DISK_RETRY_SECONDS)
+        else:
+            self._report_working_disk()
+            return entries
+        return []
+
+    def is_inherited(self, position: int) -> bool:
+        """Return whether an earlier process left the batch at a position."""
+        return position <= self._inherited
+
     async def acknowledge(self) -> None:
         """Remove the batches taken last, after their transaction was committed."""
-        self._committed = self._taken
+        await self.acknowledge_to(self._taken)
+
+    async def acknowledge_to(self, position: int) -> None:
+        """Remove the batches up to a position, after they were committed."""
+        self._committed = max(self._committed, position)
         self._database_failed = False
         self._memory.drop(self._committed)
         self._update_state()
@@ -233,6 +257,12 @@ class Buffer:
         """Record a failed write: spool everything until a write succeeds."""
         self._database_failed = True
         self._update_state()
+
+    def write_works(self) -> None:
+        """Record that batches are accepted again, though not committed yet."""
+        if self._database_failed:
+            self._database_failed = False
+            self._update_state()
 
     async def run(self) -> None:
         """Move batches to the disk when they must not wait in memory; runs until cancelled."""

@@ -45,11 +45,13 @@ class Memory:
         self._entries.append((entry, now))
         self.size += entry.batch.size
 
-    def oldest(self, max_rows: int, max_bytes: int) -> list[Entry]:
-        """Return the oldest entries up to the limits, at least one if there is any."""
+    def oldest(self, max_rows: int, max_bytes: int, after: int = 0) -> list[Entry]:
+        """Return the oldest entries behind a position up to the limits, at least one if there is any."""
         found: list[Entry] = []
         rows = size = 0
         for entry in self:
+            if entry.position <= after:
+                continue
             rows, size = rows + entry.batch.count, size + entry.batch.size
             if found and (rows > max_rows or size > max_bytes):
                 break

@@ -26,6 +26,7 @@ from ingestor.cli.relay_token import relay_token
 from ingestor.cli.replay import replay
 from ingestor.cli.run import run
 from ingestor.cli.simulate import simulate
+from ingestor.cli.write import write
 from ingestor.errors import EXIT_SOFTWARE, ConfigurationError, IngestorError
 from ingestor.redaction import redact
 from ingestor.settings import load_settings
@@ -59,6 +60,7 @@ for command in (
     grant_analyst,
     relay,
     relay_token,
+    write,
 ):
     app.command(cls=Command)(reports_output_errors(command))
 

@@ -12,7 +12,7 @@ from ingestor.settings import Settings, load_settings
 
 
 def check() -> None:
-    """Check settings, token, endpoint, REST API, disk and database, and print what to do about each problem.
+    """Check settings, token, endpoint, REST API, disk, buffer and database, and print what to do about each problem.
 
     The command sends the token to the REST API only. It changes nothing, except that it makes the directory of
     **INGESTOR_SPOOL_DIR**. Exit status: 0 `ingestor run` can work, 78 it cannot.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ingestor.cli._output import say
-from ingestor.settings import Settings, load_settings
+from ingestor.settings import Settings, load_settings, require_nats
 
 
 def migrate(
@@ -31,6 +31,8 @@ def migrate(
     The daemon runs as a member of the role `market_write`, which this command makes and which owns nothing:
     `CREATE ROLE ingestor LOGIN PASSWORD '…' IN ROLE market_write`. Analysts use the role `market_read`: see
     `ingestor grant-analyst`.
+
+    With **INGESTOR_BUFFER_URL**, the command also creates the JetStream stream. It never changes one that is there.
     """
     asyncio.run(_migrate(load_settings(), to_hypertable=to_hypertable))
 
@@ -45,3 +47,20 @@ async def _migrate(settings: Settings, *, to_hypertable: bool) -> None:
         await convert_to_hypertable(url, settings, say)
     else:
         await tell_of_adoption(url, say)
+    if settings.buffer_url is not None:
+        await _prepare_buffer(settings)
+
+
+async def _prepare_buffer(settings: Settings) -> None:
+    """Create the stream of the replicated buffer, or report how it differs."""
+    require_nats()
+    from ingestor.jetstream.survey import prepare
+
+    setup = await prepare(settings)
+    name = settings.buffer_stream
+    if setup.created:
+        say(f"The stream {name} was created, with {settings.buffer_replicas} copies.")
+    elif not setup.differences:
+        say(f"The stream {name} is there and as it should be.")
+    for difference in setup.differences:
+        say(f"The stream {name} was left as it is, but {difference}.")

@@ -206,8 +206,9 @@ class RelayServer:
             try:
                 async with self._logins.record() as record:
                     return await record.token_grant(token)
-            except StoreError:
+            except StoreError as error:
                 if is_last:
+                    self._telemetry.read_failed(error.message)
                     raise _RefusedError("database", UNAVAILABLE) from None
         raise AssertionError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -18,6 +18,7 @@ from ingestor.batch import Row, unpack_rows
 from ingestor.clock import Clock
 from ingestor.errors import IngestorError, StoreError
 from ingestor.model import SECOND, Duration, Micros
+from ingestor.relay.budget import ReadBudget
 from ingestor.relay.coverage import coverage_messages
 from ingestor.relay.deflate import deflated
 from ingestor.relay.encoder import Encoder, message
@@ -27,11 +28,11 @@ from ingestor.relay.options import Filter, Options, cursor_text
 from ingestor.store.record import CoverageStatement, LogPosition, Place, Progress, Record, Step, Window
 from ingestor.store.record_pool import RecordPool
 
-PAGE = 5000
-"""Ticks of the record that are read at once."""
-
 PACED_PAGE = 500
-"""The same of a client that asked for a speed: they wait in memory."""
+"""Ticks of the record that are read at once for a client that asked for a speed: they wait in memory."""
+
+BYTES_PER_TICK = 100
+"""A tick of the log is hardly ever longer."""
 
 FIRST_SPAN: Duration = 60 * SECOND
 SHORTEST_SPAN: Duration = SECOND // 100
@@ -75,6 +76,10 @@ class Counters(Protocol):
         """Count a client that became too slow to be live."""
         ...
 
+    def read_failed(self, detail: str) -> None:
+        """Report a read of the database that failed, and is tried again."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -86,6 +91,7 @@ class Parts:
     clock: Clock
     counters: Counters
     stuck_after: float = 60.0
+    budget: ReadBudget = field(default_factory=ReadBudget)
 
 
 class Subscription:
@@ -169,7 +175,8 @@ class Subscription:
                     await self._drain()
                     self._report_lag()
                 else:
-                    await self._catch_up()
+                    with self._parts.budget.share() as ticks:
+                        await self._catch_up(ticks)
         finally:
             self._hub.leave(self)
 
@@ -203,10 +210,10 @@ class Subscription:
 
     # From the database.
 
-    async def _catch_up(self) -> None:
-        """Send the next step of the record. Raises StreamEnd behind the last one of a stream that ends."""
+    async def _catch_up(self, ticks: int) -> None:
+        """Send the next step of the record, of about so many ticks. Raises StreamEnd behind the last one of all."""
         before = self.progress
-        window, step = await self._read(self._step)
+        window, step = await self._read(partial(self._step, ticks))
         self._is_checked = True
         for entry in step.entries:
             rows = list(unpack_rows(entry.rows))
@@ -229,17 +236,18 @@ class Subscription:
         """Return whether a logged tick is sent now: it passes the filter, and the table was read beyond it."""
         return self.filter.matches(row) and (place is None or place.covers(row))
 
-    def _window(self) -> Window:
+    def _window(self, ticks: int) -> Window:
         """Return the window of the next step: the last one has no end but that of the options."""
-        rows = PAGE if self._options.speed is None else PACED_PAGE
+        rows = ticks if self._options.speed is None else min(ticks, PACED_PAGE)
+        log_bytes = ticks * BYTES_PER_TICK
         if self.progress.place is None:
-            return Window(None, rows)
+            return Window(None, rows, log_bytes)
         end = self.progress.place.received_at + 1 + self._span
         until = None if end > self._parts.clock.wall() else end
         bound = self.filter.until
         if bound is not None and (until is None or until > bound):
             until = bound
-        return Window(until, rows)
+        return Window(until, rows, log_bytes)
 
     def _adapt(self, found: Sequence[Row], window: Window) -> None:
         """Choose the span of the next window, so that it fills a page. The server reads and sorts all of a window."""
@@ -254,7 +262,8 @@ class Subscription:
             try:
                 async with self._parts.pool.record() as record:
                     return await ask(record)
-            except StoreError:
+            except StoreError as error:
+                self._parts.counters.read_failed(error.message)
                 self._span = max(self._span // 4, SHORTEST_SPAN)
                 await self._parts.clock.sleep(_BACKOFF[min(attempt, len(_BACKOFF) - 1)])
         raise AssertionError
@@ -267,8 +276,8 @@ class Subscription:
             self._statement = await self._read(lambda record: record.coverage(since, clock.monotonic()))
             self._stated_at = clock.monotonic()
 
-    async def _step(self, record: Record) -> tuple[Window, Step]:
-        window = self._window()
+    async def _step(self, ticks: int, record: Record) -> tuple[Window, Step]:
+        window = self._window(ticks)
         return window, await record.step(self.progress, window, self._options.symbols, self._mark)
 
     async def _find_gaps(self) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from enum import Enum
+from typing import Any
 from urllib.parse import urlsplit
 
 from ingestor.backfill.client import RestClient
@@ -16,7 +17,7 @@ from ingestor.buffer.spool import prepare_state_directory
 from ingestor.clock import ClockDifference, SystemClock
 from ingestor.coverage.calendar import DAYS_AHEAD, RENEW
 from ingestor.errors import ConfigurationError, IngestorError, SchemaError
-from ingestor.settings import Settings, unknown_variables
+from ingestor.settings import Settings, require_nats, unknown_variables, variable
 from ingestor.store.inspect import MINIMUM_SERVER, REFRESHED_WITHIN, DatabaseFacts, SchemaFacts, inspect, settings_drift
 from ingestor.store.registry import RegisteredRelay
 from ingestor.store.retry import MIGRATE, UPDATE
@@ -29,6 +30,9 @@ _CATCH_UP = {
     True: "Run `ingestor maintain`; timescaledb_information.job_stats shows how the job refresh_bars ended.",
 }
 """The advice, by whether the server has continuous aggregates."""
+
+SAFE_COPIES = 3
+"""Copies of the stream of which one may be lost without a loss."""
 
 REST_TIMEOUT = 5.0
 """Seconds without an answer, after which the REST API counts as unavailable."""
@@ -58,6 +62,9 @@ async def check(settings: Settings) -> AsyncIterator[CheckResult]:
     yield await _endpoint(settings)
     yield await _rest(settings)
     yield _disk(settings)
+    if settings.buffer_url is not None:
+        async for result in check_buffer(settings):
+            yield result
     try:
         facts = await inspect(settings.read_database_url())
     except IngestorError as error:
@@ -126,6 +133,58 @@ def _disk(settings: Settings) -> CheckResult:
     needed = settings.spool_max_bytes + BALLAST
     text = f"{directory} has {free / 2**30:.1f} GiB free for a spool of {settings.spool_max_bytes / 2**30:.1f} GiB"
     return CheckResult("disk", Severity.OK if free >= needed else Severity.WARNING, text)
+
+
+async def check_buffer(settings: Settings, **options: Any) -> AsyncIterator[CheckResult]:
+    """Yield the results for the replicated buffer: the stream, and what its servers may lose."""
+    try:
+        require_nats()
+        from ingestor.jetstream.survey import survey  # noqa: PLC0415 - only with this setting
+
+        facts = await survey(settings, **options)
+    except IngestorError as error:
+        yield CheckResult("buffer", Severity.PROBLEM, str(error))
+        return
+    if facts.state is None:
+        text = (
+            f"NATS {facts.version} has no stream {settings.buffer_stream} yet: `ingestor migrate`, or the first start"
+        )
+        yield CheckResult("buffer", Severity.OK, f"{text}, creates it")
+    elif facts.differences:
+        yield CheckResult(
+            "buffer", Severity.WARNING, f"the stream {settings.buffer_stream}: {'; '.join(facts.differences)}"
+        )
+    elif facts.state.lagging:
+        text = f"{facts.state.lagging} of {facts.state.replicas} copies of the stream are not in step"
+        yield CheckResult("buffer", Severity.WARNING, f"{text}; one more failure can stop it")
+    else:
+        text = f"NATS {facts.version}, stream {settings.buffer_stream} with {facts.state.messages:,} messages"
+        yield CheckResult("buffer", Severity.OK, text)
+    copies = facts.state.replicas if facts.state is not None else settings.buffer_replicas
+    if copies < SAFE_COPIES:
+        text = f"{copies} of {SAFE_COPIES} copies: if one server is lost, so is what only the stream has"
+        yield CheckResult(
+            "replicas", Severity.WARNING, f"{text}. Set {variable('buffer_replicas')} to 3 and use 3 servers."
+        )
+    else:
+        yield CheckResult("replicas", Severity.OK, f"{copies} copies: {(copies - 1) // 2} may fail at once")
+    yield _sync(facts.sync_always)
+
+
+def _sync(sync_always: Mapping[str, bool | None]) -> CheckResult:
+    """Decide whether the servers write to their disks before they acknowledge."""
+    risk = (
+        "a power failure of all servers loses the last acknowledged batches, unless the recorder has them in its spool"
+    )
+    if late := [host for host, always in sync_always.items() if always is False]:
+        text = f"{', '.join(late)} without sync_interval: always: {risk}"
+        return CheckResult("sync", Severity.WARNING, text)
+    if silent := [host for host, always in sync_always.items() if always is None]:
+        text = (
+            f"no monitoring at {', '.join(silent)}, so it is unknown whether sync_interval is always. Without it {risk}"
+        )
+        return CheckResult("sync", Severity.WARNING, text)
+    return CheckResult("sync", Severity.OK, "the servers write to their disks before they acknowledge")
 
 
 def _database(facts: DatabaseFacts) -> CheckResult:

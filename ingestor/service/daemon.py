@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 from ingestor import __version__
 from ingestor.buffer.fifo import Buffer
@@ -19,8 +20,9 @@ from ingestor.service.roller import Roller
 from ingestor.service.status import Status
 from ingestor.service.systemd import SystemdNotifier
 from ingestor.service.writer import Writer
-from ingestor.settings import Settings
+from ingestor.settings import Settings, require_nats
 from ingestor.store.ticks import TickStore
+from ingestor.telemetry.buffer_metrics import PublisherMetrics
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.liveness import LIVENESS_STEP_SECONDS, LivenessDeadline
 from ingestor.telemetry.log import log_suppressed_lines
@@ -28,6 +30,9 @@ from ingestor.telemetry.metrics import new_registry
 from ingestor.web.app import make_app
 from ingestor.web.hosts import Hosts
 from ingestor.web.server import CLOSE_TIMEOUT, HttpServer
+
+if TYPE_CHECKING:
+    from ingestor.service.publisher import Publisher
 
 WATCH_INTERVAL = 1.0
 """Seconds between two checks of liveness and readiness."""
@@ -94,6 +99,12 @@ class Daemon:
             coverage_monitor=self._coverage_monitor,
             liveness_deadlines={"reader": reader, "writer": writer},
         )
+        self._publisher: Publisher | None = None
+        if settings.buffer_url is not None:
+            self._publisher = new_publisher(
+                settings, buffer=self.buffer, clock=self._clock, telemetry=self.telemetry, liveness=writer
+            )
+            self.status.buffer_events = self._publisher.events
         self._roller = Roller(settings, buffer=self.buffer, clock=self._clock, telemetry=self.telemetry)
         self.http = HttpServer(settings.http_host, settings.http_port)
         self._notifier = SystemdNotifier()
@@ -133,7 +144,7 @@ class Daemon:
         writing = asyncio.create_task(self._write(), name="writer")
         monitoring = asyncio.create_task(self._coverage_monitor.run(self._writes), name="coverage_monitor")
         working = [reading, writing, spooling, monitoring]
-        if self._settings.rollup:
+        if self._settings.rollup and self._publisher is None:  # `ingestor write` does it beside its commits
             working.append(asyncio.create_task(self._roller.run(self._writes), name="roller"))
         stop = asyncio.create_task(request.stop.wait(), name="stop")
         try:
@@ -164,6 +175,9 @@ class Daemon:
 
     async def _write(self) -> None:
         await self.buffer.wait_until_open()
+        if self._publisher is not None:
+            self._writes.set()
+            await self._publisher.run()
         await self._writer.write_inherited()
         await self._writer.end_crashed_sessions()
         self._writes.set()
@@ -171,6 +185,8 @@ class Daemon:
 
     async def _serve(self) -> None:
         registry = new_registry(self.telemetry, self.status.facts)
+        if self._publisher is not None:
+            registry.register(PublisherMetrics(self._publisher.events))
         hosts = Hosts([self._settings.http_host, *self._settings.http_hosts])
         await self.http.serve(make_app(self.status, registry, self._closing, hosts))
 
@@ -209,10 +225,14 @@ class Daemon:
 
     async def _drain(self, working: set[asyncio.Task[None]], request: StopRequest) -> None:
         """Wait until the buffer is empty or on disk, the stop timeout is over, or an immediate stop is requested."""
-        waiting = [
-            asyncio.create_task(until(), name=until.__name__)
-            for until in (self.buffer.wait_until_empty, self.buffer.wait_until_safe, request.hurry.wait)
+        ends: list[Callable[[], Awaitable[Any]]] = [
+            self.buffer.wait_until_empty,
+            self.buffer.wait_until_safe,
+            request.hurry.wait,
         ]
+        if self._publisher is not None:
+            ends.append(self._publisher.wait_until_published)
+        waiting = [asyncio.ensure_future(until()) for until in ends]
         await asyncio.wait(
             {*waiting, *working}, timeout=self._settings.stop_timeout, return_when=asyncio.FIRST_COMPLETED
         )
@@ -234,6 +254,16 @@ class Daemon:
         if lost:
             self.telemetry.messages_lost(batches=len(lost), messages=messages)
         return messages
+
+
+def new_publisher(
+    settings: Settings, *, buffer: Buffer, clock: Clock, telemetry: Telemetry, liveness: LivenessDeadline
+) -> Publisher:
+    """Return the publisher; only it needs the library of NATS. Raises ConfigurationError if that is not installed."""
+    require_nats()
+    from ingestor.service.publisher import Publisher  # noqa: PLC0415 - the daemon does without it otherwise
+
+    return Publisher(settings, buffer=buffer, clock=clock, telemetry=telemetry, liveness=liveness)
 
 
 async def _cancel(*tasks: asyncio.Task[object]) -> None:

@@ -201,8 +201,8 @@ class Relay:
             try:
                 async with self._logins.record() as record:
                     self.server.end_all_but(await record.valid_hashes())
-            except StoreError:
-                continue
+            except StoreError as error:
+                self.telemetry.read_failed(error.message)
 
     async def _state_coverage(self) -> None:
         """Tell the clients that ask for it when the record is complete. While the database fails, they hear nothing."""
@@ -214,8 +214,8 @@ class Relay:
             try:
                 async with self._pool.record() as record:
                     self.hub.state(await record.coverage(since, self._clock.monotonic()))
-            except StoreError:
-                continue
+            except StoreError as error:
+                self.telemetry.read_failed(error.message)
 
     async def _watch(self) -> None:
         """Report to the service manager."""

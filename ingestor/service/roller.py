@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
-from ingestor.buffer.fifo import Buffer
 from ingestor.clock import Clock
 from ingestor.redaction import outside_text
 from ingestor.settings import Settings
@@ -15,6 +15,14 @@ STEP_SECONDS = 10.0
 """Time limit of one transaction. A slower one is cancelled, and the next one stores less."""
 
 
+class Backlog(Protocol):
+    """A place in which batches wait for the database."""
+
+    @property
+    def spooled_batches(self) -> int:
+        """How many wait because the database did not keep up."""
+
+
 class Roller:
     """Runs the rollup every `interval` seconds on connections of its own, so that the writer never waits for it.
 
@@ -22,7 +30,7 @@ class Roller:
     """
 
     def __init__(
-        self, settings: Settings, *, buffer: Buffer, clock: Clock, telemetry: Telemetry, interval: float = 60.0
+        self, settings: Settings, *, buffer: Backlog, clock: Clock, telemetry: Telemetry, interval: float = 60.0
     ) -> None:
         self._url = settings.read_database_url()
         self._buffer = buffer

@@ -17,6 +17,7 @@ from ingestor.model import SECOND, EndReason, Micros
 from ingestor.service.coverage_monitor import Coverage, CoverageMonitor
 from ingestor.settings import Settings
 from ingestor.store.registry import RegisteredRelay
+from ingestor.telemetry.buffer_events import BufferEvents
 from ingestor.telemetry.events import LATEST_TICKS, Connection, Telemetry
 from ingestor.telemetry.history import HISTORY_STEPS
 from ingestor.telemetry.liveness import LivenessDeadline
@@ -51,6 +52,8 @@ class Status:
         self._coverage_monitor = coverage_monitor
         self._liveness_deadlines = liveness_deadlines
         self._was_blocked = False
+        self.buffer_events: BufferEvents | None = None
+        """The replicated buffer's, if there is one."""
 
     def refresh(self) -> None:
         """Update the checks of readiness that no event updates. Only the daemon's loop calls it, about every second."""
@@ -161,6 +164,7 @@ class Status:
                 "commit_seconds": counts.last_commit_seconds if counts.last_commit_at else None,
                 "wire_to_commit_seconds": counts.last_lag_seconds if counts.last_batch_rows else None,
             },
+            **self._replicated(),
             "history": self._history(),
             "connections": [_connection(each) for each in telemetry.connections],
             "coverage": self._coverage(),
@@ -175,6 +179,24 @@ class Status:
             },
             "calendar_days_left": counts.calendar_days_left,
             "clock": _difference(telemetry.clock_difference),
+        }
+
+    def _replicated(self) -> dict[str, Any]:
+        """Return the state of the replicated buffer, if there is one."""
+        events = self.buffer_events
+        if events is None:
+            return {}
+        state = events.state
+        return {
+            "replicated": {
+                "problem": events.problem or None,
+                "published": events.counts.published,
+                "republished": events.counts.republished,
+                "messages": state.messages if state else None,
+                "bytes": state.size if state else None,
+                "replicas": state.replicas if state else None,
+                "replicas_in_step": state.replicas - state.lagging if state else None,
+            }
         }
 
     def _coverage(self) -> dict[str, Any] | None:

@@ -42,6 +42,20 @@ SELECT last_batch, last_batch_messages, ticks, duplicates, rejected,
        EXISTS (SELECT FROM ingest.relays WHERE seen_at > clock_timestamp() - interval '1 hour')
 FROM ingest.stream_sessions WHERE id = $1 FOR UPDATE
 
+-- name: session_positions
+-- What the database has of sessions $1: the last complete batch, all messages, and the counts.
+SELECT id, last_batch - (last_batch_messages IS NOT NULL)::int AS last_batch, ticks + rejected AS messages,
+       ticks, duplicates, ended_at IS NOT NULL AS is_ended
+FROM ingest.stream_sessions WHERE id = ANY ($1::uuid[])
+
+-- name: take_turn
+-- The active one of several `ingestor write` holds this lock with its session. A frozen process says nothing, and a dead
+-- machine answers no probe: within some six seconds the server ends either's session, and with it the lock.
+SET SESSION idle_session_timeout = 6000; SET SESSION idle_in_transaction_session_timeout = 6000;
+SET SESSION tcp_keepalives_idle = 2; SET SESSION tcp_keepalives_interval = 1;
+SET SESSION tcp_keepalives_count = 3; SET SESSION tcp_user_timeout = 5000;
+SELECT FROM generate_series(1, pg_try_advisory_lock(7306354016)::int)
+
 -- name: begin_session
 INSERT INTO ingest.stream_sessions (id, instance, endpoint, connected_at, kind)
 VALUES ($1, $2, $3, $4, $5)

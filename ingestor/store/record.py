@@ -26,7 +26,7 @@ from ingestor.store.relay_tokens import TokenGrant, find, valid_hashes
 
 MAX_ENTRIES = 256
 MAX_ENTRY_BYTES = 4 * 2**20
-"""Limits of what a step reads of the log; one entry may be as large again."""
+"""Limits of what is read of the log at once; one entry may be as large again."""
 
 LOG_KEPT = timedelta(hours=1)
 """The log holds the commits of this time."""
@@ -76,10 +76,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The part of the table that a step may read: arrivals before `until` (None: all), at most `rows` ticks."""
+    """The part of the record that a step may read: arrivals before `until` (None: all), at most `rows` ticks.
+
+    Of the log it reads no more after `log_bytes`.
+    """
 
     until: Micros | None
     rows: int
+    log_bytes: int = MAX_ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,7 @@ class Record:
             state = await log_state(connection)
             if progress.position > state.end:
                 raise CursorError(_LOST)
-            entries = await entries_after(connection, progress.position, mark)
+            entries = await entries_after(connection, progress.position, mark, window.log_bytes)
             position = LogPosition(entries[-1].id + 1) if entries else progress.position
             if position < state.end and entries:
                 return Step(entries, (), replace(progress, position=position), is_complete=False)
@@ -210,12 +214,14 @@ async def log_state(connection: asyncpg.Connection) -> LogState:
     return LogState(identity, complete_after, LogPosition(following), ticks_since)
 
 
-async def entries_after(connection: asyncpg.Connection, position: LogPosition, mark: str | None) -> tuple[Entry, ...]:
-    """Return the next entries of the log, within `MAX_ENTRIES` and `MAX_ENTRY_BYTES`.
+async def entries_after(
+    connection: asyncpg.Connection, position: LogPosition, mark: str | None, most_bytes: int = MAX_ENTRY_BYTES
+) -> tuple[Entry, ...]:
+    """Return the next entries of the log, within `MAX_ENTRIES`, and no more after `most_bytes`.
 
     Raises CursorError if the log has lost an entry behind the position, or is not the one with that mark.
     """
-    found = await connection.fetch(QUERIES["log_entries"], position.entry, MAX_ENTRIES, MAX_ENTRY_BYTES)
+    found = await connection.fetch(QUERIES["log_entries"], position.entry, MAX_ENTRIES, most_bytes)
     identity, complete_after = found[0][:2]
     if position.entry <= complete_after or mark not in {None, mark_of(identity)}:
         raise CursorError(_LOST)

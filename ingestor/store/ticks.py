@@ -14,7 +14,7 @@ from uuid import UUID
 import asyncpg
 
 from ingestor.clock import UNCOMPARED, Clock, ClockDifference, SystemClock, to_datetime
-from ingestor.errors import StoreError
+from ingestor.errors import HoleError, StandbyError, StoreError
 from ingestor.model import Batch, Duration, Micros, Rejection, Tally
 from ingestor.store.clocks import DatabaseClock
 from ingestor.store.connect import connect
@@ -78,11 +78,26 @@ class WriteResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Position:
+    """The database's record of a session: its last complete batch, all its messages, and the counts of ticks."""
+
+    last_batch: int = 0
+    messages: int = 0
+    ticks: int = 0
+    duplicates: int = 0
+    is_ended: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Terms:
-    """On what terms batches are written: whether their own process writes them, and how far the clocks are apart."""
+    """On what terms batches are written: whether their own process writes them, and how far the clocks are apart.
+
+    `accepts_hole`: whether messages may be written of a session of which earlier ones are missing.
+    """
 
     is_own: bool = True
     clocks: ClockDifference = UNCOMPARED
+    accepts_hole: Callable[[UUID], bool] | None = None
 
 
 class TickStore:
@@ -90,6 +105,10 @@ class TickStore:
 
     `on_progress` hears of every step of a write, `on_comparison` how far the clocks of the two machines are apart: at
     each connection, when this one was set, and now and then; `on_lock_wait` for which lock a write waits, in words.
+
+    `accepts_hole` is asked for a session of which the database lacks messages that precede a batch: if it declines,
+    `write` raises HoleError and commits nothing of it. Without it, the hole is recorded. `is_one_of_several`: only the
+    holder of the turn writes (`take_turn`); the others get StandbyError.
 
     Every method raises StoreError (SchemaError where `ingestor migrate` is the answer); the connection is then
     in a state from which the next call goes on, or closed and made again by the next call.
@@ -104,8 +123,15 @@ class TickStore:
         on_progress: Callable[[], None] | None = None,
         on_comparison: Callable[[ClockDifference], None] | None = None,
         on_lock_wait: Tell = warn,
+        accepts_hole: Callable[[UUID], bool] | None = None,
+        is_one_of_several: bool = False,
     ) -> None:
         self._url = url
+        self._accepts_hole = accepts_hole
+        self._is_one_of_several = is_one_of_several
+        self._turn_of: GuardedConnection | None = None
+        self.connections = 0
+        """How often a connection was made. After a new one the database may be another, which lacks commits."""
         self._watch = LockWatch(url, on_lock_wait)
         self._on_progress = on_progress
         self._write_timeout = write_timeout
@@ -136,6 +162,7 @@ class TickStore:
                 self._watch,
             )
             self.has_connected = True
+            self.connections += 1
             try:
                 async with guarded as connection, connection.transaction(isolation="read_committed"):
                     await check_schema(connection)
@@ -158,6 +185,30 @@ class TickStore:
         guarded, self._guarded = self._guarded, None
         if guarded is not None:
             await guarded.close()
+
+    async def take_turn(self) -> bool:
+        """Try to become, or to stay, the one that writes; return whether this is it. Call it every two seconds.
+
+        The turn ends with the connection. Behind a pooler a session holds no lock: there every process has the turn,
+        which costs time and nothing else, because a batch's number makes it count once.
+        """
+        guarded = await self.open()
+        if guarded.is_pooled:
+            self._turn_of = guarded
+            return True
+        async with guarded as connection:
+            if self._turn_of is guarded:
+                await connection.execute("SELECT")
+            elif await connection.execute(QUERIES["take_turn"]) == "SELECT 1":
+                self._turn_of = guarded
+        return self._turn_of is guarded
+
+    async def positions(self, sessions: Collection[UUID]) -> dict[UUID, Position]:
+        """Return what the database has of sessions, by their ids; of an unknown one the empty position."""
+        async with await self.open() as connection:
+            rows = await connection.fetch(QUERIES["session_positions"], list(sessions))
+        found = {row[0]: Position(*row[1:]) for row in rows}
+        return {session: found.get(session, Position()) for session in sessions}
 
     async def end_crashed_sessions(self, instance: str, own: Collection[UUID] = ()) -> int:
         """End this instance's sessions that never said how they ended, but for this process's own."""
@@ -185,10 +236,12 @@ class TickStore:
 
     async def _write_as(self, batches: Sequence[Batch], *, is_own: bool) -> WriteResult:
         guarded = await self.open()
+        if self._is_one_of_several and self._turn_of is not guarded:
+            raise StandbyError("The connection that held the turn to write is lost.")
         if self._database_clock.is_due:
             async with guarded as connection, connection.transaction(isolation="read_committed"):
                 await self._database_clock.compare(connection)
-        self._terms = _Terms(is_own, self._database_clock.difference)
+        self._terms = _Terms(is_own, self._database_clock.difference, self._accepts_hole)
         await self._make_partitions(guarded, batches)
         try:
             await self._write_all(guarded, batches)
@@ -335,6 +388,8 @@ async def _write_session(
     if until is not None:  # nothing may be committed before the rest of it
         batches = batches[:1]
     covered_until, missing = proof(batches, ticks_before + rejected_before)
+    if missing and terms.accepts_hole is not None and not terms.accepts_hole(session.id):
+        raise HoleError(session.id, complete)
 
     ticks = sum(batch.count for batch in batches)
     inserted, refused = await insert(connection, batches, after, is_logged) if ticks else (0, ())

@@ -388,6 +388,24 @@ class Telemetry:
         self._database_works()
         self._log.debug("committed", batches=written, ticks=ticks)
 
+    def committed_elsewhere(
+        self, session: UUID, tally: Tally, *, batches: int, seconds: float, lag: float | None, is_ended: bool
+    ) -> None:
+        """Count a commit of this process's batches by `ingestor write`, with the same meanings as in `committed`."""
+        ticks = max(0, tally.ticks - known.ticks) if (known := self._tallies.get(session)) else 0
+        self._count(session, tally)
+        if is_ended:
+            self._tallies.pop(session, None)
+        self.counts.batches_written += batches
+        self.counts.last_commit_seconds = seconds
+        self.counts.last_commit_at = self._clock.wall()
+        if ticks and lag is not None:
+            self.counts.last_batch_rows = ticks
+            self.counts.last_lag_seconds = lag
+            self.histograms.wire_to_commit.observe(max(0.0, lag))
+            self.history.add_delay(max(0.0, lag), self._clock.monotonic())
+        self._database_works()
+
     def _count(self, session: UUID, tally: Tally) -> None:
         known = self._tallies.get(session)
         if known is None:

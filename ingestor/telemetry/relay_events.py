@@ -31,6 +31,7 @@ class RelayCounts:
     stuck: int = 0
     failed: int = 0
     follow_failures: int = 0
+    read_failures: int = 0
     commits: int = 0
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -89,6 +90,12 @@ class RelayTelemetry:
             self._is_failing = True
             self._logged_at["relay_follow_failed"] = self._clock.monotonic()
             self._log.warning("relay_follow_failed", detail=self.problem)
+
+    def read_failed(self, detail: str) -> None:
+        """Count a failed read for a client, its token included; log it at most once a minute."""
+        self.counts.read_failures += 1
+        if self._is_due("relay_read_failed"):
+            self._log.warning("relay_read_failed", detail=outside_text(detail))
 
     def published(self, commits: int, *, lag: float) -> None:
         """Count commits that were handed to the live clients. `lag` is the age in seconds of the newest of them."""

@@ -41,6 +41,7 @@ class _Relay(Collector):
             ("stuck_clients", "Clients that were closed because they accepted nothing.", counts.stuck),
             ("failed_streams", "Streams that a defect of the relay ended.", counts.failed),
             ("follow_failures", "Failed attempts to follow the log of commits.", counts.follow_failures),
+            ("read_failures", "Failed reads of the record, or of a token, for a client.", counts.read_failures),
         ):
             yield CounterMetricFamily(f"ingestor_relay_{name}", text, value)
         refused = CounterMetricFamily("ingestor_relay_refused", "Refused clients, by reason.", labels=["reason"])

@@ -408,6 +408,7 @@ BEGIN
         EXIT WHEN latest >= target;
         SELECT min(greatest(c.range_start, latest)) INTO since FROM timescaledb_information.chunks c
         WHERE c.hypertable_schema = 'market' AND c.hypertable_name = 'ticks' AND c.range_end > {{day}};
+        EXIT WHEN since IS NULL AND latest <= '0001-01-01 00:00:00+00';  -- no ticks: a copy of old ones may follow
         since := least(coalesce(since, target), target);
         until := least(date_bin('1 hour', since + span, {ORIGIN}), target);
         latest := until;

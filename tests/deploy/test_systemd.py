@@ -25,6 +25,7 @@ TIMERS = sorted(path.name for path in UNITS.glob("*.timer"))
 PROGRAM = "/opt/ingestor/bin/ingestor"
 MOST_EXPOSED = 1.5
 RELAY = "ingestor-relay.service"
+WRITER = "ingestor-write.service"
 
 
 def analyze(*arguments: str, path: Path) -> subprocess.CompletedProcess[str]:
@@ -57,9 +58,9 @@ def value(unit: str, directive: str) -> str:
 
 
 def test_the_units_are_there() -> None:
-    """The daemon, a relay, the schema, and three jobs with their timers."""
+    """The daemon, a relay, a writer of the replicated buffer, the schema, and three jobs with their timers."""
     jobs = ["backfill", "gaps", "maintain"]
-    others = ["ingestor-migrate.service", "ingestor-relay.service"]
+    others = ["ingestor-migrate.service", "ingestor-relay.service", WRITER]
     assert sorted(["ingestor.service", *others, *(f"ingestor-{job}.service" for job in jobs)]) == SERVICES
     assert [f"ingestor-{job}.timer" for job in jobs] == TIMERS
 
@@ -136,7 +137,7 @@ def test_variables_are_settings_and_secrets_are_files(name: str) -> None:
     assert {text.removeprefix("%d/") for text in files.values()} == credentials
 
 
-@pytest.mark.parametrize("name", ["ingestor.service", RELAY])
+@pytest.mark.parametrize("name", ["ingestor.service", RELAY, WRITER])
 def test_a_person_must_act_on_one_status_only(name: str) -> None:
     """Every other status is retried indefinitely."""
     assert value(name, "RestartPreventExitStatus") == str(EXIT_CONFIGURATION)

@@ -27,6 +27,7 @@ from ingestor.web.app import make_app
 from ingestor.web.server import HttpServer
 from tests.clocks import HANG_SECONDS
 from tests.http import Window
+from tests.nats_servers import running_cluster
 from tests.processes import DaemonProcess
 from tests.proxy import Proxy
 from tests.recording import NOW, Market, recording, running, settings, stored
@@ -444,3 +445,15 @@ def test_text_has_enough_contrast(scheme: str) -> None:
         ground = [0.09 * mine + 0.91 * other for mine, other in zip(colours[tone], colours["paper"], strict=True)]
         assert _contrast(colours["ink"], ground) >= 4.5, tone
         assert _contrast(colours[tone], ground) >= 3, tone
+
+
+async def test_the_page_shows_the_replicated_buffer(writer_url: str, browser: Browser, tmp_path: Path) -> None:
+    """With a replicated buffer, the page shows what waits in it, and whether all copies are in step."""
+    async with running_cluster(tmp_path / "nats") as cluster:
+        buffer = {"buffer_url": cluster.url, "buffer_replicas": 1}
+        async with recording(writer_url, **buffer) as (_, daemon), asyncio.timeout(HANG_SECONDS):
+            shown = await view(browser, await address(daemon))
+            facts = shown.page.locator("#spool")
+            await expect(facts).to_contain_text("copies in step1 of 1", timeout=1000 * HANG_SECONDS)
+            await expect(facts).to_contain_text(re.compile(r"in NATS[\d,]+ messages?, "))
+            assert shown.faults == []

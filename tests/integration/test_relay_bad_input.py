@@ -251,6 +251,19 @@ async def test_a_token_that_is_revoked_while_streaming(
             assert not other.is_closed
 
 
+async def test_a_record_that_cannot_be_read(store: TickStore, relay: Relay, token: str, database: str) -> None:
+    """A failed read for a client is counted for the operator; the stream goes on once the record can be read."""
+    await store.write([filled(batcher(), tick())])
+    await query(database, "ALTER VIEW market.gaps RENAME TO hidden")
+    async with Client(relay.server.url, token, **{"from": START, "gaps": "1"}) as client:
+        async with asyncio.timeout(20):
+            while not relay.telemetry.counts.read_failures:
+                await asyncio.sleep(0.01)
+        assert client.kinds == ["authenticated"]
+        await query(database, "ALTER VIEW market.hidden RENAME TO gaps")
+        assert len(await client.received(1)) == 1
+
+
 async def test_before_the_record(store: TickStore, relay: Relay, token: str) -> None:
     """A `from` long before the first tick is answered with all that there is."""
     await store.write([filled(batcher(), tick("A"), tick("B"))])

@@ -166,3 +166,17 @@ async def test_equal_arrivals_are_divided_by_their_key(store: TickStore, relay: 
         found += [row[5].decode() for row in step.rows]
         progress = step.progress
     assert found == ["a", "b", "Ω"]
+
+
+async def test_a_step_reads_little_of_the_log(store: TickStore, relay: asyncpg.Connection) -> None:
+    """A step ends the log after the bytes that its client may hold; further steps bring the rest, each entry once."""
+    record = Record(GuardedConnection(relay, 10))
+    progress, found = Progress((await record.state()).end, None), []
+    for number in range(5):
+        await store.write([filled(batcher(), tick(f"S{number}"))])
+    while progress.position < (await record.state()).end:
+        step = await record.step(progress, Window(None, 1000, log_bytes=1))
+        (entry,) = step.entries
+        found += [row[5] for row in unpack_rows(entry.rows)]
+        progress = step.progress
+    assert found == [b"S0", b"S1", b"S2", b"S3", b"S4"]

@@ -27,7 +27,7 @@ from ingestor.batch import Batcher
 from ingestor.clock import from_datetime, to_datetime
 from ingestor.errors import StoreError
 from ingestor.model import SECOND, Batch, Micros, Tick
-from ingestor.relay import hub, subscription
+from ingestor.relay import budget, hub, subscription
 from ingestor.relay.server import UNAVAILABLE
 from ingestor.service import relay as service
 from ingestor.store import record
@@ -199,7 +199,8 @@ class World:
 @pytest.fixture
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pages and slices end within ticks that arrived at once."""
-    monkeypatch.setattr(subscription, "PAGE", 7)
+    for name in ("MOST", "LEAST"):
+        monkeypatch.setattr(budget, name, 7)
     monkeypatch.setattr(subscription, "SLICE", 3)
     monkeypatch.setattr(hub, "SLICE", 4)
     monkeypatch.setattr(record, "MAX_ENTRIES", 3)

@@ -87,6 +87,7 @@ SELECT sum(hypertable_size(
     format('%I.%I', materialization_hypertable_schema, materialization_hypertable_name)::regclass))
 FROM timescaledb_information.continuous_aggregates
 """
+_JOB = "SELECT job_id FROM timescaledb_information.jobs WHERE proc_schema = 'ingest' AND proc_name = 'refresh_bars'"
 
 
 @dataclass
@@ -153,6 +154,8 @@ async def _measure_sizes(connection: asyncpg.Connection, section: Section, count
         await connection.execute("SELECT compress_chunk(chunk, true) FROM show_chunks('market.ticks') AS chunk")
         after = await connection.fetchval(_HYPERTABLE)
         found += [("total before the columnstore", before), ("total in the columnstore", after)]
+        found += [("bars of all widths before the columnstore", await connection.fetchval(_AGGREGATES))]
+        await connection.execute(f"CALL run_job({await connection.fetchval(_JOB)})")  # those older than 14 days
         found += [("bars of all widths", await connection.fetchval(_AGGREGATES))]
         found += [("together", after + found[-1][1])]
     else:

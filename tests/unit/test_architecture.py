@@ -16,7 +16,7 @@ LAYERS = [
     {"model", "address", "files"},
     {"errors", "clock", "redaction", "retry_after"},
     {"settings", "telemetry", "chart", "network"},
-    {"batch", "buffer", "stream", "protocol", "coverage"},
+    {"batch", "buffer", "stream", "protocol", "coverage", "jetstream"},
     {"store", "simulator", "embedded"},
     {"backfill", "web", "admin", "relay"},
     {"service"},
@@ -25,6 +25,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 OWNERS = {
+    "nats": {"jetstream"},
     "websockets": {"stream", "protocol", "simulator", "relay", "demo"},
     "asyncpg": {"store", "admin", "demo"},
     "sqlalchemy": {"admin"},
@@ -32,7 +33,7 @@ OWNERS = {
     "exchange_calendars": {"coverage"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "msgspec": {"stream", "protocol", "model", "buffer", "backfill"},
+    "msgspec": {"stream", "protocol", "model", "buffer", "backfill", "jetstream"},
     "sqlite3": {"buffer"},
     "httpx": {"backfill"},
     "prometheus_client": {"telemetry", "web"},
@@ -73,7 +74,7 @@ def test_imports_point_one_way(path: Path) -> None:
 
 def test_the_daemon_imports_only_its_libraries() -> None:
     """The daemon imports no library that only some commands need: it runs for months on a small machine."""
-    heavy = {"sqlalchemy", "alembic", "httpx", "pandas"}
+    heavy = {"sqlalchemy", "alembic", "httpx", "pandas", "nats"}
     code = f"import sys, ingestor.cli; print(*sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []

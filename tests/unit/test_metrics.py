@@ -3,12 +3,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingestor.clock import ClockDifference
 from ingestor.model import SECOND, Batch, Session
 from ingestor.service.recorder import new_session_id
+from ingestor.telemetry.buffer_events import BufferEvents, BufferState
+from ingestor.telemetry.buffer_metrics import PublisherMetrics, new_write_registry
 from ingestor.telemetry.events import Telemetry
 from ingestor.telemetry.metrics import Facts, new_registry
 from ingestor.telemetry.relay_events import RelayTelemetry
@@ -48,12 +50,27 @@ def relay_metrics() -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if "ingestor_relay_" in line)
 
 
+def buffer_metrics() -> str:
+    """Return the metrics of the replicated buffer, in recorder and writer, without those that others have too."""
+    telemetry = full_telemetry()
+    events = BufferEvents(ManualClock(), telemetry.readiness, "stream")
+    events.published(0.01)
+    events.state = BufferState(0, 5, 500, 3, 1, 2)
+    registry = new_write_registry(telemetry, events)
+    recorder = CollectorRegistry()
+    recorder.register(PublisherMetrics(events))
+    published = generate_latest(recorder).decode().splitlines()
+    lines = [line for line in generate_latest(registry).decode().splitlines() if "ingestor_writer_" in line]
+    lines += [line for line in generate_latest(registry).decode().splitlines() if "stream_lag" in line]
+    return "".join(f"{line}\n" for line in lines + [line for line in published if "stream_lag" not in line])
+
+
 def test_the_reference_has_each_metric_with_its_type_and_labels() -> None:
     """The reference lists exactly the exported names, types and labels, since dashboards depend on them."""
     rows = re.findall(r"^\| `(ingestor_\w+)(?:\{([\w,]+)\})?` \| (\w+) \|", REFERENCE.read_text(), flags=re.MULTILINE)
     documented = {(name, kind, frozenset(labels.split(",")) - {""}) for name, labels, kind in rows}
     found = set()
-    for family in text_string_to_metric_families(scraped(KNOWN) + relay_metrics()):
+    for family in text_string_to_metric_families(scraped(KNOWN) + relay_metrics() + buffer_metrics()):
         if family.name.startswith("ingestor_"):
             labels = {label for sample in family.samples for label in sample.labels} - {"le"}
             suffix = "_total" if family.type == "counter" else ""

@@ -115,13 +115,20 @@ function clock(difference) {
   return ["Clock", apart, `${apart === "0 ms" ? "apart from" : side} the database's`, { care }];
 }
 
-export function showSpool({ buffer, ready }) {
+export function showSpool({ buffer, ready, replicated }) {
   const { bytes: size, spool_bytes: disk, spool_batches: batches, spool_max_bytes: room, blocked_by: by } = buffer;
   const isUnavailable = ready.problems.some((problem) => problem.check === "database");
   const full = `${bytes(disk)} of ${bytes(room)}`;
   setText(byId("spool-sentence"), by ? `No room: ${spaced(by)}.` : spoolSentence(size, disk, isUnavailable));
   setMeter(byId("spool-meter"), disk / room, full);
-  fillFacts(byId("spool"), { "in memory": bytes(size - disk), "on disk": full, batches: count(batches) });
+  const facts = { "in memory": bytes(size - disk), "on disk": full, batches: count(batches) };
+  fillFacts(byId("spool"), { ...facts, ...(replicated && stream(replicated)) });
+}
+
+/** The replicated buffer, if there is one. */
+function stream({ problem, messages, bytes: size, replicas, replicas_in_step: inStep }) {
+  const state = problem ?? (messages == null ? "not asked yet" : `${counted(messages, "message")}, ${bytes(size)}`);
+  return { "in NATS": state, "copies in step": inStep == null ? NONE : `${inStep} of ${replicas}` };
 }
 
 function spoolSentence(size, disk, isUnavailable) {
