@@ -68,6 +68,7 @@ class Link:
         self._connected = asyncio.Event()
         self._missed = 0
         self._last_error: Exception | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self.has_connected = False
         self.client: Client | None = None
         """The connection; None while there is none. Another object after each reconnection."""
@@ -105,6 +106,7 @@ class Link:
         self._connected.clear()
         if client is not None:
             await _close(client)
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     def kick(self) -> None:
         """Give the connection up, because its server does not answer, and connect to the next one."""
@@ -205,6 +207,9 @@ class Link:
             await _close(client)
             self._refuse(error)
             return False
+        except asyncio.CancelledError:
+            _abort(client)
+            raise
         self.client, self.has_connected, self._missed = client, True, 0
         self._connected.set()
         self._on_change(None)
@@ -230,7 +235,8 @@ class Link:
         self._on_change(f"The connection to NATS at {self._servers[0]} is lost: {self._why()}.")
         if client is not None:
             closing = asyncio.create_task(_close(client), name="nats-close")
-            closing.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
 
     def _why(self) -> str:
         return _words(self._last_error) if self._last_error is not None else "its server does not answer"
@@ -250,12 +256,19 @@ def checked(answer: bytes) -> dict[str, Any]:
 
 
 async def _close(client: Client) -> None:
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(CONNECT_SECONDS):
-            await client.close()
-    transport = getattr(client, "_transport", None)
-    if transport is not None:  # the library leaves it open after a refused login
-        transport.close()
+    try:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await client.close()
+    finally:
+        _abort(client)
+
+
+def _abort(client: Client) -> None:
+    """End a connection at once: the library leaves it open after a refused login, or if a frozen server reads nothing."""
+    writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
+    if writer is not None:
+        writer.transport.abort()
 
 
 def _unavailable(error: Exception) -> BufferUnavailableError:
