@@ -265,7 +265,7 @@ async def _close(client: Client) -> None:
 
 
 def _abort(client: Client) -> None:
-    """End a connection at once: the library leaves it open after a refused login, or if a frozen server reads nothing."""
+    """End a connection at once. The library leaves it open after a refused login, or before a frozen server."""
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
